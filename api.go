@@ -1,0 +1,287 @@
+package kbroker
+
+import "time"
+
+// The messages of the control API: JSON bodies on the subjects of package
+// subjects. A failed request is answered with the header of subjects.HeaderCode
+// and an Error as body.
+
+// DeployRequest asks super to make App the wanted version.
+type DeployRequest struct {
+	Tenant TenantID `json:"tenant"`
+	App    App      `json:"app"`
+	// DryRun checks everything a deploy checks and changes nothing.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// DeployReply names the version that is wanted now. Unchanged is true when the
+// spec is that of the running version: nothing was written.
+type DeployReply struct {
+	Version   int  `json:"version"`
+	Unchanged bool `json:"unchanged,omitempty"`
+}
+
+// ScaleRequest sets the number of instances of a service by a new version.
+type ScaleRequest struct {
+	Tenant  TenantID    `json:"tenant"`
+	App     AppName     `json:"app"`
+	Service ServiceName `json:"service,omitempty"` // empty: the app's only one
+	Count   int         `json:"count"`
+}
+
+// StopRequest stops an app; its spec and versions stay.
+type StopRequest struct {
+	Tenant TenantID `json:"tenant"`
+	App    AppName  `json:"app"`
+}
+
+// DemandRequest is how an active allocator tells super what its app wants.
+// Super refuses an epoch below the highest it has seen for the app.
+type DemandRequest struct {
+	Demand Demand `json:"demand"`
+}
+
+// JoinRequest asks super to admit a host. Asked again by the same host until
+// it is answered with Admitted.
+type JoinRequest struct {
+	Host   HostID            `json:"host"`
+	Role   Role              `json:"role"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Client string            `json:"client"` // host:port where its broker will take clients
+	Route  string            `json:"route"`  // host:port where its broker will take routes
+}
+
+// JoinReply admits a host, or tells it to ask again because another member
+// change is under way (Wait says which).
+type JoinReply struct {
+	Admitted  bool   `json:"admitted"`
+	Wait      string `json:"wait,omitempty"`
+	ClusterID string `json:"cluster_id,omitempty"`
+	// Cores are the members it can reach, the joiner not included.
+	Cores []CoreAddr `json:"cores,omitempty"`
+}
+
+// CoreAddr is where a core's broker listens.
+type CoreAddr struct {
+	Host   HostID `json:"host"`
+	Client string `json:"client"`
+	Route  string `json:"route"`
+}
+
+// Heartbeat is what every agent publishes each second over core NATS.
+type Heartbeat struct {
+	Host     HostID            `json:"host"`
+	Role     Role              `json:"role"`
+	Process  string            `json:"process"` // random, one per start of the agent
+	PID      int               `json:"pid"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Capacity Resources         `json:"capacity"`
+	Client   string            `json:"client,omitempty"`
+	Route    string            `json:"route,omitempty"`
+	Version  string            `json:"version"`
+}
+
+// HeartbeatReply is what each core answers a heartbeat with.
+type HeartbeatReply struct {
+	Core HostID `json:"core"`
+	// HeadRevision is the revision of the host's head as this core knows it:
+	// who holds a lower one is behind.
+	HeadRevision uint64 `json:"head_revision"`
+	// Clients are the addresses of all cores that take clients.
+	Clients []string `json:"clients,omitempty"`
+}
+
+// HeardReply is one core's answer to "whom have you heard, and how long ago".
+// A host that is missing was never heard by this process of the core.
+type HeardReply struct {
+	Core    HostID                   `json:"core"`
+	Age     map[HostID]time.Duration `json:"age"`     // since the last heartbeat, on the boottime clock
+	Looking time.Duration            `json:"looking"` // how long this core has been listening
+	Current map[HostID]bool          `json:"current"` // broker members this core sees current
+	Beat    map[HostID]Heartbeat     `json:"beat"`    // the last heartbeat itself
+}
+
+// ViewRequest asks a core for everything that one host must know.
+type ViewRequest struct {
+	Host HostID `json:"host"`
+}
+
+// ViewReply is complete: it was read behind a barrier, and its placements hash
+// to the head.
+type ViewReply struct {
+	Head       Head        `json:"head"`
+	Placements []Placement `json:"placements"`
+}
+
+// ReportRequest carries statuses that changed. Numbers of one host grow; a core
+// refuses (Refused, with the stored number in the reply's Number) a lower one.
+type ReportRequest struct {
+	Host     HostID   `json:"host"`
+	Process  string   `json:"process"`
+	Number   uint64   `json:"number"`
+	Statuses []Status `json:"statuses"`
+	// Gone are instances of which nothing is left to say.
+	Gone []StatusKey `json:"gone,omitempty"`
+}
+
+// StatusKey names an instance of this host.
+type StatusKey struct {
+	Tenant   TenantID   `json:"tenant"`
+	Instance InstanceID `json:"instance"`
+}
+
+// ReportReply acknowledges a report, or (Accepted false) names the number that
+// the next one must exceed.
+type ReportReply struct {
+	Accepted bool   `json:"accepted"`
+	Number   uint64 `json:"number"`
+}
+
+// ListRequest asks for the rows of a tenant; App and All narrow or widen it.
+type ListRequest struct {
+	Tenant TenantID `json:"tenant"`
+	App    AppName  `json:"app,omitempty"`
+	All    bool     `json:"all,omitempty"` // ended ones too
+}
+
+// PlacementRequest asks a core for the placement of one instance; the answer is
+// a Placement, or NotFound. A core that answers NotFound may be behind.
+type PlacementRequest struct {
+	Host     HostID     `json:"host"`
+	Instance InstanceID `json:"instance"`
+}
+
+// InstanceRow is one row of `ps`.
+type InstanceRow struct {
+	Tenant    TenantID      `json:"tenant"`
+	App       AppName       `json:"app"`
+	Service   ServiceName   `json:"service"`
+	Instance  *InstanceID   `json:"instance"` // null: not placed yet
+	Host      *HostID       `json:"host"`     // null: not placed yet
+	State     InstanceState `json:"state"`
+	PID       *int          `json:"pid"`
+	Restarts  int           `json:"restarts"`
+	Version   int           `json:"version"`
+	StartedAt *time.Time    `json:"started_at"`
+	Exit      *Exit         `json:"exit,omitempty"`
+	Message   string        `json:"message,omitempty"`
+}
+
+// HostRow is one row of `hosts`.
+type HostRow struct {
+	Name      HostID            `json:"name"`
+	Role      Role              `json:"role"`
+	State     HostState         `json:"state"`
+	PID       *int              `json:"pid"` // the agent's
+	Super     bool              `json:"super"`
+	Instances int               `json:"instances"`
+	Capacity  Resources         `json:"capacity"`
+	Reserved  Resources         `json:"reserved"`
+	Labels    map[string]string `json:"labels"`
+	Client    string            `json:"client,omitempty"`
+	Version   string            `json:"version,omitempty"`
+	HeardAgo  *float64          `json:"heard_ago_s"`
+}
+
+// AppRow is one row of `apps`.
+type AppRow struct {
+	Tenant   TenantID     `json:"tenant"`
+	App      AppName      `json:"app"`
+	Version  int          `json:"version"`
+	Stopped  bool         `json:"stopped"`
+	Rollout  RolloutState `json:"rollout"`
+	Reason   string       `json:"reason,omitempty"`
+	Wanted   int          `json:"wanted"` // instances of its services, without allocators
+	Ready    int          `json:"ready"`  // of the wanted version
+	Services []string     `json:"services"`
+	Unplaced []Unplaced   `json:"unplaced,omitempty"`
+}
+
+// StatusReply is the health of the cluster in one message.
+type StatusReply struct {
+	ClusterID string   `json:"cluster_id"`
+	Core      HostID   `json:"core"`   // who answered
+	Leader    *HostID  `json:"leader"` // the super
+	Hosts     int      `json:"hosts"`
+	HostsUp   int      `json:"hosts_up"`
+	Cores     int      `json:"cores"`
+	CoresUp   int      `json:"cores_up"`
+	Replicas  int      `json:"replicas"` // of the control store
+	Writable  bool     `json:"writable"` // the canary write succeeded lately
+	Apps      int      `json:"apps"`
+	Instances int      `json:"instances"`
+	Ready     int      `json:"ready"`
+	Alarms    []string `json:"alarms"`
+}
+
+// LogRequest reads a piece of an instance's output from its host's agent.
+type LogRequest struct {
+	Tenant   TenantID   `json:"tenant"`
+	Instance InstanceID `json:"instance"`
+	// Offset counts the bytes ever written, so that it survives rotation.
+	// Below what is kept: the oldest kept byte. Negative: that many bytes
+	// before the end.
+	Offset   int64 `json:"offset"`
+	MaxBytes int   `json:"max_bytes"`
+}
+
+// LogReply is a piece of output. Next is where the following one begins.
+type LogReply struct {
+	Offset int64  `json:"offset"`
+	Next   int64  `json:"next"`
+	Data   []byte `json:"data"`
+}
+
+// Artifact transfer. A put is Begin, chunks in order, Commit, all with the same
+// core (its host is in the Begin reply); the artifact is visible only after the
+// core has checked the digest.
+type (
+	// ArtifactBegin opens an upload; Have in the reply ends it: it is there.
+	ArtifactBegin struct {
+		Tenant    TenantID `json:"tenant"`
+		SHA256    string   `json:"sha256"`
+		SizeBytes int64    `json:"size_bytes"` // uncompressed
+	}
+	// ArtifactBeginReply names the core that takes the chunks.
+	ArtifactBeginReply struct {
+		Have    bool   `json:"have"`
+		Core    HostID `json:"core"`
+		Session string `json:"session"`
+	}
+	// ArtifactChunkReply acknowledges the bytes received so far.
+	ArtifactChunkReply struct {
+		Received int64 `json:"received"`
+	}
+	// ArtifactGet reads a piece of an artifact from any core.
+	ArtifactGet struct {
+		Tenant   TenantID `json:"tenant"`
+		SHA256   string   `json:"sha256"`
+		Offset   int64    `json:"offset"`
+		MaxBytes int      `json:"max_bytes"`
+	}
+)
+
+// ArtifactChunkBytes is the size of a chunk of an artifact on the wire: well
+// below the broker's payload limit of 1 MiB.
+const ArtifactChunkBytes = 256 << 10
+
+// InstanceFile is what the agent writes for each instance before it starts it;
+// the environment variable KBROKER_INSTANCE holds its path. The SDK reads it.
+type InstanceFile struct {
+	Tenant      TenantID    `json:"tenant"`
+	App         AppName     `json:"app"`
+	Service     ServiceName `json:"service"`
+	Instance    InstanceID  `json:"instance"`
+	Incarnation Incarnation `json:"incarnation"`
+	Host        HostID      `json:"host"`
+	Version     int         `json:"version"`
+	Epoch       uint64      `json:"epoch"`
+	Servers     []string    `json:"servers"` // nats:// URLs, this host's first
+}
+
+// PingReply is how a process answers its agent on subjects.Ping.
+type PingReply struct {
+	Incarnation Incarnation `json:"incarnation"`
+	Ready       bool        `json:"ready"`
+	Draining    bool        `json:"draining,omitempty"`
+}

@@ -1,0 +1,93 @@
+package kbroker
+
+import "time"
+
+// App is an application spec with every default filled in: what package spec
+// parses out of an app.yaml and what super stores as a version.
+type App struct {
+	Name     AppName   `json:"name"`
+	Services []Service `json:"services"` // sorted by name, without the allocator
+}
+
+// Service is one program of an app.
+type Service struct {
+	Name      ServiceName       `json:"name"`
+	Build     string            `json:"build,omitempty"` // run by the deploying machine, never by hosts
+	Run       string            `json:"run,omitempty"`   // the local file that was uploaded, for display
+	Artifact  Artifact          `json:"artifact"`
+	Args      []string          `json:"args,omitempty"`
+	Env       map[string]string `json:"env,omitempty"`
+	Count     Count             `json:"count"`
+	Resources Resources         `json:"resources"`
+	Health    Health            `json:"health"`
+	Update    Update            `json:"update"`
+	Stop      Stop              `json:"stop"`
+	Spread    string            `json:"spread"`            // "host" or "none": a preference
+	Require   []string          `json:"require,omitempty"` // constraints on host labels: all must hold
+}
+
+// Artifact names the executable of a service. Exactly one of SHA256 and
+// Builtin is set once an app is deployed.
+type Artifact struct {
+	Path      string `json:"path,omitempty"`       // where the deploying machine found it
+	SHA256    string `json:"sha256,omitempty"`     // 64 hex digits of the uncompressed file
+	SizeBytes int64  `json:"size_bytes,omitempty"` // uncompressed
+	Arch      string `json:"arch,omitempty"`       // GOARCH of an ELF file; empty for a script
+	Builtin   string `json:"builtin,omitempty"`    // a program carried by the kbroker binary itself
+}
+
+// Programs that the kbroker binary carries (Artifact.Builtin). An agent starts
+// them as its own executable with the hidden command `builtin NAME`.
+const (
+	BuiltinAllocator = "allocator"
+	BuiltinHello     = "hello"
+)
+
+// Count bounds the number of instances. `count: 3` is {3, 3}.
+type Count struct {
+	Min int `json:"min"`
+	Max int `json:"max"`
+}
+
+// Resources is what one instance reserves on its host.
+type Resources struct {
+	CPU         float64 `json:"cpu"` // cores
+	MemoryBytes int64   `json:"memory_bytes"`
+}
+
+// Health says when an instance counts as ready.
+type Health struct {
+	Ready    string        `json:"ready"`    // HealthSDK or HealthAlive
+	Interval time.Duration `json:"interval"` // nanoseconds in JSON
+}
+
+const (
+	// HealthSDK: ready when the SDK inside the process answers so.
+	HealthSDK = "sdk"
+	// HealthAlive: ready as soon as the process runs.
+	HealthAlive = "alive"
+)
+
+// Update governs changes of a running service.
+type Update struct {
+	Parallel     int           `json:"parallel"`      // instances replaced at a time
+	MinHealthy   time.Duration `json:"min_healthy"`   // a new instance must stay ready this long before the next step
+	Deadline     time.Duration `json:"deadline"`      // a rollout that makes no progress for this long has failed
+	AutoRollback bool          `json:"auto_rollback"` // a failed rollout returns to the version before
+}
+
+// Stop says how an instance is asked to leave.
+type Stop struct {
+	Signal string        `json:"signal"` // e.g. SIGTERM
+	Grace  time.Duration `json:"grace"`  // then the process group is killed
+}
+
+// Service returns the service of that name.
+func (a *App) Service(name ServiceName) (*Service, bool) {
+	for i := range a.Services {
+		if a.Services[i].Name == name {
+			return &a.Services[i], true
+		}
+	}
+	return nil, false
+}

@@ -1,0 +1,173 @@
+package kbroker
+
+import "time"
+
+// The records of the control store. Each has one writer (DESIGN: "who may
+// write it"); package state is the only one that writes them.
+
+// AppRecord is the head of an app: which version is wanted now, and how far
+// its rollout is. Key app.<tenant>.<app>; written by super.
+type AppRecord struct {
+	Tenant  TenantID `json:"tenant"`
+	App     AppName  `json:"app"`
+	Version int      `json:"version"` // the wanted version, 1 and up
+	Latest  int      `json:"latest"`  // the highest version ever made
+	Stopped bool     `json:"stopped,omitempty"`
+	// NextInstance numbers the app's instances; never reused.
+	NextInstance int     `json:"next_instance"`
+	Rollout      Rollout `json:"rollout"`
+	// Unplaced says what no host can take now, per service.
+	Unplaced []Unplaced `json:"unplaced,omitempty"`
+}
+
+// RolloutState is where the change to an app's wanted version stands.
+type RolloutState string
+
+const (
+	RolloutRunning RolloutState = "running"
+	RolloutDone    RolloutState = "done"
+	RolloutFailed  RolloutState = "failed"
+)
+
+// Rollout is the change from one version to another.
+type Rollout struct {
+	State   RolloutState `json:"state"`
+	From    int          `json:"from,omitempty"` // the version before; 0 for a first deploy
+	Reason  string       `json:"reason,omitempty"`
+	Started time.Time    `json:"started"` // wall clock of the leader, for display
+}
+
+// Unplaced is demand that no host can take now.
+type Unplaced struct {
+	Service ServiceName `json:"service"`
+	Count   int         `json:"count"`
+	Reason  string      `json:"reason"`
+}
+
+// AppVersion is one stored version of an app's spec, immutable. Key
+// app.<tenant>.<app>.v<N>; written by super.
+type AppVersion struct {
+	Tenant  TenantID  `json:"tenant"`
+	Version int       `json:"version"`
+	App     App       `json:"app"`
+	Created time.Time `json:"created"` // wall clock, for display
+	Cause   string    `json:"cause"`   // deploy, scale, rollback
+}
+
+// Placement says that a host must run an instance, or (Stop) that it must not
+// run it any more. Key place.<host>.<tenant>.<instance>; written by super.
+type Placement struct {
+	Tenant   TenantID    `json:"tenant"`
+	App      AppName     `json:"app"`
+	Service  ServiceName `json:"service"`
+	Instance InstanceID  `json:"instance"`
+	Host     HostID      `json:"host"`
+	Version  int         `json:"version"` // the app version it belongs to now
+	// Epoch grows with every change of what this record demands; a process
+	// started under a lower one must leave.
+	Epoch uint64 `json:"epoch"`
+	// Stop makes the record a tombstone: kept until the agent has confirmed
+	// the exit.
+	Stop       bool   `json:"stop,omitempty"`
+	StopReason string `json:"stop_reason,omitempty"`
+	// Template is the hash of what the process is started from. A changed
+	// template makes a new instance; anything else is updated in place.
+	Template string  `json:"template"`
+	Spec     Service `json:"spec"`
+	// Backoff is the number of crashes in a row that a replaced predecessor
+	// had elsewhere: the delay before restarts goes with the instance.
+	Backoff int `json:"backoff,omitempty"`
+}
+
+// Head is written in every batch that changes a host's placements. A view
+// whose placements hash to it is complete. Key head.<host>; written by super.
+type Head struct {
+	Host     HostID `json:"host"`
+	Revision uint64 `json:"revision"` // counts the batches that touched this host
+	Count    int    `json:"count"`    // placement records, tombstones included
+	Hash     string `json:"hash"`     // PlacementsHash
+}
+
+// HostState is what the cluster thinks of a host.
+type HostState string
+
+const (
+	HostJoining HostState = "joining" // admitted, not yet seen
+	HostReady   HostState = "ready"
+	HostSuspect HostState = "suspect" // not heard for a moment; never stored
+	HostLost    HostState = "lost"    // its instances run elsewhere
+)
+
+// Role of a host.
+type Role string
+
+const (
+	RoleCore   Role = "core"
+	RoleWorker Role = "worker"
+)
+
+// Host is one server of the cluster. Key host.<host>; written by super.
+type Host struct {
+	Name     HostID            `json:"name"`
+	Role     Role              `json:"role"`
+	State    HostState         `json:"state"`
+	Labels   map[string]string `json:"labels,omitempty"` // os, arch, host and the operator's own
+	Capacity Resources         `json:"capacity"`
+	// Client and Route are the addresses (host:port) of a core's broker.
+	Client string    `json:"client,omitempty"`
+	Route  string    `json:"route,omitempty"`
+	Since  time.Time `json:"since"` // of State; wall clock, for display
+}
+
+// Demand is how many instances the app's allocator wants. Key
+// demand.<tenant>.<app>; written by super on the active allocator's request.
+type Demand struct {
+	Tenant TenantID            `json:"tenant"`
+	App    AppName             `json:"app"`
+	Epoch  uint64              `json:"epoch"` // the allocator's lease epoch; a lower one is refused
+	Wanted map[ServiceName]int `json:"wanted"`
+	Reason string              `json:"reason,omitempty"`
+}
+
+// InstanceState is where an instance is in its life.
+type InstanceState string
+
+const (
+	StatePending   InstanceState = "pending"   // wanted, not started
+	StateStarting  InstanceState = "starting"  // artifact on its way, or process not yet up
+	StateRunning   InstanceState = "running"   // process runs, not ready
+	StateReady     InstanceState = "ready"     // answers
+	StateDraining  InstanceState = "draining"  // asked to leave
+	StateBackoff   InstanceState = "backoff"   // crashed, waits for its next start
+	StateExited    InstanceState = "exited"    // stopped for good
+	StateUnmanaged InstanceState = "unmanaged" // may run, but its agent is not there; never stored
+)
+
+// Status is what an agent last reported of an instance on its host. Key
+// status.<host>.<tenant>.<instance> in the status bucket.
+type Status struct {
+	Tenant      TenantID      `json:"tenant"`
+	App         AppName       `json:"app"`
+	Service     ServiceName   `json:"service"`
+	Instance    InstanceID    `json:"instance"`
+	Host        HostID        `json:"host"`
+	Version     int           `json:"version"`
+	Epoch       uint64        `json:"epoch"` // of the placement it acts on
+	Incarnation Incarnation   `json:"incarnation,omitempty"`
+	State       InstanceState `json:"state"`
+	PID         int           `json:"pid,omitempty"` // 0: no process
+	Restarts    int           `json:"restarts"`
+	Crashes     int           `json:"crashes,omitempty"` // in a row, without 60 s of health between
+	StartedAt   time.Time     `json:"started_at,omitzero"`
+	Exit        *Exit         `json:"exit,omitempty"`    // the last exit
+	Message     string        `json:"message,omitempty"` // why it is in this state
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Code    *int      `json:"code,omitempty"` // nil: not known, or ended by a signal
+	Signal  string    `json:"signal,omitempty"`
+	OOM     bool      `json:"oom,omitempty"`
+	Unknown bool      `json:"unknown,omitempty"` // an adopted process: the kernel told nobody
+	At      time.Time `json:"at"`
+}

@@ -1,0 +1,382 @@
+// Package subjects spells every subject, stream, bucket, key, queue group and
+// header name of the system once. Nothing else in the project contains a
+// literal subject.
+//
+//	svc.<app>.<service>.<method>            application requests (queue group svc)
+//	kb.super.<verb>.<tenant>                writes: only the leader answers
+//	kb.core.<verb>.<tenant>                 reads and artifacts: any core answers (queue group core)
+//	kb.view.<host>  kb.report.<host>        an agent asks, reports (queue group core)
+//	kb.beat.<host>                          heartbeats: every core hears and answers
+//	kb.heard                                the leader asks every core whom it has heard
+//	kb.artifact.<core>.<session>            chunks of one upload, to the core that took it
+//	kb.host.<host>.<verb>                   one host's agent answers (logs)
+//	kb.ping.<incarnation>                   one process answers its agent
+//	kb.changed.<key>                        every change of the control store, republished
+//	kb.reported.<key>                       every change of the status store, republished
+//
+// Every name in a subject has passed kbroker.CheckName (or is made of such
+// names), so a builder never has to escape.
+package subjects
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/kbroker/kbroker"
+)
+
+// Queue groups.
+const (
+	// QueueService is the group that all instances of a service join.
+	QueueService = "svc"
+	// QueueCore is the group of the core agents.
+	QueueCore = "core"
+)
+
+// Verbs of kb.super: writes, answered by the leader only.
+const (
+	VerbDeploy = "deploy"
+	VerbScale  = "scale"
+	VerbStop   = "stop"
+	VerbDemand = "demand"
+	VerbJoin   = "join"
+)
+
+// Verbs of kb.core: answered by any core.
+const (
+	VerbApps          = "apps"
+	VerbInstances     = "ps"
+	VerbHosts         = "hosts"
+	VerbStatus        = "status"
+	VerbVersion       = "appversion"
+	VerbPlacement     = "placement"
+	VerbArtifactBegin = "put"
+	VerbArtifactGet   = "get"
+)
+
+// VerbLogs is a verb of kb.host.
+const VerbLogs = "logs"
+
+// Method is where requests to a method of a service go.
+func Method(app kbroker.AppName, service kbroker.ServiceName, method string) string {
+	return "svc." + string(app) + "." + string(service) + "." + method
+}
+
+// CheckMethod reports why a method name is not one subject token, or nil.
+func CheckMethod(method string) error {
+	if method == "" || len(method) > 64 || strings.ContainsAny(method, ".*> \t\r\n") {
+		return kbroker.Errorf(kbroker.Invalid, "method name %q is not valid", method).
+			WithHint("1 to 64 bytes without a dot, a blank, * or >")
+	}
+	return nil
+}
+
+// Super is where a write is asked for.
+func Super(verb string, tenant kbroker.TenantID) string {
+	return "kb.super." + verb + "." + string(tenant)
+}
+
+// SuperAll is what a leader subscribes to.
+func SuperAll() string { return "kb.super.*.*" }
+
+// Core is where a read is asked for.
+func Core(verb string, tenant kbroker.TenantID) string {
+	return "kb.core." + verb + "." + string(tenant)
+}
+
+// CoreAll is what a core subscribes to, in QueueCore.
+func CoreAll() string { return "kb.core.*.*" }
+
+// ParseAPI splits a subject of Super or Core into verb and tenant.
+func ParseAPI(subject string) (verb string, tenant kbroker.TenantID, ok bool) {
+	t := strings.Split(subject, ".")
+	if len(t) != 4 || t[0] != "kb" || (t[1] != "super" && t[1] != "core") || t[2] == "" || t[3] == "" {
+		return "", "", false
+	}
+	return t[2], kbroker.TenantID(t[3]), true
+}
+
+// View is where an agent asks for its host's placements.
+func View(host kbroker.HostID) string { return "kb.view." + string(host) }
+
+// Report is where an agent reports its instances.
+func Report(host kbroker.HostID) string { return "kb.report." + string(host) }
+
+// Heartbeat is where an agent says that it is there.
+func Heartbeat(host kbroker.HostID) string { return "kb.beat." + string(host) }
+
+// Subscriptions of a core to what all hosts send.
+const (
+	AllViews      = "kb.view.*"
+	AllReports    = "kb.report.*"
+	AllHeartbeats = "kb.beat.*"
+)
+
+// Heard is where the leader asks every core whom it has heard.
+const Heard = "kb.heard"
+
+// HostOf returns the host in a subject of View, Report or Heartbeat.
+func HostOf(subject string) (kbroker.HostID, bool) {
+	t := strings.Split(subject, ".")
+	if len(t) != 3 || t[0] != "kb" || t[2] == "" {
+		return "", false
+	}
+	return kbroker.HostID(t[2]), true
+}
+
+// Upload is where the chunks of one upload go.
+func Upload(core kbroker.HostID, session string) string {
+	return "kb.artifact." + string(core) + "." + session
+}
+
+// Host is where one host's agent answers.
+func Host(host kbroker.HostID, verb string) string { return "kb.host." + string(host) + "." + verb }
+
+// Ping is where one process answers its agent.
+func Ping(i kbroker.Incarnation) string { return "kb.ping." + string(i) }
+
+// MicroName is the name under which a service is found by NATS micro discovery.
+// The underscore is in no name, so two services never share one.
+func MicroName(app kbroker.AppName, service kbroker.ServiceName) string {
+	return string(app) + "_" + string(service)
+}
+
+// MicroID is the id of a process in NATS micro discovery: its incarnation as
+// one token.
+func MicroID(i kbroker.Incarnation) string { return strings.ReplaceAll(string(i), ".", "_") }
+
+// The control store: a KV bucket, so that `nats kv` can read it.
+const (
+	ControlBucket = "kbroker"
+	ControlStream = "KV_" + ControlBucket
+	controlPrefix = "$KV." + ControlBucket + "."
+	// ControlAll are the subjects of the control stream, ControlChanged where
+	// they are republished.
+	ControlAll     = controlPrefix + ">"
+	changedPrefix  = "kb.changed."
+	ControlChanged = changedPrefix + ">"
+
+	StatusBucket   = "kbroker_status"
+	StatusStream   = "KV_" + StatusBucket
+	statusPrefix   = "$KV." + StatusBucket + "."
+	StatusAll      = statusPrefix + ">"
+	reportedPrefix = "kb.reported."
+	StatusChanged  = reportedPrefix + ">"
+)
+
+// Control is the subject of a key of the control bucket.
+func Control(key string) string { return controlPrefix + key }
+
+// ControlKey is the key in a subject of the control stream, or in one that it
+// was republished to.
+func ControlKey(subject string) (string, bool) {
+	return cutEither(subject, controlPrefix, changedPrefix)
+}
+
+// Changed is where a key's changes are republished.
+func Changed(key string) string { return changedPrefix + key }
+
+// Status is the subject of a key of the status bucket.
+func Status(key string) string { return statusPrefix + key }
+
+// StatusKey is the key in a subject of the status stream, or in one that it
+// was republished to.
+func StatusKey(subject string) (string, bool) {
+	return cutEither(subject, statusPrefix, reportedPrefix)
+}
+
+func cutEither(s, a, b string) (string, bool) {
+	if k, ok := strings.CutPrefix(s, a); ok && k != "" {
+		return k, true
+	}
+	k, ok := strings.CutPrefix(s, b)
+	return k, ok && k != ""
+}
+
+// Keys of the control bucket.
+const (
+	KeySuperLease = "lease.super"
+	tableApp      = "app"
+	tablePlace    = "place"
+	tableHead     = "head"
+	tableHost     = "host"
+	tableDemand   = "demand"
+	tableNonce    = "nonce"
+	tableCanary   = "canary"
+	tableStatus   = "status"
+	tableReport   = "report"
+)
+
+// KeyApp is the head of an app.
+func KeyApp(t kbroker.TenantID, a kbroker.AppName) string {
+	return tableApp + "." + string(t) + "." + string(a)
+}
+
+// KeyVersion is one version of an app.
+func KeyVersion(t kbroker.TenantID, a kbroker.AppName, version int) string {
+	return KeyApp(t, a) + ".v" + strconv.Itoa(version)
+}
+
+// KeyPlacement is an instance on a host.
+func KeyPlacement(h kbroker.HostID, t kbroker.TenantID, i kbroker.InstanceID) string {
+	return tablePlace + "." + string(h) + "." + string(t) + "." + string(i)
+}
+
+// KeyPlacements matches all placements of a host.
+func KeyPlacements(h kbroker.HostID) string { return tablePlace + "." + string(h) + ".>" }
+
+// KeyHead is the head of a host's placements.
+func KeyHead(h kbroker.HostID) string { return tableHead + "." + string(h) }
+
+// KeyHost is a host.
+func KeyHost(h kbroker.HostID) string { return tableHost + "." + string(h) }
+
+// KeyDemand is what an app's allocator wants.
+func KeyDemand(t kbroker.TenantID, a kbroker.AppName) string {
+	return tableDemand + "." + string(t) + "." + string(a)
+}
+
+// KeyNonce is written by one core as the barrier of its views.
+func KeyNonce(h kbroker.HostID) string { return tableNonce + "." + string(h) }
+
+// KeyCanary is written by one core to know that writes work.
+func KeyCanary(h kbroker.HostID) string { return tableCanary + "." + string(h) }
+
+// KeyStatus is an instance's status, in the status bucket.
+func KeyStatus(h kbroker.HostID, t kbroker.TenantID, i kbroker.InstanceID) string {
+	return tableStatus + "." + string(h) + "." + string(t) + "." + string(i)
+}
+
+// KeyReport is the number of a host's last report, in the status bucket.
+func KeyReport(h kbroker.HostID) string { return tableReport + "." + string(h) }
+
+// Table names a kind of key.
+type Table int
+
+// The tables of the control and status buckets.
+const (
+	UnknownTable Table = iota
+	LeaseTable
+	AppTable
+	VersionTable
+	PlacementTable
+	HeadTable
+	HostTable
+	DemandTable
+	NonceTable
+	CanaryTable
+	StatusTable
+	ReportTable
+)
+
+// Key is a parsed key: the fields that its table has are set.
+type Key struct {
+	Table    Table
+	Tenant   kbroker.TenantID
+	App      kbroker.AppName
+	Version  int
+	Host     kbroker.HostID
+	Instance kbroker.InstanceID
+}
+
+// ParseKey parses a key of the control or the status bucket. Keys that this
+// build does not know have UnknownTable: a newer build may have written them.
+func ParseKey(key string) Key {
+	t := strings.Split(key, ".")
+	for _, s := range t {
+		if s == "" {
+			return Key{}
+		}
+	}
+	switch {
+	case key == KeySuperLease:
+		return Key{Table: LeaseTable}
+	case len(t) == 3 && t[0] == tableApp:
+		return Key{Table: AppTable, Tenant: kbroker.TenantID(t[1]), App: kbroker.AppName(t[2])}
+	case len(t) == 4 && t[0] == tableApp:
+		n, ok := strings.CutPrefix(t[3], "v")
+		v, err := strconv.Atoi(n)
+		if !ok || err != nil || v < 1 || strconv.Itoa(v) != n {
+			return Key{}
+		}
+		return Key{Table: VersionTable, Tenant: kbroker.TenantID(t[1]), App: kbroker.AppName(t[2]), Version: v}
+	case len(t) == 4 && (t[0] == tablePlace || t[0] == tableStatus):
+		k := Key{Table: PlacementTable, Host: kbroker.HostID(t[1]), Tenant: kbroker.TenantID(t[2]), Instance: kbroker.InstanceID(t[3])}
+		if t[0] == tableStatus {
+			k.Table = StatusTable
+		}
+		return k
+	case len(t) == 3 && t[0] == tableDemand:
+		return Key{Table: DemandTable, Tenant: kbroker.TenantID(t[1]), App: kbroker.AppName(t[2])}
+	case len(t) == 2:
+		if table, ok := map[string]Table{tableHead: HeadTable, tableHost: HostTable, tableNonce: NonceTable, tableCanary: CanaryTable, tableReport: ReportTable}[t[0]]; ok {
+			return Key{Table: table, Host: kbroker.HostID(t[1])}
+		}
+	}
+	return Key{}
+}
+
+// Ownership is the stream of an app's leases (OWNERSHIP section 1); the names
+// it is made of contain no underscore.
+func Ownership(t kbroker.TenantID, a kbroker.AppName) (stream, all string) {
+	return "OWN_" + string(t) + "_" + string(a), ownershipPrefix(t, a) + ">"
+}
+
+// AllocatorLease is the subject of the lease of an app's active allocator.
+func AllocatorLease(t kbroker.TenantID, a kbroker.AppName) string {
+	return ownershipPrefix(t, a) + "lease.alloc"
+}
+
+func ownershipPrefix(t kbroker.TenantID, a kbroker.AppName) string {
+	return "own." + string(t) + "." + string(a) + "."
+}
+
+// Artifacts is the stream of a tenant's artifacts.
+func Artifacts(t kbroker.TenantID) string { return "artifacts_" + string(t) }
+
+// ArtifactAll are the subjects of Artifacts.
+func ArtifactAll(t kbroker.TenantID) string { return "art." + string(t) + ".>" }
+
+// ArtifactMeta is where an artifact's record is stored once it is whole.
+func ArtifactMeta(t kbroker.TenantID, sha256 string) string {
+	return "art." + string(t) + ".meta." + sha256
+}
+
+// ArtifactChunk is where the n-th chunk of one upload is stored.
+func ArtifactChunk(t kbroker.TenantID, upload string, n int) string {
+	return "art." + string(t) + ".chunk." + upload + "." + strconv.Itoa(n)
+}
+
+// ArtifactChunks matches all chunks of one upload.
+func ArtifactChunks(t kbroker.TenantID, upload string) string {
+	return "art." + string(t) + ".chunk." + upload + ".>"
+}
+
+// LeaderRead is the server's API for a read that only the leader of a stream
+// answers.
+func LeaderRead(stream string) string { return "$JS.API.STREAM.MSG.GET." + stream }
+
+// Headers of requests and replies. They are part of the wire protocol that
+// docs/protocol.md describes.
+const (
+	// HeaderRequestID identifies a call over all its attempts.
+	HeaderRequestID = "Kb-Request-Id"
+	// HeaderTimeout is how long the caller will still wait, in milliseconds.
+	HeaderTimeout = "Kb-Timeout-Ms"
+	// HeaderCode marks a reply as an error: the body is a kbroker.Error.
+	HeaderCode = "Kb-Code"
+	// HeaderInstance names the incarnation that answered.
+	HeaderInstance = "Kb-Instance"
+	// HeaderIdempotent is "1" on replies of methods that may be sent again.
+	HeaderIdempotent = "Kb-Idempotent"
+	// HeaderOffset is on a chunk of an upload: where in the file it begins. A
+	// chunk without payload only asks how much was received.
+	HeaderOffset = "Kb-Offset"
+	// HeaderCommit is "1" on the message that ends an upload.
+	HeaderCommit = "Kb-Commit"
+	// HeaderSize is on a piece of an artifact: the length of the whole.
+	HeaderSize = "Kb-Size"
+	// HeaderMicroError and HeaderMicroErrorCode are those of NATS micro.
+	HeaderMicroError     = "Nats-Service-Error"
+	HeaderMicroErrorCode = "Nats-Service-Error-Code"
+)

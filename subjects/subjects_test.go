@@ -1,0 +1,281 @@
+package subjects_test
+
+import (
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// name draws what kbroker.CheckName allows.
+func name[T ~string](t *rapid.T, what string) T {
+	s := rapid.OneOf(
+		rapid.StringMatching(`[a-z]([a-z0-9-]{0,10}[a-z0-9])?`),
+		rapid.SampledFrom([]string{"app", "place", "host", "head", "kb", "svc", "v1", "lease", "super", "status"}),
+	).Draw(t, what)
+	if err := kbroker.CheckName(what, s); err != nil {
+		t.Fatalf("the test draws a name that is none: %v", err)
+	}
+	return T(s)
+}
+
+func TestKeysComeBackFromParseKey(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		tenant, app, host := name[kbroker.TenantID](t, "tenant"), name[kbroker.AppName](t, "app"), name[kbroker.HostID](t, "host")
+		instance := kbroker.InstanceID(string(app) + "-" + string(name[kbroker.ServiceName](t, "service")) + "-7")
+		version := rapid.IntRange(1, 1<<31).Draw(t, "version")
+		for key, want := range map[string]subjects.Key{
+			subjects.KeySuperLease:                        {Table: subjects.LeaseTable},
+			subjects.KeyApp(tenant, app):                  {Table: subjects.AppTable, Tenant: tenant, App: app},
+			subjects.KeyVersion(tenant, app, version):     {Table: subjects.VersionTable, Tenant: tenant, App: app, Version: version},
+			subjects.KeyPlacement(host, tenant, instance): {Table: subjects.PlacementTable, Host: host, Tenant: tenant, Instance: instance},
+			subjects.KeyHead(host):                        {Table: subjects.HeadTable, Host: host},
+			subjects.KeyHost(host):                        {Table: subjects.HostTable, Host: host},
+			subjects.KeyDemand(tenant, app):               {Table: subjects.DemandTable, Tenant: tenant, App: app},
+			subjects.KeyNonce(host):                       {Table: subjects.NonceTable, Host: host},
+			subjects.KeyCanary(host):                      {Table: subjects.CanaryTable, Host: host},
+			subjects.KeyStatus(host, tenant, instance):    {Table: subjects.StatusTable, Host: host, Tenant: tenant, Instance: instance},
+			subjects.KeyReport(host):                      {Table: subjects.ReportTable, Host: host},
+		} {
+			if got := subjects.ParseKey(key); got != want {
+				t.Fatalf("ParseKey(%q) = %+v, want %+v", key, got, want)
+			}
+		}
+	})
+}
+
+func TestParseKeyDoesNotGuess(t *testing.T) {
+	for _, key := range []string{
+		"", ".", "lease", "lease.other", "lease.super.x", "app", "app.t", "app..a", "app.t.a.", "app.t.a.3", "app.t.a.v", "app.t.a.v0",
+		"app.t.a.v01", "app.t.a.v-1", "app.t.a.v1.x", "app.t.a.v99999999999999999999", "place.h.t", "place.h.t.i.x", "head", "head.h.x",
+		"host.", "demand.t", "unknown.h", "status.h", "report.h.x",
+	} {
+		if got := subjects.ParseKey(key); got != (subjects.Key{}) {
+			t.Errorf("ParseKey(%q) = %+v, want UnknownTable", key, got)
+		}
+	}
+}
+
+// A parsed key is the key: no two spellings of one record.
+func FuzzParseKey(f *testing.F) {
+	for _, key := range []string{"lease.super", "app.t.a", "app.t.a.v12", "place.h.t.i", "head.h", "demand.t.a", "status.h.t.i", "report.h", "nonce.h", "canary.h", "host.h"} {
+		f.Add(key)
+	}
+	f.Fuzz(func(t *testing.T, key string) {
+		k := subjects.ParseKey(key)
+		var again string
+		switch k.Table {
+		case subjects.UnknownTable:
+			return
+		case subjects.LeaseTable:
+			again = subjects.KeySuperLease
+		case subjects.AppTable:
+			again = subjects.KeyApp(k.Tenant, k.App)
+		case subjects.VersionTable:
+			again = subjects.KeyVersion(k.Tenant, k.App, k.Version)
+		case subjects.PlacementTable:
+			again = subjects.KeyPlacement(k.Host, k.Tenant, k.Instance)
+		case subjects.HeadTable:
+			again = subjects.KeyHead(k.Host)
+		case subjects.HostTable:
+			again = subjects.KeyHost(k.Host)
+		case subjects.DemandTable:
+			again = subjects.KeyDemand(k.Tenant, k.App)
+		case subjects.NonceTable:
+			again = subjects.KeyNonce(k.Host)
+		case subjects.CanaryTable:
+			again = subjects.KeyCanary(k.Host)
+		case subjects.StatusTable:
+			again = subjects.KeyStatus(k.Host, k.Tenant, k.Instance)
+		case subjects.ReportTable:
+			again = subjects.KeyReport(k.Host)
+		}
+		if again != key {
+			t.Fatalf("ParseKey(%q) = %+v, which is %q", key, k, again)
+		}
+	})
+}
+
+func TestKeysComeBackFromBothSidesOfTheirStream(t *testing.T) {
+	for _, key := range []string{subjects.KeySuperLease, subjects.KeyApp("default", "bank"), subjects.KeyHead("h1")} {
+		for _, s := range []string{subjects.Control(key), subjects.Changed(key)} {
+			if got, ok := subjects.ControlKey(s); !ok || got != key {
+				t.Errorf("ControlKey(%q) = %q, %t, want %q", s, got, ok, key)
+			}
+		}
+	}
+	key := subjects.KeyStatus("h1", "default", "bank-ledger-1")
+	if got, ok := subjects.StatusKey(subjects.Status(key)); !ok || got != key {
+		t.Errorf("StatusKey(%q) = %q, %t, want %q", subjects.Status(key), got, ok, key)
+	}
+	for _, s := range []string{"", "kb.changed.", "$KV.kbroker.", "kb.beat.h1", subjects.Status(key)} {
+		if got, ok := subjects.ControlKey(s); ok {
+			t.Errorf("ControlKey(%q) = %q, want none", s, got)
+		}
+	}
+	if got, ok := subjects.StatusKey(subjects.Control("head.h1")); ok {
+		t.Errorf("a key of the control store is taken for the status key %q", got)
+	}
+}
+
+func TestRequestsComeBackFromTheirSubjects(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		verb, tenant, host := name[string](t, "verb"), name[kbroker.TenantID](t, "tenant"), name[kbroker.HostID](t, "host")
+		for _, s := range []string{subjects.Super(verb, tenant), subjects.Core(verb, tenant)} {
+			if v, n, ok := subjects.ParseAPI(s); !ok || v != verb || n != tenant {
+				t.Fatalf("ParseAPI(%q) = %q, %q, %t, want %q, %q", s, v, n, ok, verb, tenant)
+			}
+		}
+		for _, s := range []string{subjects.View(host), subjects.Report(host), subjects.Heartbeat(host)} {
+			if h, ok := subjects.HostOf(s); !ok || h != host {
+				t.Fatalf("HostOf(%q) = %q, %t, want %q", s, h, ok, host)
+			}
+		}
+	})
+	for _, s := range []string{"", "kb.super", "kb.super.deploy", "kb.super..default", "kb.super.deploy.", "kb.core.ps.default.x", "kb.view.h1", "xx.core.ps.default"} {
+		if v, n, ok := subjects.ParseAPI(s); ok {
+			t.Errorf("ParseAPI(%q) = %q, %q, want none", s, v, n)
+		}
+	}
+	for _, s := range []string{"", "kb.view", "kb.view.", "kb.view.h.x", "xx.view.h"} {
+		if h, ok := subjects.HostOf(s); ok {
+			t.Errorf("HostOf(%q) = %q, want none", s, h)
+		}
+	}
+}
+
+// matches is NATS's rule: * is one token, > one or more at the end.
+func matches(pattern, subject string) bool {
+	p, s := strings.Split(pattern, "."), strings.Split(subject, ".")
+	for i, token := range p {
+		switch {
+		case token == ">":
+			return i == len(p)-1 && len(s) > i
+		case i >= len(s) || token != "*" && token != s[i]:
+			return false
+		}
+	}
+	return len(p) == len(s)
+}
+
+// Each kind of message reaches those who subscribe to its kind, and nobody
+// else, whatever the names are.
+func TestSubscriptionsAreApart(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		verb, tenant, host := name[string](t, "verb"), name[kbroker.TenantID](t, "tenant"), name[kbroker.HostID](t, "host")
+		app, service := name[kbroker.AppName](t, "app"), name[kbroker.ServiceName](t, "service")
+		instance := kbroker.InstanceID(string(app) + "-" + string(service) + "-1")
+		_, owned := subjects.Ownership(tenant, app)
+		subscriptions := map[string]string{ // subject: who gets it
+			subjects.Super(verb, tenant):                           subjects.SuperAll(),
+			subjects.Core(verb, tenant):                            subjects.CoreAll(),
+			subjects.View(host):                                    subjects.AllViews,
+			subjects.Report(host):                                  subjects.AllReports,
+			subjects.Heartbeat(host):                               subjects.AllHeartbeats,
+			subjects.Heard:                                         subjects.Heard,
+			subjects.Control(subjects.KeyHead(host)):               subjects.ControlAll,
+			subjects.Changed(subjects.KeyHead(host)):               subjects.ControlChanged,
+			subjects.Status(subjects.KeyReport(host)):              subjects.StatusAll,
+			subjects.AllocatorLease(tenant, app):                   owned,
+			subjects.Control(subjects.KeySuperLease):               subjects.ControlAll,
+			subjects.Status(subjects.KeyStatus(host, tenant, "i")): subjects.StatusAll,
+			subjects.Method(app, service, "greet"):                 subjects.Method(app, service, "greet"),
+			subjects.Host(host, verb):                              subjects.Host(host, verb),
+			subjects.Upload(host, "s1"):                            subjects.Upload(host, "s1"),
+			subjects.Ping(kbroker.Incarnation(instance + ".00")):   subjects.Ping(kbroker.Incarnation(instance + ".00")),
+		}
+		for subject, own := range subscriptions {
+			for _, pattern := range subscriptions {
+				if got, want := matches(pattern, subject), pattern == own; got != want {
+					t.Fatalf("subject %q matches subscription %q: %t, want %t", subject, pattern, got, want)
+				}
+			}
+		}
+	})
+}
+
+func TestPlacementsOfAHostMatchOnlyItsOwn(t *testing.T) {
+	all := subjects.KeyPlacements("h1")
+	for key, want := range map[string]bool{
+		subjects.KeyPlacement("h1", "default", "a-b-1"):  true,
+		subjects.KeyPlacement("h11", "default", "a-b-1"): false,
+		subjects.KeyStatus("h1", "default", "a-b-1"):     false,
+		subjects.KeyHead("h1"):                           false,
+	} {
+		if got := matches(all, key); got != want {
+			t.Errorf("%q matches %q: %t, want %t", all, key, got, want)
+		}
+	}
+}
+
+// Names of streams and buckets have no separator of their own in them, so that
+// two tenants never share one.
+func TestStreamNamesAreApart(t *testing.T) {
+	seen := map[string]string{}
+	for _, tenant := range []kbroker.TenantID{"a", "a-b", "b"} {
+		for _, app := range []kbroker.AppName{"c", "b-c", "a-c"} {
+			stream, all := subjects.Ownership(tenant, app)
+			who := string(tenant) + "/" + string(app)
+			if other := seen[stream]; other != "" {
+				t.Errorf("%s and %s share the stream %s", who, other, stream)
+			}
+			if strings.ContainsAny(stream, ". *>/\\") {
+				t.Errorf("%q is not a stream name", stream)
+			}
+			if lease := subjects.AllocatorLease(tenant, app); !matches(all, lease) {
+				t.Errorf("the lease %q is not in the stream of %q", lease, all)
+			}
+			seen[stream] = who
+		}
+		if stream := subjects.Artifacts(tenant); strings.ContainsAny(stream, ". *>/\\") || seen[stream] != "" {
+			t.Errorf("%q is not a stream name of its own", stream)
+		}
+	}
+}
+
+func TestArtifactsAreInTheStreamOfTheirTenant(t *testing.T) {
+	meta, chunk := subjects.ArtifactMeta("a", "e3b0"), subjects.ArtifactChunk("a", "u1", 12)
+	for subject, patterns := range map[string]map[string]bool{
+		meta:                                   {subjects.ArtifactAll("a"): true, subjects.ArtifactAll("b"): false, subjects.ArtifactChunks("a", "u1"): false},
+		chunk:                                  {subjects.ArtifactAll("a"): true, subjects.ArtifactAll("b"): false, subjects.ArtifactChunks("a", "u1"): true},
+		subjects.ArtifactChunk("a", "u11", 12): {subjects.ArtifactChunks("a", "u1"): false},
+	} {
+		for pattern, want := range patterns {
+			if got := matches(pattern, subject); got != want {
+				t.Errorf("subject %q is in %q: %t, want %t", subject, pattern, got, want)
+			}
+		}
+	}
+}
+
+func TestMicroNamesAreApart(t *testing.T) {
+	one, other := subjects.MicroName("a-b", "c"), subjects.MicroName("a", "b-c")
+	if one == other {
+		t.Errorf("two services share the name %q", one)
+	}
+	if id := subjects.MicroID("bank-ledger-1.0123456789abcdef"); id != "bank-ledger-1_0123456789abcdef" {
+		t.Errorf("the id is %q, want one token", id)
+	}
+}
+
+// A method name that passes is one token of the subject, whatever it is.
+func FuzzCheckMethod(f *testing.F) {
+	for _, m := range []string{"greet", "", "a.b", "*", ">", "a b", strings.Repeat("x", 65), "ü", "a\x00"} {
+		f.Add(m)
+	}
+	f.Fuzz(func(t *testing.T, method string) {
+		if err := subjects.CheckMethod(method); err != nil {
+			if kbroker.AsError(err).Code != kbroker.Invalid || kbroker.AsError(err).Hint == "" {
+				t.Fatalf("error %v is not an invalid one with a hint", err)
+			}
+			return
+		}
+		s := subjects.Method("bank", "ledger", method)
+		if !matches("svc.bank.ledger.*", s) || strings.ContainsAny(method, " \t\r\n*>") || method == "" {
+			t.Fatalf("method %q makes the subject %q", method, s)
+		}
+	})
+}
