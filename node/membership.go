@@ -1,0 +1,279 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	membershipFile = "membership.json"
+	// askAgain is the pause before a host that was told to wait asks again.
+	askAgain = 250 * time.Millisecond
+	// askTimeout bounds one question to one core.
+	askTimeout = 2 * time.Second
+	// followEvery is how often the list of cores is compared with what is known.
+	followEvery = 2 * time.Second
+)
+
+// membership is what a host knows of itself and of its cluster for ever; it is
+// on disk before the broker first starts.
+type membership struct {
+	path string
+
+	ClusterID string         `json:"cluster_id"`
+	Host      kbroker.HostID `json:"host"`
+	Role      kbroker.Role   `json:"role"`
+	Founded   bool           `json:"founded"`
+	Client    string         `json:"client"` // host:port
+	Route     string         `json:"route"`
+
+	mu    sync.Mutex
+	Cores []kbroker.CoreAddr `json:"cores"` // the others
+}
+
+// establish returns who this host is: from its directory, or by founding a
+// cluster, or by being admitted to one.
+func establish(ctx context.Context, dir string, cfg Config) (*membership, error) {
+	m := &membership{path: filepath.Join(dir, membershipFile)}
+	raw, err := os.ReadFile(m.path)
+	switch {
+	case err == nil:
+		if err := json.Unmarshal(raw, m); err != nil {
+			return nil, kbroker.Errorf(kbroker.Refused, "%s is damaged: %v", m.path, err).
+				WithHint("restore the file, or start with an empty data directory under another name")
+		}
+		return m, m.agrees(cfg)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("read membership: %w", err)
+	}
+	if err := m.begin(cfg); err != nil {
+		return nil, err
+	}
+	if cfg.Found {
+		m.ClusterID, m.Founded = "kb-"+strings.ToLower(rand.Text()[:12]), true
+	} else if err := m.join(ctx, cfg); err != nil {
+		return nil, err
+	}
+	return m, m.save()
+}
+
+// agrees refuses a configuration that contradicts the directory.
+func (m *membership) agrees(cfg Config) error {
+	differs := func(what, want, have string) error {
+		return kbroker.Errorf(kbroker.Invalid, "%s is %s, but this data directory belongs to %s %s", what, want, what, have).
+			WithHint("leave the flag out, or use another data directory")
+	}
+	switch {
+	case cfg.Name != "" && cfg.Name != m.Host:
+		return differs("name", string(cfg.Name), string(m.Host))
+	case cfg.Role != "" && cfg.Role != m.Role:
+		return differs("role", string(cfg.Role), string(m.Role))
+	case cfg.ClientPort != 0 && !strings.HasSuffix(m.Client, ":"+strconv.Itoa(cfg.ClientPort)):
+		return differs("client address", strconv.Itoa(cfg.ClientPort), m.Client)
+	case cfg.RoutePort != 0 && !strings.HasSuffix(m.Route, ":"+strconv.Itoa(cfg.RoutePort)):
+		return differs("route address", strconv.Itoa(cfg.RoutePort), m.Route)
+	}
+	return nil
+}
+
+// begin names a new host and picks its ports.
+func (m *membership) begin(cfg Config) error {
+	switch {
+	case cfg.Found && len(cfg.Join) > 0:
+		return kbroker.Errorf(kbroker.Invalid, "a host founds a cluster or joins one, not both")
+	case !cfg.Found && len(cfg.Join) == 0:
+		return kbroker.Errorf(kbroker.Invalid, "this data directory belongs to no cluster yet").
+			WithHint("found one with --found, or join one with --join ADDR")
+	case net.ParseIP(cfg.Advertise) == nil:
+		return kbroker.Errorf(kbroker.Invalid, "advertise is %q, want the IP that other hosts reach this one at", cfg.Advertise)
+	}
+	m.Host, m.Role = cfg.Name, cfg.Role
+	if m.Host == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find the host's name: %w", err)
+		}
+		m.Host = kbroker.HostID(name)
+	}
+	if m.Role == "" {
+		m.Role = kbroker.RoleCore
+	}
+	if m.Role != kbroker.RoleCore {
+		return kbroker.Errorf(kbroker.Refused, "this build runs hosts of role %s only, not %q", kbroker.RoleCore, m.Role)
+	}
+	if err := kbroker.CheckName("host", string(m.Host)); err != nil {
+		return err
+	}
+	ports := []int{cfg.ClientPort, cfg.RoutePort}
+	if err := pickPorts(cfg.Advertise, ports); err != nil {
+		return err
+	}
+	m.Client = net.JoinHostPort(cfg.Advertise, strconv.Itoa(ports[0]))
+	m.Route = net.JoinHostPort(cfg.Advertise, strconv.Itoa(ports[1]))
+	return nil
+}
+
+// pickPorts replaces each 0 by a port that is free now. All are held until the
+// last is picked, so that no two are the same.
+func pickPorts(ip string, ports []int) error {
+	for i, port := range ports {
+		if port != 0 {
+			continue
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
+		if err != nil {
+			return fmt.Errorf("pick a port: %w", err)
+		}
+		defer l.Close()
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	return nil
+}
+
+// join asks the cores it was given, in turn and again, until it is admitted.
+// A refusal ends it.
+func (m *membership) join(ctx context.Context, cfg Config) error {
+	body, err := json.Marshal(kbroker.JoinRequest{
+		Host: m.Host, Role: m.Role, Client: m.Client, Route: m.Route, Labels: cfg.Labels,
+	})
+	if err != nil {
+		return fmt.Errorf("marshal join request: %w", err)
+	}
+	last := ""
+	for i := 0; ; i++ {
+		reply, err := askToJoin(ctx, cfg.Join[i%len(cfg.Join)], body)
+		if refused := kbroker.AsError(err); err != nil && (refused.Code == kbroker.Refused || refused.Code == kbroker.Invalid) {
+			return err
+		}
+		if err == nil && reply.Admitted {
+			m.ClusterID, m.Cores = reply.ClusterID, reply.Cores
+			return nil
+		}
+		why := reply.Wait
+		if err != nil {
+			why = err.Error()
+		}
+		if why != last {
+			last = why
+			cfg.Log.Info("waiting to be admitted", "host", m.Host, "err", why)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not admitted: %s: %w", last, ctx.Err())
+		case <-time.After(askAgain):
+		}
+	}
+}
+
+// askToJoin asks one core.
+func askToJoin(ctx context.Context, addr string, body []byte) (kbroker.JoinReply, error) {
+	var reply kbroker.JoinReply
+	conn, err := nats.Connect(url(addr), nats.Name("kbroker join"), nats.Timeout(askTimeout), nats.NoReconnect())
+	if err != nil {
+		return reply, fmt.Errorf("connect to core %s: %w", addr, err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	msg, err := conn.RequestWithContext(ctx, subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), body)
+	if err != nil {
+		return reply, fmt.Errorf("ask core %s: %w", addr, err)
+	}
+	if msg.Header.Get(subjects.HeaderCode) != "" {
+		var e kbroker.Error
+		if err := json.Unmarshal(msg.Data, &e); err != nil {
+			return reply, fmt.Errorf("unreadable refusal from %s: %w", addr, err)
+		}
+		return reply, &e
+	}
+	if err := json.Unmarshal(msg.Data, &reply); err != nil {
+		return reply, fmt.Errorf("unreadable answer from %s: %w", addr, err)
+	}
+	return reply, nil
+}
+
+// save writes the file so that a crash leaves the old or the new one.
+func (m *membership) save() error {
+	m.mu.Lock()
+	raw, err := json.MarshalIndent(m, "", "  ")
+	m.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("marshal membership: %w", err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(m.path), membershipFile+"-*")
+	if err != nil {
+		return fmt.Errorf("write membership: %w", err)
+	}
+	_, err = f.Write(append(raw, '\n'))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("write membership: %w", err), os.Remove(f.Name()))
+	}
+	if err := os.Rename(f.Name(), m.path); err != nil {
+		return errors.Join(fmt.Errorf("write membership: %w", err), os.Remove(f.Name()))
+	}
+	d, err := os.Open(filepath.Dir(m.path))
+	if err != nil {
+		return fmt.Errorf("write membership: %w", err)
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// servers are the cores' client URLs, this host's first.
+func (m *membership) servers() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := []string{url(m.Client)}
+	for _, c := range m.Cores {
+		out = append(out, url(c.Client))
+	}
+	return out
+}
+
+// follow keeps the list of other cores as the cluster knows it, so that a
+// restart finds them all. An empty answer says nothing.
+func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr) error {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		var others []kbroker.CoreAddr
+		for _, c := range cores() {
+			if c.Host != m.Host {
+				others = append(others, c)
+			}
+		}
+		m.mu.Lock()
+		changed := len(others) > 0 && !reflect.DeepEqual(others, m.Cores)
+		if changed {
+			m.Cores = others
+		}
+		m.mu.Unlock()
+		if changed {
+			if err := m.save(); err != nil {
+				return err
+			}
+		}
+	}
+}

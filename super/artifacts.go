@@ -1,0 +1,308 @@
+package super
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// maxUploads bounds the uploads that one core takes at once.
+	maxUploads = 16
+	// maxArtifactBytes bounds one artifact.
+	maxArtifactBytes = 2 << 30
+	// uploadIdle is how long an upload may be silent before it is dropped.
+	uploadIdle = time.Minute
+	// maxServed bounds the artifacts that a core keeps unpacked to hand out.
+	maxServed = 16
+)
+
+// uploads are the artifacts on their way in. Each is spooled to a file, so that
+// memory is bounded, and stored when its client commits it.
+type uploads struct {
+	dir   string
+	store *state.Store
+	log   *slog.Logger
+
+	mu       sync.Mutex
+	sessions map[string]*upload
+}
+
+type upload struct {
+	tenant kbroker.TenantID
+	sha256 string
+	size   int64
+
+	mu       sync.Mutex // one message of a session at a time
+	file     *os.File
+	received int64
+	last     time.Time
+}
+
+func newUploads(dir string, store *state.Store, log *slog.Logger) *uploads {
+	return &uploads{dir: filepath.Join(dir, "uploads"), store: store, log: log, sessions: map[string]*upload{}}
+}
+
+// clear removes what an earlier process left half done.
+func (u *uploads) clear() error {
+	if err := os.RemoveAll(u.dir); err != nil {
+		return fmt.Errorf("clear uploads: %w", err)
+	}
+	return os.MkdirAll(u.dir, 0o700)
+}
+
+// begin opens an upload, unless the artifact is there.
+func (u *uploads) begin(ctx context.Context, tenant kbroker.TenantID, core kbroker.HostID, body []byte) (any, error) {
+	var r kbroker.ArtifactBegin
+	if err := json.Unmarshal(body, &r); err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+	}
+	if raw, err := hex.DecodeString(r.SHA256); err != nil || len(raw) != 32 || strings.ToLower(r.SHA256) != r.SHA256 {
+		return nil, kbroker.Errorf(kbroker.Invalid, "%q is not a SHA-256 in lower-case hex", r.SHA256)
+	}
+	if r.SizeBytes < 1 || r.SizeBytes > maxArtifactBytes {
+		return nil, kbroker.Errorf(kbroker.Invalid, "an artifact has 1 to %d bytes, not %d", maxArtifactBytes, r.SizeBytes)
+	}
+	artifacts, err := u.store.Artifacts(ctx, tenant)
+	if err != nil {
+		return nil, err
+	}
+	have, err := artifacts.Has(ctx, r.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	if have {
+		return kbroker.ArtifactBeginReply{Have: true, Core: core}, nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.sessions) >= maxUploads {
+		return nil, kbroker.Errorf(kbroker.Overloaded, "core %s takes %d uploads", core, maxUploads)
+	}
+	session := rand.Text()
+	f, err := os.Create(filepath.Join(u.dir, session))
+	if err != nil {
+		return nil, fmt.Errorf("spool upload: %w", err)
+	}
+	u.sessions[session] = &upload{tenant: tenant, sha256: r.SHA256, size: r.SizeBytes, file: f, last: time.Now()}
+	return kbroker.ArtifactBeginReply{Core: core, Session: session}, nil
+}
+
+// message takes a chunk (offset in a header) or the commit of a session. A
+// chunk that was received already is acknowledged again.
+func (u *uploads) message(ctx context.Context, m *nats.Msg) (any, error) {
+	session := m.Subject[strings.LastIndexByte(m.Subject, '.')+1:]
+	u.mu.Lock()
+	up, ok := u.sessions[session]
+	u.mu.Unlock()
+	if !ok {
+		return nil, kbroker.Errorf(kbroker.NotFound, "upload %s is not known here", session).WithHint("begin again")
+	}
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	up.last = time.Now()
+	if m.Header.Get(subjects.HeaderCommit) != "" {
+		defer u.drop(session, up)
+		return u.commit(ctx, up)
+	}
+	offset, err := strconv.ParseInt(m.Header.Get(subjects.HeaderOffset), 10, 64)
+	if err != nil || offset < 0 || offset+int64(len(m.Data)) > up.size {
+		return nil, kbroker.Errorf(kbroker.Invalid, "a chunk of %d bytes at offset %q is outside of %d bytes", len(m.Data), m.Header.Get(subjects.HeaderOffset), up.size)
+	}
+	if _, err := up.file.WriteAt(m.Data, offset); err != nil {
+		return nil, fmt.Errorf("spool upload: %w", err)
+	}
+	up.received = max(up.received, offset+int64(len(m.Data)))
+	return kbroker.ArtifactChunkReply{Received: up.received}, nil
+}
+
+func (u *uploads) commit(ctx context.Context, up *upload) (any, error) {
+	if up.received != up.size {
+		return nil, kbroker.Errorf(kbroker.Invalid, "%d of %d bytes were received", up.received, up.size)
+	}
+	if _, err := up.file.Seek(0, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("read spooled upload: %w", err)
+	}
+	artifacts, err := u.store.Artifacts(ctx, up.tenant)
+	if err != nil {
+		return nil, err
+	}
+	if err := artifacts.Put(ctx, up.sha256, up.file); err != nil {
+		return nil, err
+	}
+	return struct{}{}, nil
+}
+
+// drop ends a session; its file goes.
+func (u *uploads) drop(session string, up *upload) {
+	u.mu.Lock()
+	delete(u.sessions, session)
+	u.mu.Unlock()
+	name := up.file.Name()
+	if err := errors.Join(up.file.Close(), os.Remove(name)); err != nil {
+		u.log.Warn("cannot remove a spooled upload", "err", err)
+	}
+}
+
+// expire drops silent uploads until ctx ends, then all of them.
+func (u *uploads) expire(ctx context.Context) {
+	tick := time.NewTicker(uploadIdle / 4)
+	defer tick.Stop()
+	for {
+		ended := false
+		select {
+		case <-ctx.Done():
+			ended = true
+		case <-tick.C:
+		}
+		u.mu.Lock()
+		open := make(map[string]*upload, len(u.sessions))
+		for k, v := range u.sessions {
+			open[k] = v
+		}
+		u.mu.Unlock()
+		for session, up := range open {
+			up.mu.Lock()
+			if ended || time.Since(up.last) > uploadIdle {
+				u.drop(session, up)
+			}
+			up.mu.Unlock()
+		}
+		if ended {
+			return
+		}
+	}
+}
+
+// serving hands out artifacts by pieces, each unpacked once into a file.
+type serving struct {
+	dir   string
+	store *state.Store
+	mu    sync.Mutex
+	files map[string]*served
+}
+
+type served struct {
+	once sync.Mutex
+	path string // set when the file is whole
+	used time.Time
+}
+
+func newServing(dir string, store *state.Store) *serving {
+	return &serving{dir: filepath.Join(dir, "served"), store: store, files: map[string]*served{}}
+}
+
+// get returns a piece of an artifact as raw bytes; HeaderSize has its length.
+func (s *serving) get(ctx context.Context, tenant kbroker.TenantID, body []byte) (any, error) {
+	var r kbroker.ArtifactGet
+	if err := json.Unmarshal(body, &r); err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+	}
+	if r.Offset < 0 || r.MaxBytes < 1 {
+		return nil, kbroker.Errorf(kbroker.Invalid, "cannot read %d bytes at offset %d", r.MaxBytes, r.Offset)
+	}
+	f, err := s.open(ctx, tenant, r.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("stat artifact: %w", err)
+	}
+	piece := make([]byte, min(r.MaxBytes, kbroker.ArtifactChunkBytes))
+	n, err := f.ReadAt(piece, r.Offset)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read artifact: %w", err)
+	}
+	return &nats.Msg{
+		Data:   piece[:n],
+		Header: nats.Header{subjects.HeaderSize: {strconv.FormatInt(info.Size(), 10)}},
+	}, nil
+}
+
+// open returns the unpacked file; the first to ask unpacks it.
+func (s *serving) open(ctx context.Context, tenant kbroker.TenantID, sha256 string) (*os.File, error) {
+	key := string(tenant) + "-" + sha256
+	s.mu.Lock()
+	e, ok := s.files[key]
+	if !ok {
+		s.evict()
+		e = &served{}
+		s.files[key] = e
+	}
+	e.used = time.Now()
+	s.mu.Unlock()
+
+	e.once.Lock()
+	defer e.once.Unlock()
+	if e.path != "" {
+		if f, err := os.Open(e.path); !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+		e.path = ""
+	}
+	path := filepath.Join(s.dir, filepath.Base(key))
+	if err := s.unpack(ctx, tenant, sha256, path); err != nil {
+		return nil, err
+	}
+	e.path = path
+	return os.Open(path)
+}
+
+func (s *serving) unpack(ctx context.Context, tenant kbroker.TenantID, sha256, path string) error {
+	artifacts, err := s.store.Artifacts(ctx, tenant)
+	if err != nil {
+		return err
+	}
+	r, err := artifacts.Get(ctx, sha256)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("unpack artifact: %w", err)
+	}
+	f, err := os.CreateTemp(s.dir, "unpack-*")
+	if err != nil {
+		return fmt.Errorf("unpack artifact: %w", err)
+	}
+	_, err = io.Copy(f, r)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("unpack artifact: %w", err), os.Remove(f.Name()))
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// evict makes room for one more; the caller holds mu. A file that is being
+// read stays readable until it is closed.
+func (s *serving) evict() {
+	for len(s.files) >= maxServed {
+		oldest := ""
+		for k, e := range s.files {
+			if oldest == "" || e.used.Before(s.files[oldest].used) {
+				oldest = k
+			}
+		}
+		_ = os.Remove(filepath.Join(s.dir, filepath.Base(oldest)))
+		delete(s.files, oldest)
+	}
+}

@@ -1,0 +1,324 @@
+package super
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/spec"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// maxCores is the number of core hosts that this build grows a cluster to.
+const maxCores = 3
+
+// decision is what a write comes to: its changes and its answer.
+type decision struct {
+	changes []state.Change
+	reply   any
+}
+
+// decide parses a write and decides on it, in the light of v.
+func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kbroker.TenantID, body []byte) (decision, error) {
+	now := time.Now().UTC()
+	switch verb {
+	case subjects.VerbDeploy:
+		var r kbroker.DeployRequest
+		if err := parse(body, &r, &r.Tenant, tenant); err != nil {
+			return decision{}, err
+		}
+		d, err := decideDeploy(v, r, now)
+		if err != nil || len(d.changes) == 0 {
+			return d, err
+		}
+		if err := t.checkArtifacts(ctx, r); err != nil {
+			return decision{}, err
+		}
+		return d, t.store.EnsureApp(ctx, state.AppKey{Tenant: tenant, App: r.App.Name})
+	case subjects.VerbScale:
+		var r kbroker.ScaleRequest
+		if err := parse(body, &r, &r.Tenant, tenant); err != nil {
+			return decision{}, err
+		}
+		return decideScale(v, r, now)
+	case subjects.VerbStop:
+		var r kbroker.StopRequest
+		if err := parse(body, &r, &r.Tenant, tenant); err != nil {
+			return decision{}, err
+		}
+		return decideStop(v, r)
+	case subjects.VerbDemand:
+		var r kbroker.DemandRequest
+		if err := parse(body, &r, &r.Demand.Tenant, tenant); err != nil {
+			return decision{}, err
+		}
+		return decideDemand(v, r.Demand)
+	case subjects.VerbJoin:
+		var r kbroker.JoinRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+		return decideJoin(v, r, t.cfg.Members(), t.world(v).Verdict, t.cfg.ClusterID, now)
+	}
+	return decision{}, kbroker.Errorf(kbroker.Invalid, "super does not know %q", verb)
+}
+
+// parse reads a request whose tenant is the one in the subject.
+func parse(body []byte, into any, field *kbroker.TenantID, tenant kbroker.TenantID) error {
+	if err := json.Unmarshal(body, into); err != nil {
+		return kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+	}
+	*field = tenant
+	return nil
+}
+
+// checkArtifacts refuses an app whose programs have not been uploaded.
+func (t *term) checkArtifacts(ctx context.Context, r kbroker.DeployRequest) error {
+	artifacts, err := t.store.Artifacts(ctx, r.Tenant)
+	if err != nil {
+		return err
+	}
+	for _, s := range r.App.Services {
+		if s.Artifact.Builtin != "" {
+			continue
+		}
+		have, err := artifacts.Has(ctx, s.Artifact.SHA256)
+		if err != nil {
+			return err
+		}
+		if !have {
+			return kbroker.Errorf(kbroker.Invalid, "service %s: artifact %.12s has not been uploaded", s.Name, s.Artifact.SHA256).
+				WithHint("deploy with `kbroker deploy`, which uploads it first")
+		}
+	}
+	return nil
+}
+
+// decideDeploy makes an app the wanted version, as a new version unless it is
+// what is wanted already. A dry run has no changes.
+func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decision, error) {
+	if err := spec.Validate(&r.App); err != nil {
+		return decision{}, err
+	}
+	for _, s := range r.App.Services {
+		if s.Artifact.Builtin != "" && s.Artifact.Builtin != kbroker.BuiltinHello {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "service %s: there is no built-in program %q to deploy", s.Name, s.Artifact.Builtin)
+		}
+		if err := possible(v, s); err != nil {
+			return decision{}, err
+		}
+	}
+	k := state.AppKey{Tenant: r.Tenant, App: r.App.Name}
+	rec, known := v.Apps[k]
+	if known && rec.Rollout.State != kbroker.RolloutFailed && sameApp(v.Versions[k][rec.Version].App, r.App) {
+		reply := kbroker.DeployReply{Version: rec.Version, Unchanged: !rec.Stopped}
+		if !rec.Stopped || r.DryRun {
+			return decision{reply: reply}, nil
+		}
+		rec.Stopped = false
+		rec.Rollout = kbroker.Rollout{State: kbroker.RolloutRunning, Started: now}
+		return decision{[]state.Change{state.PutApp{Record: rec}}, reply}, nil
+	}
+	if r.DryRun {
+		return decision{reply: kbroker.DeployReply{Version: rec.Latest + 1}}, nil
+	}
+	return newVersion(k, rec, r.App, "deploy", now), nil
+}
+
+// possible refuses a service that no known host could ever run.
+func possible(v *state.View, s kbroker.Service) error {
+	var why []string
+	for _, h := range sortedHosts(v) {
+		if h.State == kbroker.HostJoining {
+			continue
+		}
+		u := unfit(h, s)
+		if u == "" {
+			return nil
+		}
+		why = append(why, fmt.Sprintf("%s: %s", h.Name, u))
+	}
+	if len(why) == 0 {
+		return nil // no host has been seen yet: nothing is known to be impossible
+	}
+	return kbroker.Errorf(kbroker.Invalid, "service %s: no known host can ever run it", s.Name).
+		WithHint("%s", strings.Join(why[:min(len(why), maxRefusals)], "; "))
+}
+
+// sameApp compares what two specs ask for, whoever built them and where.
+func sameApp(a, b kbroker.App) bool {
+	plain := func(a kbroker.App) kbroker.App {
+		a.Services = slices.Clone(a.Services)
+		for i := range a.Services {
+			a.Services[i].Build, a.Services[i].Run, a.Services[i].Artifact.Path = "", "", ""
+		}
+		return a
+	}
+	x, errX := json.Marshal(plain(a))
+	y, errY := json.Marshal(plain(b))
+	return errX == nil && errY == nil && string(x) == string(y)
+}
+
+// newVersion makes app the next version and begins its rollout.
+func newVersion(k state.AppKey, rec kbroker.AppRecord, app kbroker.App, cause string, now time.Time) decision {
+	from := rec.Version
+	if rec.Rollout.State == kbroker.RolloutFailed && rec.Rollout.From > 0 {
+		from = rec.Rollout.From // the last one that was good
+	}
+	rec.Tenant, rec.App, rec.Stopped = k.Tenant, k.App, false
+	rec.Latest++
+	rec.Version = rec.Latest
+	rec.Rollout = kbroker.Rollout{State: kbroker.RolloutRunning, From: from, Started: now}
+	return decision{
+		changes: []state.Change{
+			state.PutApp{Record: rec},
+			state.PutVersion{Version: kbroker.AppVersion{Tenant: k.Tenant, Version: rec.Version, App: app, Created: now, Cause: cause}},
+		},
+		reply: kbroker.DeployReply{Version: rec.Version},
+	}
+}
+
+// lookup finds an app and its wanted version.
+func lookup(v *state.View, tenant kbroker.TenantID, app kbroker.AppName) (kbroker.AppRecord, kbroker.AppVersion, error) {
+	k := state.AppKey{Tenant: tenant, App: app}
+	rec, ok := v.Apps[k]
+	if !ok {
+		return rec, kbroker.AppVersion{}, kbroker.Errorf(kbroker.NotFound, "there is no app %q", app).WithHint("`kbroker apps` lists them")
+	}
+	version, ok := v.Versions[k][rec.Version]
+	if !ok {
+		return rec, version, kbroker.Errorf(kbroker.Internal, "version %d of app %q cannot be read", rec.Version, app)
+	}
+	return rec, version, nil
+}
+
+// decideScale makes a new version that differs in one service's count.
+func decideScale(v *state.View, r kbroker.ScaleRequest, now time.Time) (decision, error) {
+	rec, version, err := lookup(v, r.Tenant, r.App)
+	if err != nil {
+		return decision{}, err
+	}
+	app := version.App
+	app.Services = slices.Clone(app.Services)
+	if r.Service == "" && len(app.Services) == 1 {
+		r.Service = app.Services[0].Name
+	}
+	if r.Service == "" {
+		return decision{}, kbroker.Errorf(kbroker.Invalid, "app %q has %d services", r.App, len(app.Services)).WithHint("name one: APP/SERVICE")
+	}
+	s, ok := app.Service(r.Service)
+	if !ok {
+		return decision{}, kbroker.Errorf(kbroker.NotFound, "app %q has no service %q", r.App, r.Service)
+	}
+	if s.Count == (kbroker.Count{Min: r.Count, Max: r.Count}) && !rec.Stopped {
+		return decision{reply: kbroker.DeployReply{Version: rec.Version, Unchanged: true}}, nil
+	}
+	s.Count = kbroker.Count{Min: r.Count, Max: r.Count}
+	if err := spec.Validate(&app); err != nil {
+		return decision{}, err
+	}
+	return newVersion(state.AppKey{Tenant: r.Tenant, App: r.App}, rec, app, "scale", now), nil
+}
+
+// decideStop stops an app; stopping a stopped one changes nothing.
+func decideStop(v *state.View, r kbroker.StopRequest) (decision, error) {
+	rec, ok := v.Apps[state.AppKey{Tenant: r.Tenant, App: r.App}]
+	if !ok {
+		return decision{}, kbroker.Errorf(kbroker.NotFound, "there is no app %q", r.App).WithHint("`kbroker apps` lists them")
+	}
+	reply := kbroker.DeployReply{Version: rec.Version, Unchanged: rec.Stopped}
+	if rec.Stopped {
+		return decision{reply: reply}, nil
+	}
+	rec.Stopped = true
+	return decision{[]state.Change{state.PutApp{Record: rec}}, reply}, nil
+}
+
+// decideDemand takes what an app's active allocator wants.
+func decideDemand(v *state.View, d kbroker.Demand) (decision, error) {
+	k := state.AppKey{Tenant: d.Tenant, App: d.App}
+	if _, ok := v.Apps[k]; !ok {
+		return decision{}, kbroker.Errorf(kbroker.NotFound, "there is no app %q", d.App)
+	}
+	was := v.Demands[k]
+	if d.Epoch < was.Epoch {
+		return decision{}, kbroker.Errorf(kbroker.Refused, "demand of epoch %d, but an allocator of epoch %d has spoken", d.Epoch, was.Epoch)
+	}
+	for service, n := range d.Wanted {
+		if n < 0 {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "service %s: %d instances wanted, want 0 or more", service, n)
+		}
+	}
+	if reflect.DeepEqual(was, d) {
+		return decision{reply: struct{}{}}, nil
+	}
+	return decision{[]state.Change{state.PutDemand{Demand: d}}, struct{}{}}, nil
+}
+
+// decideJoin admits a host, one at a time and only while every core is current:
+// two fresh members at once could outvote the cluster that they join.
+func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict, clusterID string, now time.Time) (decision, error) {
+	if err := kbroker.CheckName("host", string(r.Host)); err != nil {
+		return decision{}, err
+	}
+	if r.Role != kbroker.RoleCore {
+		return decision{}, kbroker.Errorf(kbroker.Refused, "this build admits hosts of role %s only, not %q", kbroker.RoleCore, r.Role)
+	}
+	admitted := kbroker.JoinReply{Admitted: true, ClusterID: clusterID}
+	cores := 0
+	wait := ""
+	for _, h := range sortedHosts(v) {
+		if h.Role != kbroker.RoleCore || h.Name == r.Host {
+			continue
+		}
+		cores++
+		switch {
+		case h.State == kbroker.HostJoining:
+			wait = fmt.Sprintf("host %s is joining", h.Name)
+		case verdict.States[h.Name] != kbroker.HostReady || !m.Current[h.Name]:
+			wait = fmt.Sprintf("host %s is not current", h.Name)
+		default:
+			admitted.Cores = append(admitted.Cores, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
+		}
+	}
+	known, ok := v.Hosts[r.Host]
+	switch {
+	case ok && (known.State != kbroker.HostJoining || known.Route != r.Route):
+		return decision{}, kbroker.Errorf(kbroker.Refused, "a host named %s is a member already", r.Host).
+			WithHint("start it with the data directory that it has, or join under another name")
+	case cores >= maxCores:
+		return decision{}, kbroker.Errorf(kbroker.Refused, "the cluster has %d cores, this build grows to %d", cores, maxCores)
+	case !m.Known:
+		wait = "the broker has no leader"
+	}
+	if wait != "" {
+		return decision{reply: kbroker.JoinReply{Wait: wait}}, nil
+	}
+	if len(admitted.Cores) == 0 {
+		return decision{reply: kbroker.JoinReply{Wait: "the founding host has not been heard yet"}}, nil
+	}
+	if ok {
+		return decision{reply: admitted}, nil
+	}
+	host := kbroker.Host{
+		Name: r.Host, Role: r.Role, State: kbroker.HostJoining, Labels: r.Labels,
+		Client: r.Client, Route: r.Route, Since: now,
+	}
+	return decision{[]state.Change{state.PutHost{Host: host}}, admitted}, nil
+}
+
+// errorOf makes any error one that can be sent.
+func errorOf(err error) *kbroker.Error {
+	var findings spec.Errors
+	if errors.As(err, &findings) {
+		return kbroker.Errorf(kbroker.Invalid, "%s", findings.Error())
+	}
+	return kbroker.AsError(err)
+}

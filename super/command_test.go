@@ -1,0 +1,190 @@
+package super
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/spec"
+	"github.com/kbroker/kbroker/state"
+)
+
+// shop is a valid app, with every default filled in.
+func shop(t *testing.T, change func(*kbroker.Service)) kbroker.App {
+	t.Helper()
+	app, err := spec.Parse([]byte("name: shop\nservices:\n  web:\n    run: bin/web\n    count: 3\n"), "app.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	app.Services[0].Artifact = kbroker.Artifact{SHA256: strings.Repeat("a", 64), SizeBytes: 1, Arch: "amd64"}
+	if change != nil {
+		change(&app.Services[0])
+	}
+	return *app
+}
+
+func TestDecideDeploy(t *testing.T) {
+	c := newCluster(t, 3)
+	request := kbroker.DeployRequest{Tenant: tenant, App: shop(t, nil)}
+	dry := request
+	dry.DryRun = true
+	if d, err := decideDeploy(&c.view, dry, time.Time{}); err != nil || len(d.changes) != 0 {
+		t.Fatalf("a dry run: %v, %v; want no change", d.changes, err)
+	}
+	d, err := decideDeploy(&c.view, request, time.Time{})
+	if err != nil || d.reply.(kbroker.DeployReply).Version != 1 {
+		t.Fatalf("first deploy: %+v, %v; want version 1", d.reply, err)
+	}
+	c.apply(d.changes)
+	again := request
+	again.App = shop(t, func(s *kbroker.Service) { s.Build, s.Artifact.Path = "elsewhere", "/elsewhere" })
+	d, err = decideDeploy(&c.view, again, time.Time{})
+	if err != nil || len(d.changes) != 0 || !d.reply.(kbroker.DeployReply).Unchanged {
+		t.Errorf("the same app again: %+v with %d changes, %v; want unchanged, so that a request may be sent twice", d.reply, len(d.changes), err)
+	}
+	stopped := c.view.Apps[webKey]
+	stopped.Stopped = true
+	c.apply([]state.Change{state.PutApp{Record: stopped}})
+	d, err = decideDeploy(&c.view, request, time.Time{})
+	if err != nil || len(d.changes) != 1 || d.reply.(kbroker.DeployReply).Unchanged {
+		t.Errorf("the same app after a stop: %+v with %d changes, %v; want it started", d.reply, len(d.changes), err)
+	}
+	request.App = shop(t, func(s *kbroker.Service) { s.Args = []string{"-v"} })
+	d, err = decideDeploy(&c.view, request, time.Time{})
+	if err != nil || d.reply.(kbroker.DeployReply).Version != 2 {
+		t.Errorf("another app: %+v, %v; want version 2", d.reply, err)
+	}
+}
+
+func TestDecideDeployRefusesWhatCannotBe(t *testing.T) {
+	c := newCluster(t, 2)
+	for name, change := range map[string]func(*kbroker.Service){
+		"a constraint that no known host meets": func(s *kbroker.Service) { s.Require = []string{"disk == ssd"} },
+		"a program of another architecture":     func(s *kbroker.Service) { s.Artifact.Arch = "arm64" },
+		"a negative count":                      func(s *kbroker.Service) { s.Count = kbroker.Count{Min: -1, Max: -1} },
+		"a built-in program that is ours":       func(s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinAllocator} },
+		"the reserved name":                     func(s *kbroker.Service) { s.Name = kbroker.AllocatorService },
+	} {
+		d, err := decideDeploy(&c.view, kbroker.DeployRequest{Tenant: tenant, App: shop(t, change)}, time.Time{})
+		if code := errorOf(err); err == nil || code.Code != kbroker.Invalid || len(d.changes) != 0 {
+			t.Errorf("%s: %v with %d changes, want code invalid and none", name, err, len(d.changes))
+		}
+	}
+}
+
+func TestDecideScale(t *testing.T) {
+	c := newCluster(t, 2)
+	d, err := decideDeploy(&c.view, kbroker.DeployRequest{Tenant: tenant, App: shop(t, nil)}, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.apply(d.changes)
+	before := kbroker.Template(c.view.Versions[webKey][1].App.Services[0])
+	d, err = decideScale(&c.view, kbroker.ScaleRequest{Tenant: tenant, App: "shop", Count: 5}, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.apply(d.changes)
+	s := c.view.Versions[webKey][2].App.Services[0]
+	if s.Count != (kbroker.Count{Min: 5, Max: 5}) || kbroker.Template(s) != before {
+		t.Errorf("scaled service has count %+v and template %s, want 5 and %s", s.Count, kbroker.Template(s), before)
+	}
+	if c.view.Versions[webKey][1].App.Services[0].Count.Min != 3 {
+		t.Error("scaling changed the version before")
+	}
+	for name, tc := range map[string]struct {
+		request kbroker.ScaleRequest
+		want    kbroker.Code
+	}{
+		"an app that is not there":    {kbroker.ScaleRequest{Tenant: tenant, App: "none", Count: 1}, kbroker.NotFound},
+		"a service that is not there": {kbroker.ScaleRequest{Tenant: tenant, App: "shop", Service: "none", Count: 1}, kbroker.NotFound},
+		"a negative count":            {kbroker.ScaleRequest{Tenant: tenant, App: "shop", Count: -1}, kbroker.Invalid},
+	} {
+		if _, err := decideScale(&c.view, tc.request, time.Time{}); !errors.Is(errorOf(err), tc.want) {
+			t.Errorf("%s: %v, want %s", name, err, tc.want)
+		}
+	}
+}
+
+func TestDecideDemandRefusesALowerEpoch(t *testing.T) {
+	c := newCluster(t, 1)
+	c.deploy(service(1))
+	demand := func(epoch uint64, n int) kbroker.Demand {
+		return kbroker.Demand{Tenant: tenant, App: "shop", Epoch: epoch, Wanted: map[kbroker.ServiceName]int{"web": n}}
+	}
+	d, err := decideDemand(&c.view, demand(2, 3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.apply(d.changes)
+	if d, err := decideDemand(&c.view, demand(2, 3)); err != nil || len(d.changes) != 0 {
+		t.Errorf("the same demand again: %v, %v; want nothing", d.changes, err)
+	}
+	if _, err := decideDemand(&c.view, demand(1, 9)); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("demand of a deposed allocator: %v, want refused", err)
+	}
+}
+
+func TestDecideJoin(t *testing.T) {
+	c := newCluster(t, 1)
+	members := Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true}}
+	request := kbroker.JoinRequest{Host: "h2", Role: kbroker.RoleCore, Client: "127.0.0.1:1", Route: "127.0.0.1:2"}
+	ask := func(r kbroker.JoinRequest, m Members) (kbroker.JoinReply, error) {
+		t.Helper()
+		d, err := decideJoin(&c.view, r, m, c.world().Verdict, "kb-test", time.Time{})
+		if err != nil {
+			return kbroker.JoinReply{}, err
+		}
+		c.apply(d.changes)
+		return d.reply.(kbroker.JoinReply), nil
+	}
+	if r, err := ask(request, Members{}); err != nil || r.Admitted || r.Wait == "" {
+		t.Errorf("without a broker leader: %+v, %v; want to wait", r, err)
+	}
+	for range 2 { // asked again after a lost answer
+		if r, err := ask(request, members); err != nil || !r.Admitted || r.ClusterID != "kb-test" || len(r.Cores) != 1 {
+			t.Fatalf("join: %+v, %v; want admitted with one core", r, err)
+		}
+	}
+	third := request
+	third.Host, third.Route = "h3", "127.0.0.1:3"
+	if r, err := ask(third, members); err != nil || r.Admitted || !strings.Contains(r.Wait, "h2") {
+		t.Errorf("a second join while one is under way: %+v, %v; want to wait for h2", r, err)
+	}
+	other := request
+	other.Route = "127.0.0.1:9"
+	if _, err := ask(other, members); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("another host of the same name: %v, want refused", err)
+	}
+	c.silent["h1"] = 4 * time.Second
+	if r, err := ask(request, members); err != nil || r.Admitted {
+		t.Errorf("while a core is suspect: %+v, %v; want to wait", r, err)
+	}
+	if _, err := ask(kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker}, members); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a worker: %v, want refused by this build", err)
+	}
+}
+
+func TestJoiningHostBecomesReadyOrIsForgotten(t *testing.T) {
+	c := newCluster(t, 1)
+	joining := kbroker.Host{Name: "h2", Role: kbroker.RoleCore, State: kbroker.HostJoining}
+	c.apply([]state.Change{state.PutHost{Host: joining}})
+	w := c.world()
+	w.Verdict.Beats = map[kbroker.HostID]kbroker.Heartbeat{"h1": w.Verdict.Beats["h1"], "h2": {Host: "h2"}}
+	w.Verdict.Current = map[kbroker.HostID]bool{"h1": true}
+	if changes := Plan(w); len(changes) != 0 {
+		t.Errorf("heard, but no member of the broker yet: planned %v, want nothing", changes)
+	}
+	w.Verdict.Current["h2"] = true
+	if put, ok := Plan(w)[0].(state.PutHost); !ok || put.Host.State != kbroker.HostReady {
+		t.Errorf("heard and a member: %v, want ready", Plan(w))
+	}
+	delete(w.Verdict.Beats, "h2")
+	delete(w.Verdict.Current, "h2")
+	w.InState = map[kbroker.HostID]time.Duration{"h2": joinExpires + time.Second}
+	if drop, ok := Plan(w)[0].(state.DropHost); !ok || drop.Host != "h2" {
+		t.Errorf("admitted and never seen: %v, want it forgotten", Plan(w))
+	}
+}

@@ -1,0 +1,256 @@
+package super
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// maxDesk bounds the requests that one core works on at once; further ones
+	// are Overloaded and go to another core.
+	maxDesk = 128
+	// agentTimeout bounds the work on a view or a report.
+	agentTimeout = 5 * time.Second
+	// transferTimeout bounds the work on one piece of an artifact: the first
+	// unpacks it, the last stores it.
+	transferTimeout = time.Minute
+	// readBarrier is how long a read for people waits for its barrier; then it
+	// answers with what this core knows.
+	readBarrier = time.Second
+)
+
+// desk is what every core does for agents and clients.
+type desk struct {
+	*Super
+	store   *state.Store
+	uploads *uploads
+	serving *serving
+	room    chan struct{}
+}
+
+func newDesk(s *Super, store *state.Store) *desk {
+	return &desk{
+		Super: s, store: store, room: make(chan struct{}, maxDesk),
+		uploads: newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store),
+	}
+}
+
+// run answers until ctx ends.
+func (d *desk) run(ctx context.Context) error {
+	if err := d.uploads.clear(); err != nil {
+		return err
+	}
+	var work sync.WaitGroup
+	defer work.Wait()
+	answer := func(timeout time.Duration, handle func(ctx context.Context, m *nats.Msg) (any, error)) nats.MsgHandler {
+		return func(m *nats.Msg) {
+			select {
+			case d.room <- struct{}{}:
+			default:
+				respondError(d.log, m, kbroker.Errorf(kbroker.Overloaded, "core %s works on %d requests", d.cfg.Host, maxDesk))
+				return
+			}
+			work.Go(func() {
+				defer func() { <-d.room }()
+				ctx, cancel := context.WithTimeout(ctx, timeout)
+				defer cancel()
+				reply, err := handle(ctx, m)
+				if err != nil {
+					respondError(d.log, m, err)
+				} else if raw, ok := reply.(*nats.Msg); ok {
+					respondMsg(d.log, m, raw)
+				} else {
+					respond(d.log, m, reply)
+				}
+			})
+		}
+	}
+	for _, s := range []struct {
+		subject, queue string
+		timeout        time.Duration
+		handle         func(ctx context.Context, m *nats.Msg) (any, error)
+	}{
+		{subjects.AllViews, subjects.QueueCore, agentTimeout, d.view},
+		{subjects.AllReports, subjects.QueueCore, agentTimeout, d.report},
+		{subjects.CoreAll(), subjects.QueueCore, transferTimeout, d.api},
+		{subjects.Upload(d.cfg.Host, "*"), "", transferTimeout, d.uploads.message},
+	} {
+		sub, err := d.cfg.Conn.QueueSubscribe(s.subject, s.queue, answer(s.timeout, s.handle))
+		if err != nil {
+			return fmt.Errorf("subscribe %s: %w", s.subject, err)
+		}
+		defer func() { _ = sub.Unsubscribe() }()
+	}
+	d.uploads.expire(ctx)
+	return nil
+}
+
+func (d *desk) view(ctx context.Context, m *nats.Msg) (any, error) {
+	host, ok := subjects.HostOf(m.Subject)
+	if !ok {
+		return nil, kbroker.Errorf(kbroker.Invalid, "no host in subject %q", m.Subject)
+	}
+	return d.store.HostView(ctx, host)
+}
+
+func (d *desk) report(ctx context.Context, m *nats.Msg) (any, error) {
+	var r kbroker.ReportRequest
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable report: %v", err)
+	}
+	if host, ok := subjects.HostOf(m.Subject); !ok || host != r.Host {
+		return nil, kbroker.Errorf(kbroker.Refused, "host %s reports on subject %q", r.Host, m.Subject)
+	}
+	return d.store.Report(ctx, r)
+}
+
+// api answers the reads of clients, instances and allocators.
+func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
+	verb, tenant, ok := subjects.ParseAPI(m.Subject)
+	if !ok {
+		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q is not one of a core's", m.Subject)
+	}
+	switch verb {
+	case subjects.VerbArtifactBegin:
+		return d.uploads.begin(ctx, tenant, d.cfg.Host, m.Data)
+	case subjects.VerbArtifactGet:
+		return d.serving.get(ctx, tenant, m.Data)
+	}
+	var r kbroker.ListRequest
+	if len(m.Data) > 0 {
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+	}
+	r.Tenant = tenant
+	v := d.read(ctx)
+	switch verb {
+	case subjects.VerbApps:
+		return appRows(v, r), nil
+	case subjects.VerbInstances:
+		return instanceRows(v, r, d.gone), nil
+	case subjects.VerbHosts:
+		return hostRows(v, d.sight()), nil
+	case subjects.VerbStatus:
+		return d.status(v), nil
+	case subjects.VerbVersion:
+		_, version, err := lookup(v, tenant, r.App)
+		return version, err
+	case subjects.VerbPlacement:
+		var k kbroker.PlacementRequest
+		if err := json.Unmarshal(m.Data, &k); err != nil {
+			return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+		p, ok := v.Placements[state.PlacementKey{Host: k.Host, Tenant: tenant, Instance: k.Instance}]
+		if !ok {
+			return nil, kbroker.Errorf(kbroker.NotFound, "instance %s is not placed on host %s", k.Instance, k.Host)
+		}
+		return p, nil
+	}
+	return nil, kbroker.Errorf(kbroker.Invalid, "a core does not know %q", verb)
+}
+
+// read is a barriered view, or what this core knows when the store cannot be
+// written: people must be able to look at a cluster that has lost its majority.
+func (d *desk) read(ctx context.Context) *state.View {
+	ctx, cancel := context.WithTimeout(ctx, readBarrier)
+	defer cancel()
+	if v, err := d.store.View(ctx); err == nil {
+		return v
+	}
+	return d.store.Peek()
+}
+
+// gone reports whether a host's agent is not there: what it reported is old.
+func (d *desk) gone(host kbroker.HostID) bool {
+	age, _, _ := d.heard.age(host)
+	return age >= d.cfg.Times.Suspect
+}
+
+// sight is what this core hears and knows of liveness.
+func (d *desk) sight() sight {
+	ask, _ := d.heard.leads(d.cfg.Times.Suspect)
+	return sight{age: d.heard.age, times: d.cfg.Times, leader: ask.Leader, current: d.cfg.Members().Current}
+}
+
+func (d *desk) status(v *state.View) kbroker.StatusReply {
+	m := d.cfg.Members()
+	ask, led := d.heard.leads(d.cfg.Times.Suspect)
+	out := kbroker.StatusReply{
+		ClusterID: d.cfg.ClusterID, Core: d.cfg.Host, Replicas: m.Replicas, Writable: m.Writable,
+		Apps: len(v.Apps), Alarms: []string{},
+	}
+	for _, row := range hostRows(v, d.sight()) {
+		up := row.State == kbroker.HostReady
+		out.Hosts++
+		if up {
+			out.HostsUp++
+		}
+		if row.Role == kbroker.RoleCore {
+			out.Cores++
+			if up {
+				out.CoresUp++
+			}
+		}
+		if row.State == kbroker.HostLost || row.State == kbroker.HostSuspect {
+			out.Alarms = append(out.Alarms, fmt.Sprintf("host %s is %s", row.Name, row.State))
+		}
+	}
+	for k := range v.Apps {
+		for _, row := range appRows(v, kbroker.ListRequest{Tenant: k.Tenant, App: k.App}) {
+			out.Instances += row.Wanted
+			out.Ready += row.Ready
+			if row.Rollout == kbroker.RolloutFailed {
+				out.Alarms = append(out.Alarms, fmt.Sprintf("app %s: version %d failed: %s", row.App, row.Version, row.Reason))
+			}
+		}
+	}
+	if led {
+		out.Leader = &ask.Leader
+		out.Alarms = append(out.Alarms, ask.Alarms...)
+	} else {
+		out.Alarms = append(out.Alarms, "no super leads; applications run on, changes wait")
+	}
+	if !m.Writable {
+		out.Alarms = append(out.Alarms, "the control store cannot be written; applications run on, changes wait")
+	}
+	return out
+}
+
+func respond(log *slog.Logger, m *nats.Msg, reply any) {
+	body, err := json.Marshal(reply)
+	if err != nil {
+		respondError(log, m, fmt.Errorf("marshal reply: %w", err))
+		return
+	}
+	respondMsg(log, m, &nats.Msg{Data: body})
+}
+
+func respondError(log *slog.Logger, m *nats.Msg, err error) {
+	e := errorOf(err)
+	body, mErr := json.Marshal(e)
+	if mErr != nil {
+		log.Error("cannot marshal an error", "err", mErr)
+		return
+	}
+	respondMsg(log, m, &nats.Msg{Data: body, Header: nats.Header{subjects.HeaderCode: {string(e.Code)}}})
+}
+
+func respondMsg(log *slog.Logger, m, reply *nats.Msg) {
+	if m.Reply == "" {
+		return
+	}
+	if err := m.RespondMsg(reply); err != nil {
+		log.Warn("cannot answer", "subject", m.Subject, "err", err)
+	}
+}

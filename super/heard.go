@@ -1,0 +1,140 @@
+package super
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// heard is whom this core has heard, and when, on its own boottime clock. It
+// also knows who leads: the leader names itself in its question.
+type heard struct {
+	host  kbroker.HostID
+	clock state.Clock
+	since time.Duration // when this process began to listen
+
+	mu     sync.Mutex
+	beats  map[kbroker.HostID]beat
+	leader leaderSeen
+}
+
+type beat struct {
+	at  time.Duration
+	msg kbroker.Heartbeat
+}
+
+type leaderSeen struct {
+	at time.Duration
+	heardAsk
+}
+
+// heardAsk is the leader's question.
+type heardAsk struct {
+	Leader kbroker.HostID `json:"leader"`
+	Epoch  uint64         `json:"epoch"`
+	Alarms []string       `json:"alarms,omitempty"`
+}
+
+func newHeard(host kbroker.HostID, clock state.Clock) *heard {
+	return &heard{host: host, clock: clock, since: clock(), beats: map[kbroker.HostID]beat{}}
+}
+
+func (h *heard) beat(m kbroker.Heartbeat) {
+	now := h.clock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.beats[m.Host] = beat{now, m}
+}
+
+// answer is this core's word on every host that it ever heard.
+func (h *heard) answer(ask heardAsk, current map[kbroker.HostID]bool) kbroker.HeardReply {
+	now := h.clock()
+	r := kbroker.HeardReply{
+		Core: h.host, Looking: now - h.since, Current: current,
+		Age: map[kbroker.HostID]time.Duration{}, Beat: map[kbroker.HostID]kbroker.Heartbeat{},
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if ask.Epoch >= h.leader.Epoch {
+		h.leader = leaderSeen{now, ask}
+	}
+	for host, b := range h.beats {
+		r.Age[host], r.Beat[host] = now-b.at, b.msg
+	}
+	return r
+}
+
+// age is how long ago this core heard a host; never: since it listens.
+func (h *heard) age(host kbroker.HostID) (age time.Duration, last kbroker.Heartbeat, ever bool) {
+	now := h.clock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b, ok := h.beats[host]
+	if !ok {
+		return now - h.since, kbroker.Heartbeat{}, false
+	}
+	return now - b.at, b.msg, true
+}
+
+// leads is who asked as the leader within the bound, if anybody.
+func (h *heard) leads(within time.Duration) (heardAsk, bool) {
+	now := h.clock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.leader.heardAsk, h.leader.Leader != "" && now-h.leader.at <= within
+}
+
+// hear starts to listen to heartbeats and to the leader's question; stop ends
+// it.
+func (s *Super) hear() (stop func(), err error) {
+	onBeat := func(m *nats.Msg) {
+		var b kbroker.Heartbeat
+		host, ok := subjects.HostOf(m.Subject)
+		if err := json.Unmarshal(m.Data, &b); err != nil || !ok || b.Host != host {
+			s.log.Warn("unreadable heartbeat", "subject", m.Subject, "err", err)
+			return
+		}
+		s.heard.beat(b)
+		if m.Reply == "" {
+			return
+		}
+		reply := kbroker.HeartbeatReply{Core: s.cfg.Host}
+		if store := s.store.Load(); store != nil {
+			reply.HeadRevision = store.HeadRevision(host)
+		}
+		for _, c := range s.Cores() {
+			reply.Clients = append(reply.Clients, c.Client)
+		}
+		respond(s.log, m, reply)
+	}
+	onAsk := func(m *nats.Msg) {
+		var ask heardAsk
+		if err := json.Unmarshal(m.Data, &ask); err != nil {
+			s.log.Warn("unreadable question", "subject", m.Subject, "err", err)
+			return
+		}
+		respond(s.log, m, s.heard.answer(ask, s.cfg.Members().Current))
+	}
+	var subs []*nats.Subscription
+	stop = func() {
+		for _, sub := range subs {
+			_ = sub.Unsubscribe() // the connection may be gone already
+		}
+	}
+	for subject, handle := range map[string]nats.MsgHandler{subjects.AllHeartbeats: onBeat, subjects.Heard: onAsk} {
+		sub, err := s.cfg.Conn.Subscribe(subject, handle)
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("subscribe %s: %w", subject, err)
+		}
+		subs = append(subs, sub)
+	}
+	return stop, nil
+}

@@ -1,0 +1,253 @@
+package super
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// roundEvery is the slow tick: a round comes at least this often.
+	roundEvery = time.Second
+	// gather is how long the leader waits for the cores' words.
+	gather = 400 * time.Millisecond
+	// stale is the age at which the cores' words count no more.
+	stale = 3 * time.Second
+	// commandTimeout bounds one write on behalf of a client.
+	commandTimeout = 10 * time.Second
+	// maxCommands bounds the writes that wait; further ones are Overloaded.
+	maxCommands = 256
+)
+
+// leader campaigns, and leads while it holds the lease.
+type leader struct {
+	*Super
+	store *state.Store
+}
+
+func newLeader(s *Super, store *state.Store) *leader { return &leader{s, store} }
+
+func (l *leader) run(ctx context.Context) error { return l.store.Lead(ctx, l.lead) }
+
+// lead runs rounds until ctx ends with the lease.
+func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
+	log := l.log.With("epoch", lease.Epoch())
+	log.Info("leading", "host", l.cfg.Host)
+	defer log.Info("not leading any more", "host", l.cfg.Host)
+
+	t := &term{leader: l, lease: lease, log: log, memory: newMemory()}
+	commands := make(chan *nats.Msg, maxCommands)
+	sub, err := l.cfg.Conn.Subscribe(subjects.SuperAll(), func(m *nats.Msg) {
+		select {
+		case commands <- m:
+		default:
+			respondError(log, m, kbroker.Errorf(kbroker.Overloaded, "more than %d writes are waiting", maxCommands))
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("subscribe %s: %w", subjects.SuperAll(), err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	asking.Go(func() { t.askAll(ctx) })
+
+	changed, stop := l.store.Changed()
+	defer stop()
+	tick := time.NewTicker(roundEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case m := <-commands:
+			t.command(ctx, m)
+		case <-changed:
+		case <-tick.C:
+		}
+		if err := t.round(ctx); err != nil && ctx.Err() == nil {
+			log.Warn("round failed; the next one plans again", "err", err)
+		}
+	}
+}
+
+// term is one time of leading.
+type term struct {
+	*leader
+	lease  *state.Leader
+	log    *slog.Logger
+	memory *memory
+
+	mu      sync.Mutex
+	answers []kbroker.HeardReply
+	askedAt time.Duration
+	alarms  []string
+}
+
+// round reads, judges, plans and commits once.
+func (t *term) round(ctx context.Context) error {
+	v, err := t.store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("view: %w", err)
+	}
+	w := t.world(v)
+	changes := Plan(w)
+	if len(changes) == 0 {
+		return nil
+	}
+	for _, c := range changes {
+		t.log.Info("plan", "change", c.String())
+	}
+	if err := t.lease.Commit(ctx, v, changes); err != nil {
+		return fmt.Errorf("commit %d changes: %w", len(changes), err)
+	}
+	return nil
+}
+
+// world is a view together with what this leader remembers and has heard.
+func (t *term) world(v *state.View) World {
+	now := t.cfg.Clock()
+	t.memory.see(v, now)
+	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now)}
+	verdict := Judge(v, h, t.cfg.Times)
+	t.mu.Lock()
+	t.alarms = verdict.Alarms
+	t.mu.Unlock()
+	return World{
+		View: v, Verdict: verdict, Self: t.cfg.Host, InState: h.InState,
+		ReadyFor: t.memory.readyFor(now), Stalled: t.memory.stalled(now), Now: time.Now().UTC(),
+	}
+}
+
+// lately returns the cores' words unless they are stale.
+func (t *term) lately(now time.Duration) []kbroker.HeardReply {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now-t.askedAt > stale {
+		return nil
+	}
+	return t.answers
+}
+
+// askAll asks every core, each second, whom it has heard; the question names
+// the leader, so that cores know who leads.
+func (t *term) askAll(ctx context.Context) {
+	tick := time.NewTicker(t.cfg.Times.Heartbeat)
+	defer tick.Stop()
+	for {
+		t.ask(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (t *term) ask(ctx context.Context) {
+	asked := t.cfg.Clock()
+	t.mu.Lock()
+	question := heardAsk{Leader: t.cfg.Host, Epoch: t.lease.Epoch(), Alarms: t.alarms}
+	t.mu.Unlock()
+	cores := 0
+	for _, h := range t.store.Peek().Hosts {
+		if h.Role == kbroker.RoleCore && h.State != kbroker.HostJoining {
+			cores++
+		}
+	}
+	inbox := t.cfg.Conn.NewRespInbox()
+	sub, err := t.cfg.Conn.SubscribeSync(inbox)
+	if err != nil {
+		t.log.Warn("cannot ask the cores", "err", err)
+		return
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	body, err := json.Marshal(question)
+	if err == nil {
+		err = t.cfg.Conn.PublishRequest(subjects.Heard, inbox, body)
+	}
+	if err != nil {
+		t.log.Warn("cannot ask the cores", "err", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, gather)
+	defer cancel()
+	byCore := map[kbroker.HostID]kbroker.HeardReply{}
+	for len(byCore) < max(cores, 1) {
+		m, err := sub.NextMsgWithContext(ctx)
+		if err != nil {
+			break // time is up: those who answered count
+		}
+		var r kbroker.HeardReply
+		if err := json.Unmarshal(m.Data, &r); err == nil && r.Core != "" {
+			byCore[r.Core] = r
+		}
+	}
+	answers := make([]kbroker.HeardReply, 0, len(byCore))
+	for _, r := range byCore {
+		answers = append(answers, r)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.answers, t.askedAt = answers, asked
+}
+
+// command does one write for a client and answers it.
+func (t *term) command(ctx context.Context, m *nats.Msg) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	reply, err := t.execute(ctx, m)
+	if err != nil {
+		respondError(t.log, m, err)
+		return
+	}
+	respond(t.log, m, reply)
+}
+
+// conflictRetries bounds how often a write is planned again because the world
+// moved between its view and its batch.
+const conflictRetries = 5
+
+func (t *term) execute(ctx context.Context, m *nats.Msg) (any, error) {
+	verb, tenant, ok := subjects.ParseAPI(m.Subject)
+	if !ok {
+		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q is not one of super's", m.Subject)
+	}
+	var err error
+	for range conflictRetries {
+		var v *state.View
+		if v, err = t.store.View(ctx); err != nil {
+			return nil, err
+		}
+		var d decision
+		if d, err = t.decide(ctx, v, verb, tenant, m.Data); err != nil {
+			return nil, err
+		}
+		if len(d.changes) == 0 {
+			return d.reply, nil
+		}
+		for _, c := range d.changes {
+			t.log.Info(verb, "change", c.String())
+		}
+		if err = t.lease.Commit(ctx, v, d.changes); err == nil {
+			return d.reply, nil
+		}
+		if !errors.Is(err, kbroker.Conflict) {
+			return nil, err
+		}
+	}
+	return nil, err
+}

@@ -1,0 +1,139 @@
+package super
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/spec"
+)
+
+// maxRefusals bounds the hosts that a refusal names.
+const maxRefusals = 5
+
+// usage is what instances reserve on a host. Whole numbers, so that a sum does
+// not depend on its order.
+type usage struct{ milliCPU, memoryBytes int64 }
+
+func usageOf(r kbroker.Resources) usage {
+	return usage{int64(math.Round(r.CPU * 1000)), r.MemoryBytes}
+}
+
+func (u usage) plus(v usage) usage {
+	return usage{u.milliCPU + v.milliCPU, u.memoryBytes + v.memoryBytes}
+}
+func (u usage) minus(v usage) usage {
+	return usage{u.milliCPU - v.milliCPU, u.memoryBytes - v.memoryBytes}
+}
+
+// seats are the hosts that may take more instances of one service.
+type seats struct {
+	draft *draft
+	need  usage
+	fit   []seat
+	unfit []string // hosts that never can, and why
+}
+
+type seat struct {
+	host kbroker.HostID
+	room usage // the whole host
+	same int   // instances of this service there; 0 when the service does not spread
+}
+
+// seats finds them: on lists the live instances of the service.
+func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
+	same := map[kbroker.HostID]int{}
+	if s.Spread != "none" {
+		for _, p := range on {
+			same[p.Host]++
+		}
+	}
+	out := &seats{draft: d, need: usageOf(s.Resources)}
+	for _, name := range slices.Sorted(maps.Keys(d.hosts)) {
+		h := d.hosts[name]
+		why := unfit(h, s)
+		switch {
+		case h.State == kbroker.HostJoining || h.State == kbroker.HostLost:
+			why = string(h.State)
+		case d.w.Verdict.States[name] == kbroker.HostSuspect:
+			why = string(kbroker.HostSuspect)
+		}
+		if why != "" {
+			out.unfit = append(out.unfit, string(name)+": "+why)
+			continue
+		}
+		out.fit = append(out.fit, seat{name, usageOf(h.Capacity), same[name]})
+	}
+	return out
+}
+
+// take returns the host that the next instance goes to: the fewest of the same
+// service first, then the emptiest by its scarcer resource, then by name. Empty:
+// none has room. The caller reserves.
+func (s *seats) take() kbroker.HostID {
+	best, bestLoad := -1, 0.0
+	for i, c := range s.fit {
+		used := s.draft.reserved[c.host]
+		after := used.plus(s.need)
+		if after.milliCPU > c.room.milliCPU || after.memoryBytes > c.room.memoryBytes {
+			continue
+		}
+		load := max(share(used.milliCPU, c.room.milliCPU), share(used.memoryBytes, c.room.memoryBytes))
+		if best < 0 || c.same < s.fit[best].same || c.same == s.fit[best].same && load < bestLoad {
+			best, bestLoad = i, load
+		}
+	}
+	if best < 0 {
+		return ""
+	}
+	s.fit[best].same++
+	return s.fit[best].host
+}
+
+// refusals says, host by host, why take found none.
+func (s *seats) refusals() string {
+	out := slices.Clone(s.unfit)
+	for _, c := range s.fit {
+		used := s.draft.reserved[c.host]
+		free := c.room.minus(used)
+		if s.need.milliCPU > free.milliCPU {
+			out = append(out, fmt.Sprintf("%s: needs %.2f cpu, %.2f are free", c.host, float64(s.need.milliCPU)/1000, float64(max(free.milliCPU, 0))/1000))
+		} else {
+			out = append(out, fmt.Sprintf("%s: needs %d MiB memory, %d MiB are free", c.host, s.need.memoryBytes>>20, max(free.memoryBytes, 0)>>20))
+		}
+	}
+	if n := len(out); n > maxRefusals {
+		out = append(out[:maxRefusals], fmt.Sprintf("and %d more hosts", n-maxRefusals))
+	}
+	if len(out) == 0 {
+		return "there is no host"
+	}
+	return strings.Join(out, "; ")
+}
+
+// unfit says why a host can never run s as it is, or "".
+func unfit(h kbroker.Host, s kbroker.Service) string {
+	if arch := h.Labels["arch"]; s.Artifact.Arch != "" && arch != s.Artifact.Arch {
+		return fmt.Sprintf("the program is built for %s, the host is %s", s.Artifact.Arch, arch)
+	}
+	for _, text := range s.Require {
+		c, err := spec.ParseConstraint(text)
+		if err != nil {
+			return err.Error()
+		}
+		if !c.Match(h.Labels) {
+			return "does not meet " + text
+		}
+	}
+	return ""
+}
+
+func share(used, of int64) float64 {
+	if of <= 0 {
+		return 1
+	}
+	return float64(used) / float64(of)
+}

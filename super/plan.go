@@ -1,0 +1,288 @@
+package super
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+// joinExpires is how long an admitted host may stay away before its admission
+// is taken back, so that it does not keep others out.
+const joinExpires = time.Minute
+
+// World is everything that Plan looks at.
+type World struct {
+	View    *state.View
+	Verdict Verdict
+	// Self is the leader's own host, which joins by being the leader.
+	Self kbroker.HostID
+	// InState is how long each host has had its recorded state.
+	InState map[kbroker.HostID]time.Duration
+	// ReadyFor is how long the leader has seen each instance ready without a
+	// break in the same incarnation.
+	ReadyFor map[state.PlacementKey]time.Duration
+	// Stalled is how long the leader has seen no progress in an app's rollout.
+	Stalled map[state.AppKey]time.Duration
+	// Now is the wall clock, for display fields only.
+	Now time.Time
+}
+
+// Plan returns the changes that turn what is recorded into what is wanted.
+// Pure: no clock, no I/O; the same answer for the same world; sorted. Planning
+// a world in which a plan was applied returns nothing.
+//
+// It never stops an instance because something is absent: only because its app
+// says so, because its host was judged lost, or because enough newer ones are
+// ready. No host is given more than its free capacity.
+func Plan(w World) []state.Change {
+	if w.Verdict.Blind {
+		return nil
+	}
+	d := newDraft(w)
+	d.judgeHosts()
+	d.dropConfirmed()
+	for _, k := range slices.SortedFunc(maps.Keys(d.apps), compareApps) {
+		d.planApp(k)
+	}
+	return d.changes()
+}
+
+// draft is the world as the plan would leave it.
+type draft struct {
+	w          World
+	hosts      map[kbroker.HostID]kbroker.Host
+	apps       map[state.AppKey]kbroker.AppRecord
+	placements map[state.PlacementKey]kbroker.Placement
+	reserved   map[kbroker.HostID]usage
+	byApp      map[state.AppKey][]state.PlacementKey
+}
+
+func newDraft(w World) *draft {
+	d := &draft{
+		w: w, hosts: maps.Clone(w.View.Hosts), apps: maps.Clone(w.View.Apps),
+		placements: maps.Clone(w.View.Placements), reserved: map[kbroker.HostID]usage{},
+		byApp: map[state.AppKey][]state.PlacementKey{},
+	}
+	if d.hosts == nil {
+		d.hosts = map[kbroker.HostID]kbroker.Host{}
+	}
+	if d.placements == nil {
+		d.placements = map[state.PlacementKey]kbroker.Placement{}
+	}
+	for k, p := range d.placements {
+		d.reserved[p.Host] = d.reserved[p.Host].plus(usageOf(p.Spec.Resources))
+		app := state.AppKey{Tenant: p.Tenant, App: p.App}
+		d.byApp[app] = append(d.byApp[app], k)
+	}
+	return d
+}
+
+// put places an instance, or changes one that is placed.
+func (d *draft) put(p kbroker.Placement) {
+	k := keyOf(p)
+	if was, ok := d.placements[k]; ok {
+		d.reserved[p.Host] = d.reserved[p.Host].minus(usageOf(was.Spec.Resources))
+	} else {
+		app := state.AppKey{Tenant: p.Tenant, App: p.App}
+		d.byApp[app] = append(d.byApp[app], k)
+	}
+	d.reserved[p.Host] = d.reserved[p.Host].plus(usageOf(p.Spec.Resources))
+	d.placements[k] = p
+}
+
+// judgeHosts records the verdict, what heartbeats say of the hosts, and the
+// joins that came to an end.
+func (d *draft) judgeHosts() {
+	if beat, ok := d.w.Verdict.Beats[d.w.Self]; ok {
+		if _, known := d.hosts[d.w.Self]; !known {
+			d.hosts[d.w.Self] = kbroker.Host{Name: d.w.Self, Role: beat.Role, State: kbroker.HostReady, Since: d.w.Now}
+		}
+	}
+	for name, host := range d.hosts {
+		beat, heard := d.w.Verdict.Beats[name]
+		to := host.State
+		switch verdict := d.w.Verdict.States[name]; {
+		case host.State == kbroker.HostJoining:
+			if heard && (host.Role == kbroker.RoleWorker || d.w.Verdict.Current[name]) {
+				to = kbroker.HostReady
+			} else if !heard && !d.w.Verdict.Current[name] && d.w.InState[name] > joinExpires {
+				delete(d.hosts, name)
+				continue
+			}
+		case verdict == kbroker.HostReady || verdict == kbroker.HostLost:
+			to = verdict
+		}
+		if to != host.State {
+			host.State, host.Since = to, d.w.Now
+		}
+		if heard && to == kbroker.HostReady {
+			host.Labels, host.Capacity, host.Client, host.Route = beat.Labels, beat.Capacity, beat.Client, beat.Route
+		}
+		d.hosts[name] = host
+	}
+}
+
+// dropConfirmed forgets tombstones whose exit the agent has confirmed, and
+// those of hosts that are no longer known.
+func (d *draft) dropConfirmed() {
+	for k, p := range d.placements {
+		status := d.w.View.Statuses[k]
+		_, known := d.hosts[k.Host]
+		if p.Stop && (!known || status.State == kbroker.StateExited && status.Epoch >= p.Epoch) {
+			d.reserved[p.Host] = d.reserved[p.Host].minus(usageOf(p.Spec.Resources))
+			delete(d.placements, k)
+		}
+	}
+}
+
+// planApp plans one app: its services and its allocator.
+func (d *draft) planApp(k state.AppKey) {
+	rec := d.apps[k]
+	version, ok := d.w.View.Versions[k][rec.Version]
+	if !ok {
+		return // written with the record, so it is there but unreadable: touch nothing
+	}
+	rec.Unplaced = nil
+	if rec.Stopped {
+		for _, p := range d.live(k, nil) {
+			d.stop(p, "app stopped")
+		}
+		rec.Rollout.State, rec.Rollout.Reason = kbroker.RolloutDone, ""
+		d.apps[k] = rec
+		return
+	}
+	lost := d.stopLost(k)
+	a := &appDraft{draft: d, key: k, rec: &rec, demand: d.w.View.Demands[k], lost: lost}
+	kept := map[kbroker.ServiceName]bool{}
+	for _, s := range append(slices.Clone(version.App.Services), AllocatorSpec()) {
+		kept[s.Name] = true
+		a.planService(s)
+	}
+	a.judgeRollout(version.App)
+	if rec.Rollout.State == kbroker.RolloutDone {
+		for _, p := range d.live(k, func(p kbroker.Placement) bool { return !kept[p.Service] }) {
+			d.stop(p, "service is not in the spec any more")
+		}
+	}
+	d.apps[k] = rec
+}
+
+// stopLost stops, on record, what ran on lost hosts, and returns how many
+// crashes in a row each had behind it, per service.
+func (d *draft) stopLost(k state.AppKey) map[kbroker.ServiceName][]int {
+	crashes := map[kbroker.ServiceName][]int{}
+	for _, p := range d.live(k, nil) {
+		if d.hosts[p.Host].State == kbroker.HostLost {
+			d.stop(p, "host "+string(p.Host)+" is lost")
+			crashes[p.Service] = append(crashes[p.Service], d.w.View.Statuses[keyOf(p)].Crashes)
+		}
+	}
+	return crashes
+}
+
+// live returns the app's placements that are not tombstones and pass keep (nil:
+// all), oldest first.
+func (d *draft) live(k state.AppKey, keep func(kbroker.Placement) bool) []kbroker.Placement {
+	var out []kbroker.Placement
+	for _, key := range d.byApp[k] {
+		if p, ok := d.placements[key]; ok && !p.Stop && (keep == nil || keep(p)) {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, byAge)
+	return out
+}
+
+// stop turns a placement into a tombstone.
+func (d *draft) stop(p kbroker.Placement, reason string) {
+	p.Stop, p.StopReason = true, reason
+	p.Epoch++
+	d.put(p)
+}
+
+// ready reports whether the instance answers, as far as its agent said.
+func (d *draft) ready(p kbroker.Placement) bool {
+	s := d.w.View.Statuses[keyOf(p)]
+	return s.State == kbroker.StateReady && s.Epoch == p.Epoch
+}
+
+// changes are the differences between the world and the draft, sorted.
+func (d *draft) changes() []state.Change {
+	var out []state.Change
+	for _, name := range slices.Sorted(maps.Keys(d.hosts)) {
+		if was, ok := d.w.View.Hosts[name]; !ok || !reflect.DeepEqual(was, d.hosts[name]) {
+			out = append(out, state.PutHost{Host: d.hosts[name]})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.w.View.Hosts)) {
+		if _, ok := d.hosts[name]; !ok {
+			out = append(out, state.DropHost{Host: name})
+		}
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(d.apps), compareApps) {
+		if !reflect.DeepEqual(d.w.View.Apps[k], d.apps[k]) {
+			out = append(out, state.PutApp{Record: d.apps[k]})
+		}
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(d.placements), comparePlacements) {
+		if was, ok := d.w.View.Placements[k]; !ok || !reflect.DeepEqual(was, d.placements[k]) {
+			out = append(out, state.PutPlacement{Placement: d.placements[k]})
+		}
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(d.w.View.Placements), comparePlacements) {
+		if _, ok := d.placements[k]; !ok {
+			out = append(out, state.DropPlacement{Key: k})
+		}
+	}
+	return out
+}
+
+func keyOf(p kbroker.Placement) state.PlacementKey {
+	return state.PlacementKey{Host: p.Host, Tenant: p.Tenant, Instance: p.Instance}
+}
+
+func compareApps(a, b state.AppKey) int {
+	return cmp.Or(cmp.Compare(a.Tenant, b.Tenant), cmp.Compare(a.App, b.App))
+}
+
+func comparePlacements(a, b state.PlacementKey) int {
+	return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Tenant, b.Tenant), compareInstances(a.Instance, b.Instance))
+}
+
+// compareInstances orders instances of one service by age: their names end in a
+// number that only grows.
+func compareInstances(a, b kbroker.InstanceID) int {
+	return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+}
+
+func byAge(a, b kbroker.Placement) int { return compareInstances(a.Instance, b.Instance) }
+
+func sortedHosts(v *state.View) []kbroker.Host {
+	return slices.SortedFunc(maps.Values(v.Hosts), func(a, b kbroker.Host) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// AllocatorSpec is the service that every app has beside its own: the app's
+// allocator, one active and one standby.
+func AllocatorSpec() kbroker.Service {
+	return kbroker.Service{
+		Name:      kbroker.AllocatorService,
+		Artifact:  kbroker.Artifact{Builtin: kbroker.BuiltinAllocator},
+		Count:     kbroker.Count{Min: 2, Max: 2},
+		Resources: kbroker.Resources{CPU: 0.02, MemoryBytes: 32 << 20},
+		Health:    kbroker.Health{Ready: kbroker.HealthSDK, Interval: time.Second},
+		Update:    kbroker.Update{Parallel: 1, MinHealthy: time.Second, Deadline: 2 * time.Minute},
+		Stop:      kbroker.Stop{Signal: "SIGTERM", Grace: 5 * time.Second},
+		Spread:    "host",
+	}
+}
+
+// instanceName is the name of an app's n-th instance.
+func instanceName(k state.AppKey, service kbroker.ServiceName, n int) kbroker.InstanceID {
+	return kbroker.InstanceID(fmt.Sprintf("%s-%s-%d", k.App, service, n))
+}

@@ -1,0 +1,415 @@
+package super
+
+import (
+	"fmt"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+func TestPlanFirstVersion(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.round()
+	for host, ps := range c.live() {
+		if len(ps) != 1 {
+			t.Errorf("host %s has %d instances of a service that spreads over three hosts, want 1", host, len(ps))
+		}
+	}
+	if n := c.count(); n != 3 {
+		t.Errorf("%d instances are placed at once, want 3", n)
+	}
+	allocators := map[kbroker.HostID]bool{}
+	for k, p := range c.view.Placements {
+		if p.Service == kbroker.AllocatorService {
+			allocators[k.Host] = true
+		}
+	}
+	if len(allocators) != 2 {
+		t.Errorf("the active and the standby allocator are on %d hosts, want 2", len(allocators))
+	}
+	if got := c.view.Apps[webKey].Rollout.State; got != kbroker.RolloutRunning {
+		t.Errorf("rollout is %s before anything is ready, want running", got)
+	}
+	c.settle()
+	if got := c.view.Apps[webKey].Rollout.State; got != kbroker.RolloutDone {
+		t.Errorf("rollout is %s after all are ready, want done", got)
+	}
+}
+
+func TestPlanRollsOneAtATimeAndNeverBelowCount(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	next := service(3)
+	next.Artifact.SHA256 = "two"
+	c.deploy(next)
+	for i := 0; c.view.Apps[webKey].Rollout.State == kbroker.RolloutRunning; i++ {
+		if i > 100 {
+			t.Fatal("the rollout does not end")
+		}
+		c.step()
+		if ready := c.readyCount(); ready < 3 {
+			t.Fatalf("second %d: %d instances answer during a rollout, want 3 or more", i, ready)
+		}
+		fresh := 0
+		for k, p := range c.view.Placements {
+			if p.Version == 2 && p.Service == "web" && !p.Stop && c.view.Statuses[k].State != kbroker.StateReady {
+				fresh++
+			}
+		}
+		if fresh > 1 {
+			t.Fatalf("second %d: %d new instances start at a time, want 1", i, fresh)
+		}
+	}
+	c.settle()
+	for _, ps := range c.live() {
+		for _, p := range ps {
+			if p.Version != 2 {
+				t.Errorf("instance %s still has version %d", p.Instance, p.Version)
+			}
+		}
+	}
+	if n := c.count(); n != 3 {
+		t.Errorf("%d instances after the rollout, want 3", n)
+	}
+}
+
+func TestPlanFailedRolloutKeepsTheOldInstances(t *testing.T) {
+	for _, rollback := range []bool{false, true} {
+		t.Run(fmt.Sprintf("auto_rollback %t", rollback), func(t *testing.T) {
+			c := newCluster(t, 3)
+			c.deploy(service(3))
+			c.settle()
+			bad := service(3)
+			bad.Artifact.SHA256, bad.Update.AutoRollback = "bad", rollback
+			c.broken[2] = true
+			c.deploy(bad)
+			for range 200 {
+				c.step()
+				if ready := c.readyCount(); ready < 3 {
+					t.Fatalf("%d instances answer while a rollout fails, want 3", ready)
+				}
+			}
+			rec := c.view.Apps[webKey]
+			if rollback {
+				if rec.Version != 1 || rec.Rollout.State != kbroker.RolloutDone || !strings.Contains(rec.Rollout.Reason, "version 2 failed") {
+					t.Errorf("record is %+v, want version 1, done, and a reason that names version 2", rec)
+				}
+				if n := c.count(); n != 3 {
+					t.Errorf("%d instances after the way back, want 3", n)
+				}
+				return
+			}
+			if rec.Version != 2 || rec.Rollout.State != kbroker.RolloutFailed || !strings.Contains(rec.Rollout.Reason, "exit code 1") {
+				t.Errorf("record is %+v, want version 2, failed, and the reason of the instance", rec)
+			}
+		})
+	}
+}
+
+func TestPlanReplacesWhatALostHostRan(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	c.down["h2"] = true
+	for s := 1; s <= 5; s++ {
+		c.step()
+		if s < 5 && c.count() != 3 {
+			t.Fatalf("after %d s of silence: %d live placements, want 3: nothing moves before the bound", s, c.count())
+		}
+	}
+	if got := c.view.Hosts["h2"].State; got != kbroker.HostLost {
+		t.Fatalf("h2 is %s after 5 s, want lost", got)
+	}
+	if ps := c.live()["h2"]; len(ps) != 0 {
+		t.Errorf("h2 is lost and still has %d placements", len(ps))
+	}
+	if c.count() != 3 {
+		t.Errorf("%d instances are placed elsewhere, want 3", c.count())
+	}
+	tombstones := 0
+	for k, p := range c.view.Placements {
+		if k.Host == "h2" && p.Stop {
+			tombstones++
+		}
+	}
+	if tombstones == 0 {
+		t.Error("what the lost host may still run has no tombstone")
+	}
+	c.down["h2"] = false
+	c.settle()
+	for k := range c.view.Placements {
+		if k.Host == "h2" {
+			t.Errorf("%s is still recorded on h2 after its agent confirmed the exit", k.Instance)
+		}
+	}
+	if c.view.Hosts["h2"].State != kbroker.HostReady {
+		t.Errorf("h2 returned and is %s, want ready", c.view.Hosts["h2"].State)
+	}
+}
+
+func TestPlanFreezesBeyondTheShare(t *testing.T) {
+	c := newCluster(t, 4)
+	c.deploy(service(4))
+	c.settle()
+	c.down["h1"] = true
+	for range 10 {
+		c.step()
+	}
+	if c.view.Hosts["h1"].State != kbroker.HostLost {
+		t.Fatalf("h1 is %s, want lost", c.view.Hosts["h1"].State)
+	}
+	before := fmt.Sprint(c.live()["h2"])
+	c.silent["h2"] = time.Minute // silent, though its core answers
+	w := c.world()
+	if w.Verdict.Frozen == "" || len(w.Verdict.Alarms) == 0 {
+		t.Error("two of four hosts are silent: want a freeze and an alarm")
+	}
+	c.apply(Plan(w))
+	if after := fmt.Sprint(c.live()["h2"]); after != before {
+		t.Errorf("h2's placements changed during a freeze:\nbefore %s\nafter  %s", before, after)
+	}
+}
+
+func TestPlanWithoutAMajorityDoesNothing(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	c.deploy(service(5))
+	c.down["h2"], c.down["h3"] = true, true
+	if changes := c.round(); len(changes) != 0 {
+		t.Errorf("one of three cores answers: planned %v, want nothing", changes)
+	}
+}
+
+func TestPlanScalesInPlace(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	names := map[kbroker.InstanceID]bool{}
+	for _, ps := range c.live() {
+		for _, p := range ps {
+			names[p.Instance] = true
+		}
+	}
+	c.deploy(service(5))
+	c.settle()
+	kept := 0
+	for _, ps := range c.live() {
+		for _, p := range ps {
+			if p.Version != 2 {
+				t.Errorf("%s shows version %d, want 2", p.Instance, p.Version)
+			}
+			if names[p.Instance] {
+				kept++
+			}
+		}
+	}
+	if kept != 3 || c.count() != 5 {
+		t.Errorf("scaled 3 to 5: %d instances, %d of them kept; want 5, 3", c.count(), kept)
+	}
+	c.deploy(service(1))
+	c.settle()
+	if c.count() != 1 {
+		t.Errorf("scaled to 1: %d instances", c.count())
+	}
+}
+
+func TestPlanLeavesPendingWhatDoesNotFit(t *testing.T) {
+	c := newCluster(t, 2)
+	s := service(5)
+	s.Resources.CPU = 0.9
+	c.deploy(s)
+	c.settle()
+	rec := c.view.Apps[webKey]
+	if c.count() != 4 || len(rec.Unplaced) != 1 || rec.Unplaced[0].Count != 1 || !strings.Contains(rec.Unplaced[0].Reason, "cpu") {
+		t.Errorf("%d placed, unplaced %+v; want 4 placed and 1 that needs cpu", c.count(), rec.Unplaced)
+	}
+	for range 61 {
+		c.step()
+	}
+	if got := c.view.Apps[webKey].Rollout; got.State != kbroker.RolloutFailed || !strings.Contains(got.Reason, "cpu") {
+		t.Errorf("rollout is %+v at its deadline, want failed for want of cpu", got)
+	}
+}
+
+func TestPlanMakesRoomWhenHostsAreFull(t *testing.T) {
+	c := newCluster(t, 2)
+	s := service(2)
+	s.Resources.CPU = 1.5
+	c.deploy(s)
+	c.settle()
+	s.Artifact.SHA256 = "two"
+	c.deploy(s)
+	for i := 0; c.view.Apps[webKey].Rollout.State == kbroker.RolloutRunning && i < 100; i++ {
+		c.step()
+		if c.readyCount() < 1 {
+			t.Fatal("no instance answers during a rollout on full hosts, want at least 1")
+		}
+	}
+	if got := c.view.Apps[webKey].Rollout; got.State != kbroker.RolloutDone {
+		t.Errorf("rollout on full hosts is %+v, want done", got)
+	}
+}
+
+func TestPlanStopsAStoppedApp(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	rec := c.view.Apps[webKey]
+	rec.Stopped = true
+	c.apply([]state.Change{state.PutApp{Record: rec}})
+	c.settle()
+	if len(c.view.Placements) != 0 {
+		t.Errorf("a stopped app has %d placements left", len(c.view.Placements))
+	}
+	if _, ok := c.view.Versions[webKey][1]; !ok {
+		t.Error("a stopped app lost its version")
+	}
+}
+
+// TestPlanProperties drives a cluster through random events and holds, after
+// every round, what Plan promises.
+func TestPlanProperties(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		hosts := rapid.IntRange(1, 6).Draw(r, "hosts")
+		c := newCluster(t, hosts)
+		sha := 0
+		names := []kbroker.HostID{}
+		for i := range hosts {
+			names = append(names, kbroker.HostID(fmt.Sprintf("h%d", i+1)))
+		}
+		for range rapid.IntRange(1, 25).Draw(r, "steps") {
+			switch rapid.SampledFrom([]string{"deploy", "deploy", "down", "up", "wait", "wait", "demand", "stop", "forget"}).Draw(r, "event") {
+			case "deploy":
+				s := service(rapid.IntRange(0, 8).Draw(r, "count"))
+				s.Count.Max += rapid.IntRange(0, 3).Draw(r, "more")
+				s.Resources.CPU = rapid.SampledFrom([]float64{0.1, 0.3, 0.9}).Draw(r, "cpu")
+				s.Update.Parallel = rapid.IntRange(1, 3).Draw(r, "parallel")
+				s.Update.AutoRollback = rapid.Bool().Draw(r, "rollback")
+				if rapid.Bool().Draw(r, "new") {
+					sha++
+				}
+				s.Artifact.SHA256 = fmt.Sprint(sha)
+				if rapid.Bool().Draw(r, "constrained") {
+					s.Require = []string{"host != h1"}
+				}
+				c.broken[c.view.Apps[webKey].Latest+1] = rapid.IntRange(0, 4).Draw(r, "broken") == 0
+				c.deploy(s)
+			case "down":
+				c.down[rapid.SampledFrom(names).Draw(r, "host")] = true
+			case "up":
+				c.down[rapid.SampledFrom(names).Draw(r, "host")] = false
+			case "wait":
+				for range rapid.IntRange(1, 70).Draw(r, "seconds") {
+					c.step()
+				}
+			case "demand":
+				c.apply([]state.Change{state.PutDemand{Demand: kbroker.Demand{
+					Tenant: tenant, App: webKey.App, Wanted: map[kbroker.ServiceName]int{"web": rapid.IntRange(0, 12).Draw(r, "wanted")},
+				}}})
+			case "stop":
+				if rec, ok := c.view.Apps[webKey]; ok {
+					rec.Stopped = rapid.Bool().Draw(r, "stopped")
+					c.apply([]state.Change{state.PutApp{Record: rec}})
+				}
+			case "forget": // reports are lost: absence, on which nobody may act
+				before := livePlacements(c)
+				clear(c.view.Statuses)
+				c.memory = newMemory()
+				c.round()
+				for k := range before {
+					if p, ok := c.view.Placements[k]; !ok || p.Stop && p.StopReason != "scaled down" && !strings.Contains(p.StopReason, "is lost") &&
+						!strings.HasPrefix(p.StopReason, "replaced") && p.StopReason != "app stopped" && !strings.HasPrefix(p.StopReason, "makes room") {
+						r.Fatalf("%s was stopped when its report was lost: %+v", k.Instance, p)
+					}
+				}
+			}
+			checkRound(r, c)
+		}
+	})
+}
+
+func livePlacements(c *cluster) map[state.PlacementKey]bool {
+	out := map[state.PlacementKey]bool{}
+	for k, p := range c.view.Placements {
+		if !p.Stop {
+			out[k] = true
+		}
+	}
+	return out
+}
+
+// checkRound plans once and holds the promises of Plan.
+func checkRound(r *rapid.T, c *cluster) {
+	w := c.world()
+	before := c.view.Placements
+	first := Plan(w)
+	if again := Plan(w); !reflect.DeepEqual(first, again) {
+		r.Fatalf("two plans of one world differ:\n%v\n%v", first, again)
+	}
+	fresh := map[state.PlacementKey]bool{}
+	for _, change := range first {
+		if p, ok := change.(state.PutPlacement); ok {
+			if _, existed := before[keyOf(p.Placement)]; !existed {
+				fresh[keyOf(p.Placement)] = true
+			}
+		}
+	}
+	c.apply(first)
+	// A second plan may go on (a rollback was decided, tombstones made room),
+	// but it must come to rest without anything new being seen.
+	for i := 0; ; i++ {
+		next := Plan(c.world())
+		if len(next) == 0 {
+			break
+		}
+		if i > 3 {
+			r.Fatalf("planning an applied plan does not come to rest: %v", next)
+		}
+		c.apply(next)
+	}
+	used := map[kbroker.HostID]float64{}
+	for k, p := range c.view.Placements {
+		used[k.Host] += p.Spec.Resources.CPU
+		if !fresh[k] {
+			continue
+		}
+		host := c.view.Hosts[k.Host]
+		if host.State != kbroker.HostReady || w.Verdict.States[k.Host] == kbroker.HostSuspect {
+			r.Fatalf("%s was placed on host %s, which is %s", k.Instance, k.Host, host.State)
+		}
+		if why := unfit(host, p.Spec); why != "" {
+			r.Fatalf("%s was placed on host %s, which %s", k.Instance, k.Host, why)
+		}
+	}
+	for host, cpu := range used {
+		if limit := c.view.Hosts[host].Capacity.CPU; math.Round(cpu*1000) > math.Round(limit*1000) {
+			r.Fatalf("host %s has %.3f cpu reserved of %.3f", host, cpu, limit)
+		}
+	}
+	for k, rec := range c.view.Apps {
+		if rec.Stopped || w.Verdict.Blind || rec.Rollout.State == kbroker.RolloutFailed {
+			continue // nothing is planned, or the rollout stands where it stopped
+		}
+		for _, s := range c.view.Versions[k][rec.Version].App.Services {
+			live := 0
+			for _, p := range c.view.Placements {
+				if p.Service == s.Name && !p.Stop && p.Template == kbroker.Template(s) {
+					live++
+				}
+			}
+			if live > wanted(s, c.view.Demands[k]) {
+				r.Fatalf("%d live instances of the wanted version, at most %d are wanted", live, wanted(s, c.view.Demands[k]))
+			}
+		}
+	}
+}

@@ -1,0 +1,174 @@
+package super
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+// sight is what a core sees of liveness when it answers a read.
+type sight struct {
+	age     func(kbroker.HostID) (time.Duration, kbroker.Heartbeat, bool)
+	times   state.Times
+	leader  kbroker.HostID // who led a moment ago; empty: nobody
+	current map[kbroker.HostID]bool
+}
+
+// maxUnplacedRows bounds the rows for instances that have no host.
+const maxUnplacedRows = 100
+
+// instanceRows are the rows of `ps`: what is wanted, what still runs and, with
+// All, what has ended. gone says that a host's agent is not there.
+func instanceRows(v *state.View, r kbroker.ListRequest, gone func(kbroker.HostID) bool) []kbroker.InstanceRow {
+	out := []kbroker.InstanceRow{}
+	shows := func(tenant kbroker.TenantID, app kbroker.AppName) bool {
+		return tenant == r.Tenant && (r.App == "" || r.App == app)
+	}
+	for k, p := range v.Placements {
+		if !shows(p.Tenant, p.App) {
+			continue
+		}
+		row := placedRow(p, v.Statuses[k], gone(p.Host))
+		if p.Stop && row.State == kbroker.StateExited && !r.All {
+			continue
+		}
+		out = append(out, row)
+	}
+	for k, s := range v.Statuses {
+		if _, placed := v.Placements[k]; r.All && !placed && shows(s.Tenant, s.App) {
+			out = append(out, statusRow(s, s.State))
+		}
+	}
+	slices.SortFunc(out, func(a, b kbroker.InstanceRow) int {
+		return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Service, b.Service), compareInstances(*a.Instance, *b.Instance), cmp.Compare(*a.Host, *b.Host))
+	})
+	for _, k := range slices.SortedFunc(maps.Keys(v.Apps), compareApps) {
+		if !shows(k.Tenant, k.App) {
+			continue
+		}
+		for _, u := range v.Apps[k].Unplaced {
+			for range min(u.Count, maxUnplacedRows) {
+				out = append(out, kbroker.InstanceRow{
+					Tenant: k.Tenant, App: k.App, Service: u.Service, State: kbroker.StatePending,
+					Version: v.Apps[k].Version, Message: u.Reason,
+				})
+			}
+		}
+	}
+	return out
+}
+
+// placedRow joins what is wanted with what was reported of it.
+func placedRow(p kbroker.Placement, s kbroker.Status, gone bool) kbroker.InstanceRow {
+	if s.State == "" {
+		s = kbroker.Status{State: kbroker.StatePending}
+	}
+	s.Tenant, s.App, s.Service, s.Instance, s.Host, s.Version = p.Tenant, p.App, p.Service, p.Instance, p.Host, p.Version
+	shown := s.State
+	switch {
+	case shown == kbroker.StateExited && (!p.Stop || s.Epoch < p.Epoch):
+		shown = kbroker.StatePending // wanted again, not reported yet
+	case gone && s.PID != 0:
+		shown = kbroker.StateUnmanaged
+	case p.Stop && shown != kbroker.StateExited:
+		shown = kbroker.StateDraining
+	}
+	row := statusRow(s, shown)
+	if p.Stop && row.Message == "" {
+		row.Message = p.StopReason
+	}
+	if shown == kbroker.StateUnmanaged {
+		row.Message = "the agent of host " + string(p.Host) + " is not there; last known: " + string(s.State)
+	}
+	return row
+}
+
+func statusRow(s kbroker.Status, shown kbroker.InstanceState) kbroker.InstanceRow {
+	row := kbroker.InstanceRow{
+		Tenant: s.Tenant, App: s.App, Service: s.Service, Instance: &s.Instance, Host: &s.Host,
+		State: shown, Restarts: s.Restarts, Version: s.Version, Exit: s.Exit, Message: s.Message,
+	}
+	if s.PID > 0 {
+		row.PID = &s.PID
+	}
+	if !s.StartedAt.IsZero() {
+		at := s.StartedAt.UTC()
+		row.StartedAt = &at
+	}
+	return row
+}
+
+// hostRows are the rows of `hosts`.
+func hostRows(v *state.View, see sight) []kbroker.HostRow {
+	out := []kbroker.HostRow{}
+	for _, h := range sortedHosts(v) {
+		row := kbroker.HostRow{
+			Name: h.Name, Role: h.Role, State: h.State, Super: h.Name == see.leader,
+			Capacity: h.Capacity, Labels: h.Labels, Client: h.Client,
+		}
+		if row.Labels == nil {
+			row.Labels = map[string]string{}
+		}
+		age, beat, ever := see.age(h.Name)
+		if ever {
+			ago := age.Seconds()
+			row.HeardAgo, row.Version = &ago, beat.Version
+			if beat.PID > 0 {
+				row.PID = &beat.PID
+			}
+		}
+		if h.State == kbroker.HostReady && age >= see.times.Suspect {
+			row.State = kbroker.HostSuspect
+		}
+		if age >= see.times.Suspect {
+			row.PID = nil // that process is not there
+		}
+		var used usage
+		for k, p := range v.Placements {
+			if k.Host == h.Name && !p.Stop {
+				row.Instances++
+				used = used.plus(usageOf(p.Spec.Resources))
+			}
+		}
+		row.Reserved = kbroker.Resources{CPU: float64(used.milliCPU) / 1000, MemoryBytes: used.memoryBytes}
+		out = append(out, row)
+	}
+	return out
+}
+
+// appRows are the rows of `apps`.
+func appRows(v *state.View, r kbroker.ListRequest) []kbroker.AppRow {
+	out := []kbroker.AppRow{}
+	for _, k := range slices.SortedFunc(maps.Keys(v.Apps), compareApps) {
+		if k.Tenant != r.Tenant || r.App != "" && r.App != k.App {
+			continue
+		}
+		rec := v.Apps[k]
+		row := kbroker.AppRow{
+			Tenant: k.Tenant, App: k.App, Version: rec.Version, Stopped: rec.Stopped, Services: []string{},
+			Rollout: rec.Rollout.State, Reason: rec.Rollout.Reason, Unplaced: rec.Unplaced,
+		}
+		app := v.Versions[k][rec.Version].App
+		templates := map[kbroker.ServiceName]string{}
+		for _, s := range app.Services {
+			row.Services = append(row.Services, string(s.Name))
+			templates[s.Name] = kbroker.Template(s)
+			if !rec.Stopped {
+				row.Wanted += wanted(s, v.Demands[k])
+			}
+		}
+		for pk, p := range v.Placements {
+			t, ok := templates[p.Service]
+			s := v.Statuses[pk]
+			if ok && p.Tenant == k.Tenant && p.App == k.App && !p.Stop && p.Template == t && s.State == kbroker.StateReady && s.Epoch == p.Epoch {
+				row.Ready++
+			}
+		}
+		out = append(out, row)
+	}
+	return out
+}

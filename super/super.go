@@ -1,0 +1,172 @@
+// Package super is the manager of all processes of the system.
+//
+// Every core runs a Super. Always, it hears the heartbeats of all hosts and
+// answers agents (views, reports) and clients (reads, artifacts). One of them
+// at a time holds the super lease and leads: it alone takes writes, judges
+// hosts, and turns what is wanted into placements.
+//
+//	       lease taken                    lease lost or ctx ends
+//	waiting -----------> leading: round, round, ... -------------> waiting
+//	                       |  view (barriered) + heard (a majority's word)
+//	                       |  Judge   -> which hosts are ready, suspect, lost
+//	                       |  Plan    -> changes          (pure)
+//	                       v  Commit  -> one fenced batch
+//
+// Invariants: nothing is stopped because something is absent, a stop is a
+// record; a round that cannot hear a majority of the cores moves nothing; the
+// only writes are batches behind the lease.
+package super
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+// Members is what the broker of this core knows of the broker's cores.
+type Members struct {
+	Known    bool // a meta leader is known
+	Current  map[kbroker.HostID]bool
+	Replicas int // of the stream with the fewest
+	Writable bool
+}
+
+// Config of a Super.
+type Config struct {
+	Host      kbroker.HostID
+	Process   string // this start of the agent
+	Earlier   string // an earlier start of it, see state.Config
+	ClusterID string
+	Found     bool   // this host founded the cluster: it makes the buckets
+	Dir       string // for uploads and for artifacts that it hands out; created
+	Conn      *nats.Conn
+	Members   func() Members
+	Times     state.Times
+	Clock     state.Clock // nil: state.Boottime
+	Log       *slog.Logger
+}
+
+// Super is the part of kbroker_super that runs on one core.
+type Super struct {
+	cfg   Config
+	log   *slog.Logger
+	heard *heard
+	store atomic.Pointer[state.Store] // nil until the broker answers
+}
+
+// New returns a Super; Run does everything.
+func New(cfg Config) (*Super, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = state.Boottime
+	}
+	if cfg.Host == "" || cfg.Conn == nil || cfg.Dir == "" || cfg.Members == nil {
+		return nil, fmt.Errorf("super needs a host, a connection, a directory and the broker's members")
+	}
+	if cfg.Times == (state.Times{}) {
+		cfg.Times = state.Tuned
+	}
+	return &Super{cfg: cfg, log: cfg.Log, heard: newHeard(cfg.Host, cfg.Clock)}, nil
+}
+
+// openRetry is the pause between attempts to open a store that has no leader yet.
+const openRetry = 100 * time.Millisecond
+
+// Run hears, answers and campaigns until ctx ends, then returns nil.
+// Heartbeats are heard from the first moment, before the store can be opened.
+func (s *Super) Run(ctx context.Context) error {
+	stop, err := s.hear()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	store, err := s.open(ctx)
+	if err != nil || store == nil {
+		return err
+	}
+	s.store.Store(store)
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var all sync.WaitGroup
+	errs := make(chan error, 3)
+	run := func(name string, part func(context.Context) error) {
+		all.Go(func() {
+			if err := part(ctx); err != nil {
+				errs <- fmt.Errorf("%s: %w", name, err)
+			}
+			cancel()
+		})
+	}
+	run("store", store.Run)
+	run("desk", newDesk(s, store).run)
+	run("leader", func(ctx context.Context) error { return newLeader(s, store).run(ctx) })
+	all.Wait()
+	select {
+	case err := <-errs:
+		return err
+	default:
+		return nil
+	}
+}
+
+// open returns the store, or nil when ctx ended before the broker could.
+func (s *Super) open(ctx context.Context) (*state.Store, error) {
+	var last string
+	for {
+		store, err := s.tryOpen(ctx)
+		if err == nil {
+			return store, nil
+		}
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+		if err.Error() != last {
+			last = err.Error()
+			s.log.Info("waiting for the control store", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(openRetry):
+		}
+	}
+}
+
+func (s *Super) tryOpen(ctx context.Context) (*state.Store, error) {
+	if s.cfg.Found {
+		if err := state.Found(ctx, s.cfg.Conn); err != nil {
+			return nil, err
+		}
+	}
+	return state.Open(ctx, state.Config{
+		Conn: s.cfg.Conn, Host: s.cfg.Host, Process: s.cfg.Process, Earlier: s.cfg.Earlier,
+		Times: s.cfg.Times, Clock: s.cfg.Clock, Log: s.log.With("part", "store"),
+	})
+}
+
+// Cores are the members of the cluster that run a broker, as the store has
+// them; nil until it is open.
+func (s *Super) Cores() []kbroker.CoreAddr {
+	store := s.store.Load()
+	if store == nil {
+		return nil
+	}
+	var out []kbroker.CoreAddr
+	for _, h := range sortedHosts(store.Peek()) {
+		if h.Role == kbroker.RoleCore && h.State != kbroker.HostJoining && h.Client != "" {
+			out = append(out, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
+		}
+	}
+	return out
+}

@@ -1,0 +1,201 @@
+package super
+
+import (
+	"fmt"
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+const tenant = kbroker.DefaultTenant
+
+// cluster is a small true model of what surrounds Plan: a store that applies
+// changes, agents that obey placements, and a clock.
+type cluster struct {
+	t      testing.TB
+	view   state.View
+	down   map[kbroker.HostID]bool
+	broken map[int]bool // versions whose instances never become ready
+	memory *memory
+	now    time.Duration
+	silent map[kbroker.HostID]time.Duration
+}
+
+func newCluster(t testing.TB, hosts int) *cluster {
+	c := &cluster{
+		t: t, down: map[kbroker.HostID]bool{}, broken: map[int]bool{}, memory: newMemory(), now: time.Hour,
+		silent: map[kbroker.HostID]time.Duration{},
+		view: state.View{
+			Apps: map[state.AppKey]kbroker.AppRecord{}, Versions: map[state.AppKey]map[int]kbroker.AppVersion{},
+			Placements: map[state.PlacementKey]kbroker.Placement{}, Hosts: map[kbroker.HostID]kbroker.Host{},
+			Demands: map[state.AppKey]kbroker.Demand{}, Statuses: map[state.PlacementKey]kbroker.Status{},
+		},
+	}
+	for i := range hosts {
+		name := kbroker.HostID(fmt.Sprintf("h%d", i+1))
+		c.view.Hosts[name] = kbroker.Host{
+			Name: name, Role: kbroker.RoleCore, State: kbroker.HostReady,
+			Labels:   map[string]string{"arch": "amd64", "host": string(name)},
+			Capacity: kbroker.Resources{CPU: 2, MemoryBytes: 8 << 30},
+		}
+	}
+	return c
+}
+
+func service(count int) kbroker.Service {
+	return kbroker.Service{
+		Name: "web", Artifact: kbroker.Artifact{SHA256: "one", Arch: "amd64"}, Count: kbroker.Count{Min: count, Max: count},
+		Resources: kbroker.Resources{CPU: 0.1, MemoryBytes: 64 << 20}, Spread: "host",
+		Update: kbroker.Update{Parallel: 1, MinHealthy: 2 * time.Second, Deadline: time.Minute},
+	}
+}
+
+var webKey = state.AppKey{Tenant: tenant, App: "shop"}
+
+// deploy makes the services the next version of the app.
+func (c *cluster) deploy(services ...kbroker.Service) {
+	d := newVersion(webKey, c.view.Apps[webKey], kbroker.App{Name: webKey.App, Services: services}, "deploy", time.Time{})
+	c.apply(d.changes)
+}
+
+// apply is what the store does with a batch.
+func (c *cluster) apply(changes []state.Change) {
+	for _, change := range changes {
+		switch x := change.(type) {
+		case state.PutApp:
+			c.view.Apps[state.AppKey{Tenant: x.Record.Tenant, App: x.Record.App}] = x.Record
+		case state.PutVersion:
+			k := state.AppKey{Tenant: x.Version.Tenant, App: x.Version.App.Name}
+			if c.view.Versions[k] == nil {
+				c.view.Versions[k] = map[int]kbroker.AppVersion{}
+			}
+			c.view.Versions[k][x.Version.Version] = x.Version
+		case state.PutPlacement:
+			c.view.Placements[keyOf(x.Placement)] = x.Placement
+		case state.DropPlacement:
+			delete(c.view.Placements, x.Key)
+		case state.PutHost:
+			c.view.Hosts[x.Host.Name] = x.Host
+		case state.DropHost:
+			delete(c.view.Hosts, x.Host)
+		case state.PutDemand:
+			c.view.Demands[state.AppKey{Tenant: x.Demand.Tenant, App: x.Demand.App}] = x.Demand
+		default:
+			c.t.Fatalf("unknown change %T", change)
+		}
+	}
+}
+
+// world is what the leader would see now.
+func (c *cluster) world() World {
+	v := c.view
+	v.Apps, v.Placements, v.Hosts = maps.Clone(v.Apps), maps.Clone(v.Placements), maps.Clone(v.Hosts)
+	v.Statuses = maps.Clone(v.Statuses)
+	c.memory.see(&v, c.now)
+	answer := kbroker.HeardReply{Looking: time.Hour, Age: map[kbroker.HostID]time.Duration{}, Beat: map[kbroker.HostID]kbroker.Heartbeat{}}
+	for name, h := range v.Hosts {
+		answer.Age[name] = c.silent[name]
+		answer.Beat[name] = kbroker.Heartbeat{Host: name, Labels: h.Labels, Capacity: h.Capacity, Client: h.Client, Route: h.Route}
+	}
+	h := Hearing{InState: c.memory.inState(c.now)}
+	for name := range v.Hosts {
+		if !c.down[name] {
+			a := answer
+			a.Core = name
+			h.Answers = append(h.Answers, a)
+		}
+	}
+	return World{
+		View: &v, Verdict: Judge(&v, h, state.Tuned), InState: h.InState,
+		ReadyFor: c.memory.readyFor(c.now), Stalled: c.memory.stalled(c.now),
+	}
+}
+
+// agents let every agent that is up do what its placements say.
+func (c *cluster) agents() {
+	for k, p := range c.view.Placements {
+		if c.down[k.Host] {
+			continue
+		}
+		s := kbroker.Status{
+			Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Host: p.Host,
+			Version: p.Version, Epoch: p.Epoch, PID: 1, State: kbroker.StateReady,
+			Incarnation: kbroker.Incarnation(string(p.Instance) + ".0000000000000000"),
+		}
+		switch {
+		case p.Stop:
+			s.State, s.PID = kbroker.StateExited, 0
+		case c.broken[p.Version]:
+			s.State, s.Message = kbroker.StateBackoff, "exit code 1"
+		}
+		c.view.Statuses[k] = s
+	}
+}
+
+// round plans once, applies the plan and returns it.
+func (c *cluster) round() []state.Change {
+	changes := Plan(c.world())
+	c.apply(changes)
+	return changes
+}
+
+// step is a second of life: agents act, the leader plans.
+func (c *cluster) step() []state.Change {
+	c.agents()
+	c.now += time.Second
+	for name := range c.view.Hosts {
+		if c.down[name] {
+			c.silent[name] += time.Second
+		} else {
+			c.silent[name] = 0
+		}
+	}
+	return c.round()
+}
+
+// settle steps until nothing changes for the longest of the small times.
+func (c *cluster) settle() {
+	c.t.Helper()
+	for quiet, steps := 0, 0; quiet < 8; steps++ {
+		if steps > 1000 {
+			c.t.Fatalf("not settled after %d seconds; last placements: %v", steps, c.live())
+		}
+		quiet++
+		if len(c.step()) > 0 {
+			quiet = 0
+		}
+	}
+}
+
+// live are the instances of the services (allocators not counted) per host
+// that are not tombstones.
+func (c *cluster) live() map[kbroker.HostID][]kbroker.Placement {
+	out := map[kbroker.HostID][]kbroker.Placement{}
+	for _, p := range c.view.Placements {
+		if !p.Stop && p.Service != kbroker.AllocatorService {
+			out[p.Host] = append(out[p.Host], p)
+		}
+	}
+	return out
+}
+
+func (c *cluster) count() (n int) {
+	for _, ps := range c.live() {
+		n += len(ps)
+	}
+	return n
+}
+
+// readyCount counts instances that answer.
+func (c *cluster) readyCount() (n int) {
+	for k, p := range c.view.Placements {
+		s := c.view.Statuses[k]
+		if p.Service != kbroker.AllocatorService && !c.down[k.Host] && s.State == kbroker.StateReady && !p.Stop {
+			n++
+		}
+	}
+	return n
+}
