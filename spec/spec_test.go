@@ -1,0 +1,367 @@
+package spec_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/spec"
+)
+
+const full = `name: bank
+services:
+  teller: {run: bin/teller}
+  ledger:
+    build: go build -o bin/ledger ./ledger   # a comment
+    run: bin/ledger
+    args: ["--verbose", -n, 5]
+    env: {LOG: info, MASK: 0x10, ON: true, EMPTY: ""}
+    count: {min: 2, max: 20}
+    resources: {cpu: 0.25, memory: 1.5GiB}
+    health: {ready: alive, interval: 500ms}
+    update: {parallel: 2, min_healthy: 0s, deadline: 1m30s, auto_rollback: true}
+    stop: {signal: SIGINT, grace: 1m}
+    spread: none
+    require: ["disk == ssd", 'zone != "rack 4"']
+  audit:
+    artifact:
+      path: bin/audit
+      sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
+`
+
+func TestParse(t *testing.T) {
+	app, err := spec.Parse([]byte(full), "app.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := kbroker.Service{
+		Count:     kbroker.Count{Min: 1, Max: 1},
+		Resources: kbroker.Resources{CPU: 0.1, MemoryBytes: 64 << 20},
+		Health:    kbroker.Health{Ready: "sdk", Interval: time.Second},
+		Update:    kbroker.Update{Parallel: 1, MinHealthy: 2 * time.Second, Deadline: 2 * time.Minute},
+		Stop:      kbroker.Stop{Signal: "SIGTERM", Grace: 10 * time.Second},
+		Spread:    "host",
+	}
+	teller, audit := plain, plain
+	teller.Name, teller.Run, teller.Artifact.Path = "teller", "bin/teller", "bin/teller"
+	audit.Name = "audit"
+	audit.Artifact = kbroker.Artifact{Path: "bin/audit", SHA256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+	want := &kbroker.App{Name: "bank", Services: []kbroker.Service{audit, {
+		Name: "ledger", Build: "go build -o bin/ledger ./ledger", Run: "bin/ledger",
+		Artifact:  kbroker.Artifact{Path: "bin/ledger"},
+		Args:      []string{"--verbose", "-n", "5"},
+		Env:       map[string]string{"LOG": "info", "MASK": "0x10", "ON": "true", "EMPTY": ""},
+		Count:     kbroker.Count{Min: 2, Max: 20},
+		Resources: kbroker.Resources{CPU: 0.25, MemoryBytes: 3 << 29},
+		Health:    kbroker.Health{Ready: "alive", Interval: 500 * time.Millisecond},
+		Update:    kbroker.Update{Parallel: 2, Deadline: 90 * time.Second, AutoRollback: true},
+		Stop:      kbroker.Stop{Signal: "SIGINT", Grace: time.Minute},
+		Spread:    "none",
+		Require:   []string{"disk == ssd", `zone != "rack 4"`},
+	}, teller}}
+	if !reflect.DeepEqual(app, want) {
+		t.Errorf("parsed\n%+v\nwant\n%+v", app, want)
+	}
+}
+
+func TestParseTakes(t *testing.T) {
+	for name, src := range map[string]string{
+		"a document mark and CRLF":        "---\r\nname: x\r\nservices:\r\n  a:\r\n    run: b\r\n...\r\n",
+		"an alias of a whole environment": "name: x\nservices:\n  a: {run: a, env: &e {A: b}}\n  b: {run: a, env: *e}\n",
+		"a zero count":                    "name: x\nservices: {a: {run: b, count: 0}}",
+		"a byte order mark":               "\ufeffname: x\nservices: {a: {run: b}}",
+		"a block of text":                 "name: x\nservices:\n  a:\n    run: b\n    env:\n      SCRIPT: |\n        one\n        two\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := spec.Parse([]byte(src), "app.yaml"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// in puts a line into an otherwise valid service: it is line 4, column 5.
+func in(line string) string { return "name: x\nservices:\n  a:\n    " + line + "\n    run: b\n" }
+
+func TestParseFindings(t *testing.T) {
+	for _, c := range []struct {
+		name, src string
+		want      []string // "line:column: the beginning of the message", in order
+		hint      string   // part of the first finding's hint
+	}{
+		{"an empty file", "", []string{"1:1: the spec is empty"}, "services"},
+		{"only a comment", "# nothing\n", []string{"1:1: the spec is empty"}, ""},
+		{"binary junk", "name: x\n\x7fELF\x02", []string{"2:1: this is not text"}, "right file"},
+		{"not UTF-8", "name: caf\xe9\n", []string{"1:10: this is not text"}, ""},
+		{"a tab as indent", "name: x\nservices:\n\ta: 1\n", []string{"3:1: not valid YAML"}, "spaces"},
+		{"a list that does not end", "name: x\nservices: [1,\n", []string{"2:11: not valid YAML"}, ""},
+		{"plain text", "hello world\n", []string{`1:1: the spec is "hello world", want a mapping`}, "name: NAME"},
+		{"a list", "- a\n", []string{"1:1: the spec is a list, want a mapping"}, ""},
+		{"two documents", "name: x\nservices: {a: {run: b}}\n---\nname: y\n", []string{"3:1: a second document"}, "one app per file"},
+		{"a directive", "%YAML 1.2\n---\nname: x\n", []string{"1:1: YAML directives"}, ""},
+		{"no name", "services: {a: {run: b}}\n", []string{"1:1: app name is empty"}, "lower-case"},
+		{"no services", "name: x\n", []string{"1:1: the app has no service"}, ""},
+		{"services that are null", "name: x\nservices:\n", []string{"2:1: services is empty, want a mapping"}, ""},
+		{"services that are none", "name: x\nservices: {}\n", []string{"2:11: the app has no service"}, ""},
+		{"no program", "name: x\nservices:\n  a:\n    count: 2\n", []string{"3:3: services.a has no program"}, "run: FILE"},
+		{"a name with a dot", "name: my.app\nservices: {a: {run: b}}\n", []string{`1:7: app name "my.app" is not valid`}, "without a dot"},
+		{"a name that is a number", "name: 5\nservices: {a: {run: b}}\n", []string{"1:7: name is 5, want text"}, "quotes"},
+		{"a name that is too long", "name: " + strings.Repeat("a", 41) + "\nservices: {a: {run: b}}\n", []string{"1:7: app name"}, ""},
+		{"a service name with a dot", "name: x\nservices:\n  a.b:\n    run: c\n", []string{`3:3: service name "a.b"`}, "without a dot"},
+		{"the reserved service name", "name: x\nservices:\n  allocator:\n    run: c\n", []string{"3:3: service name allocator is reserved"}, "another name"},
+		{"a service that is text", "name: x\nservices:\n  a: bin/a\n", []string{`3:6: services.a is "bin/a", want a mapping`}, ""},
+		{"a repeated service", "name: x\nservices:\n  a: {run: b}\n  a: {run: c}\n", []string{`4:3: key "a" appears twice`}, "line 3"},
+
+		{"an unknown key", in("cuont: 3"), []string{`4:5: unknown key "cuont" in services.a`}, `did you mean "count"?`},
+		{"an unknown key like nothing", in("zzzzzz: 3"), []string{`4:5: unknown key "zzzzzz"`}, "known here: build, run, artifact"},
+		{"an unknown key of the app", "name: x\nservice: {}\nservices: {a: {run: b}}\n", []string{`2:1: unknown key "service"`}, `"services"`},
+		{"an unknown nested key", in("stop: {signel: SIGINT}"), []string{`4:12: unknown key "signel" in services.a.stop`}, `"signal"`},
+		{"a repeated key", in("count: 1\n    count: 2"), []string{`5:5: key "count" appears twice`}, "line 4"},
+		{"a merge key", in("<<: {count: 2}"), []string{"4:5: YAML merge keys"}, ""},
+		{"a tag", in("count: !!int 2"), []string{"4:12: YAML tags such as !!int"}, ""},
+		{"a complex key", in("? a\n    : 1"), []string{"4:5: a key of services.a is not plain text"}, ""},
+		{"an alias without an anchor", in("env: *e"), []string{`4:10: there is no anchor "e"`}, "&NAME"},
+		{"an anchor in itself", in("env: &e {A: *e}"), []string{`4:17: services.a.env.A is a mapping, want text`}, ""},
+
+		{"objects", in("objects: [account]"), []string{`4:5: key "objects" is not supported by this build`}, "remove it"},
+		{"calls", in("calls: [a/b]"), []string{`4:5: key "calls" is not supported by this build`}, "remove it"},
+		{"on_disconnect", in("on_disconnect: stop"), []string{`4:5: key "on_disconnect" is not supported`}, ""},
+		{"an allocator policy", "name: x\nservices: {a: {run: b}}\nallocator: {policy: pack}\n", []string{`3:1: key "allocator" is not supported`}, "built-in"},
+		{"health over http", in("health: {ready: http}"), []string{`4:21: services.a.health.ready "http" is not supported by this build`}, "alive"},
+		{"a limit of processes", in("resources: {pids: 5}"), []string{`4:17: key "pids" is not supported`}, ""},
+
+		{"count -1", in("count: -1"), []string{"4:12: services.a.count is -1, want 0 or more"}, ""},
+		{"a fraction of an instance", in("count: 1.5"), []string{"4:12: services.a.count is 1.5, want a whole number"}, ""},
+		{"a count in words", in("count: three"), []string{`4:12: services.a.count is "three", want a whole number`}, ""},
+		{"a count without an end", in("count: 99999999999999999999"), []string{"4:12: services.a.count is"}, ""},
+		{"more instances than allowed", in("count: 10001"), []string{"4:12: services.a.count is 10001, at most 10000"}, ""},
+		{"a count without max", in("count: {min: 2}"), []string{"4:12: services.a.count needs both min and max"}, "min: 2"},
+		{"max below min", in("count: {min: 3, max: 2}"), []string{"4:12: services.a.count: max 2 is below min 3"}, ""},
+		{"a count of nothing", in("count:"), []string{"4:5: services.a.count is empty, want a whole number"}, ""},
+		{"no cpu", in("resources: {cpu: 0}"), []string{"4:22: services.a.resources.cpu is 0, want 0.001 to 1024"}, "cores"},
+		{"cpu in thousandths", in("resources: {cpu: 100m}"), []string{`4:22: services.a.resources.cpu is "100m", want a number`}, "cores"},
+		{"cpu without end", in("resources: {cpu: .inf}"), []string{"4:22: services.a.resources.cpu is .inf, want a number"}, ""},
+		{"memory without unit", in("resources: {memory: 64}"), []string{"4:25: services.a.resources.memory is 64, want a size"}, "64MiB"},
+		{"memory below zero", in("resources: {memory: -64MiB}"), []string{`4:25: services.a.resources.memory is "-64MiB", want a size`}, ""},
+		{"no memory", in("resources: {memory: 0MiB}"), []string{"4:25: services.a.resources.memory is 0B, want 1MiB to 16TiB"}, ""},
+		{"a duration without unit", in("stop: {grace: 10}"), []string{"4:19: services.a.stop.grace is 10, want a duration"}, "10s"},
+		{"no grace", in("stop: {grace: 0s}"), []string{"4:19: services.a.stop.grace is 0s, want 100ms to 1h0m0s"}, ""},
+		{"a negative duration", in("update: {min_healthy: -1s}"), []string{"4:27: services.a.update.min_healthy is -1s"}, ""},
+		{"a deadline nobody can meet", in("update: {deadline: 2s}"), []string{"4:24: services.a.update.deadline 2s is not longer"}, "min_healthy"},
+		{"an interval of a day", in("health: {interval: 24h}"), []string{"4:24: services.a.health.interval is 24h0m0s, want 100ms to 1m0s"}, ""},
+		{"parallel 0", in("update: {parallel: 0}"), []string{"4:24: services.a.update.parallel is 0, want 1 to 10000"}, ""},
+		{"a boolean in words", in("update: {auto_rollback: yes}"), []string{`4:29: services.a.update.auto_rollback is "yes", want true or false`}, ""},
+		{"a signal without SIG", in("stop: {signal: TERM}"), []string{`4:20: services.a.stop.signal is "TERM"`}, `did you mean "SIGTERM"?`},
+		{"an unknown spread", in("spread: hosts"), []string{`4:13: services.a.spread is "hosts", want host or none`}, `"host"`},
+		{"an unknown readiness", in("health: {ready: skd}"), []string{`4:21: services.a.health.ready is "skd"`}, `"sdk"`},
+		{"a constraint without operator", in(`require: ["disk ssd"]`), []string{`4:15: services.a.require[0]: constraint "disk ssd"`}, "LABEL == VALUE"},
+		{"a constraint that is no text", in(`require: ["a == b", 5]`), []string{"4:25: services.a.require[1] is 5, want text"}, ""},
+		{"constraints that are no list", in("require: disk == ssd"), []string{`4:14: services.a.require is "disk == ssd", want a list`}, "[item, item]"},
+		{"an argument that is a list", in("args: [[a]]"), []string{"4:12: services.a.args[0] is a list, want text"}, ""},
+		{"a variable without a value", in("env:\n      A:"), []string{"5:7: services.a.env.A has no value"}, `""`},
+		{"a variable of the agent", in("env: {KBROKER_INSTANCE: x}"), []string{"4:29: environment variables KBROKER_*"}, ""},
+		{"a variable name with =", in(`env: {"A=B": x}`), []string{`4:18: "A=B" is not the name`}, ""},
+
+		{"run and artifact", in("artifact: {path: x, sha256: " + digest + "}"), []string{"4:15: services.a has both run and artifact"}, "one of the two"},
+		{"an artifact without digest", "name: x\nservices:\n  a:\n    artifact: {path: b}\n", []string{"4:15: services.a.artifact has no sha256"}, "run: FILE"},
+		{"a digest that is none", "name: x\nservices:\n  a:\n    artifact: {path: b, sha256: abc}\n", []string{`4:33: services.a.artifact.sha256 is "abc", want a SHA-256 digest`}, "64"},
+		{"a column after letters of two bytes", in("env: {Ä: ö, B: [1]}"), []string{"4:20: services.a.env.B is a list"}, ""},
+
+		{
+			"everything at once", "nme: x\nservices:\n  a:\n    count: -1\n    cpu: 1\n  b:\n    run: 7\n    stop: {grace: x}\n",
+			[]string{
+				`1:1: unknown key "nme" in the spec`,
+				"1:1: app name is empty",
+				"3:3: services.a has no program to run",
+				"4:12: services.a.count is -1",
+				`5:5: unknown key "cpu" in services.a`,
+				"7:10: services.b.run is 7, want text",
+				`8:19: services.b.stop.grace is "x", want a duration`,
+			},
+			`"name"`,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			app, err := spec.Parse([]byte(c.src), "app.yaml")
+			var errs spec.Errors
+			if !errors.As(err, &errs) || !errors.Is(err, kbroker.Invalid) || app != nil {
+				t.Fatalf("Parse = %+v, %v, want nil and Errors that are kbroker.Invalid", app, err)
+			}
+			if len(errs) != len(c.want) {
+				t.Fatalf("%d findings, want %d:\n%v", len(errs), len(c.want), err)
+			}
+			for i, want := range c.want {
+				if got := errs[i].Error(); !strings.HasPrefix(got, "app.yaml:"+want) {
+					t.Errorf("finding %d is\n%s\nwant\napp.yaml:%s", i, got, want)
+				}
+			}
+			if !strings.Contains(errs[0].Hint, c.hint) {
+				t.Errorf("hint %q, want one with %q", errs[0].Hint, c.hint)
+			}
+		})
+	}
+}
+
+const digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+func TestErrorShowsPlaceLineAndHint(t *testing.T) {
+	_, err := spec.Parse([]byte("name: x\nservices:\n  a: {run: b, cuont: 2}\n"), "dir/app.yaml")
+	want := `dir/app.yaml:3:15: unknown key "cuont" in services.a
+     2 | services:
+>    3 |   a: {run: b, cuont: 2}
+       |               ^
+  hint: did you mean "count"?`
+	if err == nil || err.Error() != want {
+		t.Errorf("error is\n%v\nwant\n%s", err, want)
+	}
+	if e := kbroker.AsError(err); e.Code != kbroker.Invalid {
+		t.Errorf("code %q, want invalid", e.Code)
+	}
+}
+
+func TestExcerptOfALongLineShowsTheColumn(t *testing.T) {
+	_, err := spec.Parse([]byte("name: x\nservices: {a: {run: "+strings.Repeat("b", 5000)+", cuont: 2}}\n"), "app.yaml")
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) != 5 || len(lines[2]) > 120 {
+		t.Fatalf("error is\n%v\nwant 5 lines, none of them long", err)
+	}
+	if at := strings.Index(lines[3], "^"); !strings.HasPrefix(lines[2][at:], "cuont") {
+		t.Errorf("the mark is not under the key:\n%s\n%s", lines[2], lines[3])
+	}
+}
+
+// Each of these takes a naive reader minutes or all memory.
+func TestBombs(t *testing.T) {
+	laughs := "name: x\nservices:\n  a:\n    run: b\n    env: &x0 {A: [a]}\n"
+	for i := range 40 {
+		laughs += fmt.Sprintf("    x%d: &x%d [%s]\n", i+1, i+1, strings.Repeat(fmt.Sprintf("*x%d, ", i), 10))
+	}
+	laughs += "    args: *x40\n"
+	many := "name: x\nservices:\n  a: {run: b, env: {" + strings.Repeat("A: x, ", 50_000) + "}}\n"
+	wide := strings.Builder{}
+	wide.WriteString("name: x\nservices:\n  a: {run: b, env: &e {")
+	for i := range 5000 {
+		fmt.Fprintf(&wide, "V%d: x, ", i)
+	}
+	wide.WriteString("Z: z}}\n")
+	for i := range 20_000 {
+		fmt.Fprintf(&wide, "  b%d: {run: b, env: *e}\n", i)
+	}
+	for name, c := range map[string]struct{ src, want string }{
+		"brackets":         {strings.Repeat("[", spec.MaxBytes), "deep"},
+		"braces":           {strings.Repeat("{a: ", spec.MaxBytes/4), "deep"},
+		"dashes":           {strings.Repeat("- ", spec.MaxBytes/2), "deep"},
+		"question marks":   {strings.Repeat("? ", spec.MaxBytes/2), "deep"},
+		"tags":             {"a: " + strings.Repeat("!a ", 10_000) + "b", "deep"},
+		"anchors":          {"a: " + strings.Repeat("&a ", 10_000) + "b", "deep"},
+		"indentation":      {staircase(500), "deep"},
+		"a billion laughs": {laughs, "services.a.args[0] is a list"},
+		"repeated keys":    {many, "appears twice"},
+		"a wide alias":     {wide.String(), "expands to more than 100000 values"},
+		"one byte too many": {
+			"name: x\nservices: {a: {run: b}}\n#" + strings.Repeat("x", spec.MaxBytes), "more than 1 MiB",
+		},
+		"a hundred megabytes": {strings.Repeat("a: b\n", 20<<20), "more than 1 MiB"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			_, err := spec.Parse([]byte(c.src), "app.yaml")
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error is %.300v, want one with %q", err, c.want)
+			}
+			if took := time.Since(start); took > 30*time.Second {
+				t.Errorf("took %v", took)
+			}
+		})
+	}
+}
+
+func staircase(depth int) string {
+	var b strings.Builder
+	for i := range depth {
+		b.WriteString(strings.Repeat(" ", i) + "a:\n")
+	}
+	return b.String()
+}
+
+func TestDocumentPlacesWhatIsFoundAfterwards(t *testing.T) {
+	d, err := spec.ParseDocument([]byte(full), "app.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]struct{ line, column int }{
+		"services.ledger.run":           {6, 10},
+		"services.ledger.require[1]":    {15, 30},
+		"services.ledger.artifact.path": {4, 3}, // not in the file: its service
+		"services.audit.artifact.path":  {18, 13},
+		"services.audit.count":          {16, 3}, // a default
+		"services.teller":               {3, 11},
+		"name":                          {1, 7},
+		"":                              {1, 1},
+		"no.such":                       {1, 1},
+	} {
+		e := d.At(path, "wrong at %s", path).WithHint("look")
+		if e.Line != want.line || e.Column != want.column {
+			t.Errorf("%q is at %d:%d, want %d:%d", path, e.Line, e.Column, want.line, want.column)
+		}
+		if e.Message != "wrong at "+path || e.Hint != "look" || !errors.Is(e, kbroker.Invalid) {
+			t.Errorf("%q makes %+v", path, e)
+		}
+	}
+}
+
+// Parsing is deterministic and what it accepts is valid, also on the wire.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(full))
+	f.Add([]byte(in("count: -1")))
+	f.Add([]byte("name: x\nservices:\n  a: {run: a, env: &e {A: b}}\n  b: {run: a, env: *e, require: ['a == b']}\n"))
+	f.Add([]byte("? a\n: !!str b\n<<: *c\n"))
+	f.Add([]byte("a: |\n  b\n\tc"))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		d, err := spec.ParseDocument(src, "f")
+		if err != nil {
+			var errs spec.Errors
+			if !errors.As(err, &errs) || len(errs) == 0 {
+				t.Fatalf("error %T %v, want Errors", err, err)
+			}
+			for _, e := range errs {
+				if e.Line < 1 || e.Column < 1 || e.Message == "" || e.Error() == "" {
+					t.Fatalf("finding %+v has no place or no message", e)
+				}
+			}
+			return
+		}
+		app := d.App()
+		for i := range app.Services {
+			app.Services[i].Artifact.SHA256 = digest
+		}
+		if err := spec.Validate(app); err != nil {
+			t.Fatalf("parsed, but not valid: %v", err)
+		}
+	})
+}
+
+func TestExamplesParse(t *testing.T) {
+	files, err := filepath.Glob("../examples/*/app.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) < 2 {
+		t.Fatalf("found only %q", files)
+	}
+	for _, file := range files {
+		src, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := spec.Parse(src, file); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -1,0 +1,260 @@
+package spec
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+// Bounds of a spec.
+const (
+	MaxServices     = 100
+	MaxInstances    = 10_000 // of one service
+	MaxArgs         = 256
+	MaxEnv          = 256
+	MaxRequire      = 32
+	MaxStringBytes  = 8 << 10  // one argument, variable, path or command
+	MaxServiceBytes = 32 << 10 // a service as JSON: it is part of each of its placements
+	MaxAppBytes     = 512 << 10
+
+	MaxCPU           = 1024.0 // cores
+	MinCPU           = 0.001
+	MinMemoryBytes   = 1 << 20
+	MaxMemoryBytes   = 16 << 40
+	MaxArtifactBytes = 2 << 30
+
+	MinInterval   = 100 * time.Millisecond
+	MaxInterval   = time.Minute
+	MaxMinHealthy = time.Hour
+	MinDeadline   = time.Second
+	MaxDeadline   = 24 * time.Hour
+	MinGrace      = 100 * time.Millisecond
+	MaxGrace      = time.Hour
+)
+
+// ReservedEnv begins the names of variables that the agent sets.
+const ReservedEnv = "KBROKER_"
+
+// signals are those that ask a process to leave.
+var signals = []string{"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"}
+
+// Validate checks an app that did not come out of Parse in this process: all
+// that Parse guarantees, and that every service has the digest of its program
+// (or the name of a built-in one). The error is Errors without positions; it
+// names the paths. Super calls it on every spec it is sent.
+func Validate(app *kbroker.App) error {
+	var errs Errors
+	for _, f := range check(app, true) {
+		if len(errs) == maxErrors {
+			break
+		}
+		errs = append(errs, Error{Message: f.message, Hint: f.hint})
+	}
+	if len(errs) > 0 {
+		return errs
+	}
+	return nil
+}
+
+// finding is a broken rule.
+type finding struct {
+	path, message, hint string
+	// key: it is about the key at the path, whatever is below.
+	key bool
+}
+
+// suppressed says that the rule was broken only because something could not be
+// read, which has been reported.
+func (d *decoder) suppressed(f finding) bool {
+	return d.failed[f.path] || !f.key && d.failedBelow(f.path)
+}
+
+func (d *decoder) failedBelow(path string) bool {
+	for p := range d.failed {
+		if p == path || strings.HasPrefix(p, path+".") || strings.HasPrefix(p, path+"[") {
+			return true
+		}
+	}
+	return false
+}
+
+// checker collects the findings of check.
+type checker struct{ found []finding }
+
+func (c *checker) add(path, hint, format string, args ...any) {
+	c.found = append(c.found, finding{path: path, hint: hint, message: fmt.Sprintf(format, args...)})
+}
+
+// check holds the rules of a spec. uploaded: the digests must be there.
+func check(app *kbroker.App, uploaded bool) []finding {
+	c := &checker{}
+	c.name(finding{path: "name"}, "app", string(app.Name))
+	switch n := len(app.Services); {
+	case n == 0:
+		c.add("services", minimalHint, "the app has no service")
+	case n > MaxServices:
+		c.add("services", "", "the app has %d services, at most %d are allowed", n, MaxServices)
+		return c.found
+	}
+	for i := range app.Services {
+		s := &app.Services[i]
+		path := "services." + string(s.Name)
+		if i > 0 && app.Services[i-1].Name >= s.Name {
+			c.add(path, "", "services are not sorted by name, or %s appears twice", quote(string(s.Name)))
+		}
+		c.service(path, s, uploaded)
+	}
+	if len(c.found) == 0 {
+		if b, err := json.Marshal(app); err != nil || len(b) > MaxAppBytes {
+			c.add("", "", "the spec takes %d bytes, at most %d are allowed", len(b), MaxAppBytes)
+		}
+	}
+	return c.found
+}
+
+func (c *checker) name(f finding, what, name string) {
+	if err := kbroker.CheckName(what, name); err != nil {
+		e := kbroker.AsError(err)
+		f.message, f.hint = e.Message, e.Hint
+		c.found = append(c.found, f)
+	}
+}
+
+func (c *checker) service(path string, s *kbroker.Service, uploaded bool) {
+	c.name(finding{path: path, key: true}, "service", string(s.Name))
+	if s.Name == kbroker.AllocatorService {
+		c.found = append(c.found, finding{path: path, message: "service name allocator is reserved", hint: "every app's allocator runs under it; choose another name", key: true})
+	}
+	c.program(path, s, uploaded)
+	c.environment(path, s)
+	c.numbers(path, s)
+	if s.Health.Ready != kbroker.HealthSDK && s.Health.Ready != kbroker.HealthAlive {
+		c.oneOf(path+".health.ready", s.Health.Ready, []string{kbroker.HealthSDK, kbroker.HealthAlive})
+	}
+	if s.Spread != SpreadHost && s.Spread != SpreadNone {
+		c.oneOf(path+".spread", s.Spread, []string{SpreadHost, SpreadNone})
+	}
+	if !slices.Contains(signals, s.Stop.Signal) {
+		c.oneOf(path+".stop.signal", s.Stop.Signal, signals)
+	}
+	if len(s.Require) > MaxRequire {
+		c.add(path+".require", "", "%s.require has %d constraints, at most %d are allowed", label(path), len(s.Require), MaxRequire)
+	}
+	for i, r := range s.Require {
+		if _, err := ParseConstraint(r); err != nil {
+			e := kbroker.AsError(err)
+			at := fmt.Sprintf("%s.require[%d]", path, i)
+			c.add(at, e.Hint, "%s: %s", label(at), e.Message)
+		}
+	}
+	if b, err := json.Marshal(s); err != nil || len(b) > MaxServiceBytes {
+		c.add(path, "shorten its arguments and variables", "%s takes %d bytes, at most %d are allowed", label(path), len(b), MaxServiceBytes)
+	}
+}
+
+func (c *checker) oneOf(path, got string, known []string) {
+	hint, ok := similar(got, known)
+	if !ok {
+		hint, _ = similar("SIG"+got, known)
+	}
+	c.add(path, hint, "%s is %s, want %s", label(path), quote(got), strings.Join(known, " or "))
+}
+
+func (c *checker) program(path string, s *kbroker.Service, uploaded bool) {
+	a := s.Artifact
+	c.str(path+".build", s.Build)
+	c.str(path+".run", s.Run)
+	c.str(path+".artifact.path", a.Path)
+	if a.SHA256 != "" {
+		if b, err := hex.DecodeString(a.SHA256); err != nil || len(b) != 32 || strings.ToLower(a.SHA256) != a.SHA256 {
+			c.add(path+".artifact.sha256", "64 lower-case hex digits, as sha256sum prints them", "%s is %s, want a SHA-256 digest", label(path+".artifact.sha256"), quote(a.SHA256))
+		}
+	}
+	switch {
+	case !uploaded && a.Path == "":
+		c.add(path+".run", "write `run: FILE`, or `artifact: {path: FILE, sha256: DIGEST}`", "%s has no program to run", label(path))
+	case uploaded && (a.SHA256 == "") == (a.Builtin == ""):
+		c.add(path+".artifact", "deploy uploads the program and fills in its digest", "%s wants exactly one of an artifact's digest and a built-in program", label(path))
+	}
+	if a.Builtin != "" && a.Builtin != kbroker.BuiltinHello {
+		c.add(path+".artifact", "", "%s: there is no built-in service %s", label(path), quote(a.Builtin))
+	}
+	if a.SizeBytes < 0 || a.SizeBytes > MaxArtifactBytes {
+		c.add(path+".artifact", "", "%s: an artifact of %d bytes is not possible, at most %d are allowed", label(path), a.SizeBytes, int64(MaxArtifactBytes))
+	}
+	if len(a.Arch) > 16 || strings.ContainsFunc(a.Arch, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }) {
+		c.add(path+".artifact", "", "%s: %s is no architecture", label(path), quote(a.Arch))
+	}
+}
+
+// str checks a text that ends up in an exec call or on a terminal.
+func (c *checker) str(path, s string) {
+	switch {
+	case len(s) > MaxStringBytes:
+		c.add(path, "", "%s has %d bytes, at most %d are allowed", label(path), len(s), MaxStringBytes)
+	case strings.ContainsRune(s, 0):
+		c.add(path, "", "%s contains a zero byte", label(path))
+	}
+}
+
+func (c *checker) environment(path string, s *kbroker.Service) {
+	if len(s.Args) > MaxArgs {
+		c.add(path+".args", "", "%s.args has %d arguments, at most %d are allowed", label(path), len(s.Args), MaxArgs)
+	}
+	for i, a := range s.Args {
+		c.str(fmt.Sprintf("%s.args[%d]", path, i), a)
+	}
+	if len(s.Env) > MaxEnv {
+		c.add(path+".env", "", "%s.env has %d variables, at most %d are allowed", label(path), len(s.Env), MaxEnv)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Env)) {
+		at := path + ".env." + name
+		switch {
+		case name == "" || len(name) > 256 || strings.ContainsAny(name, "=\x00"):
+			c.add(at, "without = and zero bytes, at most 256 bytes", "%s is not the name of an environment variable", quote(name))
+		case strings.HasPrefix(name, ReservedEnv):
+			c.add(at, "choose another name", "environment variables %s* are set by the agent", ReservedEnv)
+		}
+		c.str(at, s.Env[name])
+	}
+}
+
+func (c *checker) numbers(path string, s *kbroker.Service) {
+	switch n := s.Count; {
+	case n.Min < 0:
+		c.add(path+".count", "", "%s.count is %d, want 0 or more", label(path), n.Min)
+	case n.Max < n.Min:
+		c.add(path+".count", "", "%s.count: max %d is below min %d", label(path), n.Max, n.Min)
+	case n.Max > MaxInstances:
+		c.add(path+".count", "", "%s.count is %d, at most %d instances of a service are allowed", label(path), n.Max, MaxInstances)
+	}
+	if cpu := s.Resources.CPU; !(cpu >= MinCPU && cpu <= MaxCPU) {
+		c.add(path+".resources.cpu", "cpu is in cores, e.g. 0.25", "%s.resources.cpu is %v, want %v to %v", label(path), cpu, MinCPU, MaxCPU)
+	}
+	if m := s.Resources.MemoryBytes; m < MinMemoryBytes || m > MaxMemoryBytes {
+		c.add(path+".resources.memory", sizeHint, "%s.resources.memory is %s, want %s to %s", label(path), formatSize(m), formatSize(MinMemoryBytes), formatSize(MaxMemoryBytes))
+	}
+	if p := s.Update.Parallel; p < 1 || p > MaxInstances {
+		c.add(path+".update.parallel", "", "%s.update.parallel is %d, want 1 to %d", label(path), p, MaxInstances)
+	}
+	c.duration(path+".health.interval", s.Health.Interval, MinInterval, MaxInterval)
+	c.duration(path+".update.min_healthy", s.Update.MinHealthy, 0, MaxMinHealthy)
+	c.duration(path+".update.deadline", s.Update.Deadline, MinDeadline, MaxDeadline)
+	c.duration(path+".stop.grace", s.Stop.Grace, MinGrace, MaxGrace)
+	if s.Update.MinHealthy <= MaxMinHealthy && s.Update.Deadline >= MinDeadline && s.Update.Deadline <= s.Update.MinHealthy {
+		c.add(path+".update.deadline", "a new instance must stay ready for min_healthy before the rollout makes progress",
+			"%s.update.deadline %v is not longer than min_healthy %v", label(path), s.Update.Deadline, s.Update.MinHealthy)
+	}
+}
+
+func (c *checker) duration(path string, d, least, most time.Duration) {
+	if d < least || d > most {
+		c.add(path, durationHint, "%s is %v, want %v to %v", label(path), d, least, most)
+	}
+}

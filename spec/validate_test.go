@@ -1,0 +1,123 @@
+package spec_test
+
+import (
+	"errors"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/spec"
+)
+
+// deployed is a valid app as deploy sends it.
+func deployed(t *testing.T) *kbroker.App {
+	t.Helper()
+	app, err := spec.Parse([]byte(full), "app.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range app.Services {
+		app.Services[i].Artifact = kbroker.Artifact{Path: "bin/x", SHA256: digest, SizeBytes: 5, Arch: "amd64"}
+	}
+	return app
+}
+
+func TestValidateTakesWhatDeploySends(t *testing.T) {
+	if err := spec.Validate(deployed(t)); err != nil {
+		t.Error(err)
+	}
+	app := deployed(t)
+	app.Services[0].Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello}
+	if err := spec.Validate(app); err != nil {
+		t.Errorf("the built-in hello: %v", err)
+	}
+}
+
+func TestValidateRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(app *kbroker.App, s *kbroker.Service)
+		want   string
+	}{
+		{"a name with a dot", func(a *kbroker.App, s *kbroker.Service) { a.Name = "a.b" }, `app name "a.b" is not valid`},
+		{"a wildcard as name", func(a *kbroker.App, s *kbroker.Service) { a.Name = ">" }, "app name"},
+		{"no service", func(a *kbroker.App, s *kbroker.Service) { a.Services = nil }, "no service"},
+		{"too many services", func(a *kbroker.App, s *kbroker.Service) { a.Services = make([]kbroker.Service, 101) }, "101 services"},
+		{"a repeated service", func(a *kbroker.App, s *kbroker.Service) { a.Services[1].Name = a.Services[0].Name }, "appears twice"},
+		{"services in disorder", func(a *kbroker.App, s *kbroker.Service) {
+			a.Services[0], a.Services[2] = a.Services[2], a.Services[0]
+		}, "not sorted"},
+		{"the reserved name", func(a *kbroker.App, s *kbroker.Service) { s.Name = "allocator" }, "reserved"},
+		{"a service name with a blank", func(a *kbroker.App, s *kbroker.Service) { s.Name = "a b" }, "service name"},
+		{"no digest", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SHA256 = "" }, "exactly one"},
+		{"a digest and a built-in", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.Builtin = "hello" }, "exactly one"},
+		{"an unknown built-in", func(a *kbroker.App, s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: "rm"} }, "no built-in"},
+		{"the allocator as a service", func(a *kbroker.App, s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: "allocator"} }, "no built-in"},
+		{"a short digest", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SHA256 = digest[1:] }, "SHA-256"},
+		{"an upper-case digest", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SHA256 = strings.ToUpper(digest) }, "SHA-256"},
+		{"a digest with a path in it", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SHA256 = "../" + digest[3:] }, "SHA-256"},
+		{"a negative size", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SizeBytes = -1 }, "artifact of -1 bytes"},
+		{"a huge artifact", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SizeBytes = 1 << 40 }, "artifact of"},
+		{"a strange architecture", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.Arch = "../x" }, "architecture"},
+		{"an argument with a zero byte", func(a *kbroker.App, s *kbroker.Service) { s.Args = []string{"a\x00b"} }, "services.ledger.args[0] contains a zero byte"},
+		{"too many arguments", func(a *kbroker.App, s *kbroker.Service) { s.Args = make([]string, 257) }, "257 arguments"},
+		{"a variable without a name", func(a *kbroker.App, s *kbroker.Service) { s.Env = map[string]string{"": "x"} }, "name of an environment variable"},
+		{"a long variable", func(a *kbroker.App, s *kbroker.Service) { s.Env = map[string]string{"A": strings.Repeat("x", 9000)} }, "9000 bytes"},
+		{"a service that is too big", func(a *kbroker.App, s *kbroker.Service) {
+			for range 10 {
+				s.Args = append(s.Args, strings.Repeat("x", 8000))
+			}
+		}, "at most 32768"},
+		{"a negative count", func(a *kbroker.App, s *kbroker.Service) { s.Count = kbroker.Count{Min: -1, Max: 1} }, "count is -1"},
+		{"a count of nothing to nothing", func(a *kbroker.App, s *kbroker.Service) { s.Count = kbroker.Count{Min: 1} }, "max 0 is below min 1"},
+		{"too many instances", func(a *kbroker.App, s *kbroker.Service) { s.Count.Max = math.MaxInt }, "at most 10000"},
+		{"cpu that is no number", func(a *kbroker.App, s *kbroker.Service) { s.Resources.CPU = math.NaN() }, "cpu is NaN"},
+		{"no memory", func(a *kbroker.App, s *kbroker.Service) { s.Resources.MemoryBytes = 0 }, "memory is 0B"},
+		{"no readiness", func(a *kbroker.App, s *kbroker.Service) { s.Health.Ready = "" }, `ready is ""`},
+		{"no interval", func(a *kbroker.App, s *kbroker.Service) { s.Health.Interval = 0 }, "interval is 0s"},
+		{"parallel 0", func(a *kbroker.App, s *kbroker.Service) { s.Update.Parallel = 0 }, "parallel is 0"},
+		{"an endless deadline", func(a *kbroker.App, s *kbroker.Service) { s.Update.Deadline = 1000 * time.Hour }, "deadline is 1000h"},
+		{"a signal that stops the process", func(a *kbroker.App, s *kbroker.Service) { s.Stop.Signal = "SIGSTOP" }, `signal is "SIGSTOP"`},
+		{"a grace of days", func(a *kbroker.App, s *kbroker.Service) { s.Stop.Grace = 48 * time.Hour }, "grace is 48h"},
+		{"no spread", func(a *kbroker.App, s *kbroker.Service) { s.Spread = "" }, `spread is ""`},
+		{"a broken constraint", func(a *kbroker.App, s *kbroker.Service) { s.Require = []string{"x"} }, "require[0]"},
+		{"too many constraints", func(a *kbroker.App, s *kbroker.Service) { s.Require = make([]string, 33) }, "33 constraints"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			app := deployed(t)
+			c.change(app, &app.Services[1])
+			err := spec.Validate(app)
+			if !errors.Is(err, kbroker.Invalid) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error is %v, want an invalid one with %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestValidateReportsAllFindings(t *testing.T) {
+	app := deployed(t)
+	app.Name, app.Services[0].Count.Min, app.Services[2].Spread = "X", -1, "x"
+	var errs spec.Errors
+	if err := spec.Validate(app); !errors.As(err, &errs) || len(errs) != 3 {
+		t.Errorf("error is %v, want three findings", err)
+	}
+}
+
+// Many services that are each small enough must not add up to a record that
+// the control store cannot take.
+func TestValidateBoundsTheWholeApp(t *testing.T) {
+	app := deployed(t)
+	big := app.Services[1]
+	big.Args = []string{strings.Repeat("x", 8000), strings.Repeat("x", 8000)}
+	app.Services = nil
+	for i := range 60 {
+		s := big
+		s.Name = kbroker.ServiceName("s" + string(rune('a'+i/26)) + string(rune('a'+i%26)))
+		app.Services = append(app.Services, s)
+	}
+	if err := spec.Validate(app); err == nil || !strings.Contains(err.Error(), "at most 524288") {
+		t.Errorf("error is %v, want one that names the bound", err)
+	}
+}
