@@ -1,0 +1,205 @@
+// Package allocator is one app's resource manager: a process of its own, two
+// per app, that decides how many instances of each service the app wants.
+//
+// The two are instances like any other. Both answer their agent and keep their
+// view of the app warm; one of them holds the app's allocator lease and is
+// active:
+//
+//	standby --lease won--> active --lease lost, or demand refused--> standby
+//	   \___________________ tombstone or newer epoch ___________________/--> end
+//
+// The active one sends the wanted counts to super as a demand that carries its
+// lease's epoch: when they change, and every few seconds, since super may have
+// been away or a later leader may have come up on older state. Super stores the
+// demand and refuses a lower epoch than the highest it knows, so a deposed
+// allocator that was paused in the middle of a request changes nothing. Nothing
+// waits for an allocator: while both are away the last demand holds.
+//
+// What the allocator acts on are records that a core has read to it, or that
+// the control store announced: never the absence of one.
+package allocator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// Config of an Allocator.
+type Config struct {
+	// Instance is who this process is; every field but Version and Servers is
+	// needed.
+	Instance kbroker.InstanceFile
+	// Conn stays the caller's, who closes it after Run has returned. It should
+	// reconnect for ever: a closed one ends Run.
+	Conn   *nats.Conn
+	Times  state.Times // zero: state.Tuned
+	Clock  state.Clock // nil: the boottime clock
+	Policy Policy      // nil: Keep
+	Log    *slog.Logger
+}
+
+// validate fills in the defaults.
+func (c *Config) validate() error {
+	own := c.Instance
+	switch {
+	case own.Tenant == "" || own.App == "" || own.Service == "" || own.Instance == "" || own.Incarnation == "" || own.Host == "":
+		return kbroker.Errorf(kbroker.Invalid, "the instance file lacks a name: %+v", own)
+	case own.Epoch == 0:
+		return kbroker.Errorf(kbroker.Invalid, "the instance file lacks an epoch: %+v", own)
+	case c.Conn == nil:
+		return kbroker.Errorf(kbroker.Invalid, "an allocator needs a connection")
+	}
+	if c.Times == (state.Times{}) {
+		c.Times = state.Tuned
+	}
+	if c.Policy == nil {
+		c.Policy = Keep
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Why Run ends although its caller's ctx goes on.
+var (
+	errSuperseded = errors.New("the placement of this instance is superseded")
+	errClosed     = errors.New("the connection to the cluster is closed for good")
+)
+
+// Allocator is one of the allocator processes of an app.
+type Allocator struct {
+	cfg  Config
+	own  kbroker.InstanceFile
+	log  *slog.Logger
+	pace pace
+
+	lookApp   bell // read the wanted version again
+	lookPlace bell // read the own placement again
+	demandNow bell // send the demand again
+
+	announced atomic.Int64 // the app version that the store announced last
+
+	mu      sync.Mutex
+	current *View // nil until a core has read it to us
+}
+
+// New returns an allocator that does nothing until Run. Errors: Invalid.
+func New(cfg Config) (*Allocator, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	return &Allocator{
+		cfg: cfg, own: cfg.Instance, pace: normalPace,
+		log:       cfg.Log.With("app", cfg.Instance.App, "instance", cfg.Instance.Instance),
+		lookApp:   newBell(),
+		lookPlace: newBell(),
+		demandNow: newBell(),
+	}, nil
+}
+
+// Run does the allocator's work until ctx ends or the instance's placement is a
+// tombstone or has a newer epoch, then releases the lease if it holds it and
+// returns nil. An error means that the process should be started anew: the
+// connection was closed. Call it once.
+func (a *Allocator) Run(ctx context.Context) error {
+	ctx, leave := context.WithCancelCause(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer leave(nil)
+
+	status := a.cfg.Conn.StatusChanged(nats.CONNECTED, nats.CLOSED)
+	defer a.cfg.Conn.RemoveStatusListener(status)
+	running.Go(func() { a.watchConnection(ctx, status, leave) })
+
+	// The ping comes last: who is answered knows that all are in place.
+	for _, s := range []struct {
+		subject string
+		handle  func(*nats.Msg)
+	}{
+		{subjects.Changed(subjects.KeyApp(a.own.Tenant, a.own.App)), a.onApp},
+		{subjects.Changed(subjects.KeyPlacement(a.own.Host, a.own.Tenant, a.own.Instance)), func(m *nats.Msg) { a.onPlacement(m, leave) }},
+		{subjects.Ping(a.own.Incarnation), a.onPing},
+	} {
+		sub, err := a.cfg.Conn.SubscribeSync(s.subject)
+		if err != nil {
+			return fmt.Errorf("subscribe %s: %w", s.subject, err)
+		}
+		defer func() { _ = sub.Unsubscribe() }() // fails only on a connection that is gone
+		running.Go(func() { receive(ctx, sub, s.handle) })
+	}
+
+	readPlacement := func(ctx context.Context) error { return a.readPlacement(ctx, leave) }
+	running.Go(func() {
+		_ = a.rounds(ctx, "wanted version not read, asked again", a.lookApp, a.pace.lookApp, a.readApp)
+	})
+	running.Go(func() {
+		_ = a.rounds(ctx, "own placement not read, asked again", a.lookPlace, a.pace.lookPlace, readPlacement)
+	})
+	err := state.HoldAllocator(ctx, state.AllocatorLease{
+		Conn: a.cfg.Conn, Tenant: a.own.Tenant, App: a.own.App, Holder: a.own.Incarnation,
+		Times: a.cfg.Times, Clock: a.cfg.Clock, Log: a.log,
+	}, a.active)
+	if errors.Is(context.Cause(ctx), errClosed) {
+		return errClosed
+	}
+	if err != nil {
+		return fmt.Errorf("hold the lease: %w", err)
+	}
+	return nil
+}
+
+// active sends the demand as long as the lease of that epoch is held. It returns
+// an error when super knows a later allocator; the lease is given back then.
+func (a *Allocator) active(ctx context.Context, epoch uint64) error {
+	a.log.Info("active", "epoch", epoch)
+	defer a.log.Info("no longer active", "epoch", epoch)
+	return a.rounds(ctx, "demand not delivered, sent again", a.demandNow, a.pace.resend, func(ctx context.Context) error {
+		return a.sendDemand(ctx, epoch)
+	})
+}
+
+// sendDemand tells super once what the app wants now.
+func (a *Allocator) sendDemand(ctx context.Context, epoch uint64) error {
+	view, ok := a.view()
+	if !ok {
+		return nil // readApp rings as soon as there is one
+	}
+	request := kbroker.DemandRequest{Demand: kbroker.Demand{
+		Tenant: a.own.Tenant, App: a.own.App, Epoch: epoch,
+		Wanted: Wanted(a.cfg.Policy, view),
+	}}
+	err := ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Super(subjects.VerbDemand, a.own.Tenant), request, nil)
+	if errors.Is(err, kbroker.Refused) {
+		return fmt.Errorf("%w: %w", errDeposed, err)
+	}
+	return err
+}
+
+func (a *Allocator) view() (View, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.current == nil {
+		return View{}, false
+	}
+	return *a.current, true
+}
+
+// setView reports whether v is news.
+func (a *Allocator) setView(v View) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	news := a.current == nil || a.current.Version != v.Version
+	a.current = &v
+	return news
+}
