@@ -245,7 +245,10 @@ func (t *term) execute(ctx context.Context, m *nats.Msg) (any, error) {
 		if err = t.lease.Commit(ctx, v, d.changes); err == nil {
 			return d.reply, nil
 		}
-		if !errors.Is(err, kbroker.Conflict) {
+		switch {
+		case errors.Is(err, kbroker.Refused): // the lease, not the request
+			return nil, kbroker.Errorf(kbroker.NoLeader, "host %s lost the lead: %v", t.cfg.Host, err)
+		case !errors.Is(err, kbroker.Conflict):
 			return nil, err
 		}
 	}

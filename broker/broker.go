@@ -1,0 +1,434 @@
+// Package broker is the embedded nats-server of one core host: its
+// configuration, its membership in the cluster, its accounts and its health.
+//
+// A cluster is founded by one host, which runs a second, tiny server in the
+// same process: the witness, a voter of the JetStream meta group without data.
+// With it one host is a legal cluster. Two more cores join; then the witness is
+// removed and every stream gets three replicas (step.go has the protocol,
+// docs/adr/0001-witness.md why).
+//
+// Invariants:
+//   - a directory belongs to one host of one cluster for ever (identity.go);
+//   - a fresh joiner never elects a meta leader without the founding side
+//     (joinRoutes);
+//   - members and replicas change one at a time, and only while every member
+//     is current;
+//   - a server that gives up ends Run with an error, never the process.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// Bounds of starting and stopping.
+const (
+	// listenWithin bounds the time from start to listening.
+	listenWithin = 15 * time.Second
+	listenPoll   = 5 * time.Millisecond
+	// lameDuck is how long clients are sent away for, after a second in which
+	// leaderships move.
+	lameDuck = 300 * time.Millisecond
+	// leaveWithin bounds the polite stop, stopWithin the blunt one after it.
+	leaveWithin = 2 * time.Second
+	stopWithin  = 5 * time.Second
+)
+
+// Config of a Broker.
+type Config struct {
+	Host kbroker.HostID
+	// Dir is the broker's own directory; created 0700.
+	Dir string
+	// ClusterID is unique per cluster, so that two never merge.
+	ClusterID string
+	// ClientAddr and RouteAddr are host:port to listen on, with fixed ports.
+	ClientAddr string
+	RouteAddr  string
+	// Found: this host founds the cluster. It runs the witness until that is
+	// retired. At a later start the directory knows.
+	Found bool
+	// Cores are the other cores it knows. A fresh core that does not found
+	// needs at least one, a live one that admitted it.
+	Cores []kbroker.CoreAddr
+	// StockRaft leaves the server's raft timing and elections alone.
+	StockRaft bool
+	Log       *slog.Logger // nil: discard
+}
+
+func (c Config) validate() error {
+	if err := kbroker.CheckName("host", string(c.Host)); err != nil {
+		return err
+	}
+	if c.Dir == "" || c.ClusterID == "" {
+		return kbroker.Errorf(kbroker.Invalid, "a broker needs a directory and a cluster id")
+	}
+	if _, _, err := hostPort("client", c.ClientAddr); err != nil {
+		return err
+	}
+	_, _, err := hostPort("route", c.RouteAddr)
+	return err
+}
+
+// Broker is the embedded server of one core host. Safe for concurrent use.
+type Broker struct {
+	cfg    Config
+	id     identity
+	joined bool // at an earlier start
+	acc    accounts
+	tuned  bool
+	log    *slog.Logger
+
+	listening chan struct{}
+	ready     chan struct{}
+	fatal     chan error // capacity 1: the first is what Run returns
+	core      *server.Server
+
+	mu      sync.Mutex // guards what follows
+	witness *server.Server
+	members Members
+	alive   time.Time // the canary's last acknowledged write was sent
+}
+
+// New claims the directory. Errors: Invalid - the configuration; Refused - the
+// directory is that of another host or cluster, or has lost its store.
+func New(cfg Config) (*Broker, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	id, err := claimDir(cfg.Dir, identity{ClusterID: cfg.ClusterID, Host: cfg.Host, Founder: cfg.Found}, len(cfg.Cores) > 0)
+	if err != nil {
+		return nil, err
+	}
+	joined, err := exists(filepath.Join(cfg.Dir, joinedFile))
+	if err != nil {
+		return nil, err
+	}
+	if !id.Founder && !joined && len(cfg.Cores) == 0 {
+		return nil, kbroker.Errorf(kbroker.Invalid, "host %s knows no core of cluster %s to join", cfg.Host, cfg.ClusterID)
+	}
+	b := &Broker{
+		cfg: cfg, id: id, joined: joined, acc: newAccounts(), log: cfg.Log,
+		listening: make(chan struct{}), ready: make(chan struct{}), fatal: make(chan error, 1),
+	}
+	if !cfg.StockRaft {
+		if err := tuneOnce(); err != nil {
+			b.log.Error("raft timing stays stock: failover takes 4 to 9 s", "err", err)
+		} else {
+			b.tuned = true
+		}
+	}
+	return b, nil
+}
+
+// Listening is closed when clients can connect, in-process ones too: long
+// before JetStream is current.
+func (b *Broker) Listening() <-chan struct{} { return b.listening }
+
+// Ready is closed when JetStream answers: a meta leader is known, and has this
+// server as a current member.
+func (b *Broker) Ready() <-chan struct{} { return b.ready }
+
+// RaftTuned reports whether the tuned raft timing is in force, and so which
+// times may be relied on.
+func (b *Broker) RaftTuned() bool { return b.tuned }
+
+// Connect opens an in-process connection in the account of control and
+// applications. It reconnects by itself, for ever; the caller closes it.
+// Unavailable before Listening.
+func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
+	select {
+	case <-b.listening:
+		return connect(b.core, opts...)
+	default:
+		return nil, kbroker.Errorf(kbroker.Unavailable, "the broker of host %s does not listen yet", b.cfg.Host)
+	}
+}
+
+// Members is the last observation of the membership loop, at most two seconds
+// old while Run runs. Its map is the caller's to read, not to write.
+func (b *Broker) Members() Members {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.members
+}
+
+// Writable reports whether a compare-and-set write to the control stream was
+// acknowledged within the last 3 s.
+func (b *Broker) Writable() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.alive.IsZero() && time.Since(b.alive) < writableFor
+}
+
+// Run starts the servers and keeps the membership until ctx ends; then it
+// hands its leaderships over, stops them and returns nil. Any other return is
+// a failure of the node. It runs once.
+func (b *Broker) Run(ctx context.Context) error {
+	if err := portsFree(b.cfg.ClientAddr, b.cfg.RouteAddr); err != nil {
+		return err
+	}
+	err := b.start(ctx)
+	if err == nil {
+		err = b.serve(ctx)
+	}
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		err = nil
+	}
+	return errors.Join(err, b.stop())
+}
+
+// serve runs the loops until ctx ends or one of them or a server fails.
+func (b *Broker) serve(ctx context.Context) error {
+	system, err := b.acc.connectSystem(b.core)
+	if err != nil {
+		return fmt.Errorf("connect to the system account: %w", err)
+	}
+	defer system.Close()
+	conn, err := connect(b.core)
+	if err != nil {
+		return fmt.Errorf("connect to the embedded server: %w", err)
+	}
+	defer conn.Close()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var loops sync.WaitGroup
+	defer loops.Wait()
+	defer cancel()
+	loops.Go(func() {
+		m := &membership{b: b, system: system, conn: conn, restart: b.joined}
+		if err := m.run(ctx); err != nil {
+			b.fail(err)
+		}
+	})
+	loops.Go(func() {
+		c := &canary{conn: conn, subject: subjects.Control(subjects.KeyCanary(b.cfg.Host))}
+		c.run(ctx, b.noteAlive)
+	})
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-b.fatal:
+		return err
+	}
+}
+
+// start starts the core's server, then the witness beside it if there is one,
+// and returns when they listen.
+func (b *Broker) start(ctx context.Context) error {
+	retired, err := exists(filepath.Join(b.cfg.Dir, retiredFile))
+	if err != nil {
+		return err
+	}
+	if retired {
+		if err := os.RemoveAll(filepath.Join(b.cfg.Dir, witnessDir)); err != nil {
+			return fmt.Errorf("delete the retired witness's store: %w", err)
+		}
+	}
+	o, err := coreOptions(b.cfg, b.acc, coreRoutes(b.cfg, b.id, b.joined))
+	if err != nil {
+		return err
+	}
+	if b.core, err = b.startServer(ctx, o, coreNoise); err != nil {
+		return err
+	}
+	if b.id.Founder && !retired {
+		if o, err = witnessOptions(b.cfg, b.acc, witnessRoutes(b.cfg, b.joined)); err != nil {
+			return err
+		}
+		w, err := b.startServer(ctx, o, witnessNoise)
+		b.mu.Lock()
+		b.witness = w
+		b.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	close(b.listening)
+	b.log.Info("broker listens", "client", b.cfg.ClientAddr, "route", b.cfg.RouteAddr)
+	return nil
+}
+
+// startServer returns when the server listens. The server is returned with an
+// error too, if there is one to stop.
+func (b *Broker) startServer(ctx context.Context, o *server.Options, noise []string) (*server.Server, error) {
+	s, err := server.NewServer(o)
+	if err != nil {
+		return nil, fmt.Errorf("make nats server %s: %w", o.ServerName, err)
+	}
+	s.SetLoggerV2(&logger{log: b.log.With("server", o.ServerName), noise: noise, fatal: b.fail}, false, false, false)
+	s.Start()
+	deadline := time.NewTimer(listenWithin)
+	defer deadline.Stop()
+	poll := time.NewTicker(listenPoll)
+	defer poll.Stop()
+	for s.Addr() == nil || s.ClusterAddr() == nil {
+		select {
+		case err := <-b.fatal:
+			return s, err
+		case <-ctx.Done():
+			return s, ctx.Err()
+		case <-deadline.C:
+			return s, fmt.Errorf("nats server %s does not listen after %v", o.ServerName, listenWithin)
+		case <-poll.C:
+		}
+	}
+	return s, nil
+}
+
+// stop ends all servers. With other cores there, leaderships and clients are
+// moved to them first.
+func (b *Broker) stop() error {
+	others := 0
+	for host, current := range b.Members().Current {
+		if current && host != b.cfg.Host {
+			others++
+		}
+	}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		if b.core != nil {
+			if others > 0 {
+				b.core.LameDuckShutdown()
+			}
+			b.core.Shutdown()
+			b.core.WaitForShutdown()
+		}
+		if w := b.takeWitness(); w != nil {
+			w.Shutdown()
+			w.WaitForShutdown()
+		}
+	}()
+	select {
+	case <-stopped:
+		return nil
+	case <-time.After(leaveWithin):
+	}
+	if b.core != nil {
+		b.core.Shutdown() // ends the polite one
+	}
+	select {
+	case <-stopped:
+		return nil
+	case <-time.After(stopWithin):
+		return fmt.Errorf("nats server %s does not stop", b.cfg.Host)
+	}
+}
+
+// fail makes Run return err, if it is the first failure.
+func (b *Broker) fail(err error) {
+	select {
+	case b.fatal <- err:
+	default:
+	}
+}
+
+func (b *Broker) note(o observation) {
+	members := Members{Leader: o.leader != "", Size: o.size, Witness: o.witnessPresent(), Current: o.cores(), Replicas: o.lowestReplicas()}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.members = members
+}
+
+// noteReady remembers on disk that this core is a member before it says so.
+func (b *Broker) noteReady(o observation) error {
+	if b.isReady() || !o.cores()[b.cfg.Host] || !b.core.JetStreamIsCurrent() {
+		return nil
+	}
+	if !b.joined {
+		if err := writeDurably(filepath.Join(b.cfg.Dir, joinedFile), nil); err != nil {
+			return err
+		}
+	}
+	close(b.ready)
+	b.log.Info("broker is ready", "size", o.size)
+	return nil
+}
+
+func (b *Broker) isReady() bool {
+	select {
+	case <-b.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+func (b *Broker) noteAlive(sent time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.alive = sent
+}
+
+func (b *Broker) witnessServer() *server.Server {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.witness
+}
+
+// takeWitness makes the caller the one who stops the witness.
+func (b *Broker) takeWitness() *server.Server {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w := b.witness
+	b.witness = nil
+	return w
+}
+
+// portsFree says in our words what the server would say by a Fatalf later.
+func portsFree(addrs ...string) error {
+	for _, addr := range addrs {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return kbroker.Errorf(kbroker.Refused, "cannot listen on %s: %v", addr, err).
+				WithHint("another process has the port; the broker's ports are fixed once chosen")
+		}
+		if err := l.Close(); err != nil {
+			return fmt.Errorf("probe %s: %w", addr, err)
+		}
+	}
+	return nil
+}
+
+// usedBytes is the size of all files under dir; 0 if there is none.
+func usedBytes(dir string) (int64, error) {
+	var sum int64
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			sum += info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("size of %s: %w", dir, err)
+	}
+	return sum, nil
+}

@@ -1,0 +1,69 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+)
+
+// coreNoise is what the server calls errors or warnings although a healthy
+// cluster says it all the time: it is logged at debug.
+var coreNoise = []string{
+	"Error trying to connect to route",           // to to a core that is down
+	"Error flushing",                             // a route's or client's other end has gone
+	"could not replace peer",                     // at every removal of a member
+	"Plaintext passwords detected",               // secrets of this process, never stored
+	"Waiting for routing to be established",      // at every start
+	"has not established contact with a meta le", // likewise; the membership loop says it when it lasts
+	"detected stream remapping",                  // a stream is raised
+	"resetting first sequence",                   // a new replica starts behind the first message
+	"Metalayer blocking snapshot",                // at every stop
+}
+
+// witnessNoise is what a witness says on its ordered way out, besides.
+var witnessNoise = append([]string{
+	"our server was removed from the cluster",
+}, coreNoise...)
+
+// logger is the server's log as slog. The server's notices are details of
+// ours: debug. A Fatalf does not end the process, it is handed to fatal.
+type logger struct {
+	log   *slog.Logger
+	noise []string
+	fatal func(error)
+}
+
+func (l *logger) Noticef(format string, v ...any) {
+	l.log.Debug("nats server notice", "text", fmt.Sprintf(format, v...))
+}
+
+func (l *logger) Warnf(format string, v ...any) {
+	l.loud(slog.LevelWarn, "nats server warning", fmt.Sprintf(format, v...))
+}
+
+func (l *logger) Errorf(format string, v ...any) {
+	l.loud(slog.LevelError, "nats server error", fmt.Sprintf(format, v...))
+}
+
+func (l *logger) Fatalf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.log.Error("nats server is unusable", "err", text)
+	l.fatal(fmt.Errorf("nats server: %s", text))
+}
+
+func (l *logger) Debugf(format string, v ...any) {
+	l.log.Debug("nats server debug", "text", fmt.Sprintf(format, v...))
+}
+
+func (l *logger) Tracef(string, ...any) {}
+
+func (l *logger) loud(level slog.Level, message, text string) {
+	for _, n := range l.noise {
+		if strings.Contains(text, n) {
+			level = slog.LevelDebug
+			break
+		}
+	}
+	l.log.Log(context.Background(), level, message, "err", text)
+}

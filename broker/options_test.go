@@ -1,0 +1,77 @@
+package broker
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"testing"
+
+	"github.com/kbroker/kbroker"
+)
+
+func TestRoutes(t *testing.T) {
+	b := kbroker.CoreAddr{Host: "b", Route: "10.0.0.2:6222"}
+	c := kbroker.CoreAddr{Host: "c", Route: "10.0.0.3:6222"}
+	own := Config{Host: "a", RouteAddr: "10.0.0.1:6222"}
+	with := func(cores ...kbroker.CoreAddr) Config { cfg := own; cfg.Cores = cores; return cfg }
+	for _, r := range []struct {
+		name    string
+		cfg     Config
+		founder bool
+		joined  bool
+		want    []string
+	}{
+		{"a founding host expects itself and the witness", own, true, false, []string{"10.0.0.1:6222", "10.0.0.1:6222"}},
+		{"a founder that restarts knows the others too", with(b), true, true, []string{"10.0.0.2:6222", "10.0.0.1:6222"}},
+		{"a founder that knows nobody has a route all the same", own, true, true, []string{"10.0.0.1:6222"}},
+		{"a fresh joiner expects five members", with(b), false, false, []string{"10.0.0.2:6222", "10.0.0.1:6222", "10.0.0.2:6222", "10.0.0.1:6222", "10.0.0.2:6222"}},
+		{"a joined core has each core once, itself included", with(b, c), false, true, []string{"10.0.0.2:6222", "10.0.0.3:6222", "10.0.0.1:6222"}},
+		{"its own address among the cores counts once", with(b, kbroker.CoreAddr{Host: "a", Route: "10.0.0.1:6222"}), false, true, []string{"10.0.0.2:6222", "10.0.0.1:6222"}},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			var got []string
+			for _, u := range coreRoutes(r.cfg, identity{Founder: r.founder}, r.joined) {
+				got = append(got, u.Host)
+			}
+			if !slices.Equal(got, r.want) {
+				t.Errorf("routes %v, want %v", got, r.want)
+			}
+		})
+	}
+	if n := len(witnessRoutes(own, false)); n != foundRoutes {
+		t.Errorf("a witness at founding expects %d members, want 2", n)
+	}
+	if n := len(witnessRoutes(own, true)); n != joinRoutes {
+		t.Errorf("a witness at a restart expects %d members, want %d", n, joinRoutes)
+	}
+}
+
+// recorder keeps the levels of what is logged.
+type recorder struct {
+	slog.Handler
+	levels []slog.Level
+}
+
+func (r *recorder) Handle(_ context.Context, rec slog.Record) error {
+	r.levels = append(r.levels, rec.Level)
+	return nil
+}
+func (r *recorder) Enabled(context.Context, slog.Level) bool { return true }
+
+func TestLoggerTellsNoiseFromTrouble(t *testing.T) {
+	r := &recorder{}
+	var fatal error
+	l := &logger{log: slog.New(r), noise: coreNoise, fatal: func(err error) { fatal = err }}
+	l.Noticef("Server is ready")
+	l.Warnf("stream %s has NO quorum", "s")
+	l.Errorf("Error trying to connect to route (attempt %d): refused", 7)
+	l.Errorf("disk on fire")
+	l.Fatalf("cannot listen on %d", 1)
+	want := []slog.Level{slog.LevelDebug, slog.LevelWarn, slog.LevelDebug, slog.LevelError, slog.LevelError}
+	if !slices.Equal(r.levels, want) {
+		t.Errorf("levels %v, want %v", r.levels, want)
+	}
+	if fatal == nil || fatal.Error() != "nats server: cannot listen on 1" {
+		t.Errorf("Fatalf handed over %v", fatal)
+	}
+}
