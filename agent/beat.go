@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// behindFor is how long the cores may know of a newer head before the agent
+// concludes that it has missed the change message.
+const behindFor = time.Second
+
+// heart says each second that this host is there, and hears what the cores
+// answer. It depends on nothing else in the agent.
+type heart struct {
+	conn  *nats.Conn
+	every time.Duration
+	beat  kbroker.Heartbeat
+	// behind is called when the cores know a newer head for behindFor.
+	behind func()
+
+	mu      sync.Mutex
+	held    uint64        // revision of the view that is held
+	since   time.Duration // boottime since a core knows more; 0: none does
+	clients []string      // of the cores, as last heard
+}
+
+// run beats until ctx ends; the first beat leaves at once.
+func (h *heart) run(ctx context.Context) error {
+	body, err := json.Marshal(h.beat)
+	if err != nil {
+		return fmt.Errorf("encode heartbeat: %w", err)
+	}
+	inbox := h.conn.NewRespInbox()
+	sub, err := h.conn.Subscribe(inbox, h.hear)
+	if err != nil {
+		return fmt.Errorf("subscribe to heartbeat replies: %w", err)
+	}
+	defer sub.Unsubscribe()
+	tick := time.NewTicker(h.every)
+	defer tick.Stop()
+	for {
+		// A beat that waits in a buffer for the connection would be a lie by
+		// the time it arrives; one that cannot be sent is followed by another.
+		if h.conn.IsConnected() {
+			_ = h.conn.PublishRequest(subjects.Heartbeat(h.beat.Host), inbox, body)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// hear takes one core's answer.
+func (h *heart) hear(m *nats.Msg) {
+	var r kbroker.HeartbeatReply
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		return // a core of another version: the next one may be understood
+	}
+	now := state.Boottime()
+	h.mu.Lock()
+	if len(r.Clients) > 0 {
+		h.clients = r.Clients
+	}
+	late := false
+	if r.HeadRevision > h.held {
+		if h.since == 0 {
+			h.since = now
+		}
+		late = now-h.since >= behindFor
+	}
+	h.mu.Unlock()
+	if late {
+		h.behind()
+	}
+}
+
+// holds tells which revision the agent has.
+func (h *heart) holds(revision uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held, h.since = revision, 0
+}
+
+// servers returns the URLs that instances connect to: own first, then those
+// that the cores told.
+func (h *heart) servers(own []string) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var urls []string
+	for _, s := range slices.Concat(own, h.clients) {
+		if !strings.Contains(s, "://") {
+			s = "nats://" + s
+		}
+		if !slices.Contains(urls, s) {
+			urls = append(urls, s)
+		}
+	}
+	return urls
+}
+
+func newHeart(cfg Config, behind func()) *heart {
+	return &heart{
+		conn: cfg.Conn, every: cfg.Times.Heartbeat, behind: behind,
+		beat: kbroker.Heartbeat{
+			Host: cfg.Host, Role: cfg.Role, Process: cfg.Dir.Process, PID: os.Getpid(),
+			Labels: cfg.Labels, Capacity: cfg.Capacity, Client: cfg.Client, Route: cfg.Route, Version: cfg.Version,
+		},
+	}
+}

@@ -1,0 +1,227 @@
+package agent
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kbroker/kbroker"
+)
+
+const (
+	lockFile  = "agent.lock"
+	agentFile = "agent.json"
+
+	// lockPatience covers the moment in which somebody only asks whether the
+	// lock is held, or a child of a killed agent has not yet executed.
+	lockPatience = 250 * time.Millisecond
+	lockPoll     = 10 * time.Millisecond
+)
+
+// Dir is a host's data directory, held by one agent at a time.
+type Dir struct {
+	// Path is absolute and has no symbolic links.
+	Path string
+	// Process is random, new at each start of the agent; Earlier is that of
+	// the start before, empty if there was none.
+	Process string
+	Earlier string
+
+	lock *os.File
+}
+
+// agentRecord tells others which process holds the directory.
+type agentRecord struct {
+	procID
+	BootID  string `json:"boot_id"`
+	Process string `json:"process"`
+}
+
+// Lock creates dir (mode 0700) where needed and takes it for this process,
+// until Close or its end. Refused when another agent holds it.
+func Lock(dir string) (*Dir, error) {
+	if err := supported(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	path, err := cleanPath(dir)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w", err)
+	}
+	if err := flock(f); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, heldBy(path)
+		}
+		return nil, fmt.Errorf("lock the data directory %s: %w", path, err)
+	}
+	d := &Dir{Path: path, Process: randomHex(), lock: f}
+	if err := d.introduce(); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// Close gives the directory up. What the agent wrote stays.
+func (d *Dir) Close() error { return d.lock.Close() }
+
+// introduce notes who holds the directory, and learns who did before.
+func (d *Dir) introduce() error {
+	if before, err := readAgentRecord(d.Path); err == nil {
+		d.Earlier = before.Process
+	}
+	me, err := self()
+	if err != nil {
+		return fmt.Errorf("identify this process: %w", err)
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(agentRecord{procID: me.procID, BootID: boot, Process: d.Process})
+	if err != nil {
+		return fmt.Errorf("agent record: %w", err)
+	}
+	return writeFile(filepath.Join(d.Path, agentFile), b, 0o600)
+}
+
+func flock(f *os.File) error {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+func heldBy(path string) error {
+	e := kbroker.Errorf(kbroker.Refused, "another agent holds the data directory %s", path)
+	if r, err := readAgentRecord(path); err == nil && r.alive() {
+		return e.WithHint("it is process %d; stop it, or use another directory", r.PID)
+	}
+	return e.WithHint("it has just started; stop it, or use another directory")
+}
+
+func readAgentRecord(path string) (agentRecord, error) {
+	var r agentRecord
+	b, err := os.ReadFile(filepath.Join(path, agentFile))
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(b, &r)
+}
+
+func (r agentRecord) alive() bool {
+	boot, err := bootID()
+	if err != nil || boot != r.BootID {
+		return false
+	}
+	s, err := readStat(r.PID)
+	return err == nil && s.Start == r.Start && !s.ended()
+}
+
+// Running tells whether an agent holds dir, and its pid; the pid is that of
+// this very agent, not of a later process that was given the same number.
+func Running(dir string) (pid int, alive bool, err error) {
+	path, err := cleanPath(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	// An agent that has the lock and has not written its record yet is given
+	// a moment.
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+		held, err := isHeld(path)
+		if err != nil || !held {
+			return 0, false, err
+		}
+		if r, err := readAgentRecord(path); err == nil && r.alive() {
+			return r.PID, true, nil
+		}
+		if time.Now().After(deadline) {
+			return 0, false, fmt.Errorf("%s is locked by a process that its %s does not name", path, agentFile)
+		}
+	}
+}
+
+func isHeld(path string) (bool, error) {
+	f, err := os.Open(filepath.Join(path, lockFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at the lock: %w", err)
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at the lock: %w", err)
+	}
+	return false, nil
+}
+
+// cleanPath is the one spelling of a directory's path, so that it can be
+// compared with what processes carry in their environment.
+func cleanPath(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
+	}
+	path, err := filepath.EvalSymlinks(abs)
+	if err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
+	}
+	return path, nil
+}
+
+// writeFile replaces path so that a reader, and the next boot, finds the old
+// content or the new one.
+func writeFile(path string, data []byte, perm os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // after the rename there is nothing to remove
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Chmod(perm), f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return replaceFile(f.Name(), path)
+}
+
+// replaceFile renames a synced file to path and makes the rename durable.
+func replaceFile(from, path string) error {
+	if err := os.Rename(from, path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func randomHex() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,351 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+// maxMessageBytes bounds the message of a status.
+const maxMessageBytes = maxTailBytes + 512
+
+// instance is one instance on this host. It belongs to the loop.
+type instance struct {
+	key       kbroker.StatusKey
+	phase     phase
+	placement kbroker.Placement // that it acts on
+	record    record            // of its last start; without Incarnation it has never been started
+
+	process    *process           // phaseUp and phaseStopping
+	cancel     context.CancelFunc // of the launch; phaseLaunching and phaseStopping
+	release    func()             // the start slot
+	readySince time.Duration      // boottime; 0: not ready
+	lapsed     bool               // ended while no agent watched
+	restarts   int
+	crashes    int
+	nextStart  time.Duration
+	endedAt    time.Duration
+	startedAt  time.Time
+	exit       *kbroker.Exit
+	message    string
+}
+
+func (i *instance) have() have {
+	return have{
+		Key: i.key, Phase: i.phase, Epoch: i.placement.Epoch, Template: i.placement.Template, Version: i.placement.Version,
+		Tombstone: i.placement.Stop, NextStart: i.nextStart, ReadySince: i.readySince, Crashes: i.crashes, EndedAt: i.endedAt,
+	}
+}
+
+// runs is true while there may be a process of its last incarnation.
+func (i *instance) runs() bool {
+	return i.phase == phaseLaunching || i.phase == phaseUp || i.phase == phaseStopping
+}
+
+// speaks is true while there is something to report of it.
+func (i *instance) speaks() bool { return i.phase != phaseTidying && i.phase != phaseEnded }
+
+func (i *instance) status(host kbroker.HostID) kbroker.Status {
+	p := i.placement
+	s := kbroker.Status{
+		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Host: host, Version: p.Version, Epoch: p.Epoch,
+		Restarts: i.restarts, Crashes: i.crashes, Exit: i.exit, Message: i.message,
+	}
+	if i.runs() {
+		s.Incarnation = i.record.Incarnation
+	}
+	if i.process != nil {
+		s.PID, s.StartedAt = i.process.id.PID, i.startedAt
+	}
+	switch i.phase {
+	case phaseIdle:
+		s.State = kbroker.StatePending
+		if i.crashes > 0 {
+			s.State = kbroker.StateBackoff
+		}
+	case phaseLaunching:
+		s.State = kbroker.StateStarting
+	case phaseUp:
+		s.State = kbroker.StateRunning
+		if i.readySince > 0 {
+			s.State = kbroker.StateReady
+		}
+	case phaseStopping:
+		s.State = kbroker.StateDraining
+	case phaseStopped, phaseTidying, phaseEnded:
+		s.State = kbroker.StateExited
+	}
+	return s
+}
+
+// act carries out one action of the plan.
+func (a *Agent) act(ctx context.Context, i *instance, act action, now time.Duration) {
+	switch act.Do {
+	case doStart:
+		a.start(ctx, i, *act.Placement)
+	case doStop:
+		a.stop(i, act)
+	case doUpdate:
+		i.placement = *act.Placement
+		i.record.Placement = *act.Placement
+		if i.phase == phaseUp { // a launch saves its own
+			a.save(i)
+		}
+	case doConclude:
+		i.placement, i.phase = *act.Placement, phaseStopped
+		i.readySince, i.crashes, i.message = 0, 0, ""
+		if i.lapsed {
+			i.exit, i.lapsed = &kbroker.Exit{Unknown: true, At: time.Now().UTC()}, false
+		}
+		if i.record.Incarnation != "" {
+			a.save(i)
+		}
+	case doSettle:
+		i.crashes, i.message = 0, ""
+		a.save(i)
+	case doForget:
+		i.phase = phaseTidying
+		a.reporter.gone(i.key)
+		a.tidy(ctx, i, true)
+	case doPurge:
+		i.phase = phaseTidying
+		a.tidy(ctx, i, false)
+	}
+}
+
+// start launches a new incarnation.
+func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
+	again := i.record.Incarnation != "" && i.placement.Epoch == p.Epoch && i.phase == phaseIdle
+	if again {
+		i.restarts++
+	} else if i.phase != phaseIdle || i.placement.Epoch != p.Epoch {
+		i.restarts, i.crashes, i.exit, i.message = 0, p.Backoff, nil, ""
+	}
+	if i.lapsed {
+		i.exit = &kbroker.Exit{Unknown: true, At: time.Now().UTC()}
+	}
+	i.placement, i.phase, i.readySince, i.lapsed = p, phaseLaunching, 0, false
+	i.record = record{
+		Placement: p, Incarnation: kbroker.Incarnation(string(p.Instance) + "." + randomHex()),
+		Restarts: i.restarts, Crashes: i.crashes,
+	}
+	launch, cancel := context.WithCancel(ctx)
+	i.cancel = cancel
+	r := i.record
+	a.work.Go(func() {
+		defer cancel()
+		l := a.launch(launch, r)
+		if !a.post(ctx, func() { a.launched(ctx, i, l) }) && l.process != nil {
+			l.release()
+			l.process.pidfd.Close() // it runs on, for the next agent
+		}
+	})
+}
+
+// launched takes the outcome of a launch.
+func (a *Agent) launched(ctx context.Context, i *instance, l launched) {
+	i.cancel = nil
+	if l.err != nil {
+		if i.phase == phaseStopping {
+			i.phase = phaseStopped
+			return
+		}
+		a.log.Warn("instance not started", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "err", l.err)
+		i.exit = nil
+		a.crashed(i, l.err.Error())
+		return
+	}
+	i.record, i.process, i.release = l.record, l.process, l.release
+	i.startedAt = l.record.StartedAt
+	if i.record.Placement.Version != i.placement.Version && i.phase == phaseLaunching {
+		i.record.Placement = i.placement // updated while it was launched
+		a.save(i)
+	}
+	if i.phase == phaseStopping {
+		i.process.leave(orderOf(i.record.Placement.Spec.Stop))
+	} else {
+		i.phase = phaseUp
+		a.log.Info("instance started", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "pid", i.process.id.PID)
+	}
+	a.watch(ctx, i)
+}
+
+// resume watches an adopted process.
+func (a *Agent) resume(ctx context.Context, i *instance) {
+	switch i.phase {
+	case phaseEnded:
+		a.reporter.gone(i.key) // the earlier agent may not have been heard
+	case phaseUp:
+		a.watch(ctx, i)
+	}
+}
+
+// watch follows the process until it has ended, and its health until then.
+func (a *Agent) watch(ctx context.Context, i *instance) {
+	p, health := i.process, i.record.Placement.Spec.Health
+	if health.Ready == kbroker.HealthAlive {
+		a.ready(i, p, true)
+	}
+	a.work.Go(func() {
+		probing, done := context.WithCancel(ctx)
+		defer done()
+		if health.Ready != kbroker.HealthAlive {
+			a.work.Go(func() {
+				a.probe(probing, p.incarnation, health.Interval, func(ready bool) {
+					a.post(probing, func() { a.ready(i, p, ready) })
+				})
+			})
+		}
+		err := p.run(ctx, func(e kbroker.Exit) {
+			done()
+			a.post(ctx, func() { a.exited(i, p, e) })
+		})
+		if err != nil && ctx.Err() == nil {
+			a.log.Error("a process is no longer watched", "instance", i.key.Instance, "pid", p.id.PID, "err", err)
+		}
+	})
+}
+
+// ready takes a change of health.
+func (a *Agent) ready(i *instance, p *process, ready bool) {
+	if i.process != p || i.phase != phaseUp {
+		return
+	}
+	if !ready {
+		i.readySince = 0
+		return
+	}
+	i.freeSlot()
+	i.readySince = max(1, state.Boottime())
+	if i.crashes == 0 {
+		i.message = ""
+	}
+}
+
+// exited takes the end of a process.
+func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
+	if i.process != p {
+		return
+	}
+	i.freeSlot()
+	i.process, i.exit = nil, &e
+	a.log.Info("process ended", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "pid", p.id.PID, "exit", exitText(e))
+	if i.phase == phaseStopping {
+		i.phase, i.readySince = phaseStopped, 0
+		a.save(i)
+		return
+	}
+	if i.readySince > 0 && state.Boottime()-i.readySince >= healthyAfter {
+		i.crashes = 0
+	}
+	message := exitText(e)
+	if t := tail(filepath.Join(a.cfg.Dir.home(i.key), outputFile), i.record.LogStart); t != "" {
+		message += ": " + t
+	}
+	a.crashed(i, message)
+}
+
+// crashed has an instance started again when its delay has passed.
+func (a *Agent) crashed(i *instance, message string) {
+	i.crashes++
+	i.phase, i.readySince = phaseIdle, 0
+	i.message = message[:min(len(message), maxMessageBytes)]
+	delay := restartDelay(i.crashes, rand.Float64())
+	i.nextStart = state.Boottime() + delay
+	if delay > 0 { // an immediate start writes its own record
+		a.save(i)
+	}
+}
+
+// stop asks the process to leave, or calls off its launch.
+func (a *Agent) stop(i *instance, act action) {
+	a.log.Info("stopping", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "reason", act.Reason)
+	if act.Placement != nil && act.Placement.Stop {
+		i.placement = *act.Placement
+	}
+	i.phase, i.readySince, i.message = phaseStopping, 0, act.Reason
+	i.freeSlot()
+	if i.process != nil {
+		i.process.leave(orderOf(i.record.Placement.Spec.Stop))
+	} else if i.cancel != nil {
+		i.cancel()
+	}
+}
+
+// tidy removes the files of an instance that is over: all, or (keep) all but
+// its output.
+func (a *Agent) tidy(ctx context.Context, i *instance, keep bool) {
+	home := a.cfg.Dir.home(i.key)
+	a.work.Go(func() {
+		kept, err := tidyHome(home, keep)
+		if err != nil {
+			a.log.Warn("files of an ended instance are left", "instance", i.key.Instance, "err", err)
+		}
+		a.post(ctx, func() {
+			i.phase, i.endedAt = phaseEnded, state.Boottime()
+			i.placement, i.record = kbroker.Placement{}, record{}
+			if !kept {
+				delete(a.instances, i.key)
+			}
+		})
+	})
+}
+
+// tidyHome reports whether output is kept in home.
+func tidyHome(home string, keep bool) (kept bool, err error) {
+	if _, err := os.Stat(home); errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if !keep {
+		return false, os.RemoveAll(home)
+	}
+	err = os.WriteFile(filepath.Join(home, endedFile), nil, 0o600)
+	for _, f := range []string{recordFile, recordFile + damagedSuffix, instanceFile, workDir, tempDir} {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(home, f)))
+	}
+	return true, err
+}
+
+// save writes what a later agent must know. Not being able to costs at worst
+// the counters: identity was written at the start.
+func (a *Agent) save(i *instance) {
+	r := i.record
+	r.Restarts, r.Crashes, r.Message = i.restarts, i.crashes, i.message
+	if r.Placement.Epoch <= i.placement.Epoch && i.process == nil {
+		r.Placement = i.placement
+	}
+	r.Stopped = i.phase == phaseStopped
+	if i.process == nil {
+		r.Exit = i.exit
+		if r.Exit == nil {
+			r.Exit = &kbroker.Exit{Unknown: true, At: time.Now().UTC()}
+		}
+	}
+	if err := saveSealed(filepath.Join(a.cfg.Dir.home(i.key), recordFile), r); err != nil {
+		a.log.Warn("a record is not written", "instance", i.key.Instance, "err", err)
+	}
+}
+
+func (i *instance) freeSlot() {
+	if i.release != nil {
+		i.release()
+		i.release = nil
+	}
+}
+
+func exitText(e kbroker.Exit) string {
+	switch {
+	case e.Signal != "":
+		return "ended by " + e.Signal
+	case e.Code != nil:
+		return fmt.Sprintf("exit code %d", *e.Code)
+	}
+	return "ended, nobody knows how"
+}

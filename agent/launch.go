@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kbroker/kbroker"
+)
+
+const (
+	// startsPerCPU bounds how many processes are between their fork and
+	// readiness at a time, so that a herd does not trample the ready ones.
+	startsPerCPU = 2
+	// startSlotFor is how long a process that does not get ready counts.
+	startSlotFor = 2 * time.Second
+	// busyRetries and busyPause cover an executable that a child of another
+	// fork still has open for writing, until that child executes.
+	busyRetries = 50
+	busyPause   = 5 * time.Millisecond
+
+	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+
+// launched is the outcome of a launch: a process, or why there is none.
+type launched struct {
+	process *process
+	record  record
+	release func() // gives the start slot back; safe to call again
+	err     error
+}
+
+// launch starts the incarnation that r describes. ctx calls it off, until the
+// fork; from then on it goes to its end, so that what runs is on record.
+func (a *Agent) launch(ctx context.Context, r record) launched {
+	spec := r.Placement.Spec
+	path, args := a.cfg.Executable, spec.Args
+	if spec.Artifact.Builtin != "" {
+		args = append([]string{"builtin", spec.Artifact.Builtin}, args...)
+	} else {
+		var err error
+		if path, err = a.cache.get(ctx, r.Placement.Tenant, spec.Artifact); err != nil {
+			return launched{record: r, err: fmt.Errorf("artifact: %w", err)}
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return launched{record: r, err: ctx.Err()}
+	case a.slots <- struct{}{}:
+	}
+	release := a.slot()
+	p, r, err := a.fork(path, args, r)
+	if err != nil {
+		release()
+		return launched{record: r, err: err}
+	}
+	return launched{process: p, record: r, release: release}
+}
+
+// slot returns what gives a start slot back: called, or by itself after
+// startSlotFor.
+func (a *Agent) slot() func() {
+	var timer *time.Timer
+	once := make(chan struct{}, 1)
+	once <- struct{}{}
+	release := func() {
+		select {
+		case <-once:
+			<-a.slots
+		default:
+		}
+	}
+	timer = time.AfterFunc(startSlotFor, release)
+	return func() {
+		timer.Stop()
+		release()
+	}
+}
+
+// fork writes the intent, starts the process, and writes what was started.
+func (a *Agent) fork(path string, args []string, r record) (*process, record, error) {
+	k := keyOf(r.Placement)
+	home := a.cfg.Dir.home(k)
+	for _, dir := range []string{workDir, tempDir} {
+		if err := os.MkdirAll(filepath.Join(home, dir), 0o700); err != nil {
+			return nil, r, fmt.Errorf("instance directory: %w", err)
+		}
+	}
+	if err := a.writeInstanceFile(r, filepath.Join(home, instanceFile)); err != nil {
+		return nil, r, err
+	}
+	out, err := os.OpenFile(filepath.Join(home, outputFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, r, fmt.Errorf("output file: %w", err)
+	}
+	defer out.Close()
+	if info, err := out.Stat(); err == nil {
+		r.LogStart = info.Size()
+	}
+	r.BootID, r.StartedAt, r.Exit, r.Message = a.boot, time.Now().UTC(), nil, ""
+	recordPath := filepath.Join(home, recordFile)
+	if err := saveSealed(recordPath, r); err != nil {
+		return nil, r, fmt.Errorf("record the intent to start: %w", err)
+	}
+	if err := os.Remove(filepath.Join(home, endedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, r, fmt.Errorf("instance directory: %w", err)
+	}
+	cmd, err := execute(path, args, environment(home, a.cfg.Dir.Path, r), filepath.Join(home, workDir), out)
+	if err != nil {
+		return nil, r, fmt.Errorf("start: %w", err)
+	}
+	s, err := readStat(cmd.Process.Pid) // not waited for: it is there, dead or alive
+	if err != nil {
+		return nil, r, fmt.Errorf("identify the started process: %w", err)
+	}
+	r.procID = s.procID
+	p, err := newProcess(r.Incarnation, r.procID, cmd, &a.scanner, a.log.With("instance", k.Instance))
+	if err != nil {
+		return nil, r, errors.Join(fmt.Errorf("watch the started process: %w", err), cmd.Process.Kill(), cmd.Wait())
+	}
+	if err := saveSealed(recordPath, r); err != nil {
+		// It runs, and the intent is on disk: a later agent finds it by its
+		// incarnation.
+		a.log.Warn("a started process is not on record", "instance", k.Instance, "pid", r.PID, "err", err)
+	}
+	return p, r, nil
+}
+
+// execute starts a process in its own group, with nothing but what is given.
+func execute(path string, args, env []string, dir string, out *os.File) (*exec.Cmd, error) {
+	for try := 0; ; try++ {
+		cmd := exec.Command(path, args...)
+		cmd.Env, cmd.Dir = env, dir
+		cmd.Stdout, cmd.Stderr = out, out // stdin nil is /dev/null
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		err := cmd.Start()
+		if err == nil {
+			return cmd, nil
+		}
+		if !errors.Is(err, unix.ETXTBSY) || try == busyRetries {
+			return nil, err
+		}
+		time.Sleep(busyPause)
+	}
+}
+
+// environment is all that an instance gets: what it declares, and who it is.
+func environment(home, hostDir string, r record) []string {
+	path := os.Getenv("PATH")
+	if path == "" {
+		path = defaultPath
+	}
+	env := []string{
+		"PATH=" + path,
+		"HOME=" + filepath.Join(home, workDir),
+		"TMPDIR=" + filepath.Join(home, tempDir),
+	}
+	declared := r.Placement.Spec.Env
+	for _, name := range slices.Sorted(maps.Keys(declared)) {
+		env = append(env, name+"="+declared[name])
+	}
+	return append(env, // of two values of a name the last one holds
+		envInstance+"="+filepath.Join(home, instanceFile),
+		envIncarnation+"="+string(r.Incarnation),
+		envHostDir+"="+hostDir,
+	)
+}
+
+func (a *Agent) writeInstanceFile(r record, path string) error {
+	p := r.Placement
+	var own []string
+	if a.cfg.Servers != nil {
+		own = a.cfg.Servers()
+	}
+	b, err := json.Marshal(kbroker.InstanceFile{
+		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
+		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own),
+	})
+	if err != nil {
+		return fmt.Errorf("instance file: %w", err)
+	}
+	return writeFile(path, b, 0o600)
+}

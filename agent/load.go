@@ -1,0 +1,174 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+// load reads what earlier agents of the directory have left: it adopts the
+// processes that run, before anything is started, and takes note of the rest.
+// An unreadable file of one instance is never a reason to leave the others
+// alone.
+func (a *Agent) load() error {
+	keys, err := a.cfg.Dir.homes()
+	if err != nil {
+		return err
+	}
+	all, err := scan()
+	if err != nil {
+		return err
+	}
+	placed := make(map[kbroker.StatusKey]kbroker.Placement)
+	for _, p := range a.view.Placements {
+		placed[keyOf(p)] = p
+	}
+	for _, k := range keys {
+		inst, err := a.restore(k, all, placed[k])
+		if err != nil {
+			return fmt.Errorf("restore instance %s: %w", k.Instance, err)
+		}
+		if inst != nil {
+			a.instances[k] = inst
+		}
+	}
+	return nil
+}
+
+// restore is load for one instance.
+func (a *Agent) restore(k kbroker.StatusKey, all []marked, placed kbroker.Placement) (*instance, error) {
+	home := a.cfg.Dir.home(k)
+	var r record
+	err := loadSealed(filepath.Join(home, recordFile), &r)
+	if err == nil && keyOf(r.Placement) != k {
+		err = fmt.Errorf("%w: it is the record of %s", errDamaged, r.Placement.Instance)
+	}
+	if errors.Is(err, errDamaged) {
+		a.log.Warn("a start record is damaged; looking for the process itself", "instance", k.Instance, "err", err)
+	}
+	found, id := err == nil, procID{}
+	switch {
+	case err == nil:
+		id = a.identify(r, all)
+	case errors.Is(err, errDamaged), errors.Is(err, os.ErrNotExist):
+		damaged := err != nil && !errors.Is(err, os.ErrNotExist)
+		if r, id, found = a.rebuild(home, all, placed); !found && damaged && keyOf(placed) == k && !placed.Stop {
+			r, found = record{Placement: placed}, true // it was started once, and its last placement is known
+		}
+	default:
+		return nil, err
+	}
+	if !found {
+		return a.restoreEnded(k, home)
+	}
+	inst := &instance{
+		key: k, placement: r.Placement, record: r, phase: phaseIdle,
+		restarts: r.Restarts, crashes: r.Crashes, exit: r.Exit, message: r.Message, startedAt: r.StartedAt,
+	}
+	if id.PID == 0 {
+		if r.Stopped {
+			inst.phase = phaseStopped
+		} else {
+			inst.lapsed = r.Exit == nil
+		}
+		if r.Exit != nil { // it was waiting to be started again
+			inst.nextStart = state.Boottime() + restartDelay(r.Crashes, rand.Float64())
+		}
+		return inst, nil
+	}
+	inst.record.procID = id
+	p, err := newProcess(r.Incarnation, id, nil, &a.scanner, a.log.With("instance", k.Instance))
+	if errors.Is(err, errGone) {
+		inst.lapsed = true
+		return inst, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if inst.record.procID != r.procID {
+		if err := saveSealed(filepath.Join(home, recordFile), inst.record); err != nil {
+			a.log.Warn("an adopted process is not on record", "instance", k.Instance, "pid", id.PID, "err", err)
+		}
+	}
+	inst.phase, inst.process = phaseUp, p
+	a.log.Info("adopted a running process", "app", r.Placement.App, "service", r.Placement.Service, "instance", k.Instance, "pid", id.PID)
+	return inst, nil
+}
+
+// identify finds the process of a record: the pid, if it is still the same
+// process of the same boot; else, for a record from before the fork, the one
+// that carries the incarnation. The zero procID: it does not run.
+func (a *Agent) identify(r record, all []marked) procID {
+	if r.Exit != nil {
+		return procID{}
+	}
+	for _, m := range all {
+		if !m.ended() && r.BootID == a.boot && r.PID > 0 && m.procID == r.procID {
+			return m.procID
+		}
+	}
+	for _, m := range all {
+		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.Incarnation == r.Incarnation {
+			return m.procID
+		}
+	}
+	return procID{}
+}
+
+// rebuild makes a record of what a process says about itself: its environment,
+// and the file that it was given. The youngest counts; the janitor ends others.
+func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (record, procID, bool) {
+	var youngest marked
+	for _, m := range all {
+		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.InstanceFile == filepath.Join(home, instanceFile) && m.Start >= youngest.Start {
+			youngest = m
+		}
+	}
+	if youngest.PID == 0 {
+		return record{}, procID{}, false
+	}
+	r := record{Incarnation: youngest.Incarnation, BootID: a.boot, procID: youngest.procID}
+	var f kbroker.InstanceFile
+	b, err := os.ReadFile(filepath.Join(home, instanceFile))
+	if err == nil {
+		err = json.Unmarshal(b, &f)
+	}
+	if err != nil || f.Incarnation != youngest.Incarnation {
+		a.log.Warn("a running process has no readable instance file", "pid", youngest.PID, "err", err)
+		f = kbroker.InstanceFile{Instance: kbroker.InstanceID(filepath.Base(home)), Tenant: kbroker.TenantID(filepath.Base(filepath.Dir(home)))}
+	}
+	if !placed.Stop && placed.Epoch == f.Epoch && placed.Instance == f.Instance {
+		r.Placement = placed
+	} else {
+		r.Placement = kbroker.Placement{
+			Tenant: f.Tenant, App: f.App, Service: f.Service, Instance: f.Instance, Host: a.cfg.Host, Version: f.Version, Epoch: f.Epoch,
+			Spec: kbroker.Service{Health: kbroker.Health{Ready: kbroker.HealthSDK}},
+		}
+	}
+	return r, youngest.procID, true
+}
+
+// restoreEnded takes note of a directory in which nothing is started any more.
+func (a *Agent) restoreEnded(k kbroker.StatusKey, home string) (*instance, error) {
+	path := filepath.Join(home, endedFile)
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		// An earlier agent died while it created or cleared the directory.
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			return nil, err
+		}
+		info, err = os.Stat(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	age := max(0, time.Since(info.ModTime()))
+	return &instance{key: k, phase: phaseEnded, endedAt: state.Boottime() - age}, nil
+}

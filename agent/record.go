@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+// Files of the data directory.
+const (
+	viewFile     = "view.json"
+	instancesDir = "instances"
+	artifactsDir = "artifacts"
+)
+
+// Files of an instance, in instances/<tenant>/<instance>.
+const (
+	recordFile   = "record.json"   // what was started, and what became of it
+	instanceFile = "instance.json" // for the instance: a kbroker.InstanceFile
+	endedFile    = "ended"         // only output is left here
+	outputFile   = "output.log"
+	workDir      = "work"
+	tempDir      = "tmp"
+
+	damagedSuffix = ".damaged"
+)
+
+// errDamaged: a file is there and is not what was written.
+var errDamaged = errors.New("damaged")
+
+// record is what a later agent must know of an instance. It is on disk before
+// the process is forked (without a pid: an intent) and again after; and when a
+// process has ended without being started again at once.
+type record struct {
+	Placement   kbroker.Placement   `json:"placement"` // what it was started from
+	Incarnation kbroker.Incarnation `json:"incarnation"`
+	BootID      string              `json:"boot_id"`
+	procID
+	StartedAt time.Time     `json:"started_at"`
+	LogStart  int64         `json:"log_start"` // size of the output file at the start
+	Restarts  int           `json:"restarts"`
+	Crashes   int           `json:"crashes"`
+	Stopped   bool          `json:"stopped,omitempty"` // ended, and not to be started again
+	Exit      *kbroker.Exit `json:"exit,omitempty"`    // of this incarnation: it has ended
+	Message   string        `json:"message,omitempty"`
+}
+
+// sealed is a file with the digest of its content: a flipped bit in a pid must
+// not be taken for another process.
+type sealed struct {
+	SHA256 string          `json:"sha256"`
+	Body   json.RawMessage `json:"body"`
+}
+
+func saveSealed(path string, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	b, err := json.Marshal(sealed{SHA256: digest(body), Body: body})
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	return writeFile(path, b, 0o600)
+}
+
+// loadSealed reads what saveSealed wrote. errDamaged: it is something else now;
+// a copy is kept beside it. os.ErrNotExist: there is none.
+func loadSealed(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var s sealed
+	err = json.Unmarshal(b, &s)
+	if err == nil && digest(s.Body) != s.SHA256 {
+		err = errors.New("the digest does not match")
+	}
+	if err == nil {
+		err = json.Unmarshal(s.Body, v)
+	}
+	if err != nil {
+		keep := os.Rename(path, path+damagedSuffix)
+		return errors.Join(fmt.Errorf("%s is %w: %w", path, errDamaged, err), keep)
+	}
+	return nil
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// home is the directory of an instance.
+func (d *Dir) home(k kbroker.StatusKey) string {
+	return filepath.Join(d.Path, instancesDir, string(k.Tenant), string(k.Instance))
+}
+
+// homes lists the instances that have a directory.
+func (d *Dir) homes() ([]kbroker.StatusKey, error) {
+	root := filepath.Join(d.Path, instancesDir)
+	tenants, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list instances: %w", err)
+	}
+	var keys []kbroker.StatusKey
+	for _, t := range tenants {
+		instances, err := os.ReadDir(filepath.Join(root, t.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("list instances: %w", err)
+		}
+		for _, i := range instances {
+			k := kbroker.StatusKey{Tenant: kbroker.TenantID(t.Name()), Instance: kbroker.InstanceID(i.Name())}
+			if validKey(k) == nil {
+				keys = append(keys, k)
+			}
+		}
+	}
+	return keys, nil
+}
+
+// validKey keeps names from the wire from becoming other paths or subjects.
+func validKey(k kbroker.StatusKey) error {
+	if !plainName(string(k.Tenant)) || !plainName(string(k.Instance)) {
+		return kbroker.Errorf(kbroker.Invalid, "no instance can be named %q of tenant %q", k.Instance, k.Tenant)
+	}
+	return nil
+}
+
+func plainName(s string) bool {
+	const allowed = "abcdefghijklmnopqrstuvwxyz0123456789-"
+	return s != "" && len(s) <= 200 && strings.Trim(s, allowed) == ""
+}
+
+func keyOf(p kbroker.Placement) kbroker.StatusKey {
+	return kbroker.StatusKey{Tenant: p.Tenant, Instance: p.Instance}
+}

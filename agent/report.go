@@ -1,0 +1,185 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// reportDebounce collects changes that come together.
+	reportDebounce = 20 * time.Millisecond
+	// reportAllEvery repeats everything, whoever lost what; jittered by half.
+	reportAllEvery = time.Minute
+	// A report that was not accepted is sent again after reportRetryFirst,
+	// doubling to reportRetryMax.
+	reportRetryFirst = 50 * time.Millisecond
+	reportRetryMax   = time.Second
+	// maxReportStatuses bounds one report: with messages of maxMessageBytes it
+	// stays below the broker's payload limit.
+	maxReportStatuses = 100
+)
+
+// reporter tells the cores how the instances are, until it was heard.
+type reporter struct {
+	host    kbroker.HostID
+	process string
+	conn    *nats.Conn
+	log     *slog.Logger
+	dirty   chan struct{} // capacity 1
+
+	mu     sync.Mutex
+	states map[kbroker.StatusKey]*reported
+}
+
+// reported is what is to be said of one instance.
+type reported struct {
+	status  kbroker.Status
+	gone    bool
+	version int // grows with each change; heard when said == version
+	said    int
+}
+
+func newReporter(cfg Config) *reporter {
+	return &reporter{
+		host: cfg.Host, process: cfg.Dir.Process, conn: cfg.Conn, log: cfg.Log,
+		dirty: make(chan struct{}, 1), states: make(map[kbroker.StatusKey]*reported),
+	}
+}
+
+// set notes an instance's status; what is already known costs nothing.
+func (r *reporter) set(s kbroker.Status) {
+	r.change(kbroker.StatusKey{Tenant: s.Tenant, Instance: s.Instance}, s, false)
+}
+
+// gone notes that nothing is left to say of an instance.
+func (r *reporter) gone(k kbroker.StatusKey) { r.change(k, kbroker.Status{}, true) }
+
+func (r *reporter) change(k kbroker.StatusKey, s kbroker.Status, gone bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.states[k]
+	if e == nil {
+		e = &reported{}
+		r.states[k] = e
+	} else if e.gone == gone && reflect.DeepEqual(e.status, s) {
+		return
+	}
+	e.status, e.gone = s, gone
+	e.version++
+	r.stir()
+}
+
+// all has everything said once more.
+func (r *reporter) all() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.states {
+		e.said = 0
+	}
+	r.stir()
+}
+
+func (r *reporter) stir() {
+	select {
+	case r.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// run reports until ctx ends. The first number of a process is 1; a core that
+// knows a higher one says so.
+func (r *reporter) run(ctx context.Context) error {
+	number, retry := uint64(0), reportRetryFirst
+	all := time.NewTimer(reportAllEvery)
+	defer all.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-all.C:
+			r.all()
+			all.Reset(reportAllEvery/2 + rand.N(reportAllEvery/2))
+			continue
+		case <-r.dirty:
+		}
+		pause(ctx, reportDebounce)
+		for ctx.Err() == nil {
+			req, versions := r.next()
+			if len(versions) == 0 {
+				break
+			}
+			number++
+			req.Number = number
+			var reply kbroker.ReportReply
+			err := request(ctx, r.conn, subjects.Report(r.host), req, &reply)
+			switch {
+			case err != nil:
+				r.log.Debug("report not heard; sending it again", "err", err)
+				pause(ctx, retry)
+				retry = min(2*retry, reportRetryMax)
+			case !reply.Accepted:
+				number = max(number, reply.Number)
+				pause(ctx, reportDebounce)
+			default:
+				r.heard(versions)
+				retry = reportRetryFirst
+			}
+		}
+	}
+}
+
+// next is the next report, without its number, and the version of each entry
+// in it; none when everything was heard.
+func (r *reporter) next() (kbroker.ReportRequest, map[kbroker.StatusKey]int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var keys []kbroker.StatusKey
+	for k, e := range r.states {
+		if e.said != e.version {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b kbroker.StatusKey) int {
+		return cmp.Or(cmp.Compare(a.Tenant, b.Tenant), cmp.Compare(a.Instance, b.Instance))
+	})
+	keys = keys[:min(len(keys), maxReportStatuses)]
+	req := kbroker.ReportRequest{Host: r.host, Process: r.process}
+	versions := make(map[kbroker.StatusKey]int, len(keys))
+	for _, k := range keys {
+		e := r.states[k]
+		versions[k] = e.version
+		if e.gone {
+			req.Gone = append(req.Gone, k)
+		} else {
+			req.Statuses = append(req.Statuses, e.status)
+		}
+	}
+	return req, versions
+}
+
+// heard notes what a core has accepted; what changed meanwhile stays to be said.
+func (r *reporter) heard(versions map[kbroker.StatusKey]int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k, v := range versions {
+		e := r.states[k]
+		if e == nil || e.version != v {
+			continue
+		}
+		e.said = v
+		if e.gone {
+			delete(r.states, k)
+		}
+	}
+}

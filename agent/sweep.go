@@ -1,0 +1,54 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// sweepWait bounds what SIGKILL may take.
+const sweepWait = 10 * time.Second
+
+// Sweep ends every process that the agents of dir have started: those that its
+// records name, those that carry dir in their environment, and their process
+// groups; SIGTERM first, SIGKILL after grace, until none is left. Zombies count
+// as gone. The agent of dir must be dead or on its way out: one that lives
+// would start its instances again. killed is how many were signalled; nothing
+// at all, a directory that is not there included, is 0 and no error.
+func Sweep(ctx context.Context, dir string, grace time.Duration) (killed int, err error) {
+	path, err := cleanPath(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	recorded, err := recordedProcesses(&Dir{Path: path})
+	if err != nil {
+		return 0, err
+	}
+	return killAll(ctx, scan, func(m marked) bool { return m.HostDir == path || recorded[m.procID] }, grace, sweepWait)
+}
+
+// recordedProcesses are those of this boot that the records name.
+func recordedProcesses(d *Dir) (map[procID]bool, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	keys, err := d.homes()
+	if err != nil {
+		return nil, err
+	}
+	ids := make(map[procID]bool)
+	for _, k := range keys {
+		var r record
+		// A damaged record names nobody: the environment finds them.
+		if loadSealed(filepath.Join(d.home(k), recordFile), &r) == nil && r.BootID == boot && r.PID > 0 {
+			ids[r.procID] = true
+		}
+	}
+	return ids, nil
+}
