@@ -1,0 +1,46 @@
+package client
+
+import (
+	"context"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker/internal/connect"
+)
+
+// Target is a cluster that was found, and how; Context is what is kept of one
+// in the directory of `kbroker up`.
+type (
+	Target  = connect.Target
+	Context = connect.Context
+)
+
+const (
+	// EnvDir is the environment variable that names the directory of a
+	// cluster, LocalDir that directory's name when nothing names it.
+	EnvDir   = connect.EnvDir
+	LocalDir = connect.LocalDir
+	// ContextFile is the file of a Context in a cluster's directory.
+	ContextFile = connect.ContextFile
+)
+
+// Find looks for the cluster that is meant: flag (a context's name, a
+// directory, addresses) if not empty, then the places that the environment
+// offers. Errors: NotFound, Invalid; Unavailable when nothing names a cluster.
+func Find(flag string) (Target, error) { return connect.Find(flag) }
+
+// WriteContext makes the cluster findable through its directory.
+func WriteContext(dir string, c Context) error { return connect.WriteContext(dir, c) }
+
+// Open connects to a cluster under the given name. The caller closes the
+// client with Close. Unavailable when no server answers.
+func Open(ctx context.Context, t Target, name string, opts ...nats.Option) (*Client, error) {
+	conn, err := t.Connect(ctx, name, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return New(conn, t.Tenant), nil
+}
+
+// Close closes the connection of a client that Open made.
+func (c *Client) Close() { c.conn.Close() }

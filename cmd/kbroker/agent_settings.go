@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/knadh/koanf/providers/confmap"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/pflag"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/node"
+)
+
+const (
+	defaultAgentDir = "/var/lib/kbroker"
+	agentEnvPrefix  = "KBROKER_AGENT_"
+)
+
+// agentSettings are the settings of an agent as its file spells them.
+type agentSettings struct {
+	Dir        string            `yaml:"dir" koanf:"dir"`
+	Name       string            `yaml:"name" koanf:"name"`
+	Role       string            `yaml:"role" koanf:"role"`
+	Found      bool              `yaml:"found" koanf:"found"`
+	Advertise  string            `yaml:"advertise" koanf:"advertise"`
+	Join       []string          `yaml:"join" koanf:"join"`
+	ClientPort int               `yaml:"client_port" koanf:"client_port"`
+	RoutePort  int               `yaml:"route_port" koanf:"route_port"`
+	Label      map[string]string `yaml:"label" koanf:"label"`
+	StockRaft  bool              `yaml:"stock_raft" koanf:"stock_raft"`
+}
+
+// agentKeys are the names of all settings.
+func agentKeys() []string {
+	t := reflect.TypeFor[agentSettings]()
+	keys := make([]string, t.NumField())
+	for i := range keys {
+		keys[i] = t.Field(i).Tag.Get("koanf")
+	}
+	return keys
+}
+
+// loadAgentSettings merges file, environment and flags, the later over the
+// earlier, over the flags' defaults. Errors are Invalid and name the place.
+func loadAgentSettings(path string, flags *pflag.FlagSet) (agentSettings, error) {
+	s := agentSettings{Dir: defaultAgentDir}
+	// Label keys may contain dots: no setting nests by its name.
+	ko := koanf.New("\x00")
+	if path != "" {
+		if err := ko.Load(file.Provider(path), settingsFile{path}); err != nil {
+			if _, ok := errors.AsType[*kbroker.Error](err); ok {
+				return s, err
+			}
+			return s, inputError(path, err)
+		}
+	}
+	var unknown []string
+	keys := agentKeys()
+	fromEnv := env.Provider("\x00", env.Opt{Prefix: agentEnvPrefix, TransformFunc: func(name, value string) (string, any) {
+		key := strings.ToLower(strings.TrimPrefix(name, agentEnvPrefix))
+		switch {
+		case value == "":
+			return "", nil // the same as not set
+		case !slices.Contains(keys, key):
+			unknown = append(unknown, name)
+			return "", nil
+		case key == "join":
+			return key, splitList(value)
+		case key == "label":
+			return key, parseLabels(splitList(value))
+		}
+		return key, value
+	}})
+	if err := ko.Load(fromEnv, nil); err != nil {
+		return s, fmt.Errorf("read environment: %w", err)
+	}
+	if len(unknown) > 0 {
+		return s, kbroker.Errorf(kbroker.Invalid, "there is no setting %s", strings.Join(unknown, ", ")).
+			WithHint("settings are %s", strings.Join(keys, ", "))
+	}
+	if err := ko.Load(confmap.Provider(givenFlags(flags), ""), nil); err != nil {
+		return s, fmt.Errorf("read flags: %w", err)
+	}
+	if err := ko.Unmarshal("", &s); err != nil {
+		return s, kbroker.Errorf(kbroker.Invalid, "settings of the agent: %v", err)
+	}
+	return s, s.validate()
+}
+
+// givenFlags are the settings that the command line gave.
+func givenFlags(flags *pflag.FlagSet) map[string]any {
+	given := map[string]any{}
+	flags.Visit(func(f *pflag.Flag) {
+		key := strings.ReplaceAll(f.Name, "-", "_")
+		if !slices.Contains(agentKeys(), key) {
+			return
+		}
+		switch v := f.Value.(type) {
+		case pflag.SliceValue:
+			given[key] = v.GetSlice()
+		default:
+			given[key] = f.Value.String()
+		}
+		if labels, err := flags.GetStringToString(f.Name); err == nil {
+			m := map[string]any{}
+			for k, v := range labels {
+				m[k] = v
+			}
+			given[key] = m
+		}
+	})
+	return given
+}
+
+func splitList(s string) []string {
+	var out []string
+	for part := range strings.SplitSeq(s, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
+}
+
+func parseLabels(pairs []string) map[string]any {
+	m := map[string]any{}
+	for _, p := range pairs {
+		k, v, _ := strings.Cut(p, "=")
+		m[k] = v
+	}
+	return m
+}
+
+func (s agentSettings) validate() error {
+	if s.Name != "" {
+		if err := kbroker.CheckName("host", s.Name); err != nil {
+			return err
+		}
+	}
+	if s.Role != "" && s.Role != string(kbroker.RoleCore) && s.Role != string(kbroker.RoleWorker) {
+		return kbroker.Errorf(kbroker.Invalid, "role is %q, want core or worker", s.Role)
+	}
+	for name, port := range map[string]int{"client port": s.ClientPort, "route port": s.RoutePort} {
+		if port < 0 || port > 65535 {
+			return kbroker.Errorf(kbroker.Invalid, "%s is %d, want 1 to 65535, or 0 for any", name, port)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(s.Label)) {
+		if k == "" || s.Label[k] == "" {
+			return kbroker.Errorf(kbroker.Invalid, "label %s=%s has an empty part", k, s.Label[k])
+		}
+	}
+	return nil
+}
+
+func (s agentSettings) node(log *slog.Logger) node.Config {
+	return node.Config{
+		Dir: s.Dir, Name: kbroker.HostID(s.Name), Role: kbroker.Role(s.Role),
+		Found: s.Found, Join: s.Join, Advertise: s.Advertise,
+		ClientPort: s.ClientPort, RoutePort: s.RoutePort,
+		Labels: s.Label, StockRaft: s.StockRaft, Log: log,
+	}
+}
+
+// settingsFile parses the file of --config strictly: a key that does not exist
+// is an error at its line.
+type settingsFile struct{ path string }
+
+func (f settingsFile) Unmarshal(b []byte) (map[string]any, error) {
+	var checked agentSettings
+	if err := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(&checked); err != nil && !errors.Is(err, io.EOF) {
+		return nil, f.invalid(err)
+	}
+	m := map[string]any{}
+	if err := yaml.Unmarshal(b, &m); err != nil {
+		return nil, f.invalid(err)
+	}
+	return m, nil
+}
+
+func (f settingsFile) invalid(err error) error {
+	place, message := f.path, err.Error()
+	if y, ok := errors.AsType[yaml.Error](err); ok {
+		message = y.GetMessage()
+		if t := y.GetToken(); t != nil && t.Position != nil {
+			place = fmt.Sprintf("%s:%d:%d", f.path, t.Position.Line, t.Position.Column)
+		}
+	}
+	return kbroker.Errorf(kbroker.Invalid, "%s: %s", place, message).WithHint("settings are %s", strings.Join(agentKeys(), ", "))
+}
+
+// Marshal is the other half of koanf's Parser.
+func (f settingsFile) Marshal(m map[string]any) ([]byte, error) { return yaml.Marshal(m) }
+
+var _ koanf.Parser = settingsFile{}

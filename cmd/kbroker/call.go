@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
+	"github.com/kbroker/kbroker/sdk"
+)
+
+const (
+	// callTimeout bounds a call unless --timeout says.
+	callTimeout = 5 * time.Second
+	// lookupTimeout bounds the question which services an app has.
+	lookupTimeout = 1500 * time.Millisecond
+	// maxArgumentBytes bounds what is read from standard input: the most that
+	// one message of the cluster carries.
+	maxArgumentBytes = 1 << 20
+)
+
+func (c *cli) callCommand() *cobra.Command {
+	var requestID string
+	cmd := &cobra.Command{
+		Use:   "call APP[/SERVICE] METHOD [JSON | KEY=TEXT KEY:=JSON ... | -]",
+		Short: "Call a method of a service and print its answer",
+		Long: `Call a method of a service and print its answer. The argument is JSON, or an
+object made of KEY=TEXT and KEY:=JSON, or (-) what comes from standard input;
+without one it is an empty object. APP alone means the app's service of the same
+name, or its only one.`,
+		Example: `  kbroker call hello greet name=World
+  kbroker call bank/ledger add '{"cents": 100}'
+  kbroker call bank/ledger add cents:=100 note=lunch
+  cat text.json | kbroker call wordcount count -`,
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: c.completeApps,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.Contains(args[0], ":") {
+				return kbroker.Errorf(kbroker.Invalid, "%s is an object; this build calls services only", args[0]).
+					WithHint("APP/SERVICE METHOD")
+			}
+			app, service, err := serviceName(args[0])
+			if err != nil {
+				return err
+			}
+			in, err := argument(args[2:], c.in)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := c.within(cmd.Context(), callTimeout)
+			defer cancel()
+			if service == "" {
+				if service, err = c.onlyService(ctx, app); err != nil {
+					return err
+				}
+			}
+			answer, err := c.call(ctx, string(app)+"/"+string(service), args[1], in, requestID)
+			if err != nil {
+				return err
+			}
+			return c.printAnswer(answer)
+		},
+	}
+	cmd.Flags().StringVar(&requestID, "request-id", "", "the id of the request, to repeat one that may have run")
+	return cmd
+}
+
+// call makes one call through the SDK.
+func (c *cli) call(ctx context.Context, service, method string, in []byte, requestID string) ([]byte, error) {
+	caller, err := sdk.Dial(ctx, sdk.At(c.server), sdk.Logger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		return nil, err
+	}
+	defer caller.Close()
+	var opts []sdk.CallOption
+	if requestID != "" {
+		opts = append(opts, sdk.RequestID(requestID))
+	}
+	return sdk.Call[[]byte](ctx, caller.Service(service), method, in, opts...)
+}
+
+// onlyService is the service that an app's name alone means. When no core
+// answers it is the one of the same name: a call itself needs no core's word.
+func (c *cli) onlyService(ctx context.Context, app kbroker.AppName) (kbroker.ServiceName, error) {
+	api, _, err := c.open(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer api.Close()
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	service, err := chooseService(ctx, api, app)
+	if errors.Is(err, kbroker.Unavailable) {
+		return kbroker.ServiceName(app), nil
+	}
+	return service, err
+}
+
+func chooseService(ctx context.Context, api *client.Client, app kbroker.AppName) (kbroker.ServiceName, error) {
+	row, err := api.App(ctx, app)
+	if err != nil {
+		return "", err
+	}
+	for _, s := range row.Services {
+		if s == string(app) {
+			return kbroker.ServiceName(s), nil
+		}
+	}
+	if len(row.Services) != 1 {
+		return "", kbroker.Errorf(kbroker.Invalid, "%s has the services %s", app, strings.Join(row.Services, ", ")).
+			WithHint("say which one: %s/SERVICE", app)
+	}
+	return kbroker.ServiceName(row.Services[0]), nil
+}
+
+// argument is the JSON that the words after the method stand for.
+func argument(words []string, stdin io.Reader) ([]byte, error) {
+	switch {
+	case len(words) == 0:
+		return []byte("{}"), nil
+	case len(words) == 1 && words[0] == "-":
+		b, err := io.ReadAll(io.LimitReader(stdin, maxArgumentBytes+1))
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("read standard input: %w", err)
+		case len(b) > maxArgumentBytes:
+			return nil, kbroker.Errorf(kbroker.Invalid, "standard input has more than %d bytes", maxArgumentBytes)
+		case !json.Valid(b):
+			return nil, kbroker.Errorf(kbroker.Invalid, "standard input is not JSON")
+		}
+		return b, nil
+	case len(words) == 1 && json.Valid([]byte(words[0])):
+		return []byte(words[0]), nil
+	}
+	object := map[string]json.RawMessage{}
+	for _, word := range words {
+		key, value, ok := strings.Cut(word, "=")
+		name, raw := strings.CutSuffix(key, ":")
+		switch {
+		case !ok || name == "":
+			return nil, kbroker.Errorf(kbroker.Invalid, "%q is neither JSON nor KEY=TEXT nor KEY:=JSON", word).
+				WithHint(`quote JSON for the shell: '{"name": "World"}'`)
+		case object[name] != nil:
+			return nil, kbroker.Errorf(kbroker.Invalid, "%q is given twice", name)
+		case raw && !json.Valid([]byte(value)):
+			return nil, kbroker.Errorf(kbroker.Invalid, "the value of %s:= is not JSON: %s", name, value).
+				WithHint("%s=%s sends it as text", name, value)
+		case raw:
+			object[name] = json.RawMessage(value)
+		default:
+			text, err := json.Marshal(value)
+			if err != nil {
+				return nil, fmt.Errorf("encode %s: %w", name, err)
+			}
+			object[name] = text
+		}
+	}
+	return json.Marshal(object)
+}
+
+// printAnswer prints JSON in the chosen form, anything else as it is.
+func (c *cli) printAnswer(answer []byte) error {
+	if c.output != formatTable && json.Valid(answer) {
+		return c.print(json.RawMessage(answer), nil)
+	}
+	if json.Valid(answer) {
+		answer = append(bytes.TrimRight(answer, "\n"), '\n')
+	}
+	_, err := c.out.Write(answer)
+	return err
+}

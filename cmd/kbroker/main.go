@@ -1,0 +1,101 @@
+// Command kbroker is the one binary of the system: the daemon of a host, a
+// cluster on this machine, and the commands that deploy and watch applications.
+//
+// Each command is one file and only turns flags into calls of package client,
+// node or sdk, and their results into output. Results go to standard output,
+// everything else to standard error; exit.go holds the exit codes.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/node"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run executes one command line and returns its exit code.
+func run(ctx context.Context, args []string, in io.Reader, out, err io.Writer) int {
+	c := &cli{in: in, out: out, err: err}
+	root := c.root()
+	root.SetArgs(args)
+	failure := root.ExecuteContext(ctx)
+	if failure != nil && !c.running {
+		// Cobra's own errors: unknown commands and flags, missing arguments.
+		failure = usageError(failure, root, args)
+	}
+	if failure != nil {
+		c.printError(failure)
+	}
+	return exitCode(failure)
+}
+
+// cli is what all commands share: the streams and the global flags.
+type cli struct {
+	in       io.Reader
+	out, err io.Writer
+
+	output  outputFormat
+	server  string
+	timeout timeoutFlag
+	running bool // arguments were understood; what fails now is not their fault
+}
+
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kbroker",
+		Short: "Run message-driven server programs on a cluster of hosts",
+		Long: `kbroker runs message-driven server programs on a set of Linux hosts as if they
+were one machine: it starts them, calls them, and moves them away from hosts
+that fail.`,
+		Example: `  kbroker up --hosts 3 --demo
+  kbroker deploy examples/hello/app.yaml
+  kbroker call hello greet name=World`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       node.Version,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			c.running = true
+		},
+	}
+	root.SetIn(c.in)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
+	flags := root.PersistentFlags()
+	flags.VarP(&c.output, "output", "o", "how results are printed: table, json or yaml")
+	flags.StringVar(&c.server, "context", "", "the cluster, by `NAME`: a context's name, a directory of kbroker up, or nats:// addresses")
+	flags.StringVar(&c.server, "server", "", "the same as --context, by `NAME`")
+	flags.Var(&c.timeout, "timeout", "give up after this long, for example 30s (default: what suits the command)")
+	if err := root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputFormats, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag is defined above
+	}
+	root.AddCommand(
+		c.upCommand(), c.downCommand(), c.agentCommand(),
+		c.validateCommand(), c.deployCommand(), c.scaleCommand(), c.stopCommand(),
+		c.appsCommand(), c.psCommand(), c.hostsCommand(), c.statusCommand(), c.logsCommand(),
+		c.callCommand(), c.versionCommand(), c.builtinCommand(),
+	)
+	return root
+}
+
+// usageError turns an error of cobra into one of this system.
+func usageError(err error, root *cobra.Command, args []string) error {
+	command, _, findErr := root.Find(args)
+	if findErr != nil {
+		command = root
+	}
+	return kbroker.Errorf(kbroker.Invalid, "%s", firstLine(err.Error())).WithHint("%s --help shows how it is used", command.CommandPath())
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
+)
+
+const (
+	// failureLogLines is how much output is shown of an instance that kept a
+	// rollout from getting done, failureLogWait how long reading it may take.
+	failureLogLines = 10
+	failureLogWait  = 5 * time.Second
+)
+
+// rollout follows a version until it is done and tells how it goes. When it
+// failed, the last output of an instance that is not ready is shown.
+func (c *cli) rollout(ctx context.Context, api *client.Client, app kbroker.AppName, version int) error {
+	shown := changes{cli: c}
+	err := api.Follow(ctx, app, version, shown.show)
+	if err == nil || exitCode(err) != exitFailed || ctx.Err() != nil {
+		return err
+	}
+	if guilty, ok := troubled(shown.last.Instances, version); ok {
+		c.showOutput(ctx, api, app, guilty)
+	}
+	return err
+}
+
+// changes prints what is new in each look at an app.
+type changes struct {
+	cli    *cli
+	states map[string]string
+	last   client.Progress
+}
+
+func (s *changes) show(p client.Progress) {
+	if s.states == nil {
+		s.states = map[string]string{}
+	}
+	s.last = p
+	seen := map[string]bool{}
+	for _, r := range p.Instances {
+		if r.Instance == nil {
+			continue
+		}
+		name := string(*r.Instance)
+		seen[name] = true
+		line := string(r.State)
+		if r.Message != "" && r.State != kbroker.StateReady {
+			line += ": " + oneLine(r.Message)
+		}
+		if s.states[name] == line {
+			continue
+		}
+		s.states[name] = line
+		state := s.cli.paint(s.cli.err, stateColor(string(r.State)))(string(r.State))
+		s.cli.say("  %-28s %-8s %s%s", name, orDash(r.Host), state, strings.TrimPrefix(line, string(r.State)))
+	}
+	for name := range s.states {
+		if !seen[name] {
+			delete(s.states, name)
+			s.cli.say("  %-28s %-8s gone", name, "")
+		}
+	}
+}
+
+// troubled finds an instance of the version that is not ready, best one that
+// has crashed.
+func troubled(rows []kbroker.InstanceRow, version int) (kbroker.InstanceRow, bool) {
+	var found kbroker.InstanceRow
+	for _, r := range rows {
+		if r.Instance == nil || r.State == kbroker.StateReady || r.Service == kbroker.AllocatorService {
+			continue
+		}
+		if found.Instance == nil || r.Version == version && (found.Version != version || r.Exit != nil && found.Exit == nil) {
+			found = r
+		}
+	}
+	return found, found.Instance != nil
+}
+
+func (c *cli) showOutput(ctx context.Context, api *client.Client, app kbroker.AppName, r kbroker.InstanceRow) {
+	ctx, cancel := context.WithTimeout(ctx, failureLogWait)
+	defer cancel()
+	lines, err := api.Tail(ctx, app, *r.Instance, failureLogLines)
+	switch {
+	case err != nil:
+		fmt.Fprintf(c.err, "the output of %s cannot be read: %v\n", *r.Instance, err)
+	case len(lines) == 0:
+		fmt.Fprintf(c.err, "%s wrote nothing\n", *r.Instance)
+	default:
+		fmt.Fprintf(c.err, "last output of %s:\n", *r.Instance)
+		for _, line := range lines {
+			fmt.Fprintf(c.err, "  | %s\n", line)
+		}
+	}
+}

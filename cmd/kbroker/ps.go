@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kbroker/kbroker"
+)
+
+func (c *cli) psCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "ps [APP]",
+		Short: "List the instances that are wanted and those that still run",
+		Example: `  kbroker ps
+  kbroker ps hello --all
+  kbroker ps -o json`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.completeApps,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var app kbroker.AppName
+			if len(args) == 1 {
+				var err error
+				if app, err = appName(args[0]); err != nil {
+					return err
+				}
+			}
+			ctx, cancel := c.within(cmd.Context(), listTimeout)
+			defer cancel()
+			api, _, err := c.open(ctx)
+			if err != nil {
+				return err
+			}
+			defer api.Close()
+			if app != "" {
+				if _, err := api.App(ctx, app); err != nil {
+					return err
+				}
+			}
+			rows, err := api.Instances(ctx, app, all)
+			if err != nil {
+				return err
+			}
+			return c.print(rows, func(w io.Writer) { c.psTable(w, rows, time.Now()) })
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended")
+	return cmd
+}
+
+func (c *cli) psTable(w io.Writer, rows []kbroker.InstanceRow, now time.Time) {
+	t := table{header: []string{"INSTANCE", "HOST", "STATE", "PID", "RESTARTS", "VERSION", "UP", "MESSAGE"}, states: 3}
+	for _, r := range rows {
+		name := fmt.Sprintf("%s-%s (not placed)", r.App, r.Service)
+		if r.Instance != nil {
+			name = string(*r.Instance)
+		}
+		t.add(name, orDash(r.Host), string(r.State), orDash(r.PID), fmt.Sprint(r.Restarts), fmt.Sprint(r.Version),
+			since(r.StartedAt, now), r.Message)
+	}
+	t.write(c, w)
+}

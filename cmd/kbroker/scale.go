@@ -1,0 +1,58 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kbroker/kbroker"
+)
+
+func (c *cli) scaleCommand() *cobra.Command {
+	var detach bool
+	cmd := &cobra.Command{
+		Use:   "scale APP[/SERVICE] N",
+		Short: "Run N instances of a service",
+		Long: `Run N instances of a service, by a new version of the app that differs in
+nothing else, and follow it until they are ready. SERVICE may be left out where
+the app has only one.`,
+		Example:           "  kbroker scale hello 5\n  kbroker scale bank/ledger 3 --detach",
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: c.completeApps,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			app, service, err := serviceName(args[0])
+			if err != nil {
+				return err
+			}
+			count, err := strconv.Atoi(args[1])
+			if err != nil || count < 0 {
+				return kbroker.Errorf(kbroker.Invalid, "%q is not a number of instances", args[1]).WithHint("give a whole number, 0 or more")
+			}
+			ctx, cancel := c.within(cmd.Context(), 0)
+			defer cancel()
+			api, _, err := c.open(ctx)
+			if err != nil {
+				return err
+			}
+			defer api.Close()
+			reply, err := api.Scale(ctx, app, service, count)
+			if err != nil {
+				return err
+			}
+			return c.finish(ctx, api, app, reply, detach)
+		},
+	}
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait until they are ready")
+	return cmd
+}
+
+// serviceName splits APP[/SERVICE].
+func serviceName(s string) (kbroker.AppName, kbroker.ServiceName, error) {
+	name, service, found := strings.Cut(s, "/")
+	app, err := appName(name)
+	if err == nil && found {
+		err = kbroker.CheckName("service", service)
+	}
+	return app, kbroker.ServiceName(service), err
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	// The test's own binary must never be started as an agent: it would run
+	// the tests again, and they it.
+	if len(os.Args) > 1 && os.Args[1] == "agent" && !strings.HasSuffix(os.Args[0], "kbroker") {
+		os.Exit(exitUsage)
+	}
+	testscript.Main(m, map[string]func(){"kbroker": main})
+}
+
+// TestScripts runs testdata/script. Commands beside those of testscript:
+//
+//	kb CODE ARGS...      runs kbroker, which must end with CODE
+//	online               lets the commands that follow find a fake core
+//	leaderless           takes the leader away from it
+//	writes [WHAT...]     what has changed the cluster, nothing more, nothing less
+//	elf FILE MACHINE     writes a program for a machine (amd64, arm64, vax)
+//	sized FILE BYTES     makes a file of so many zero bytes
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			for _, name := range []string{"KBROKER_DIR", "KBROKER_CONTEXT", "KBROKER_INSTANCE", "NATS_URL"} {
+				e.Setenv(name, "")
+			}
+			e.Values[coreKey{}] = new(*fakeCore)
+			e.Setenv("HOME", e.WorkDir+"/home")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"kb":         runKbroker,
+			"online":     func(ts *testscript.TestScript, _ bool, _ []string) { online(t, ts) },
+			"leaderless": func(ts *testscript.TestScript, _ bool, _ []string) { coreOf(ts).depose() },
+			"writes":     checkWrites,
+			"elf":        writeELF,
+			"sized":      writeSized,
+		},
+	})
+}
+
+func runKbroker(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	err = ts.Exec("kbroker", args[1:]...)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("kbroker: %v", err)
+	}
+	if got != want {
+		ts.Fatalf("kbroker %s ended with %d, want %d", strings.Join(args[1:], " "), got, want)
+	}
+}
+
+// coreKey is where a script's Env keeps its fake core.
+type coreKey struct{}
+
+// online starts the script's core; its server ends with the test.
+func online(t *testing.T, ts *testscript.TestScript) {
+	f := newFakeCore(t)
+	*ts.Value(coreKey{}).(**fakeCore) = f
+	ts.Setenv("NATS_URL", f.url)
+}
+
+func coreOf(ts *testscript.TestScript) *fakeCore {
+	f := *ts.Value(coreKey{}).(**fakeCore)
+	if f == nil {
+		ts.Fatalf("this script is not online")
+	}
+	return f
+}
+
+func (f *fakeCore) depose() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.leader = false
+}
+
+func checkWrites(ts *testscript.TestScript, _ bool, want []string) {
+	f := coreOf(ts)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.Equal(f.writes, want) {
+		ts.Fatalf("writes are %q, want %q", f.writes, want)
+	}
+}
+
+func writeELF(ts *testscript.TestScript, _ bool, args []string) {
+	machine := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64, "vax": elf.EM_VAX}[args[1]]
+	h := elf.Header64{Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT), Ehsize: 64}
+	copy(h.Ident[:], elf.ELFMAG)
+	h.Ident[elf.EI_CLASS], h.Ident[elf.EI_DATA], h.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)
+	f, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Check(errors.Join(binary.Write(f, binary.LittleEndian, h), f.Close()))
+}
+
+func writeSized(ts *testscript.TestScript, _ bool, args []string) {
+	size, err := strconv.ParseInt(args[1], 10, 64)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), nil, 0o600))
+	ts.Check(os.Truncate(ts.MkAbs(args[0]), size))
+}

@@ -1,0 +1,315 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
+	"github.com/kbroker/kbroker/node"
+)
+
+const (
+	// upTimeout bounds `up`, the demonstration included.
+	upTimeout = 60 * time.Second
+	// upPoll is the pause between looks at the hosts, upAsk how long one look
+	// may take.
+	upPoll = 100 * time.Millisecond
+	upAsk  = 2 * time.Second
+	// maxLocalHosts is how many hosts this build runs: they are all cores.
+	maxLocalHosts = 3
+	// replicasFrom is the number of cores from which the control store has
+	// that many replicas.
+	replicasFrom = 3
+)
+
+// upOutput is what `up -o json` prints.
+type upOutput struct {
+	Dir     string            `json:"dir"`
+	Started []kbroker.HostID  `json:"started"` // the agents that were dead
+	Hosts   []kbroker.HostRow `json:"hosts"`
+	Answer  json.RawMessage   `json:"answer,omitempty"` // of the demonstration
+}
+
+func (c *cli) upCommand() *cobra.Command {
+	var hosts, cores int
+	var dir string
+	var demo bool
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start a cluster on this machine",
+		Long: `Start a cluster on this machine: real agents as real processes, on loopback. Run
+again it starts only the agents that are dead; what was deployed comes back.
+Without --hosts: as many hosts as the cluster has, one for a new one.`,
+		Example: `  kbroker up --hosts 3 --demo
+  kbroker up --dir /tmp/cluster`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needLinux(); err != nil {
+				return err
+			}
+			if err := checkSize(cmd.Flags().Changed("hosts"), hosts, cores); err != nil {
+				return err
+			}
+			if !cmd.Flags().Changed("hosts") {
+				hosts = 0
+			}
+			ctx, cancel := c.within(cmd.Context(), upTimeout)
+			defer cancel()
+			return c.up(ctx, dir, hosts, demo)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&hosts, "hosts", 1, "number of hosts")
+	f.IntVar(&cores, "cores", maxLocalHosts, "number of hosts that are cores")
+	f.StringVar(&dir, "dir", "", "directory of the cluster (default: KBROKER_DIR, else .kbroker here)")
+	f.BoolVar(&demo, "demo", false, "deploy the service hello, which this binary carries, and call it")
+	must(cmd.MarkFlagDirname("dir"))
+	return cmd
+}
+
+// checkSize refuses clusters that this build cannot run, by name.
+func checkSize(given bool, hosts, cores int) error {
+	const hint = "this build runs 1 to 3 hosts, all of them cores"
+	switch {
+	case given && hosts < 1:
+		return kbroker.Errorf(kbroker.Invalid, "--hosts is %d, want 1 or more", hosts).WithHint(hint)
+	case cores != 1 && cores != 3:
+		return kbroker.Errorf(kbroker.Invalid, "--cores %d is not supported by this build", cores).WithHint(hint)
+	case hosts > cores:
+		return kbroker.Errorf(kbroker.Invalid, "%d hosts with %d cores need %d workers, which this build does not support", hosts, cores, hosts-cores).WithHint(hint)
+	}
+	return nil
+}
+
+// up starts the dead agents of the cluster in dir, waits until all its hosts
+// are ready, and says what to try.
+func (c *cli) up(ctx context.Context, flag string, hosts int, demo bool) error {
+	dir, err := localDir(flag)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return kbroker.Errorf(kbroker.Invalid, "cannot make %s: %v", dir, reason(err))
+	}
+	unlock, err := c.lockLocal(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	local, err := loadLocal(dir)
+	if err != nil {
+		return err
+	}
+	if hosts == 0 {
+		hosts = max(1, len(local.Hosts))
+	}
+	if have := len(local.Hosts); hosts < have {
+		return kbroker.Errorf(kbroker.Invalid, "the cluster in %s has %d hosts, not %d", dir, have, hosts).
+			WithHint("leave --hosts out, or end it with kbroker down --delete first")
+	}
+	if err := local.grow(hosts); err != nil {
+		return err
+	}
+	c.server = dir // from here on this cluster is meant, whatever else names one
+	started, err := c.startDead(local)
+	if err != nil {
+		return err
+	}
+	rows, err := c.awaitReady(ctx, local, started)
+	if err != nil {
+		return err
+	}
+	out := upOutput{Dir: dir, Started: []kbroker.HostID{}, Hosts: rows}
+	for _, s := range started {
+		out.Started = append(out.Started, s.host)
+	}
+	if demo {
+		if out.Answer, err = c.demonstrate(ctx); err != nil {
+			return fmt.Errorf("demonstration: %w", err)
+		}
+		if rows, err := c.hosts(ctx); err == nil {
+			out.Hosts = rows // with what runs on them now
+		}
+	}
+	return c.print(out, func(w io.Writer) { c.upText(ctx, w, out, flag) })
+}
+
+func (c *cli) hosts(ctx context.Context) ([]kbroker.HostRow, error) {
+	api, _, err := c.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer api.Close()
+	return api.Hosts(ctx)
+}
+
+// startDead starts the agents that do not run.
+func (c *cli) startDead(l *localCluster) ([]spawned, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	var started []spawned
+	for _, h := range l.Hosts {
+		_, alive, err := node.Running(l.hostDir(h.Name))
+		if err != nil {
+			return started, fmt.Errorf("look at host %s: %w", h.Name, err)
+		}
+		if alive {
+			continue
+		}
+		s, err := l.spawn(self, h)
+		if err != nil {
+			return started, err
+		}
+		started = append(started, s)
+	}
+	return started, nil
+}
+
+// awaitReady waits until every host of the cluster is ready and the control
+// store takes writes on as many hosts as it should.
+func (c *cli) awaitReady(ctx context.Context, l *localCluster, started []spawned) ([]kbroker.HostRow, error) {
+	w := readiness{cli: c, cluster: l, waiting: "no host answers yet"}
+	defer w.close()
+	for {
+		for _, s := range started {
+			if err := s.ended(); err != nil {
+				fmt.Fprintf(c.err, "last lines of the log of %s:\n%s\n", s.host, l.lastLog(s.host))
+				return nil, err
+			}
+		}
+		if rows, ok := w.look(ctx); ok {
+			return rows, nil
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return nil, ctx.Err()
+			}
+			h := l.Hosts[0].Name
+			if w.host != "" {
+				h = w.host
+			}
+			fmt.Fprintf(c.err, "last lines of the log of %s:\n%s\n", h, l.lastLog(h))
+			return nil, kbroker.Errorf(kbroker.DeadlineExceeded, "the cluster in %s is not ready: %s", l.dir, w.waiting).
+				WithHint("kbroker up goes on where it is; the logs are %s/*/%s", l.dir, agentLog)
+		case <-time.After(upPoll):
+		}
+	}
+}
+
+// readiness looks at a starting cluster and remembers what is missing.
+type readiness struct {
+	cli     *cli
+	cluster *localCluster
+	api     *client.Client
+	waiting string         // what is missing
+	host    kbroker.HostID // whose fault it is, if one host's
+}
+
+func (r *readiness) close() {
+	if r.api != nil {
+		r.api.Close()
+	}
+}
+
+func (r *readiness) look(ctx context.Context) ([]kbroker.HostRow, bool) {
+	ctx, cancel := context.WithTimeout(ctx, upAsk)
+	defer cancel()
+	if r.api == nil {
+		api, _, err := r.cli.open(ctx)
+		if err != nil {
+			r.missing("", "no host takes connections")
+			return nil, false
+		}
+		r.api = api
+	}
+	rows, err := r.api.Hosts(ctx)
+	if err != nil {
+		r.missing("", err.Error())
+		return nil, false
+	}
+	for _, h := range r.cluster.Hosts {
+		i := slices.IndexFunc(rows, func(row kbroker.HostRow) bool { return row.Name == h.Name })
+		switch {
+		case i < 0:
+			r.missing(h.Name, fmt.Sprintf("host %s is not admitted", h.Name))
+			return nil, false
+		case rows[i].State != kbroker.HostReady || rows[i].PID == nil:
+			r.missing(h.Name, fmt.Sprintf("host %s is %s", h.Name, rows[i].State))
+			return nil, false
+		}
+		// For a moment a host still looks ready after its agent was killed.
+		pid, alive, err := node.Running(r.cluster.hostDir(h.Name))
+		if err != nil || !alive || pid != *rows[i].PID {
+			r.missing(h.Name, fmt.Sprintf("the cluster has not heard the agent of host %s", h.Name))
+			return nil, false
+		}
+	}
+	s, err := r.api.Status(ctx)
+	switch {
+	case err != nil:
+		r.missing("", err.Error())
+	case s.Leader == nil:
+		r.missing("", "there is no leader")
+	case !s.Writable:
+		r.missing("", "the control store takes no writes")
+	case len(r.cluster.Hosts) >= replicasFrom && s.Replicas < replicasFrom:
+		r.missing("", fmt.Sprintf("the control store has %d of %d replicas", s.Replicas, replicasFrom))
+	default:
+		return rows, true
+	}
+	return nil, false
+}
+
+// missing notes what is missing and tells it on a terminal.
+func (r *readiness) missing(h kbroker.HostID, what string) {
+	if what != r.waiting && isTerminal(r.cli.err) {
+		r.cli.say("waiting: %s", what)
+	}
+	r.host, r.waiting = h, what
+}
+
+// upText says what runs and what to try. Commands are printed as they can be
+// typed here.
+func (c *cli) upText(ctx context.Context, w io.Writer, out upOutput, flag string) {
+	c.hostsTable(w, out.Hosts)
+	command, in, at := os.Args[0], "", ""
+	if flag != "" {
+		in, at = " --dir "+flag, " --context "+flag
+	}
+	if len(out.Answer) > 0 {
+		fmt.Fprintf(w, "\nhello answers: %s\n", strings.TrimSpace(string(out.Answer)))
+	}
+	fmt.Fprintf(w, "\ntry:\n")
+	if len(out.Answer) == 0 && !c.hasHello(ctx) {
+		fmt.Fprintf(w, "  %s up%s --demo   # deploys hello\n", command, in)
+	}
+	fmt.Fprintf(w, "  %s call%s hello greet name=World\n", command, at)
+	if victim, ok := aSuper(out.Hosts); ok {
+		fmt.Fprintf(w, "  kill -9 %d   # %s, the super\n", *victim.PID, victim.Name)
+		fmt.Fprintf(w, "  %s up%s   # brings it back\n", command, in)
+	}
+	fmt.Fprintf(w, "  %s down%s   # ends everything\n", command, in)
+}
+
+func aSuper(rows []kbroker.HostRow) (kbroker.HostRow, bool) {
+	for _, r := range rows {
+		if r.Super && r.PID != nil {
+			return r, true
+		}
+	}
+	return kbroker.HostRow{}, false
+}
