@@ -288,6 +288,27 @@ func TestALostChangeMessageIsNoticedByTheHeartbeat(t *testing.T) {
 	c.awaitState(second.Instance, kbroker.StateReady)
 }
 
+// The SDK sees a tombstone too, and may leave before the agent has seen it.
+func TestAnInstanceThatLeftByItselfIsNotRestartedBeforeItsTombstoneIsSeen(t *testing.T) {
+	t.Parallel()
+	c := newCore(t)
+	p := placement("shop-web-1", "polite")
+	c.want(p)
+	a := c.startAgent(t.TempDir())
+	s := c.awaitState(p.Instance, kbroker.StateReady)
+	a.noted(p.Instance)
+	p.Stop, p.Epoch = true, 2
+	c.quietly(p)
+	kill(t, s.PID, unix.SIGTERM)
+	c.awaitState(p.Instance, kbroker.StateExited)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	after := c.history[p.Instance][slices.Index(c.history[p.Instance], kbroker.StateReady):]
+	if slices.Contains(after, kbroker.StateStarting) || slices.Contains(after, kbroker.StateRunning) {
+		t.Errorf("states %v after it left by itself, want no further start", after)
+	}
+}
+
 func TestWithoutTheBusCrashedInstancesAreRestarted(t *testing.T) {
 	t.Parallel()
 	c := newCore(t)

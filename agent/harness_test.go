@@ -49,6 +49,12 @@ func program(name string) {
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		note("ready")
+	case "polite": // leaves without an error
+		left := make(chan os.Signal, 1)
+		signal.Notify(left, syscall.SIGTERM)
+		note("ready")
+		<-left
+		os.Exit(0)
 	case "family": // a child in its group, and one that has left group and session
 		child := exec.Command(os.Args[0], "builtin", "deaf")
 		daemon := exec.Command(os.Args[0], "builtin", "deaf")

@@ -250,7 +250,17 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 		message += ": " + t
 	}
 	a.crashed(i, message)
+	if e.Code != nil && *e.Code == 0 {
+		// It left by itself, as an instance does that has seen its tombstone:
+		// look whether it was told to, before it is started again.
+		i.nextStart = max(i.nextStart, state.Boottime()+leftWait)
+		a.viewer.stir()
+	}
 }
+
+// leftWait is how long an instance that ended without an error stays away, so
+// that a tombstone that it has seen reaches its agent first.
+const leftWait = 500 * time.Millisecond
 
 // crashed has an instance started again when its delay has passed.
 func (a *Agent) crashed(i *instance, message string) {
