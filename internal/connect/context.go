@@ -1,0 +1,80 @@
+package connect
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/kbroker/kbroker"
+)
+
+// ContextFile is the name of the file, in the directory of a cluster, that
+// says how to reach it.
+const ContextFile = "context.json"
+
+// Context says how to reach a cluster, and as whom.
+type Context struct {
+	Servers []string         `json:"servers"`          // nats:// URLs, at least one
+	Tenant  kbroker.TenantID `json:"tenant,omitempty"` // empty: kbroker.DefaultTenant
+}
+
+// WriteContext replaces dir's context, all of it or nothing: a reader never
+// sees half a file. Only the owner may read it. dir must exist. A context
+// without servers is Invalid.
+func WriteContext(dir string, c Context) error {
+	if len(c.Servers) == 0 {
+		return kbroker.Errorf(kbroker.Invalid, "the context for %s names no server", dir)
+	}
+	b, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode context: %w", err)
+	}
+	f, err := os.CreateTemp(dir, ContextFile+".*") // 0600
+	if err != nil {
+		return fmt.Errorf("write context: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(dir, ContextFile))
+	}
+	if err != nil {
+		_ = os.Remove(f.Name()) // the error that matters is the first one
+		return fmt.Errorf("write context: %w", err)
+	}
+	return nil
+}
+
+// readContext reads and checks one context file. A missing file is NotFound,
+// anything that is not a context Invalid.
+func readContext(path string) (Context, error) {
+	var c Context
+	if err := readJSON(path, "context", &c); err != nil {
+		return Context{}, err
+	}
+	if len(c.Servers) == 0 {
+		return Context{}, kbroker.Errorf(kbroker.Invalid, "context %s names no server", path)
+	}
+	return c, nil
+}
+
+// readJSON reads one small file (what: "context", "instance file").
+func readJSON(path, what string, into any) error {
+	b, err := os.ReadFile(path)
+	switch {
+	case os.IsNotExist(err):
+		return kbroker.Errorf(kbroker.NotFound, "there is no %s %s", what, path)
+	case err != nil:
+		return fmt.Errorf("read %s: %w", what, err)
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return kbroker.Errorf(kbroker.Invalid, "%s %s: %v", what, path, err)
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package connect
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kbroker/kbroker"
+)
+
+// Environment variables that Find reads.
+const (
+	EnvInstance = "KBROKER_INSTANCE" // path of the instance file: set by an agent
+	EnvDir      = "KBROKER_DIR"      // directory that `kbroker up` made
+	EnvContext  = "KBROKER_CONTEXT"  // name or path of a context
+	EnvURL      = "NATS_URL"         // server URLs, separated by commas
+)
+
+// LocalDir is the directory that `kbroker up` makes when it is given none.
+const LocalDir = ".kbroker"
+
+// Target is a cluster that was found, and how.
+type Target struct {
+	Servers []string // nats:// URLs; an instance's own host first
+	Tenant  kbroker.TenantID
+	// Source says which place won, for people: "KBROKER_DIR=/tmp/c".
+	Source string
+	// Dir is the directory of the cluster, if one of a local cluster won.
+	Dir string
+	// Instance is set when this process was started by an agent.
+	Instance *kbroker.InstanceFile
+}
+
+// Find looks for the cluster to talk to, in this order:
+//
+//  1. flag, if not empty: server URLs, the name of a context, a context file or
+//     the directory of a cluster
+//  2. KBROKER_INSTANCE: the instance file that an agent wrote
+//  3. KBROKER_DIR: a directory that `kbroker up` made
+//  4. KBROKER_CONTEXT: like flag, without URLs
+//  5. .kbroker in the working directory or above it
+//  6. the current context: kbroker/current in the user's configuration
+//     directory names a file in kbroker/contexts
+//  7. NATS_URL
+//
+// What is named in 1 to 4 and not there is an error (NotFound): it is never
+// silently another cluster. A file that is not what it should be is Invalid.
+// Nothing found at all is Unavailable; its hint lists where Find looked.
+func Find(flag string) (Target, error) {
+	if flag != "" {
+		return named(flag, "flag "+flag, true)
+	}
+	if path := os.Getenv(EnvInstance); path != "" {
+		return instance(path)
+	}
+	if dir := os.Getenv(EnvDir); dir != "" {
+		t, err := directory(dir, EnvDir+"="+dir)
+		if errors.Is(err, kbroker.NotFound) {
+			return Target{}, kbroker.AsError(err).WithHint("%s=%s holds no cluster; `kbroker up` makes one there", EnvDir, dir)
+		}
+		return t, err
+	}
+	if name := os.Getenv(EnvContext); name != "" {
+		return named(name, EnvContext+"="+name, false)
+	}
+	looked := []string{EnvInstance, EnvDir, EnvContext}
+	t, found, err := upward()
+	if found || err != nil {
+		return t, err
+	}
+	looked = append(looked, LocalDir+" here and above")
+	t, found, err = current()
+	if found || err != nil {
+		return t, err
+	}
+	looked = append(looked, "the current context", EnvURL)
+	if url := os.Getenv(EnvURL); url != "" {
+		return Target{Servers: splitURLs(url), Tenant: kbroker.DefaultTenant, Source: EnvURL + "=" + url}, nil
+	}
+	return Target{}, kbroker.Errorf(kbroker.Unavailable, "no cluster is known here").
+		WithHint("`kbroker up` starts one on this machine; looked at %s", strings.Join(looked, ", "))
+}
+
+// named resolves what a person wrote: URLs (where allowed), a context's name,
+// a directory or a file.
+func named(value, source string, urls bool) (Target, error) {
+	if urls && strings.Contains(value, "://") {
+		return Target{Servers: splitURLs(value), Tenant: kbroker.DefaultTenant, Source: source}, nil
+	}
+	if !strings.ContainsRune(value, filepath.Separator) {
+		path, err := contextPath(value)
+		if err == nil {
+			t, err := file(path, source)
+			if !errors.Is(err, kbroker.NotFound) {
+				return t, err
+			}
+		}
+	}
+	info, err := os.Stat(value)
+	switch {
+	case err != nil:
+		return Target{}, kbroker.Errorf(kbroker.NotFound, "%s: there is no context, file or directory of that name", source).
+			WithHint("name a context, a %s file or the directory of a cluster", ContextFile)
+	case info.IsDir():
+		return directory(value, source)
+	}
+	return file(value, source)
+}
+
+// directory takes the context of a cluster's directory.
+func directory(dir, source string) (Target, error) {
+	t, err := file(filepath.Join(dir, ContextFile), source)
+	if err != nil {
+		return Target{}, err
+	}
+	if t.Dir, err = filepath.Abs(dir); err != nil {
+		return Target{}, fmt.Errorf("directory %s: %w", dir, err)
+	}
+	return t, nil
+}
+
+func file(path, source string) (Target, error) {
+	c, err := readContext(path)
+	if err != nil {
+		return Target{}, err
+	}
+	return Target{Servers: c.Servers, Tenant: tenantOr(c.Tenant), Source: source}, nil
+}
+
+func instance(path string) (Target, error) {
+	var i kbroker.InstanceFile
+	if err := readJSON(path, "instance file", &i); err != nil {
+		return Target{}, err
+	}
+	if len(i.Servers) == 0 || i.Incarnation == "" {
+		return Target{}, kbroker.Errorf(kbroker.Invalid, "instance file %s: servers or incarnation is missing", path)
+	}
+	i.Tenant = tenantOr(i.Tenant)
+	return Target{Servers: i.Servers, Tenant: i.Tenant, Source: EnvInstance + "=" + path, Instance: &i}, nil
+}
+
+// upward looks for .kbroker from the working directory to the root. A
+// directory of that name without a context is somebody else's.
+func upward() (t Target, found bool, err error) {
+	at, err := os.Getwd()
+	if err != nil {
+		return Target{}, false, nil // a removed working directory has nothing above it
+	}
+	for {
+		dir := filepath.Join(at, LocalDir)
+		t, err := directory(dir, dir)
+		if !errors.Is(err, kbroker.NotFound) {
+			return t, err == nil, err
+		}
+		above := filepath.Dir(at)
+		if above == at {
+			return Target{}, false, nil
+		}
+		at = above
+	}
+}
+
+// current takes the user's current context, if there is one. A current context
+// that does not exist is an error: the person chose it.
+func current() (t Target, found bool, err error) {
+	config, err := os.UserConfigDir()
+	if err != nil {
+		return Target{}, false, nil // no home: no current context
+	}
+	b, err := os.ReadFile(filepath.Join(config, "kbroker", "current"))
+	name := strings.TrimSpace(string(b))
+	if err != nil || name == "" {
+		return Target{}, false, nil
+	}
+	path, err := contextPath(name)
+	if err != nil {
+		return Target{}, false, err
+	}
+	if t, err = file(path, "current context "+name); err != nil {
+		return Target{}, false, err
+	}
+	return t, true, nil
+}
+
+func contextPath(name string) (string, error) {
+	if name == "" || strings.ContainsAny(name, `/\`) || strings.HasPrefix(name, ".") {
+		return "", kbroker.Errorf(kbroker.Invalid, "context name %q is not valid", name)
+	}
+	config, err := os.UserConfigDir()
+	if err != nil {
+		return "", fmt.Errorf("context %s: %w", name, err)
+	}
+	return filepath.Join(config, "kbroker", "contexts", name+".json"), nil
+}
+
+func tenantOr(t kbroker.TenantID) kbroker.TenantID {
+	if t == "" {
+		return kbroker.DefaultTenant
+	}
+	return t
+}
+
+func splitURLs(s string) []string {
+	var urls []string
+	for u := range strings.SplitSeq(s, ",") {
+		if u = strings.TrimSpace(u); u != "" {
+			urls = append(urls, u)
+		}
+	}
+	return urls
+}

@@ -1,0 +1,379 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// Target is what a call goes to.
+type Target struct {
+	client  *Client // nil: that of the handler's context, or of the process
+	app     kbroker.AppName
+	service kbroker.ServiceName
+	err     error
+}
+
+// Service is a service to call, by "app/service", or "app" for the app's
+// service of the same name. A name that is not valid fails the call. Inside a
+// handler it is called over the app's connection, elsewhere over that of the
+// first New or Dial of the process.
+func Service(name string) Target {
+	app, service, found := strings.Cut(name, "/")
+	if !found {
+		service = app
+	}
+	err := kbroker.CheckName("app", app)
+	if err == nil {
+		err = kbroker.CheckName("service", service)
+	}
+	return Target{app: kbroker.AppName(app), service: kbroker.ServiceName(service), err: err}
+}
+
+// String is "app/service".
+func (t Target) String() string { return string(t.app) + "/" + string(t.service) }
+
+// CallOption changes one call.
+type CallOption func(*call)
+
+// Timeout bounds the call; the context's deadline holds as well.
+func Timeout(d time.Duration) CallOption {
+	return func(c *call) { c.timeout = d }
+}
+
+// RequestID sets the id of the call, instead of one that the client makes. It
+// is for programs that repeat a call of their own after a restart.
+func RequestID(id string) CallOption {
+	return func(c *call) { c.id = id }
+}
+
+// IdempotentCall says that this call may be sent again although it may have
+// run already, whatever the service declares.
+func IdempotentCall() CallOption {
+	return func(c *call) { c.repeat = isIdempotent }
+}
+
+// Call sends in to a method and returns its answer. in is sent as JSON, a
+// []byte as it is; the same holds for Out. See the package documentation for
+// deadlines, resends and what an error says. errors.Is(err,
+// context.DeadlineExceeded) and context.Canceled tell why a call gave up.
+func Call[Out any](ctx context.Context, to Target, method string, in any, opts ...CallOption) (Out, error) {
+	var out Out
+	reply, err := to.call(ctx, method, in, opts)
+	if err != nil {
+		return out, err
+	}
+	if err := decode(reply.Data, &out); err != nil {
+		e := kbroker.Errorf(kbroker.Invalid, "the answer of %s %s is not a %T: %v", to, method, out, err)
+		e.Executed = kbroker.ExecutedYes
+		return out, e
+	}
+	return out, nil
+}
+
+func (t Target) call(ctx context.Context, method string, in any, opts []CallOption) (*nats.Msg, error) {
+	client := t.client
+	if client == nil {
+		client = clientOf(ctx)
+	}
+	switch {
+	case t.err != nil:
+		return nil, notRun(kbroker.AsError(t.err))
+	case client == nil:
+		return nil, notRun(kbroker.Errorf(kbroker.Invalid, "call of %s: this process has no client", t).WithHint("make one with sdk.New or sdk.Dial first"))
+	}
+	if err := subjects.CheckMethod(method); err != nil {
+		return nil, notRun(kbroker.AsError(err))
+	}
+	data, err := encode(in)
+	if err != nil {
+		return nil, notRun(kbroker.Errorf(kbroker.Invalid, "the argument of %s %s: %v", t, method, err))
+	}
+	c := call{
+		client: client, to: t, method: method, data: data, timeout: DefaultTimeout,
+		subject: subjects.Method(t.app, t.service, method),
+		answers: make(chan answer, maxUnanswered+1),
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		c.timeout = time.Until(deadline)
+	}
+	for _, set := range opts {
+		set(&c)
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		c.timeout = min(c.timeout, time.Until(deadline))
+	}
+	if c.id == "" {
+		c.id = client.session + ":" + strconv.FormatUint(client.seq.Add(1), 10)
+	}
+	return c.run(ctx)
+}
+
+// notRun marks an error of a call that sent nothing.
+func notRun(e *kbroker.Error) *kbroker.Error {
+	c := *e
+	c.Executed = kbroker.ExecutedNo
+	return &c
+}
+
+// attempt is one message that was sent for a call.
+type attempt struct {
+	number int
+	forget func() // gives up its slot for an answer
+}
+
+// answer is what came back to one attempt.
+type answer struct {
+	attempt int
+	msg     *nats.Msg
+}
+
+// call is one call with all its attempts. Owned by the caller's goroutine.
+type call struct {
+	client  *Client
+	to      Target
+	method  string
+	subject string
+	id      string
+	data    []byte
+	timeout time.Duration
+	repeat  repeatable // from IdempotentCall; what was learned is in the client
+
+	deadline time.Time
+	answers  chan answer
+	open     []attempt      // those without an answer
+	sent     int            // attempts so far
+	inARow   int            // attempts in a row that certainly did not run
+	paused   bool           // the next attempt goes at the next wake-up
+	last     *kbroker.Error // why the latest attempt did not run
+	asked    *lookup        // discovery under way for the retry table
+	found    *lookup        // discovery for the error message
+}
+
+// run sends attempts until one is answered for good or the deadline passes.
+func (c *call) run(ctx context.Context) (*nats.Msg, error) {
+	now := time.Now()
+	c.client.calls.Add(1)
+	c.client.budget.call(now)
+	c.deadline = now.Add(c.timeout)
+	if c.timeout <= 0 || ctx.Err() != nil {
+		return nil, c.givenUp(ctx)
+	}
+	t, err := c.client.open(ctx)
+	if err != nil {
+		return nil, notRun(kbroker.AsError(err))
+	}
+	defer c.forgetAll()
+
+	back := c.client.back.wait()
+	pause, err := c.send(t)
+	if err != nil {
+		return nil, err
+	}
+	timer := time.NewTimer(min(pause, c.timeout))
+	defer timer.Stop()
+	for {
+		var v verdict
+		select {
+		case a := <-c.answers:
+			reply, e, err := c.receive(a)
+			if reply != nil || err != nil {
+				return reply, err
+			}
+			v = decide(e, c.idempotence(), len(c.open))
+		case <-timer.C:
+			v = c.wake()
+		case <-back:
+			back = c.client.back.wait()
+			v = decide(reconnected, c.idempotence(), len(c.open))
+		case <-c.asked.answered():
+			c.asked = nil
+			v = decide(learned, c.idempotence(), len(c.open))
+		case <-ctx.Done():
+			return nil, c.givenUp(ctx)
+		case <-c.client.ended:
+			return nil, c.ended()
+		}
+		if !time.Now().Before(c.deadline) {
+			return nil, c.givenUp(ctx)
+		}
+		if pause, err = c.act(t, v); err != nil {
+			return nil, err
+		}
+		timer.Reset(min(pause, time.Until(c.deadline)))
+	}
+}
+
+// wake says what a wake-up by the timer means.
+func (c *call) wake() verdict {
+	switch {
+	case c.paused:
+		return resendNow
+	case c.asked != nil:
+		c.asked = nil
+		return decide(learned, c.idempotence(), len(c.open))
+	}
+	return decide(timedOut, c.idempotence(), len(c.open))
+}
+
+// act carries a verdict out and returns when to wake up next.
+func (c *call) act(t transport, v verdict) (time.Duration, error) {
+	switch v {
+	case backOff:
+		return c.backOff(t), nil
+	case askFirst:
+		c.asked = c.client.lookup(t, c.to)
+		return lookupTimeout, nil
+	case resendPaid:
+		if c.client.budget.take(time.Now()) {
+			return c.send(t)
+		}
+	case resendNow:
+		return c.send(t)
+	}
+	if c.paused {
+		return backoff(c.inARow), nil // something else woke the call up
+	}
+	return attemptTime(c.timeout), nil
+}
+
+// backOff pauses the call before its next attempt.
+func (c *call) backOff(t transport) time.Duration {
+	if c.inARow == attemptsBeforeLookup {
+		c.found = c.client.lookup(t, c.to)
+	}
+	d := backoff(c.inARow)
+	c.inARow++
+	c.paused = true
+	return d
+}
+
+// send makes one attempt and returns when to wake up if it is not answered.
+func (c *call) send(t transport) (time.Duration, error) {
+	c.paused = false
+	n := c.sent
+	m := &nats.Msg{Subject: c.subject, Data: c.data, Header: nats.Header{
+		subjects.HeaderRequestID: {c.id},
+		subjects.HeaderTimeout:   {timeoutHeader(time.Until(c.deadline))},
+	}}
+	answers := c.answers
+	forget, err := t.request(m, func(m *nats.Msg) {
+		select {
+		case answers <- answer{n, m}:
+		default: // full: its attempt stays unanswered
+		}
+	})
+	switch {
+	case errors.Is(err, errNotConnected):
+		c.last = kbroker.Errorf(kbroker.Unavailable, "there is no connection to the cluster").WithHint("`kbroker status` says which cores are up")
+		return c.backOff(t), nil
+	case errors.Is(err, errClosed):
+		return 0, c.ended()
+	case errors.Is(err, nats.ErrMaxPayload):
+		e := kbroker.Errorf(kbroker.Invalid, "the request to %s %s has %d bytes, more than the cluster takes", c.to, c.method, len(c.data))
+		return 0, c.final(e, kbroker.ExecutedNo)
+	case errors.Is(err, nats.ErrBadSubject):
+		return 0, c.final(kbroker.Errorf(kbroker.Invalid, "%s %s is not a subject", c.to, c.method), kbroker.ExecutedNo)
+	case err != nil:
+		forget = func() {} // it may have left: nothing but time tells
+	}
+	if c.sent++; c.sent > 1 {
+		c.client.retried.Add(1)
+	}
+	c.open = append(c.open, attempt{n, forget})
+	return attemptTime(c.timeout), nil
+}
+
+// receive judges an answer: a reply or an error ends the call, otherwise the
+// attempt certainly did not run and e says why.
+func (c *call) receive(a answer) (reply *nats.Msg, e event, err error) {
+	for i, o := range c.open {
+		if o.number == a.attempt {
+			o.forget()
+			c.open = slices.Delete(c.open, i, i+1)
+			break
+		}
+	}
+	failure, nobody := answerOf(a.msg)
+	switch {
+	case nobody:
+		c.last = nil
+		return nil, nobodyThere, nil
+	case failure == nil:
+		c.client.remember(c.subject, a.msg.Header)
+		return a.msg, 0, nil
+	case failure.Code == kbroker.Overloaded && failure.Executed == kbroker.ExecutedNo:
+		c.last = failure
+		return nil, refusedNow, nil
+	}
+	c.client.remember(c.subject, a.msg.Header)
+	return nil, 0, c.final(failure, failure.Executed)
+}
+
+// idempotence is what is known of the method now.
+func (c *call) idempotence() repeatable {
+	if c.repeat != notKnown {
+		return c.repeat
+	}
+	return c.client.idempotence(c.subject)
+}
+
+// final is the error that ends the call, with what is known of all attempts.
+func (c *call) final(e *kbroker.Error, last kbroker.Executed) *kbroker.Error {
+	f := *e
+	f.Executed = executed(last, len(c.open))
+	return &f
+}
+
+func (c *call) ended() error {
+	return c.final(kbroker.Errorf(kbroker.Unavailable, "the client was closed during a call of %s %s", c.to, c.method), kbroker.ExecutedNo)
+}
+
+// givenUp is the error of a call whose deadline passed or whose caller left.
+func (c *call) givenUp(ctx context.Context) error {
+	why := ctx.Err()
+	if why == nil {
+		why = context.DeadlineExceeded
+	}
+	var e *kbroker.Error
+	switch {
+	case len(c.open) > 0:
+		e = kbroker.Errorf(kbroker.Unavailable, "no answer from %s %s to %d sent", c.to, c.method, c.sent)
+		e.Hint = "it may have run, or may run yet"
+		if c.idempotence() != isIdempotent {
+			e.Hint += "; it was not sent again because the method is not declared idempotent"
+		}
+	case c.last != nil:
+		e = c.last
+	case c.sent == 0:
+		e = kbroker.Errorf(kbroker.Unavailable, "the deadline of %s %s passed before it was sent", c.to, c.method)
+	default:
+		e = c.nobody()
+	}
+	return fmt.Errorf("%w: %w", c.final(e, kbroker.ExecutedNo), why)
+}
+
+// nobody is the error for a method that nobody serves.
+func (c *call) nobody() *kbroker.Error {
+	if known := c.found.known(); len(known) > 0 && !slices.Contains(known, c.method) {
+		return kbroker.Errorf(kbroker.NotFound, "%s has no method %s", c.to, c.method).
+			WithHint("its methods: %s", strings.Join(known, ", "))
+	}
+	return kbroker.Errorf(kbroker.Unavailable, "nobody serves %s %s", c.to, c.method).
+		WithHint("`kbroker ps` says whether it runs; `kbroker apps` what is deployed")
+}
+
+func (c *call) forgetAll() {
+	for _, o := range c.open {
+		o.forget()
+	}
+}

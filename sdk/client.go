@@ -1,0 +1,213 @@
+package sdk
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/connect"
+)
+
+// Client makes calls over one connection. Safe for concurrent use; one per
+// process is enough, and faster than several.
+type Client struct {
+	log     *slog.Logger
+	dial    dialFunc
+	session string // of the request ids: random, one per client
+	seq     atomic.Uint64
+	budget  *budget
+	back    broadcast // fires when the connection is (again) there
+
+	methods        sync.Map // subject of a method -> bool: idempotent
+	calls, retried atomic.Uint64
+
+	opened atomic.Pointer[opened]
+	ended  chan struct{} // closed when the connection is closed for good
+
+	mu      sync.Mutex
+	over    bool
+	lookups map[string]*lookup // by the service's name in discovery
+}
+
+// opened lets an interface be loaded atomically.
+type opened struct{ transport }
+
+// connEvents is what a transport tells its client.
+type connEvents struct {
+	connected func() // the connection is there, after it was not
+	closed    func() // it will never be back
+}
+
+// Stats counts what a Client did since it was made.
+type Stats struct {
+	Calls   uint64 // calls begun
+	Retried uint64 // attempts sent again, for whatever reason
+}
+
+// processClient serves targets that are bound to no client: the first client
+// of the process that is not closed. DESIGN: one connection per process.
+var processClient atomic.Pointer[Client]
+
+// Dial connects a program that only calls. It uses the cluster that the command
+// line would use (option At, KBROKER_INSTANCE, KBROKER_DIR, ...). Errors:
+// Unavailable - no cluster known, or none of its cores reachable before ctx
+// ended; NotFound - what was named does not exist; Invalid - it is no context.
+func Dial(ctx context.Context, opts ...Option) (*Client, error) {
+	o := collect(opts)
+	c, _, err := o.client("dial")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.open(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func newClient(log *slog.Logger, dial dialFunc) *Client {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	c := &Client{
+		log: log, dial: dial, session: hex.EncodeToString(b[:]), budget: processBudget,
+		ended: make(chan struct{}), lookups: map[string]*lookup{},
+	}
+	processClient.CompareAndSwap(nil, c)
+	return c
+}
+
+// open returns the connection, made at its first use.
+func (c *Client) open(ctx context.Context) (transport, error) {
+	if o := c.opened.Load(); o != nil {
+		return o.transport, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.opened.Load(); o != nil {
+		return o.transport, nil
+	}
+	if c.over {
+		return nil, kbroker.Errorf(kbroker.Unavailable, "the client is closed")
+	}
+	// The lock is held while dialling: everybody who waits for it wants this
+	// very connection, and the dial is bounded by the servers it knows, 1 s each.
+	t, err := c.dial(ctx, connEvents{connected: c.back.fire, closed: c.end})
+	if err != nil {
+		return nil, err
+	}
+	c.opened.Store(&opened{t})
+	return t, nil
+}
+
+// Close closes the connection; calls that wait end with Unavailable.
+func (c *Client) Close() {
+	c.mu.Lock()
+	c.over = true
+	o := c.opened.Load()
+	c.mu.Unlock()
+	processClient.CompareAndSwap(c, nil)
+	if o != nil {
+		o.close()
+	}
+	c.end()
+}
+
+// end wakes everybody who waits on a connection that will not come back.
+func (c *Client) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	select {
+	case <-c.ended:
+	default:
+		close(c.ended)
+	}
+}
+
+// Stats counts what the client did.
+func (c *Client) Stats() Stats {
+	return Stats{Calls: c.calls.Load(), Retried: c.retried.Load()}
+}
+
+// Service is a service to call, by "app/service", or "app" for the app's
+// service of the same name.
+func (c *Client) Service(name string) Target {
+	t := Service(name)
+	t.client = c
+	return t
+}
+
+// dialNATS is the dial of a client over nats.go.
+func dialNATS(target connect.Target, name string, log *slog.Logger) dialFunc {
+	return func(ctx context.Context, on connEvents) (transport, error) {
+		// The handler of a connection that Connect returns is called some time
+		// later; to a call that was sent meanwhile it would look like a loss.
+		var background atomic.Bool
+		conn, err := target.Connect(ctx, name,
+			nats.ConnectHandler(func(*nats.Conn) {
+				if background.Load() {
+					on.connected()
+				}
+			}),
+			nats.ReconnectHandler(func(nc *nats.Conn) {
+				log.Info("connected again", "server", nc.ConnectedUrlRedacted())
+				on.connected()
+			}),
+			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+				if err != nil {
+					log.Warn("connection lost", "err", err)
+				}
+			}),
+			nats.ClosedHandler(func(*nats.Conn) { on.closed() }),
+			nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
+				if errors.Is(err, nats.ErrSlowConsumer) && s != nil {
+					log.Warn("messages dropped", "subject", s.Subject, "err", err)
+					return
+				}
+				log.Warn("connection error", "err", err)
+			}),
+		)
+		if err != nil {
+			return nil, err
+		}
+		background.Store(!conn.IsConnected())
+		t, err := newNATSTransport(conn)
+		if err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return t, nil
+	}
+}
+
+// broadcast wakes all who wait. The zero value is ready.
+type broadcast struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+// wait returns a channel that the next fire closes.
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}
+
+func (b *broadcast) fire() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
+}

@@ -1,0 +1,44 @@
+// Package sdk is what applications import: it turns functions into services and
+// calls those of others.
+//
+// # Serving
+//
+//	app := sdk.New()
+//	sdk.Handle(app, "greet", func(ctx context.Context, in Greet) (Greeting, error) { ... }, sdk.Idempotent())
+//	app.Main() // signals, drain, exit code
+//
+// New learns from the agent who the process is. Without an agent, for
+// development, the app.yaml of the working directory says it and the cluster is
+// the one that the command line would use. Handlers run beside each other up to
+// Concurrency; beyond it a request is refused at once (Overloaded) and the
+// caller tries another instance. A panic in a handler is answered as Internal
+// and ends nothing else. On SIGTERM, or when the cluster has placed the instance
+// elsewhere, the app stops taking requests, finishes those it has, and exits 0.
+//
+// # Calling
+//
+//	out, err := sdk.Call[Greeting](ctx, sdk.Service("hello"), "greet", Greet{Name: "Ann"})
+//
+// A call ends with an answer, or with an error at its deadline (DefaultTimeout
+// where ctx has none). Errors are *kbroker.Error with a code, a hint and
+// Executed, which is about the whole call and not about its last attempt:
+//
+//	yes      the handler ran to its end, its answer is the error
+//	no       no attempt reached a handler, every one was answered so
+//	unknown  an attempt ended without an answer: it may have run
+//
+// Attempts are sent again with the same request id:
+//
+//	nobody there, overloaded, not connected   always, 2 ms to 200 ms apart
+//	no answer within min(deadline/3, 1.5 s),
+//	or the connection was lost and is back    idempotent methods only, within a
+//	                                          budget of 20 % of the last 10 s of
+//	                                          calls (at least 100) per process
+//	any answer of a handler                   never
+//
+// An attempt that was not answered is listened to until the deadline: a slow
+// handler's answer counts whenever it arrives.
+//
+// Values are JSON; []byte is passed as it is. docs/protocol.md describes what is
+// on the wire, for clients in other languages.
+package sdk

@@ -1,0 +1,236 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// HandleOption changes one method.
+type HandleOption func(*method)
+
+// Idempotent declares that the method may be run again with the same argument:
+// callers send it again when an answer does not come.
+func Idempotent() HandleOption { return func(m *method) { m.idempotent = true } }
+
+// Concurrency bounds the requests of the method that one instance works on at a
+// time; more are answered Overloaded. The default is DefaultConcurrency.
+func Concurrency(n int) HandleOption { return func(m *method) { m.concurrency = n } }
+
+// Handle serves a method of the app's service with fn. In and Out are JSON on
+// the wire, []byte as it is. fn runs on a goroutine of its own; its context ends
+// with the caller's deadline, or when the app leaves and the grace is over. An
+// error of fn is sent with its code (Internal if it has none) and counts as
+// executed. Call Handle before Run; a mistake (a name that is not valid, a
+// method twice) is returned by Run.
+func Handle[In, Out any](app *App, name string, fn func(context.Context, In) (Out, error), opts ...HandleOption) {
+	m := &method{name: name, concurrency: DefaultConcurrency}
+	m.run = func(ctx context.Context, data []byte) ([]byte, *kbroker.Error) {
+		var in In
+		if err := decode(data, &in); err != nil {
+			return nil, notRun(kbroker.Errorf(kbroker.Invalid, "the argument of %s is not valid: %v", name, err))
+		}
+		out, err := fn(ctx, in)
+		if err != nil {
+			return nil, executedYes(err)
+		}
+		reply, err := encode(out)
+		if err != nil {
+			return nil, executedYes(fmt.Errorf("encode the answer of %s: %w", name, err))
+		}
+		return reply, nil
+	}
+	for _, set := range opts {
+		set(m)
+	}
+	app.add(m)
+}
+
+func executedYes(err error) *kbroker.Error {
+	e := *kbroker.AsError(err)
+	if e.Message != err.Error() {
+		e.Message = err.Error() // what the handler wrapped around it
+	}
+	e.Executed = kbroker.ExecutedYes
+	return &e
+}
+
+// method is one served method.
+type method struct {
+	name        string
+	idempotent  bool
+	concurrency int
+	run         func(ctx context.Context, data []byte) ([]byte, *kbroker.Error)
+
+	// Set by serve.
+	app    *App
+	out    transport
+	base   context.Context // of all handlers: ends when the grace is over
+	header nats.Header     // of every reply; shared, never changed
+	slots  chan struct{}   // one element per running handler
+	taken  int             // slots taken by idle, for good
+
+	mu    sync.Mutex
+	stats methodStats
+}
+
+type methodStats struct {
+	requests, errors int
+	lastError        string
+	busy             time.Duration
+}
+
+// check reports what is wrong with the declaration.
+func (m *method) check() error {
+	if m.concurrency < 1 {
+		return kbroker.Errorf(kbroker.Invalid, "method %s: concurrency is %d, want 1 or more", m.name, m.concurrency)
+	}
+	return subjects.CheckMethod(m.name)
+}
+
+// serve joins the service's queue group.
+func (m *method) serve(app *App, base context.Context, t transport) (subscription, error) {
+	m.app, m.out, m.base = app, t, base
+	m.slots = make(chan struct{}, m.concurrency)
+	m.header = nats.Header{subjects.HeaderInstance: {string(app.identity.Incarnation)}}
+	if m.idempotent {
+		m.header[subjects.HeaderIdempotent] = []string{"1"}
+	}
+	return t.subscribe(m.subject(), subjects.QueueService, m.receive)
+}
+
+func (m *method) subject() string {
+	return subjects.Method(m.app.identity.App, m.app.identity.Service, m.name)
+}
+
+// receive starts a handler, or refuses at once: there is no queue in which a
+// request could wait past its deadline.
+func (m *method) receive(msg *nats.Msg) {
+	select {
+	case m.slots <- struct{}{}:
+	default:
+		e := kbroker.Errorf(kbroker.Overloaded, "%s runs %d requests of %s, its bound", m.app.identity.Instance, m.concurrency, m.name).
+			WithHint("another instance may have room; more instances: kbroker scale")
+		m.refuse(msg, notRun(e))
+		return
+	}
+	timeout, bounded := parseTimeout(msg.Header)
+	if !bounded {
+		timeout = maxTimeout
+	}
+	go m.handle(msg, time.Now().Add(timeout)) // waited for by taking all slots
+}
+
+func (m *method) refuse(msg *nats.Msg, e *kbroker.Error) {
+	m.reply(msg, errorReply(msg.Reply, m.header, e))
+	m.count(0, e)
+}
+
+// handle runs the handler and answers. It holds a slot.
+func (m *method) handle(msg *nats.Msg, deadline time.Time) {
+	defer func() { <-m.slots }()
+	start := time.Now()
+	ctx, cancel := context.WithDeadline(withRequest(m.base, m.app.client, msg.Header.Get(subjects.HeaderRequestID)), deadline)
+	defer cancel()
+	var body []byte
+	var e *kbroker.Error
+	if ctx.Err() != nil { // it came too late, or waited for a processor until now
+		e = notRun(kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of %s passed before it ran", m.name))
+	} else {
+		body, e = m.guarded(ctx, msg.Data)
+	}
+	out := &nats.Msg{Subject: msg.Reply, Header: m.header, Data: body}
+	if e != nil {
+		out = errorReply(msg.Reply, m.header, e)
+	}
+	m.reply(msg, out)
+	m.count(time.Since(start), e)
+}
+
+// guarded turns a panic of the handler into an answer. Whether it had its
+// effect before it panicked is not known.
+func (m *method) guarded(ctx context.Context, data []byte) (body []byte, e *kbroker.Error) {
+	defer func() {
+		if p := recover(); p != nil {
+			m.app.log.Error("handler panicked", "method", m.name, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+			body, e = nil, kbroker.Errorf(kbroker.Internal, "%s panicked", m.name).WithHint("the instance's log has the stack")
+			e.Executed = kbroker.ExecutedUnknown
+		}
+	}()
+	return m.run(ctx, data)
+}
+
+// reply sends an answer; a request without a reply subject wants none.
+func (m *method) reply(msg, out *nats.Msg) {
+	if msg.Reply == "" {
+		return
+	}
+	err := m.out.publish(out)
+	if errors.Is(err, nats.ErrMaxPayload) {
+		e := executedYes(kbroker.Errorf(kbroker.Invalid, "the answer of %s has %d bytes, more than the cluster takes", m.name, len(out.Data)))
+		err = m.out.publish(errorReply(msg.Reply, m.header, e))
+	}
+	if err != nil {
+		m.app.log.Warn("answer not sent", "method", m.name, "err", err)
+	}
+}
+
+func (m *method) count(busy time.Duration, e *kbroker.Error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stats.requests++
+	m.stats.busy += busy
+	if e != nil {
+		m.stats.errors++
+		m.stats.lastError = e.Message
+	}
+}
+
+// idle waits until no handler runs, and lets none start after it. It takes all
+// slots; called again, it goes on where ctx ended it.
+func (m *method) idle(ctx context.Context) error {
+	for ; m.taken < cap(m.slots); m.taken++ {
+		select {
+		case m.slots <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// request is what a handler's context knows of the request.
+type request struct {
+	client *Client
+	id     string
+}
+
+type requestKey struct{}
+
+func withRequest(ctx context.Context, c *Client, id string) context.Context {
+	return context.WithValue(ctx, requestKey{}, request{c, id})
+}
+
+// RequestIDOf is the id of the request that a handler's context belongs to: the
+// same for all attempts of one call. Empty elsewhere, and for callers that send
+// none.
+func RequestIDOf(ctx context.Context) string {
+	r, _ := ctx.Value(requestKey{}).(request)
+	return r.id
+}
+
+// clientOf is the client of a handler's context, else that of the process.
+func clientOf(ctx context.Context) *Client {
+	if r, ok := ctx.Value(requestKey{}).(request); ok {
+		return r.client
+	}
+	return processClient.Load()
+}

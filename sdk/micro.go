@@ -1,0 +1,94 @@
+package sdk
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// discoverable answers the NATS micro protocol: `nats micro ls|info|stats` and
+// every NATS client find the service. nats.go's own micro.AddService is not
+// used: it decides itself when to leave the queue group and has no bound on
+// running handlers. Its message types are.
+func (a *App) discoverable(t transport) error {
+	answers := map[micro.Verb]func() any{
+		micro.PingVerb:  func() any { return micro.Ping{ServiceIdentity: a.micro(), Type: micro.PingResponseType} },
+		micro.InfoVerb:  func() any { return a.microInfo() },
+		micro.StatsVerb: func() any { return a.microStats() },
+	}
+	id := a.micro()
+	for verb, answer := range answers {
+		for _, who := range [][2]string{{"", ""}, {id.Name, ""}, {id.Name, id.ID}} {
+			subject, err := micro.ControlSubject(verb, who[0], who[1])
+			if err != nil {
+				return fmt.Errorf("discovery subject: %w", err)
+			}
+			if _, err := t.subscribe(subject, "", func(m *nats.Msg) { a.discovered(t, m, answer()) }); err != nil {
+				return fmt.Errorf("subscribe %s: %w", subject, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (a *App) discovered(t transport, m *nats.Msg, answer any) {
+	b, err := json.Marshal(answer)
+	if err != nil || m.Reply == "" {
+		return
+	}
+	if err := t.publish(&nats.Msg{Subject: m.Reply, Data: b}); err != nil {
+		a.log.Warn("discovery not answered", "err", err)
+	}
+}
+
+func (a *App) micro() micro.ServiceIdentity {
+	i := &a.identity
+	return micro.ServiceIdentity{
+		Name:    subjects.MicroName(i.App, i.Service),
+		ID:      subjects.MicroID(i.Incarnation),
+		Version: strconv.Itoa(i.Version) + ".0.0",
+		Metadata: map[string]string{
+			"app": string(i.App), "service": string(i.Service), "instance": string(i.Instance),
+			"incarnation": string(i.Incarnation), "host": string(i.Host),
+		},
+	}
+}
+
+func (a *App) microInfo() micro.Info {
+	info := micro.Info{ServiceIdentity: a.micro(), Type: micro.InfoResponseType, Endpoints: []micro.EndpointInfo{}}
+	for _, m := range a.methods {
+		info.Endpoints = append(info.Endpoints, micro.EndpointInfo{
+			Name: m.name, Subject: m.subject(), QueueGroup: subjects.QueueService,
+			Metadata: map[string]string{metaIdempotent: strconv.FormatBool(m.idempotent)},
+		})
+	}
+	return info
+}
+
+func (a *App) microStats() micro.Stats {
+	all := micro.Stats{ServiceIdentity: a.micro(), Type: micro.StatsResponseType, Started: a.started.UTC(), Endpoints: []*micro.EndpointStats{}}
+	for _, m := range a.methods {
+		s := m.counted()
+		e := &micro.EndpointStats{
+			Name: m.name, Subject: m.subject(), QueueGroup: subjects.QueueService,
+			NumRequests: s.requests, NumErrors: s.errors, LastError: s.lastError, ProcessingTime: s.busy,
+		}
+		if s.requests > 0 {
+			e.AverageProcessingTime = s.busy / time.Duration(s.requests)
+		}
+		all.Endpoints = append(all.Endpoints, e)
+	}
+	return all
+}
+
+func (m *method) counted() methodStats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stats
+}
