@@ -100,7 +100,7 @@ func (d *Dir) introduce() error {
 }
 
 func flock(f *os.File) error {
-	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+	for deadline := time.Now().Add(lockPatience); ; <-time.After(lockPoll) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
 			return err
@@ -146,7 +146,7 @@ func Running(dir string) (pid int, alive bool, err error) {
 	}
 	// An agent that has the lock and has not written its record yet is given
 	// a moment.
-	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+	for deadline := time.Now().Add(lockPatience); ; <-time.After(lockPoll) {
 		held, err := isHeld(path)
 		if err != nil || !held {
 			return 0, false, err

@@ -150,7 +150,7 @@ func execute(path string, args, env []string, dir string, out *os.File) (*exec.C
 		if !errors.Is(err, unix.ETXTBSY) || try == busyRetries {
 			return nil, err
 		}
-		time.Sleep(busyPause)
+		<-time.After(busyPause)
 	}
 }
 

@@ -25,6 +25,7 @@ func usageOf(r kbroker.Resources) usage {
 func (u usage) plus(v usage) usage {
 	return usage{u.milliCPU + v.milliCPU, u.memoryBytes + v.memoryBytes}
 }
+
 func (u usage) minus(v usage) usage {
 	return usage{u.milliCPU - v.milliCPU, u.memoryBytes - v.memoryBytes}
 }

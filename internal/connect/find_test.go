@@ -82,8 +82,11 @@ func TestFindTakesTheFirstPlaceThatNamesACluster(t *testing.T) {
 		tenant  kbroker.TenantID
 		source  string // contained
 	}{
-		{"NATS_URL alone", "", func(w world) { w.t.Setenv(EnvURL, "nats://a:1, nats://b:2") },
-			[]string{"nats://a:1", "nats://b:2"}, "default", "NATS_URL="},
+		{
+			"NATS_URL alone", "", func(w world) { w.t.Setenv(EnvURL, "nats://a:1, nats://b:2") },
+			[]string{"nats://a:1", "nats://b:2"},
+			"default", "NATS_URL=",
+		},
 		{"the current context before NATS_URL", "", func(w world) {
 			w.t.Setenv(EnvURL, "nats://a:1")
 			w.named("prod", "nats://prod:1")
@@ -121,10 +124,16 @@ func TestFindTakesTheFirstPlaceThatNamesACluster(t *testing.T) {
 			w.t.Setenv(EnvDir, w.cluster("mine"))
 			w.t.Setenv(EnvInstance, w.instance())
 		}, []string{"nats://own:1", "nats://other:1"}, "default", "KBROKER_INSTANCE="},
-		{"the flag before all: URLs", "nats://x:1,nats://y:1", func(w world) { w.t.Setenv(EnvInstance, w.instance()) },
-			[]string{"nats://x:1", "nats://y:1"}, "default", "flag nats://x:1"},
-		{"the flag: a directory", "mine", func(w world) { w.cluster("src", "deep", "mine") },
-			[]string{"nats://mine:1"}, "default", "flag mine"},
+		{
+			"the flag before all: URLs", "nats://x:1,nats://y:1", func(w world) { w.t.Setenv(EnvInstance, w.instance()) },
+			[]string{"nats://x:1", "nats://y:1"},
+			"default", "flag nats://x:1",
+		},
+		{
+			"the flag: a directory", "mine", func(w world) { w.cluster("src", "deep", "mine") },
+			[]string{"nats://mine:1"},
+			"default", "flag mine",
+		},
 		{"the flag: a context before a directory of the same name", "mine", func(w world) {
 			w.cluster("src", "deep", "mine")
 			w.named("mine", "nats://named:1")
