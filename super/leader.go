@@ -127,7 +127,7 @@ func (t *term) world(v *state.View) World {
 	t.alarms = verdict.Alarms
 	t.mu.Unlock()
 	return World{
-		View: v, Verdict: verdict, Self: t.cfg.Host, InState: h.InState,
+		View: v, Verdict: verdict, InState: h.InState,
 		ReadyFor: t.memory.readyFor(now), Stalled: t.memory.stalled(now), Now: time.Now().UTC(),
 	}
 }

@@ -20,8 +20,6 @@ const joinExpires = time.Minute
 type World struct {
 	View    *state.View
 	Verdict Verdict
-	// Self is the leader's own host, which joins by being the leader.
-	Self kbroker.HostID
 	// InState is how long each host has had its recorded state.
 	InState map[kbroker.HostID]time.Duration
 	// ReadyFor is how long the leader has seen each instance ready without a
@@ -59,15 +57,26 @@ type draft struct {
 	hosts      map[kbroker.HostID]kbroker.Host
 	apps       map[state.AppKey]kbroker.AppRecord
 	placements map[state.PlacementKey]kbroker.Placement
+	touched    map[state.PlacementKey]bool // put or dropped by this plan
 	reserved   map[kbroker.HostID]usage
 	byApp      map[state.AppKey][]state.PlacementKey
+	// names that are taken: app "a-b" with service "c" and app "a" with service
+	// "b-c" would give their instances the same ones.
+	names map[instanceKey]bool
+}
+
+// instanceKey names an instance, wherever it is.
+type instanceKey struct {
+	tenant   kbroker.TenantID
+	instance kbroker.InstanceID
 }
 
 func newDraft(w World) *draft {
 	d := &draft{
 		w: w, hosts: maps.Clone(w.View.Hosts), apps: maps.Clone(w.View.Apps),
 		placements: maps.Clone(w.View.Placements), reserved: map[kbroker.HostID]usage{},
-		byApp: map[state.AppKey][]state.PlacementKey{},
+		touched: map[state.PlacementKey]bool{},
+		byApp:   map[state.AppKey][]state.PlacementKey{}, names: map[instanceKey]bool{},
 	}
 	if d.hosts == nil {
 		d.hosts = map[kbroker.HostID]kbroker.Host{}
@@ -79,6 +88,10 @@ func newDraft(w World) *draft {
 		d.reserved[p.Host] = d.reserved[p.Host].plus(usageOf(p.Spec.Resources))
 		app := state.AppKey{Tenant: p.Tenant, App: p.App}
 		d.byApp[app] = append(d.byApp[app], k)
+		d.names[instanceKey{k.Tenant, k.Instance}] = true
+	}
+	for k := range w.View.Statuses {
+		d.names[instanceKey{k.Tenant, k.Instance}] = true
 	}
 	return d
 }
@@ -94,14 +107,17 @@ func (d *draft) put(p kbroker.Placement) {
 	}
 	d.reserved[p.Host] = d.reserved[p.Host].plus(usageOf(p.Spec.Resources))
 	d.placements[k] = p
+	d.touched[k] = true
 }
 
 // judgeHosts records the verdict, what heartbeats say of the hosts, and the
 // joins that came to an end.
 func (d *draft) judgeHosts() {
-	if beat, ok := d.w.Verdict.Beats[d.w.Self]; ok {
-		if _, known := d.hosts[d.w.Self]; !known {
-			d.hosts[d.w.Self] = kbroker.Host{Name: d.w.Self, Role: beat.Role, State: kbroker.HostReady, Since: d.w.Now}
+	for name, beat := range d.w.Verdict.Beats {
+		// A member of the broker without a record: the founder, or a host whose
+		// admission was taken back before it appeared.
+		if _, known := d.hosts[name]; !known && d.w.Verdict.Current[name] {
+			d.hosts[name] = kbroker.Host{Name: name, Role: beat.Role, State: kbroker.HostReady, Since: d.w.Now}
 		}
 	}
 	for name, host := range d.hosts {
@@ -137,6 +153,7 @@ func (d *draft) dropConfirmed() {
 		if p.Stop && (!known || status.State == kbroker.StateExited && status.Epoch >= p.Epoch) {
 			d.reserved[p.Host] = d.reserved[p.Host].minus(usageOf(p.Spec.Resources))
 			delete(d.placements, k)
+			d.touched[k] = true
 		}
 	}
 }
@@ -230,13 +247,13 @@ func (d *draft) changes() []state.Change {
 			out = append(out, state.PutApp{Record: d.apps[k]})
 		}
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(d.placements), comparePlacements) {
-		if was, ok := d.w.View.Placements[k]; !ok || !reflect.DeepEqual(was, d.placements[k]) {
-			out = append(out, state.PutPlacement{Placement: d.placements[k]})
-		}
-	}
-	for _, k := range slices.SortedFunc(maps.Keys(d.w.View.Placements), comparePlacements) {
-		if _, ok := d.placements[k]; !ok {
+	for _, k := range slices.SortedFunc(maps.Keys(d.touched), comparePlacements) {
+		was, before := d.w.View.Placements[k]
+		now, after := d.placements[k]
+		switch {
+		case after && !(before && reflect.DeepEqual(was, now)):
+			out = append(out, state.PutPlacement{Placement: now})
+		case before && !after:
 			out = append(out, state.DropPlacement{Key: k})
 		}
 	}
@@ -282,7 +299,14 @@ func AllocatorSpec() kbroker.Service {
 	}
 }
 
-// instanceName is the name of an app's n-th instance.
-func instanceName(k state.AppKey, service kbroker.ServiceName, n int) kbroker.InstanceID {
-	return kbroker.InstanceID(fmt.Sprintf("%s-%s-%d", k.App, service, n))
+// newInstance names the app's next instance.
+func (a *appDraft) newInstance(service kbroker.ServiceName) kbroker.InstanceID {
+	for {
+		a.rec.NextInstance++
+		id := kbroker.InstanceID(fmt.Sprintf("%s-%s-%d", a.key.App, service, a.rec.NextInstance))
+		if k := (instanceKey{a.key.Tenant, id}); !a.names[k] {
+			a.names[k] = true
+			return id
+		}
+	}
 }

@@ -276,6 +276,70 @@ func TestPlanStopsAStoppedApp(t *testing.T) {
 	}
 }
 
+func TestPlanNamesAreUniqueAcrossApps(t *testing.T) {
+	c := newCluster(t, 1)
+	long, short := service(1), service(1)
+	long.Name, short.Name = "b-c", "c"
+	deploy := func(app kbroker.AppName, s kbroker.Service) {
+		k := state.AppKey{Tenant: tenant, App: app}
+		c.apply(newVersion(k, c.view.Apps[k], kbroker.App{Name: app, Services: []kbroker.Service{s}}, "deploy", time.Time{}).changes)
+		c.settle()
+	}
+	deploy("a", long)
+	deploy("a-b", short)
+	perApp := map[kbroker.AppName]int{}
+	for _, ps := range c.live() {
+		for _, p := range ps {
+			perApp[p.App]++
+		}
+	}
+	if perApp["a"] != 1 || perApp["a-b"] != 1 {
+		t.Errorf("instances per app: %v, want one of each: a/b-c and a-b/c would share a name", perApp)
+	}
+}
+
+func TestPlanRecordsAMemberThatHasNoRecord(t *testing.T) {
+	c := newCluster(t, 1)
+	w := c.world()
+	delete(w.View.Hosts, "h1")
+	if changes := Plan(w); len(changes) != 0 {
+		t.Errorf("heard, but no member of the broker: planned %v", changes)
+	}
+	w.Verdict.Current["h1"] = true
+	changes := Plan(w)
+	if len(changes) != 1 {
+		t.Fatalf("planned %v, want the host recorded", changes)
+	}
+	if put, ok := changes[0].(state.PutHost); !ok || put.Host.Name != "h1" || put.Host.State != kbroker.HostReady {
+		t.Errorf("planned %v, want h1 ready", changes)
+	}
+}
+
+// BenchmarkPlan plans a full cluster in which nothing changes: 100,000
+// instances on 1,000 hosts.
+func BenchmarkPlan(b *testing.B) {
+	c := newCluster(b, 1000)
+	for app := range 100 {
+		k := state.AppKey{Tenant: tenant, App: kbroker.AppName(fmt.Sprintf("app%d", app))}
+		s := service(1000)
+		s.Resources = kbroker.Resources{CPU: 0.01, MemoryBytes: 1 << 20}
+		c.apply(newVersion(k, kbroker.AppRecord{}, kbroker.App{Name: k.App, Services: []kbroker.Service{s}}, "deploy", time.Time{}).changes)
+	}
+	began := time.Now()
+	first := len(Plan(c.world()))
+	b.Logf("first plan: %d changes in %v", first, time.Since(began).Round(time.Millisecond))
+	c.round()
+	for range 5 {
+		c.step()
+	}
+	w := c.world()
+	for b.Loop() {
+		if changes := Plan(w); len(changes) != 0 {
+			b.Fatalf("planning an applied plan: %d changes", len(changes))
+		}
+	}
+}
+
 // TestPlanProperties drives a cluster through random events and holds, after
 // every round, what Plan promises.
 func TestPlanProperties(t *testing.T) {

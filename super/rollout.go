@@ -2,7 +2,6 @@ package super
 
 import (
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -91,9 +90,10 @@ func (a *appDraft) roll(s kbroker.Service, want int, current, old []kbroker.Plac
 	}
 }
 
-// relabel updates in place what does not concern the running process.
+// relabel updates in place what does not concern the running process. A version
+// never changes, so that what carries its number carries its spec.
 func (a *appDraft) relabel(p kbroker.Placement, s kbroker.Service) kbroker.Placement {
-	if p.Version != a.rec.Version || !reflect.DeepEqual(p.Spec, s) {
+	if p.Version != a.rec.Version {
 		p.Version, p.Spec = a.rec.Version, s
 		a.put(p)
 	}
@@ -115,10 +115,9 @@ func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 			a.troubles = append(a.troubles, fmt.Sprintf("no host can take %d more of %s: %s", n-placed, s.Name, refused))
 			return placed
 		}
-		a.rec.NextInstance++
 		p := kbroker.Placement{
 			Tenant: a.key.Tenant, App: a.key.App, Service: s.Name, Host: host, Version: version, Epoch: 1,
-			Instance: instanceName(a.key, s.Name, a.rec.NextInstance), Template: kbroker.Template(s), Spec: s,
+			Instance: a.newInstance(s.Name), Template: kbroker.Template(s), Spec: s,
 		}
 		if crashes := a.lost[s.Name]; len(crashes) > 0 {
 			p.Backoff, a.lost[s.Name] = crashes[0], crashes[1:]

@@ -128,8 +128,8 @@ func hostRows(v *state.View, see sight) []kbroker.HostRow {
 			row.PID = nil // that process is not there
 		}
 		var used usage
-		for k, p := range v.Placements {
-			if k.Host == h.Name && !p.Stop {
+		for _, p := range v.On(h.Name) {
+			if !p.Stop {
 				row.Instances++
 				used = used.plus(usageOf(p.Spec.Resources))
 			}
@@ -143,6 +143,7 @@ func hostRows(v *state.View, see sight) []kbroker.HostRow {
 // appRows are the rows of `apps`.
 func appRows(v *state.View, r kbroker.ListRequest) []kbroker.AppRow {
 	out := []kbroker.AppRow{}
+	ready := readyByTemplate(v)
 	for _, k := range slices.SortedFunc(maps.Keys(v.Apps), compareApps) {
 		if k.Tenant != r.Tenant || r.App != "" && r.App != k.App {
 			continue
@@ -153,22 +154,32 @@ func appRows(v *state.View, r kbroker.ListRequest) []kbroker.AppRow {
 			Rollout: rec.Rollout.State, Reason: rec.Rollout.Reason, Unplaced: rec.Unplaced,
 		}
 		app := v.Versions[k][rec.Version].App
-		templates := map[kbroker.ServiceName]string{}
 		for _, s := range app.Services {
 			row.Services = append(row.Services, string(s.Name))
-			templates[s.Name] = kbroker.Template(s)
+			row.Ready += ready[templateKey{k, s.Name, kbroker.Template(s)}]
 			if !rec.Stopped {
 				row.Wanted += wanted(s, v.Demands[k])
 			}
 		}
-		for pk, p := range v.Placements {
-			t, ok := templates[p.Service]
-			s := v.Statuses[pk]
-			if ok && p.Tenant == k.Tenant && p.App == k.App && !p.Stop && p.Template == t && s.State == kbroker.StateReady && s.Epoch == p.Epoch {
-				row.Ready++
-			}
-		}
 		out = append(out, row)
+	}
+	return out
+}
+
+// templateKey is one way in which a service is run.
+type templateKey struct {
+	app      state.AppKey
+	service  kbroker.ServiceName
+	template string
+}
+
+// readyByTemplate counts the instances that answer.
+func readyByTemplate(v *state.View) map[templateKey]int {
+	out := map[templateKey]int{}
+	for k, p := range v.Placements {
+		if s := v.Statuses[k]; !p.Stop && s.State == kbroker.StateReady && s.Epoch == p.Epoch {
+			out[templateKey{state.AppKey{Tenant: p.Tenant, App: p.App}, p.Service, p.Template}]++
+		}
 	}
 	return out
 }
