@@ -277,6 +277,8 @@ type InstanceFile struct {
 	Version     int         `json:"version"`
 	Epoch       uint64      `json:"epoch"`
 	Servers     []string    `json:"servers"` // nats:// URLs, this host's first
+	// StockRaft: the cluster's leases have the terms of stock raft timing.
+	StockRaft bool `json:"stock_raft,omitempty"`
 }
 
 // PingReply is how a process answers its agent on subjects.Ping.

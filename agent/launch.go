@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
 )
 
 const (
@@ -185,6 +186,7 @@ func (a *Agent) writeInstanceFile(r record, path string) error {
 	b, err := json.Marshal(kbroker.InstanceFile{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
 		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own),
+		StockRaft: a.cfg.Times == state.Stock,
 	})
 	if err != nil {
 		return fmt.Errorf("instance file: %w", err)

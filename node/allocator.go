@@ -7,6 +7,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/allocator"
 	"github.com/kbroker/kbroker/internal/connect"
+	"github.com/kbroker/kbroker/state"
 )
 
 // RunAllocator runs the built-in allocator program of the app that the
@@ -25,7 +26,11 @@ func RunAllocator(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	defer conn.Close()
-	a, err := allocator.New(allocator.Config{Instance: *target.Instance, Conn: conn, Log: log})
+	times := state.Tuned
+	if target.Instance.StockRaft {
+		times = state.Stock
+	}
+	a, err := allocator.New(allocator.Config{Instance: *target.Instance, Conn: conn, Times: times, Log: log})
 	if err != nil {
 		return err
 	}

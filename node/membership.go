@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ type membership struct {
 
 // establish returns who this host is: from its directory, or by founding a
 // cluster, or by being admitted to one.
-func establish(ctx context.Context, dir string, cfg Config) (*membership, error) {
+func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*membership, error) {
 	m := &membership{path: filepath.Join(dir, membershipFile)}
 	raw, err := os.ReadFile(m.path)
 	switch {
@@ -68,7 +69,7 @@ func establish(ctx context.Context, dir string, cfg Config) (*membership, error)
 	}
 	if cfg.Found {
 		m.ClusterID, m.Founded = "kb-"+strings.ToLower(rand.Text()[:12]), true
-	} else if err := m.join(ctx, cfg); err != nil {
+	} else if err := m.join(ctx, cfg, log); err != nil {
 		return nil, err
 	}
 	return m, m.save()
@@ -149,7 +150,7 @@ func pickPorts(ip string, ports []int) error {
 
 // join asks the cores it was given, in turn and again, until it is admitted.
 // A refusal ends it.
-func (m *membership) join(ctx context.Context, cfg Config) error {
+func (m *membership) join(ctx context.Context, cfg Config, log *slog.Logger) error {
 	body, err := json.Marshal(kbroker.JoinRequest{
 		Host: m.Host, Role: m.Role, Client: m.Client, Route: m.Route, Labels: cfg.Labels,
 	})
@@ -172,7 +173,7 @@ func (m *membership) join(ctx context.Context, cfg Config) error {
 		}
 		if why != last {
 			last = why
-			cfg.Log.Info("waiting to be admitted", "host", m.Host, "err", why)
+			log.Info("waiting to be admitted", "host", m.Host, "err", why)
 		}
 		select {
 		case <-ctx.Done():

@@ -67,7 +67,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer dir.Close()
-	m, err := establish(ctx, dir.Path, cfg)
+	m, err := establish(ctx, dir.Path, cfg, cfg.Log.With("component", "node"))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil // asked to stop while it waited to be admitted

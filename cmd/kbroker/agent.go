@@ -34,7 +34,7 @@ its directory knows name, role, ports and cluster, and --dir is enough.`,
 			if err != nil {
 				return err
 			}
-			return node.Run(cmd.Context(), settings.node(newLogger(c.err, "agent")))
+			return node.Run(cmd.Context(), settings.node(newLogger(c.err)))
 		},
 	}
 	f := cmd.Flags()

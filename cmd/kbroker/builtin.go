@@ -29,7 +29,7 @@ func (c *cli) builtinCommand() *cobra.Command {
 			Args:              cobra.NoArgs,
 			ValidArgsFunction: cobra.NoFileCompletions,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				return node.RunAllocator(cmd.Context(), newLogger(c.err, "allocator"))
+				return node.RunAllocator(cmd.Context(), newLogger(c.err).With("component", "allocator"))
 			},
 		},
 		&cobra.Command{
@@ -39,8 +39,10 @@ func (c *cli) builtinCommand() *cobra.Command {
 			Args:              cobra.NoArgs,
 			ValidArgsFunction: cobra.NoFileCompletions,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				app := sdk.New(sdk.Logger(newLogger(c.err, "hello")), sdk.As("hello/hello"))
-				sdk.Handle(app, "greet", greet, sdk.Idempotent())
+				app := sdk.New(sdk.Logger(newLogger(c.err).With("component", "hello")), sdk.As("hello/hello"))
+				sdk.Handle(app, "greet", func(_ context.Context, in greetRequest) (greeting, error) {
+					return greet(in, app.Instance())
+				}, sdk.Idempotent())
 				return app.Run(cmd.Context())
 			},
 		},
@@ -54,13 +56,14 @@ type (
 		Name string `json:"name"`
 	}
 	greeting struct {
-		Text string `json:"text"`
+		Text     string             `json:"text"`
+		Instance kbroker.InstanceID `json:"instance"`
 	}
 )
 
-func greet(_ context.Context, in greetRequest) (greeting, error) {
+func greet(in greetRequest, by kbroker.InstanceID) (greeting, error) {
 	if in.Name == "" {
 		return greeting{}, sdk.Errorf(kbroker.Invalid, "name is empty")
 	}
-	return greeting{Text: "Hello, " + in.Name + "!"}, nil
+	return greeting{Text: "Hello, " + in.Name + "!", Instance: by}, nil
 }

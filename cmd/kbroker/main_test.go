@@ -96,11 +96,11 @@ func TestSince(t *testing.T) {
 }
 
 func TestGreetIsWhatTheExampleDoes(t *testing.T) {
-	got, err := greet(t.Context(), greetRequest{Name: "Ann"})
+	got, err := greet(greetRequest{Name: "Ann"}, "i")
 	if err != nil || got.Text != "Hello, Ann!" {
 		t.Fatalf("greet is %+v, %v", got, err)
 	}
-	if _, err := greet(t.Context(), greetRequest{}); !errors.Is(err, kbroker.Invalid) {
+	if _, err := greet(greetRequest{}, "i"); !errors.Is(err, kbroker.Invalid) {
 		t.Fatalf("greet without a name: %v, want code invalid", err)
 	}
 }

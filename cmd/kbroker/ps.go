@@ -59,7 +59,22 @@ func (c *cli) psTable(w io.Writer, rows []kbroker.InstanceRow, now time.Time) {
 			name = string(*r.Instance)
 		}
 		t.add(name, orDash(r.Host), string(r.State), orDash(r.PID), fmt.Sprint(r.Restarts), fmt.Sprint(r.Version),
-			since(r.StartedAt, now), r.Message)
+			since(r.StartedAt, now), remark(r))
 	}
 	t.write(c, w)
+}
+
+// maxRemark bounds what a table shows of a message; JSON has all of it.
+const maxRemark = 100
+
+// remark is what a person wants to know beside the state: why it is not ready.
+func remark(r kbroker.InstanceRow) string {
+	text := []rune(r.Message)
+	switch {
+	case r.State == kbroker.StateReady:
+		return ""
+	case len(text) > maxRemark:
+		return string(text[:maxRemark]) + "..."
+	}
+	return r.Message
 }
