@@ -7,24 +7,21 @@ import (
 	"github.com/kbroker/kbroker/sdk"
 )
 
-// Greet asks for a greeting.
-type Greet struct {
+type greet struct {
 	Name string `json:"name"`
 }
-
-// Greeting is the answer.
-type Greeting struct {
+type greeting struct {
 	Text     string `json:"text"`
 	Instance string `json:"instance"`
 }
 
 func main() {
 	app := sdk.New()
-	sdk.Handle(app, "greet", func(_ context.Context, in Greet) (Greeting, error) {
+	sdk.Handle(app, "greet", func(_ context.Context, in greet) (greeting, error) {
 		if in.Name == "" {
-			return Greeting{}, sdk.Errorf(sdk.Invalid, "name is empty").WithHint(`send {"name":"Ann"}`)
+			return greeting{}, sdk.Errorf(sdk.Invalid, "name is empty")
 		}
-		return Greeting{Text: "Hello, " + in.Name + "!", Instance: string(app.Instance())}, nil
+		return greeting{"Hello, " + in.Name + "!", string(app.Instance())}, nil
 	}, sdk.Idempotent())
 	app.Main() // signals, drain, exit code
 }

@@ -1,0 +1,213 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/natstest"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// start runs a host until the test, or what it returns, ends it.
+func start(t *testing.T, cfg Config) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, cfg) }()
+	stopped := false
+	stop = func() error {
+		stopped = true
+		cancel()
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(20 * time.Second):
+			return errors.New("the host did not end within 20 s")
+		}
+	}
+	t.Cleanup(func() {
+		if !stopped {
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return stop
+}
+
+func readMembership(dir string) (*membership, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, membershipFile))
+	if err != nil {
+		return nil, err
+	}
+	m := &membership{}
+	return m, json.Unmarshal(raw, m)
+}
+
+// TestAHostFoundsAndComesBack runs a real host: it founds a cluster, leads it,
+// ends, and is the same one at its next start, with nothing but its directory.
+func TestAHostFoundsAndComesBack(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "h1")
+	stop := start(t, Config{Dir: dir, Name: "h1", Found: true, Advertise: "127.0.0.1"})
+	first := awaitLeader(t, dir)
+
+	if err := Run(context.Background(), Config{Dir: dir}); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a second agent on the directory: %v, want refused", err)
+	}
+	if err := stop(); err != nil {
+		t.Fatalf("the host ended with %v, want nil", err)
+	}
+	stop = start(t, Config{Dir: dir})
+	second := awaitLeader(t, dir)
+	if first.ClusterID != second.ClusterID || first.Client != second.Client || first.Route != second.Route || second.Host != "h1" {
+		t.Errorf("the host was %+v and came back as %+v", first, second)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	for name, cfg := range map[string]Config{
+		"another name": {Dir: dir, Name: "h2"},
+		"another port": {Dir: dir, ClientPort: 1},
+		"another role": {Dir: dir, Role: kbroker.RoleWorker},
+	} {
+		if err := Run(context.Background(), cfg); !errors.Is(err, kbroker.Invalid) {
+			t.Errorf("%s: %v, want invalid", name, err)
+		}
+	}
+}
+
+// awaitLeader waits until the host of dir is ready and leads.
+func awaitLeader(t *testing.T, dir string) *membership {
+	t.Helper()
+	var m *membership
+	wait.Until(t, 20*time.Second, func() (err error) {
+		if m, err = readMembership(dir); err != nil {
+			return err
+		}
+		nc, err := nats.Connect(url(m.Client), nats.Timeout(time.Second))
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		reply, err := nc.Request(subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), nil, time.Second)
+		if err != nil {
+			return err
+		}
+		var rows []kbroker.HostRow
+		if err := json.Unmarshal(reply.Data, &rows); err != nil {
+			return err
+		}
+		if len(rows) != 1 || rows[0].State != kbroker.HostReady || !rows[0].Super {
+			return fmt.Errorf("hosts are %s", reply.Data)
+		}
+		return nil
+	})
+	return m
+}
+
+// TestAHostIsAdmittedOnce plays the core that a host joins through.
+func TestAHostIsAdmittedOnce(t *testing.T) {
+	srv := natstest.Start(t)
+	nc := srv.Connect(t)
+	answers := []kbroker.JoinReply{
+		{Wait: "host h9 is joining"},
+		{Admitted: true, ClusterID: "kb-test", Cores: []kbroker.CoreAddr{{Host: "h1", Client: "127.0.0.1:1", Route: "127.0.0.1:2"}}},
+	}
+	asked := make(chan kbroker.JoinRequest, len(answers))
+	_, err := nc.Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
+		var r kbroker.JoinRequest
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			t.Errorf("join request %q: %v", m.Data, err)
+		}
+		answer, err := json.Marshal(answers[len(asked)])
+		asked <- r
+		if err == nil {
+			err = m.Respond(answer)
+		}
+		if err != nil {
+			t.Errorf("answer a join: %v", err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cfg := Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{"127.0.0.1:1", srv.URL}}
+	log := discard()
+	m, err := establish(t.Context(), dir, cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := <-asked, <-asked
+	if first.Route != second.Route || first.Host != "h2" || first.Role != kbroker.RoleCore || first.Client == first.Route {
+		t.Errorf("asked as %+v, then as %+v; want the same host with two ports", first, second)
+	}
+	if m.ClusterID != "kb-test" || m.Founded || len(m.Cores) != 1 {
+		t.Errorf("admitted as %+v", m)
+	}
+	if got := m.servers(); len(got) != 2 || got[0] != "nats://"+first.Client || got[1] != "nats://127.0.0.1:1" {
+		t.Errorf("servers are %v, want the own first", got)
+	}
+	again, err := establish(t.Context(), dir, Config{}, log) // nobody is asked any more
+	if err != nil || again.ClusterID != m.ClusterID || again.Route != m.Route {
+		t.Errorf("at the next start it is %+v, %v", again, err)
+	}
+}
+
+func TestEstablishRefuses(t *testing.T) {
+	srv := natstest.Start(t)
+	refusal, err := json.Marshal(kbroker.Errorf(kbroker.Refused, "a host named h2 is a member already"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = srv.Connect(t).Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
+		if err := m.RespondMsg(&nats.Msg{Data: refusal, Header: nats.Header{subjects.HeaderCode: {string(kbroker.Refused)}}}); err != nil {
+			t.Errorf("refuse: %v", err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		cfg  Config
+		file string
+		want kbroker.Code
+	}{
+		"neither founded nor joined": {cfg: Config{Name: "h1", Advertise: "127.0.0.1"}, want: kbroker.Invalid},
+		"founded and joined":         {cfg: Config{Name: "h1", Advertise: "127.0.0.1", Found: true, Join: []string{"x"}}, want: kbroker.Invalid},
+		"no address to be reached":   {cfg: Config{Name: "h1", Found: true}, want: kbroker.Invalid},
+		"a name with a dot":          {cfg: Config{Name: "h.1", Advertise: "127.0.0.1", Found: true}, want: kbroker.Invalid},
+		"a worker":                   {cfg: Config{Name: "w1", Role: kbroker.RoleWorker, Advertise: "127.0.0.1", Join: []string{"x"}}, want: kbroker.Refused},
+		"a name that is taken":       {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}}, want: kbroker.Refused},
+		"a damaged file":             {file: "{", want: kbroker.Refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if tc.file != "" {
+				if err := os.WriteFile(filepath.Join(dir, membershipFile), []byte(tc.file), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := establish(t.Context(), dir, tc.cfg, discard())
+			if !errors.Is(err, tc.want) {
+				t.Fatalf("%v, want code %s", err, tc.want)
+			}
+			if _, err := os.Stat(filepath.Join(dir, membershipFile)); tc.file == "" && err == nil {
+				t.Error("a refused host wrote its membership")
+			}
+		})
+	}
+}
