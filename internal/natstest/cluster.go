@@ -2,6 +2,7 @@ package natstest
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"testing"
@@ -95,6 +96,16 @@ func (c *Cluster) Connect(t testing.TB, i int, opts ...nats.Option) *nats.Conn {
 	return nc
 }
 
+// Index returns the server that a connection is connected to, or -1.
+func (c *Cluster) Index(nc *nats.Conn) int {
+	for i, o := range c.options {
+		if nc.ConnectedServerName() == o.ServerName {
+			return i
+		}
+	}
+	return -1
+}
+
 // StreamLeader returns the server that leads a stream of the global account,
 // or -1.
 func (c *Cluster) StreamLeader(stream string) int {
@@ -106,14 +117,20 @@ func (c *Cluster) StreamLeader(stream string) int {
 	return -1
 }
 
-// freePort asks the kernel for a port: clustered servers must know each
-// other's before they start.
+// freePort finds a port that nobody listens on: clustered servers must know
+// each other's before they start. It stays below the range that the kernel
+// picks outgoing ports from, so that it is still free after a restart.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("find a free port: %v", err)
+	const lowest, highest, tries = 12000, 32000, 50
+	for range tries {
+		port := lowest + rand.IntN(highest-lowest)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatalf("no free port among %d tried", tries)
+	return 0
 }

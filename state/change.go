@@ -1,0 +1,115 @@
+package state
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// Change is one write of super. Closed: only this package implements it.
+type Change interface {
+	// String says what changes, for logs and events.
+	String() string
+	change()
+}
+
+// The changes.
+type (
+	PutApp        struct{ Record kbroker.AppRecord }
+	PutVersion    struct{ Version kbroker.AppVersion } // refused if it exists
+	PutPlacement  struct{ Placement kbroker.Placement }
+	DropPlacement struct{ Key PlacementKey }
+	PutHost       struct{ Host kbroker.Host }
+	DropHost      struct{ Host kbroker.HostID }
+	PutDemand     struct{ Demand kbroker.Demand }
+)
+
+func (PutApp) change()        {}
+func (PutVersion) change()    {}
+func (PutPlacement) change()  {}
+func (DropPlacement) change() {}
+func (PutHost) change()       {}
+func (DropHost) change()      {}
+func (PutDemand) change()     {}
+
+func (c PutApp) String() string {
+	verb := "run"
+	if c.Record.Stopped {
+		verb = "stop"
+	}
+	return fmt.Sprintf("%s app %s/%s version %d, rollout %s", verb, c.Record.Tenant, c.Record.App, c.Record.Version, c.Record.Rollout.State)
+}
+
+func (c PutVersion) String() string {
+	return fmt.Sprintf("store app %s/%s version %d (%s)", c.Version.Tenant, c.Version.App.Name, c.Version.Version, c.Version.Cause)
+}
+
+func (c PutPlacement) String() string {
+	p := c.Placement
+	if p.Stop {
+		return fmt.Sprintf("stop %s/%s on %s, epoch %d: %s", p.Tenant, p.Instance, p.Host, p.Epoch, p.StopReason)
+	}
+	return fmt.Sprintf("place %s/%s on %s, version %d, epoch %d", p.Tenant, p.Instance, p.Host, p.Version, p.Epoch)
+}
+
+func (c DropPlacement) String() string {
+	return fmt.Sprintf("drop placement %s/%s on %s", c.Key.Tenant, c.Key.Instance, c.Key.Host)
+}
+
+func (c PutHost) String() string {
+	return fmt.Sprintf("host %s (%s) is %s", c.Host.Name, c.Host.Role, c.Host.State)
+}
+
+func (c DropHost) String() string { return fmt.Sprintf("drop host %s", c.Host) }
+
+func (c PutDemand) String() string {
+	return fmt.Sprintf("demand of %s/%s, epoch %d: %v", c.Demand.Tenant, c.Demand.App, c.Demand.Epoch, c.Demand.Wanted)
+}
+
+// SortChanges brings changes into the order in which Commit writes them:
+// versions and apps before the placements that name them, demands and hosts
+// last; within a kind by key. Changes of the same key keep their order.
+func SortChanges(changes []Change) {
+	slices.SortStableFunc(changes, func(a, b Change) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(keyOf(a), keyOf(b)))
+	})
+}
+
+func rank(c Change) int {
+	switch c.(type) {
+	case PutVersion:
+		return 0
+	case PutApp:
+		return 1
+	case PutPlacement, DropPlacement:
+		return 2
+	case PutDemand:
+		return 3
+	default:
+		return 4
+	}
+}
+
+// keyOf is the key of the control bucket that c writes.
+func keyOf(c Change) string {
+	switch c := c.(type) {
+	case PutApp:
+		return subjects.KeyApp(c.Record.Tenant, c.Record.App)
+	case PutVersion:
+		return subjects.KeyVersion(c.Version.Tenant, c.Version.App.Name, c.Version.Version)
+	case PutPlacement:
+		return subjects.KeyPlacement(c.Placement.Host, c.Placement.Tenant, c.Placement.Instance)
+	case DropPlacement:
+		return subjects.KeyPlacement(c.Key.Host, c.Key.Tenant, c.Key.Instance)
+	case PutHost:
+		return subjects.KeyHost(c.Host.Name)
+	case DropHost:
+		return subjects.KeyHost(c.Host)
+	case PutDemand:
+		return subjects.KeyDemand(c.Demand.Tenant, c.Demand.App)
+	}
+	panic(fmt.Sprintf("state: unknown change %T", c))
+}

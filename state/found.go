@@ -1,0 +1,145 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// CoreTag is the tag of servers that may hold streams. A clustered server
+	// without it (the witness) gets none.
+	CoreTag = "core"
+
+	createAttempt = 250 * time.Millisecond // a young cluster has no leader for a moment
+	createPause   = 50 * time.Millisecond
+	statusTTL     = time.Hour // of a status that says exited
+)
+
+// Found creates the buckets with one replica and a released super lease, and
+// returns nil if they exist already. It tries until ctx ends. Only the host
+// that founds a cluster calls it.
+//
+// Where the server is clustered, the streams are placed on servers with
+// CoreTag.
+func Found(ctx context.Context, conn *nats.Conn) error {
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return fmt.Errorf("open jetstream: %w", err)
+	}
+	var placement *jetstream.Placement
+	if conn.ConnectedClusterName() != "" {
+		placement = &jetstream.Placement{Tags: []string{CoreTag}}
+	}
+	control := recordStream(subjects.ControlStream, subjects.ControlAll, subjects.ControlChanged, 1, placement)
+	status := recordStream(subjects.StatusStream, subjects.StatusAll, subjects.StatusChanged, 1, placement)
+	// An exited instance's status ends by itself: its marker tells replicas.
+	status.SubjectDeleteMarkerTTL = statusTTL
+	for _, cfg := range []jetstream.StreamConfig{control, status} {
+		if _, err := create(ctx, js, cfg); err != nil {
+			return err
+		}
+	}
+	return seedLease(ctx, conn, js, subjects.ControlStream, subjects.Control(subjects.KeySuperLease))
+}
+
+// recordStream is the configuration of a stream of records by key. The first
+// two are KV buckets: `nats kv` reads them.
+func recordStream(name, all, republished string, replicas int, placement *jetstream.Placement) jetstream.StreamConfig {
+	cfg := jetstream.StreamConfig{
+		Name: name, Subjects: []string{all}, MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew,
+		MaxMsgs: -1, MaxBytes: -1, MaxMsgSize: -1, MaxConsumers: -1,
+		Storage: jetstream.FileStorage, Replicas: replicas, Placement: placement,
+		AllowRollup: true, DenyDelete: true, AllowDirect: true, AllowMsgTTL: true, AllowAtomicPublish: true,
+	}
+	if republished != "" {
+		cfg.RePublish = &jetstream.RePublish{Source: all, Destination: republished}
+	}
+	return cfg
+}
+
+// create makes a stream exist and reports whether it was not there before. It
+// retries what a cluster without a leader answers, until ctx ends.
+func create(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) (fresh bool, err error) {
+	for {
+		fresh, err = createOnce(ctx, js, cfg)
+		if err == nil {
+			return fresh, nil
+		}
+		if e, ok := errors.AsType[*jetstream.APIError](err); ok && e.Code >= 400 && e.Code < 500 {
+			return false, fmt.Errorf("create stream %s: %w", cfg.Name, err) // no retry cures it
+		}
+		if sleep(ctx, createPause); ctx.Err() != nil {
+			return false, unavailable(err, "create stream %s", cfg.Name)
+		}
+	}
+}
+
+func createOnce(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) (fresh bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, createAttempt)
+	defer cancel()
+	if _, err := js.Stream(ctx, cfg.Name); err == nil {
+		return false, nil
+	}
+	_, err = js.CreateStream(ctx, cfg)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// seedLease writes a released lease where there never was one, so that the
+// first holder need not wait. A lease is never deleted: one that is absent
+// after its stream was created was never written.
+func seedLease(ctx context.Context, conn *nats.Conn, js jetstream.JetStream, stream, subject string) error {
+	m := newRecord(subject, leaseRecord{Released: true})
+	expect(m, 0)
+	for {
+		attempt, cancel := context.WithTimeout(ctx, readAttempt)
+		_, err := js.PublishMsg(attempt, m)
+		cancel()
+		if err == nil || code(err) == codeWrongSequence {
+			return nil
+		}
+		if last, readErr := readLast(ctx, conn, stream, subject); readErr == nil && last != nil {
+			return nil
+		}
+		if sleep(ctx, createPause); ctx.Err() != nil {
+			return unavailable(err, "seed the lease in stream %s", stream)
+		}
+	}
+}
+
+// EnsureApp makes the app's ownership stream exist, with the replicas that the
+// control store has now. Only super calls it.
+func (s *Store) EnsureApp(ctx context.Context, k AppKey) error {
+	name, all := subjects.Ownership(k.Tenant, k.App)
+	replicas, placement, err := s.like(ctx)
+	if err != nil {
+		return err
+	}
+	fresh, err := create(ctx, s.js, recordStream(name, all, "", replicas, placement))
+	if err != nil || !fresh {
+		return err
+	}
+	return seedLease(ctx, s.cfg.Conn, s.js, name, subjects.AllocatorLease(k.Tenant, k.App))
+}
+
+// like returns how the control stream is replicated and placed, for streams
+// that are made beside it.
+func (s *Store) like(ctx context.Context) (replicas int, placement *jetstream.Placement, err error) {
+	ctx, cancel := context.WithTimeout(ctx, readAttempt)
+	defer cancel()
+	control, err := s.js.Stream(ctx, subjects.ControlStream)
+	if err != nil {
+		return 0, nil, unavailable(err, "read the configuration of the control store")
+	}
+	cfg := control.CachedInfo().Config
+	return cfg.Replicas, cfg.Placement, nil
+}

@@ -1,0 +1,378 @@
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kbroker/kbroker"
+)
+
+// Lease is the record of the super lease.
+type Lease struct {
+	Holder   kbroker.HostID `json:"holder"`
+	Process  string         `json:"process"`
+	Epoch    uint64         `json:"epoch"` // grows with every change of the holder
+	Released bool           `json:"released,omitempty"`
+}
+
+// leaseRecord is a lease as it is stored: the holder is a host for the super's
+// lease and an incarnation for an allocator's.
+type leaseRecord struct {
+	Holder   string `json:"holder"`
+	Process  string `json:"process"`
+	Epoch    uint64 `json:"epoch"`
+	Released bool   `json:"released,omitempty"`
+}
+
+func (r leaseRecord) lease() Lease {
+	return Lease{Holder: kbroker.HostID(r.Holder), Process: r.Process, Epoch: r.Epoch, Released: r.Released}
+}
+
+// sameHolding reports whether both records are of one holding of the lease. A
+// renewal changes nothing but the revision.
+func (r leaseRecord) sameHolding(other leaseRecord) bool {
+	return r.Holder == other.Holder && r.Process == other.Process && r.Epoch == other.Epoch
+}
+
+// Bounds of a campaign.
+const (
+	observeEvery = 500 * time.Millisecond
+	leaseTick    = 20 * time.Millisecond // how often a holder looks at its clock
+	releaseTime  = time.Second           // for giving the lease back
+)
+
+var (
+	// errDeposed: somebody else holds the lease, or our term is over.
+	errDeposed = errors.New("the lease is lost")
+	// errUnknown: a write may or may not have been applied.
+	errUnknown = errors.New("the outcome of the write is not known")
+	// errRefused: the write was refused although the lease is ours.
+	errRefused = errors.New("the write was refused")
+)
+
+// lease campaigns for and holds one lease: a record of a stream, judged by
+// revisions and the observer's own clock.
+//
+//	watching --- released, or unchanged for ObserverActs ---> CAS epoch+1
+//	   ^                                                          |
+//	   |  refused                                                 | taken
+//	   +----------------------------------------------------------+
+//	   |                                                          v
+//	   +--- term over, deposed, or lead returned (released) --- holding
+type lease struct {
+	conn    *nats.Conn
+	js      jetstream.JetStream
+	stream  string
+	subject string
+	me      leaseRecord // holder and process
+	earlier string      // see Config
+	times   Times
+	clock   Clock
+	log     *slog.Logger
+	every   time.Duration // between two looks at the lease
+}
+
+// run campaigns and holds until ctx ends. While the lease is held, lead runs.
+func (l *lease) run(ctx context.Context, lead func(ctx context.Context, h *holding) error) error {
+	for ctx.Err() == nil {
+		h := l.campaign(ctx)
+		if h == nil {
+			return nil
+		}
+		l.log.Info("lease taken", "object", l.subject, "epoch", h.record.Epoch)
+		if err := h.run(ctx, lead); err != nil && ctx.Err() == nil {
+			l.log.Warn("the holder of the lease gave up", "object", l.subject, "epoch", h.record.Epoch, "err", err)
+		}
+		l.log.Info("lease no longer held", "object", l.subject, "epoch", h.record.Epoch)
+		sleep(ctx, l.every)
+	}
+	return nil
+}
+
+// read returns the lease and its revision as the stream's leader has them; a
+// revision of 0 means that there is none.
+func (l *lease) read(ctx context.Context) (leaseRecord, uint64, error) {
+	m, err := readLast(ctx, l.conn, l.stream, l.subject)
+	if err != nil || m == nil {
+		return leaseRecord{}, 0, err
+	}
+	var r leaseRecord
+	if deleted(m.header) {
+		return r, m.seq, nil
+	}
+	if err := json.Unmarshal(m.data, &r); err != nil {
+		return r, m.seq, fmt.Errorf("lease %s at revision %d is not readable: %w", l.subject, m.seq, err)
+	}
+	return r, m.seq, nil
+}
+
+// campaign watches the lease until it can be taken, and takes it. It returns
+// nil when ctx ends.
+func (l *lease) campaign(ctx context.Context) *holding {
+	w := watch{times: l.times, me: l.me, earlier: l.earlier}
+	tick := time.NewTicker(l.every)
+	defer tick.Stop()
+	for {
+		asked := l.clock()
+		record, rev, err := l.read(ctx)
+		if err != nil {
+			l.log.Debug("lease not read", "object", l.subject, "err", err)
+			w.failed()
+		} else if w.saw(record, rev, asked, l.clock()) {
+			if h := l.acquire(ctx, record, rev); h != nil {
+				return h
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// watch judges a lease by what was read of it. Pure: no clock, no I/O.
+type watch struct {
+	times   Times
+	me      leaseRecord
+	earlier string
+
+	seen   bool
+	rev    uint64
+	since  time.Duration // when rev was first seen
+	outage bool          // the last read failed
+	grace  time.Duration // nobody is judged before
+}
+
+// failed notes that the lease could not be read.
+func (w *watch) failed() { w.outage = true }
+
+// saw notes a read that was asked for and answered at these times, and returns
+// whether the lease may be taken over now. An absent lease (revision 0) is
+// unknown since the first look.
+func (w *watch) saw(r leaseRecord, rev uint64, asked, answered time.Duration) bool {
+	if w.outage {
+		w.outage, w.grace = false, answered+w.times.OutageGrace
+	}
+	if !w.seen || rev != w.rev {
+		w.seen, w.rev, w.since = true, rev, answered
+	}
+	switch {
+	case rev == 0:
+	case r.Released:
+		return true
+	case r.Holder == w.me.Holder && (r.Process == w.me.Process || w.earlier != "" && r.Process == w.earlier):
+		return true // nobody but this campaign can be leading by it
+	}
+	return asked-w.since >= w.times.ObserverActs && asked >= w.grace
+}
+
+// acquire takes the lease over from the record at rev. It returns nil when that
+// was not acknowledged. If it was applied all the same, the next look shows a
+// record of this campaign, which is taken over at once under a higher epoch:
+// the term must be counted from a write that is known to be the one applied.
+func (l *lease) acquire(ctx context.Context, old leaseRecord, rev uint64) *holding {
+	mine := l.me
+	mine.Epoch = old.Epoch + 1
+	sent := l.clock()
+	seq, err := l.write(ctx, mine, rev, l.times.RenewAttempt)
+	if err != nil {
+		l.log.Debug("lease not taken", "object", l.subject, "epoch", mine.Epoch, "err", err)
+		return nil
+	}
+	return &holding{lease: l, record: mine, rev: seq, sent: sent}
+}
+
+// write rewrites the lease by compare-and-set.
+func (l *lease) write(ctx context.Context, r leaseRecord, rev uint64, timeout time.Duration) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	m := newRecord(l.subject, r)
+	expect(m, rev)
+	ack, err := l.js.PublishMsg(ctx, m)
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
+}
+
+// holding is one holding of a lease, under one epoch.
+type holding struct {
+	lease  *lease
+	record leaseRecord
+
+	writing sync.Mutex // one write behind the lease at a time, its answer included
+	rev     uint64     // of the lease, as last known; guarded by writing
+
+	mu   sync.Mutex
+	sent time.Duration // when the last acknowledged write of the lease was sent
+	lost bool
+}
+
+// run calls lead and renews until lead has returned, then releases the lease.
+// lead's ctx ends with the term.
+func (h *holding) run(ctx context.Context, lead func(ctx context.Context, h *holding) error) error {
+	term, end := context.WithCancel(ctx)
+	var others sync.WaitGroup
+	others.Go(func() { h.watchTerm(term, end) })
+	others.Go(func() { h.renew(term) })
+	err := lead(term, h)
+	end()
+	others.Wait()
+	h.release(context.WithoutCancel(ctx))
+	return err
+}
+
+// watchTerm ends the term when the lease is lost.
+func (h *holding) watchTerm(ctx context.Context, end context.CancelFunc) {
+	tick := time.NewTicker(leaseTick)
+	defer tick.Stop()
+	for !h.over() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+	end()
+}
+
+// over reports whether the term is over. Once true it stays true.
+func (h *holding) over() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lease.clock()-h.sent >= h.lease.times.HolderStops {
+		h.lost = true
+	}
+	return h.lost
+}
+
+// depose ends the holding for ever.
+func (h *holding) depose() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lost = true
+}
+
+// extend counts the term from sent.
+func (h *holding) extend(sent time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sent = max(h.sent, sent)
+}
+
+func (h *holding) sinceSent() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.lease.clock() - h.sent
+}
+
+// renew rewrites the lease whenever the last write of it is LeaseRenew old; an
+// attempt without an answer is repeated at once.
+func (h *holding) renew(ctx context.Context) {
+	l := h.lease
+	tick := time.NewTicker(leaseTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for h.sinceSent() >= l.times.LeaseRenew && !h.over() && ctx.Err() == nil {
+			err := h.behind(ctx, func(ctx context.Context, rev uint64) (uint64, error) {
+				return l.write(ctx, h.record, rev, l.times.RenewAttempt)
+			})
+			if err == nil || errors.Is(err, errDeposed) {
+				break
+			}
+			l.log.Debug("lease not renewed; trying again", "object", l.subject, "epoch", h.record.Epoch, "err", err)
+			sleep(ctx, pauseMin)
+		}
+	}
+}
+
+// behind makes one write that rewrites the lease by compare-and-set on rev and
+// returns the lease's new revision. Writes are serialized here.
+//
+// errDeposed: the lease is lost, nothing will be written any more. errRefused (a
+// *refusal): nothing was written, the lease is still ours. errUnknown: no answer.
+func (h *holding) behind(ctx context.Context, write func(ctx context.Context, rev uint64) (uint64, error)) error {
+	h.writing.Lock()
+	defer h.writing.Unlock()
+	if h.over() {
+		return errDeposed
+	}
+	expected := h.rev
+	sent := h.lease.clock()
+	seq, err := write(ctx, expected)
+	if err == nil {
+		h.rev = seq
+		h.extend(sent)
+		return nil
+	}
+	mine, readErr := h.resync(context.WithoutCancel(ctx))
+	switch {
+	case readErr == nil && !mine:
+		h.depose()
+		return fmt.Errorf("%w: %w", errDeposed, err)
+	case code(err) == codeWrongSequence || code(err) == codeInFlight:
+		if readErr != nil {
+			return fmt.Errorf("%w: %w", errUnknown, err)
+		}
+		return &refusal{stale: h.rev != expected || code(err) == codeInFlight, cause: err}
+	}
+	return fmt.Errorf("%w: %w", errUnknown, err)
+}
+
+// refusal is a write that the store refused while the lease is ours.
+type refusal struct {
+	stale bool // the same write may be taken now: the lease had another revision, or a write was under way
+	cause error
+}
+
+func (r *refusal) Error() string   { return errRefused.Error() + ": " + r.cause.Error() }
+func (r *refusal) Unwrap() []error { return []error{errRefused, r.cause} }
+
+// resync learns from the stream's leader whether the lease is still ours, and
+// if so its revision. A renewal of ours whose answer was lost may have been
+// applied, and may be applied even later than this read.
+func (h *holding) resync(ctx context.Context) (mine bool, err error) {
+	record, rev, err := h.lease.read(ctx)
+	if err != nil {
+		return false, err
+	}
+	if rev == 0 || record.Released || !record.sameHolding(h.record) {
+		return false, nil
+	}
+	h.rev = rev
+	return true, nil
+}
+
+// release gives the lease back, so that the next holder need not wait. What
+// cannot be given back runs out.
+func (h *holding) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, releaseTime)
+	defer cancel()
+	h.writing.Lock()
+	defer h.writing.Unlock()
+	released := h.record
+	released.Released = true
+	for ctx.Err() == nil {
+		if _, err := h.lease.write(ctx, released, h.rev, h.lease.times.RenewAttempt); err == nil {
+			return
+		}
+		if mine, err := h.resync(ctx); err == nil && !mine {
+			return // released by an attempt without an answer, or somebody else's
+		}
+		sleep(ctx, pauseMin)
+	}
+}

@@ -1,0 +1,107 @@
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// reportRetries bounds how often a report is tried again because another core
+// wrote one of the same host meanwhile.
+const reportRetries = 3
+
+// reportRecord is the number of a host's last report.
+type reportRecord struct {
+	Process string `json:"process"`
+	Number  uint64 `json:"number"`
+}
+
+// Report writes a host's report: one batch guarded by the host's report number
+// (a report larger than a batch: several, of which the last raises the number).
+// The number is the last message: of a batch that a crash cut short (see
+// Leader.mend) it is missing, and the report is sent again.
+// A number that is not higher than the stored one changes nothing: Accepted is
+// false and Number the stored one, whichever process sent it.
+//
+// Errors: Invalid - a status of another host. Unavailable - the outcome is not
+// known; the same report may be sent again, and is then accepted or its own
+// number comes back.
+func (s *Store) Report(ctx context.Context, r kbroker.ReportRequest) (kbroker.ReportReply, error) {
+	msgs := make([]*nats.Msg, 0, len(r.Statuses)+len(r.Gone))
+	for _, st := range r.Statuses {
+		if st.Host != r.Host {
+			return kbroker.ReportReply{}, kbroker.Errorf(kbroker.Invalid, "host %s reports %s of host %q", r.Host, st.Instance, st.Host)
+		}
+		m := newRecord(subjects.Status(subjects.KeyStatus(st.Host, st.Tenant, st.Instance)), st)
+		if st.State == kbroker.StateExited {
+			m.Header.Set(jetstream.MsgTTLHeader, statusTTL.String())
+		}
+		msgs = append(msgs, m)
+	}
+	for _, k := range r.Gone {
+		msgs = append(msgs, newMarker(subjects.Status(subjects.KeyStatus(r.Host, k.Tenant, k.Instance))))
+	}
+	subject := subjects.Status(subjects.KeyReport(r.Host))
+	for attempt := 1; ; attempt++ {
+		stored, rev, err := s.storedReport(ctx, subject)
+		if err != nil {
+			return kbroker.ReportReply{}, err
+		}
+		if r.Number <= stored.Number {
+			return kbroker.ReportReply{Number: stored.Number}, nil
+		}
+		err = s.writeReport(ctx, subject, rev, stored, reportRecord{Process: r.Process, Number: r.Number}, msgs)
+		switch c := code(err); {
+		case err == nil:
+			return kbroker.ReportReply{Accepted: true, Number: r.Number}, nil
+		case (c == codeWrongSequence || c == codeInFlight) && attempt <= reportRetries:
+			sleep(ctx, commitPause)
+		default:
+			return kbroker.ReportReply{}, unavailable(err, "report %d of host %s", r.Number, r.Host)
+		}
+	}
+}
+
+// writeReport writes msgs guarded by the report's record. Only the last batch
+// raises the number: a report that was cut short is sent again as a whole.
+func (s *Store) writeReport(ctx context.Context, subject string, rev uint64, stored, next reportRecord, msgs []*nats.Msg) error {
+	for {
+		n, number := len(msgs), next
+		if n > batchMessages-1 {
+			n, number = batchMessages-1, stored
+		}
+		guard := newRecord(subject, number)
+		expect(guard, rev)
+		last, err := publishBatch(ctx, s.js, append(slices.Clone(msgs[:n]), guard))
+		if err != nil {
+			return err
+		}
+		if msgs = msgs[n:]; len(msgs) == 0 && number == next {
+			return nil
+		}
+		rev = last
+	}
+}
+
+// storedReport reads the host's last accepted report from the stream's leader.
+func (s *Store) storedReport(ctx context.Context, subject string) (reportRecord, uint64, error) {
+	m, err := readLast(ctx, s.cfg.Conn, subjects.StatusStream, subject)
+	if err != nil {
+		return reportRecord{}, 0, unavailable(err, "read the last report")
+	}
+	if m == nil {
+		return reportRecord{}, 0, nil
+	}
+	var r reportRecord
+	if err := json.Unmarshal(m.data, &r); err != nil {
+		return reportRecord{}, 0, fmt.Errorf("last report %s at revision %d is not readable: %w", subject, m.seq, err)
+	}
+	return r, m.seq, nil
+}

@@ -1,0 +1,158 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+func status(host, instance string, state kbroker.InstanceState) kbroker.Status {
+	return kbroker.Status{Tenant: "default", App: "shop", Service: "web", Instance: kbroker.InstanceID(instance), Host: kbroker.HostID(host), State: state}
+}
+
+func report(t *testing.T, s *Store, r kbroker.ReportRequest) kbroker.ReportReply {
+	t.Helper()
+	reply, err := s.Report(testContext(t, 10*time.Second), r)
+	if err != nil {
+		t.Fatalf("report %d: %v", r.Number, err)
+	}
+	return reply
+}
+
+func TestReportNumbersOnlyGrow(t *testing.T) {
+	_, s := founded(t)
+	key := PlacementKey{"h1", "default", "shop-web-1"}
+	send := func(process string, number uint64, state kbroker.InstanceState) kbroker.ReportReply {
+		return report(t, s, kbroker.ReportRequest{Host: "h1", Process: process, Number: number, Statuses: []kbroker.Status{status("h1", "shop-web-1", state)}})
+	}
+	if r := send("p1", 5, kbroker.StateReady); !r.Accepted || r.Number != 5 {
+		t.Fatalf("first report: %+v, want accepted", r)
+	}
+	for _, c := range []struct {
+		process string
+		number  uint64
+	}{{"p1", 5}, {"p1", 4}, {"p2", 1}, {"p2", 5}} {
+		if r := send(c.process, c.number, kbroker.StateBackoff); r.Accepted || r.Number != 5 {
+			t.Fatalf("report %d of %s after 5: %+v, want it refused with 5", c.number, c.process, r)
+		}
+	}
+	if r := send("p2", 6, kbroker.StateRunning); !r.Accepted {
+		t.Fatalf("report 6 of a new process: %+v, want accepted", r)
+	}
+	wait.Until(t, 5*time.Second, func() error {
+		if got := s.Peek().Statuses[key].State; got != kbroker.StateRunning {
+			return fmt.Errorf("status is %q, want running", got)
+		}
+		return nil
+	})
+	if r := report(t, s, kbroker.ReportRequest{Host: "h2", Process: "q", Number: 1}); !r.Accepted {
+		t.Fatalf("first report of another host: %+v, want accepted", r)
+	}
+}
+
+func TestAReportOfAnotherHostsInstanceIsInvalid(t *testing.T) {
+	_, s := founded(t)
+	_, err := s.Report(testContext(t, 5*time.Second), kbroker.ReportRequest{Host: "h1", Number: 1, Statuses: []kbroker.Status{status("h2", "shop-web-1", kbroker.StateReady)}})
+	if !errors.Is(err, kbroker.Invalid) {
+		t.Fatalf("report returned %v, want invalid", err)
+	}
+}
+
+func TestAReportLargerThanABatch(t *testing.T) {
+	_, s := founded(t)
+	const n = 2*batchMessages + 100
+	r := kbroker.ReportRequest{Host: "h1", Process: "p", Number: 1}
+	for i := range n {
+		r.Statuses = append(r.Statuses, status("h1", fmt.Sprintf("shop-web-%d", i), kbroker.StateReady))
+	}
+	if reply := report(t, s, r); !reply.Accepted || reply.Number != 1 {
+		t.Fatalf("report: %+v, want accepted", reply)
+	}
+	wait.Until(t, 10*time.Second, func() error {
+		if got := len(s.Peek().Statuses); got != n {
+			return fmt.Errorf("%d statuses, want %d", got, n)
+		}
+		return nil
+	})
+}
+
+func TestReportsOfOneHostThroughManyCoresAreEachAcceptedOnce(t *testing.T) {
+	_, s := founded(t)
+	const n = 8
+	accepted := make([]bool, n+1)
+	var wg sync.WaitGroup
+	for i := uint64(1); i <= n; i++ {
+		wg.Go(func() {
+			for {
+				r, err := s.Report(testContext(t, 10*time.Second), kbroker.ReportRequest{Host: "h1", Process: "p", Number: i})
+				if err == nil {
+					accepted[i] = r.Accepted
+					return
+				}
+				if !errors.Is(err, kbroker.Unavailable) {
+					t.Errorf("report %d: %v", i, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if !accepted[n] {
+		t.Fatalf("the highest number was not accepted: %v", accepted)
+	}
+	if r := report(t, s, kbroker.ReportRequest{Host: "h1", Process: "p", Number: n}); r.Accepted || r.Number != n {
+		t.Fatalf("after all reports: %+v, want number %d", r, n)
+	}
+}
+
+func TestAGoneInstanceHasNoStatusAndCanComeBack(t *testing.T) {
+	_, s := founded(t)
+	key := PlacementKey{"h1", "default", "shop-web-1"}
+	up := status("h1", "shop-web-1", kbroker.StateReady)
+	has := func(want bool) {
+		t.Helper()
+		wait.Until(t, 5*time.Second, func() error {
+			if _, ok := s.Peek().Statuses[key]; ok != want {
+				return fmt.Errorf("status is there: %v, want %v", ok, want)
+			}
+			return nil
+		})
+	}
+	report(t, s, kbroker.ReportRequest{Host: "h1", Number: 1, Statuses: []kbroker.Status{up}})
+	has(true)
+	report(t, s, kbroker.ReportRequest{Host: "h1", Number: 2, Gone: []kbroker.StatusKey{{Tenant: "default", Instance: "shop-web-1"}}})
+	has(false)
+	report(t, s, kbroker.ReportRequest{Host: "h1", Number: 3, Statuses: []kbroker.Status{up}})
+	has(true)
+}
+
+// The server ends a record by its TTL with a marker; replicas hear of it.
+func TestAnExpiredStatusLeavesTheReplica(t *testing.T) {
+	_, s := founded(t)
+	key := subjects.KeyStatus("h1", "default", "shop-web-1")
+	report(t, s, kbroker.ReportRequest{Host: "h1", Number: 1, Statuses: []kbroker.Status{status("h1", "shop-web-1", kbroker.StateExited)}})
+	m, err := readLast(testContext(t, 5*time.Second), s.cfg.Conn, subjects.StatusStream, subjects.Status(key))
+	if err != nil || m.header.Get(jetstream.MsgTTLHeader) != statusTTL.String() {
+		t.Fatalf("an exited status is stored as %+v, %v; want it with a TTL of %v", m, err, statusTTL)
+	}
+	short := newRecord(subjects.Status(key), status("h1", "shop-web-1", kbroker.StateExited))
+	short.Header = nats.Header{jetstream.MsgTTLHeader: []string{"1s"}}
+	if _, err := s.js.PublishMsg(testContext(t, 5*time.Second), short); err != nil {
+		t.Fatalf("publish: %v", err)
+	}
+	wait.Until(t, 10*time.Second, func() error {
+		if n := len(s.Peek().Statuses); n != 0 {
+			return fmt.Errorf("%d statuses, want none", n)
+		}
+		return nil
+	})
+}
