@@ -45,7 +45,7 @@ func (r leaseRecord) sameHolding(other leaseRecord) bool {
 // Bounds of a campaign.
 const (
 	observeEvery = 500 * time.Millisecond
-	leaseTick    = 20 * time.Millisecond // how often a holder looks at its clock
+	leaseTick    = 50 * time.Millisecond // how often a holder looks at its clock
 	releaseTime  = time.Second           // for giving the lease back
 )
 

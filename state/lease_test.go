@@ -54,8 +54,11 @@ func TestWatchOfALease(t *testing.T) {
 			{at: 0, record: leaseRecord{Holder: "h1", Process: "p2", Epoch: 4}, rev: 7, want: true},
 		}},
 		"after an outage nobody is judged before the grace is over": {looks: []look{
-			{at: 0, record: other, rev: 7}, {at: 1000 * ms, failed: true}, {at: 8000 * ms, record: other, rev: 7},
-			{at: 9499 * ms, record: other, rev: 7}, {at: 9500 * ms, record: other, rev: 7, want: true},
+			{at: 0, record: other, rev: 7},
+			{at: 1000 * ms, failed: true},
+			{at: 8000 * ms, record: other, rev: 7},
+			{at: 9499 * ms, record: other, rev: 7},
+			{at: 9500 * ms, record: other, rev: 7, want: true},
 		}},
 		"a holder that renews after the outage keeps its lease": {looks: []look{
 			{at: 0, record: other, rev: 7}, {at: 1000 * ms, failed: true}, {at: 8000 * ms, record: other, rev: 7}, {at: 9000 * ms, record: other, rev: 8}, {at: 15000 * ms, record: other, rev: 8},

@@ -129,7 +129,7 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 	if r.DryRun {
 		return decision{reply: kbroker.DeployReply{Version: rec.Latest + 1}}, nil
 	}
-	return newVersion(k, rec, r.App, "deploy", now), nil
+	return newVersion(v, k, r.App, "deploy", now), nil
 }
 
 // possible refuses a service that no known host could ever run.
@@ -167,12 +167,16 @@ func sameApp(a, b kbroker.App) bool {
 }
 
 // newVersion makes app the next version and begins its rollout.
-func newVersion(k state.AppKey, rec kbroker.AppRecord, app kbroker.App, cause string, now time.Time) decision {
+func newVersion(v *state.View, k state.AppKey, app kbroker.App, cause string, now time.Time) decision {
+	rec := v.Apps[k]
 	from := rec.Version
 	if rec.Rollout.State == kbroker.RolloutFailed && rec.Rollout.From > 0 {
 		from = rec.Rollout.From // the last one that was good
 	}
 	rec.Tenant, rec.App, rec.Stopped = k.Tenant, k.App, false
+	for n := range v.Versions[k] {
+		rec.Latest = max(rec.Latest, n) // stored by a batch of which only the beginning was written
+	}
 	rec.Latest++
 	rec.Version = rec.Latest
 	rec.Rollout = kbroker.Rollout{State: kbroker.RolloutRunning, From: from, Started: now}
@@ -224,7 +228,7 @@ func decideScale(v *state.View, r kbroker.ScaleRequest, now time.Time) (decision
 	if err := spec.Validate(&app); err != nil {
 		return decision{}, err
 	}
-	return newVersion(state.AppKey{Tenant: r.Tenant, App: r.App}, rec, app, "scale", now), nil
+	return newVersion(v, state.AppKey{Tenant: r.Tenant, App: r.App}, app, "scale", now), nil
 }
 
 // decideStop stops an app; stopping a stopped one changes nothing.

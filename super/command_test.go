@@ -58,6 +58,26 @@ func TestDecideDeploy(t *testing.T) {
 	}
 }
 
+// On one host a crash can leave the beginning of a batch: a version that no
+// record names must not be in the way for ever.
+func TestDecideDeployStepsOverAVersionWithoutARecord(t *testing.T) {
+	c := newCluster(t, 1)
+	request := kbroker.DeployRequest{Tenant: tenant, App: shop(t, nil)}
+	d, err := decideDeploy(&c.view, request, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range d.changes {
+		if _, ok := change.(state.PutVersion); ok {
+			c.apply([]state.Change{change})
+		}
+	}
+	d, err = decideDeploy(&c.view, request, time.Time{})
+	if err != nil || d.reply.(kbroker.DeployReply).Version != 2 {
+		t.Errorf("deploy beside a version 1 without a record: %+v, %v; want version 2", d.reply, err)
+	}
+}
+
 func TestDecideDeployRefusesWhatCannotBe(t *testing.T) {
 	c := newCluster(t, 2)
 	for name, change := range map[string]func(*kbroker.Service){

@@ -282,7 +282,7 @@ func TestPlanNamesAreUniqueAcrossApps(t *testing.T) {
 	long.Name, short.Name = "b-c", "c"
 	deploy := func(app kbroker.AppName, s kbroker.Service) {
 		k := state.AppKey{Tenant: tenant, App: app}
-		c.apply(newVersion(k, c.view.Apps[k], kbroker.App{Name: app, Services: []kbroker.Service{s}}, "deploy", time.Time{}).changes)
+		c.apply(newVersion(&c.view, k, kbroker.App{Name: app, Services: []kbroker.Service{s}}, "deploy", time.Time{}).changes)
 		c.settle()
 	}
 	deploy("a", long)
@@ -323,7 +323,7 @@ func BenchmarkPlan(b *testing.B) {
 		k := state.AppKey{Tenant: tenant, App: kbroker.AppName(fmt.Sprintf("app%d", app))}
 		s := service(1000)
 		s.Resources = kbroker.Resources{CPU: 0.01, MemoryBytes: 1 << 20}
-		c.apply(newVersion(k, kbroker.AppRecord{}, kbroker.App{Name: k.App, Services: []kbroker.Service{s}}, "deploy", time.Time{}).changes)
+		c.apply(newVersion(&c.view, k, kbroker.App{Name: k.App, Services: []kbroker.Service{s}}, "deploy", time.Time{}).changes)
 	}
 	began := time.Now()
 	first := len(Plan(c.world()))

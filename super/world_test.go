@@ -57,7 +57,7 @@ var webKey = state.AppKey{Tenant: tenant, App: "shop"}
 
 // deploy makes the services the next version of the app.
 func (c *cluster) deploy(services ...kbroker.Service) {
-	d := newVersion(webKey, c.view.Apps[webKey], kbroker.App{Name: webKey.App, Services: services}, "deploy", time.Time{})
+	d := newVersion(&c.view, webKey, kbroker.App{Name: webKey.App, Services: services}, "deploy", time.Time{})
 	c.apply(d.changes)
 }
 
