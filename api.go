@@ -49,6 +49,8 @@ type JoinRequest struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	Client string            `json:"client"` // host:port where its broker will take clients
 	Route  string            `json:"route"`  // host:port where its broker will take routes
+	// ClusterID is set by a host that was admitted before and asks again.
+	ClusterID string `json:"cluster_id,omitempty"`
 }
 
 // JoinReply admits a host, or tells it to ask again because another member

@@ -201,13 +201,21 @@ type serving struct {
 }
 
 type served struct {
-	once sync.Mutex
-	path string // set when the file is whole
-	used time.Time
+	unpacking sync.Mutex // one unpacks, the others wait
+	whole     bool       // guarded by serving.mu
+	used      time.Time  // guarded by serving.mu
 }
 
 func newServing(dir string, store *state.Store) *serving {
 	return &serving{dir: filepath.Join(dir, "served"), store: store, files: map[string]*served{}}
+}
+
+// clear removes what an earlier process unpacked: nobody knows its use.
+func (s *serving) clear() error {
+	if err := os.RemoveAll(s.dir); err != nil {
+		return fmt.Errorf("clear unpacked artifacts: %w", err)
+	}
+	return nil
 }
 
 // get returns a piece of an artifact as raw bytes; HeaderSize has its length.
@@ -252,19 +260,18 @@ func (s *serving) open(ctx context.Context, tenant kbroker.TenantID, sha256 stri
 	e.used = time.Now()
 	s.mu.Unlock()
 
-	e.once.Lock()
-	defer e.once.Unlock()
-	if e.path != "" {
-		if f, err := os.Open(e.path); !errors.Is(err, fs.ErrNotExist) {
-			return f, err
-		}
-		e.path = ""
-	}
+	e.unpacking.Lock()
+	defer e.unpacking.Unlock()
 	path := filepath.Join(s.dir, filepath.Base(key))
+	if f, err := os.Open(path); !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
 	if err := s.unpack(ctx, tenant, sha256, path); err != nil {
 		return nil, err
 	}
-	e.path = path
+	s.mu.Lock()
+	e.whole = true
+	s.mu.Unlock()
 	return os.Open(path)
 }
 
@@ -292,15 +299,19 @@ func (s *serving) unpack(ctx context.Context, tenant kbroker.TenantID, sha256, p
 	return os.Rename(f.Name(), path)
 }
 
-// evict makes room for one more; the caller holds mu. A file that is being
-// read stays readable until it is closed.
+// evict makes room for one more where it can; the caller holds mu. A file that
+// is being read stays readable until it is closed, one that is being unpacked
+// stays.
 func (s *serving) evict() {
 	for len(s.files) >= maxServed {
 		oldest := ""
 		for k, e := range s.files {
-			if oldest == "" || e.used.Before(s.files[oldest].used) {
+			if e.whole && (oldest == "" || e.used.Before(s.files[oldest].used)) {
 				oldest = k
 			}
+		}
+		if oldest == "" {
+			return
 		}
 		_ = os.Remove(filepath.Join(s.dir, filepath.Base(oldest)))
 		delete(s.files, oldest)

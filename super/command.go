@@ -27,6 +27,9 @@ type decision struct {
 
 // decide parses a write and decides on it, in the light of v.
 func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kbroker.TenantID, body []byte) (decision, error) {
+	if err := knownTenant(tenant); err != nil {
+		return decision{}, err
+	}
 	now := time.Now().UTC()
 	switch verb {
 	case subjects.VerbDeploy:
@@ -68,6 +71,14 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 		return decideJoin(v, r, t.cfg.Members(), t.world(v).Verdict, t.cfg.ClusterID, now)
 	}
 	return decision{}, kbroker.Errorf(kbroker.Invalid, "super does not know %q", verb)
+}
+
+// knownTenant refuses tenants that nobody made: streams are made per tenant.
+func knownTenant(t kbroker.TenantID) error {
+	if t != kbroker.DefaultTenant {
+		return kbroker.Errorf(kbroker.NotFound, "there is no tenant %q", t)
+	}
+	return nil
 }
 
 // parse reads a request whose tenant is the one in the subject.
@@ -123,7 +134,7 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 			return decision{reply: reply}, nil
 		}
 		rec.Stopped = false
-		rec.Rollout = kbroker.Rollout{State: kbroker.RolloutRunning, Started: now}
+		rec.Rollout = kbroker.Rollout{State: kbroker.RolloutRunning, From: lastGood(rec), Started: now}
 		return decision{[]state.Change{state.PutApp{Record: rec}}, reply}, nil
 	}
 	if r.DryRun {
@@ -169,10 +180,7 @@ func sameApp(a, b kbroker.App) bool {
 // newVersion makes app the next version and begins its rollout.
 func newVersion(v *state.View, k state.AppKey, app kbroker.App, cause string, now time.Time) decision {
 	rec := v.Apps[k]
-	from := rec.Version
-	if rec.Rollout.State == kbroker.RolloutFailed && rec.Rollout.From > 0 {
-		from = rec.Rollout.From // the last one that was good
-	}
+	from := lastGood(rec)
 	rec.Tenant, rec.App, rec.Stopped = k.Tenant, k.App, false
 	for n := range v.Versions[k] {
 		rec.Latest = max(rec.Latest, n) // stored by a batch of which only the beginning was written
@@ -277,7 +285,7 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict
 	}
 	admitted := kbroker.JoinReply{Admitted: true, ClusterID: clusterID}
 	cores := 0
-	wait := ""
+	wait, joining := "", kbroker.HostID("")
 	for _, h := range sortedHosts(v) {
 		if h.Role != kbroker.RoleCore || h.Name == r.Host {
 			continue
@@ -285,6 +293,7 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict
 		cores++
 		switch {
 		case h.State == kbroker.HostJoining:
+			joining = h.Name
 			wait = fmt.Sprintf("host %s is joining", h.Name)
 		case verdict.States[h.Name] != kbroker.HostReady || !m.Current[h.Name]:
 			wait = fmt.Sprintf("host %s is not current", h.Name)
@@ -293,11 +302,15 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict
 		}
 	}
 	known, ok := v.Hosts[r.Host]
+	same := ok && known.Route == r.Route
 	switch {
-	case ok && (known.State != kbroker.HostJoining || known.Route != r.Route):
+	case same && known.State != kbroker.HostJoining && r.ClusterID == clusterID:
+		// It was admitted before and has not seen itself in the broker yet.
+		return decision{reply: admitted}, nil
+	case ok && !(same && known.State == kbroker.HostJoining):
 		return decision{}, kbroker.Errorf(kbroker.Refused, "a host named %s is a member already", r.Host).
 			WithHint("start it with the data directory that it has, or join under another name")
-	case cores >= maxCores:
+	case cores >= maxCores && joining == "":
 		return decision{}, kbroker.Errorf(kbroker.Refused, "the cluster has %d cores, this build grows to %d", cores, maxCores)
 	case !m.Known:
 		wait = "the broker has no leader"

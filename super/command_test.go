@@ -178,9 +178,23 @@ func TestDecideJoin(t *testing.T) {
 	if _, err := ask(other, members); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("another host of the same name: %v, want refused", err)
 	}
-	c.silent["h1"] = 4 * time.Second
-	if r, err := ask(request, members); err != nil || r.Admitted {
-		t.Errorf("while a core is suspect: %+v, %v; want to wait", r, err)
+	behind := Members{Known: true, Current: map[kbroker.HostID]bool{"h1": false}}
+	if r, err := ask(request, behind); err != nil || r.Admitted {
+		t.Errorf("while a core is not current: %+v, %v; want to wait", r, err)
+	}
+	h2 := c.view.Hosts["h2"]
+	h2.State = kbroker.HostReady
+	c.view.Hosts["h2"] = h2
+	if _, err := ask(request, members); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a member whose disk was wiped: %v, want refused", err)
+	}
+	request.ClusterID = "kb-test"
+	if r, err := ask(request, members); err != nil || !r.Admitted {
+		t.Errorf("a member that asks again before it has seen itself: %+v, %v; want admitted", r, err)
+	}
+	full := newCluster(t, 3)
+	if _, err := decideJoin(&full.view, third, members, full.world().Verdict, "kb-test", time.Time{}); err == nil {
+		t.Error("h3 is a member of a full cluster: want refused")
 	}
 	if _, err := ask(kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker}, members); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("a worker: %v, want refused by this build", err)

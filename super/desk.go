@@ -3,6 +3,7 @@ package super
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -25,8 +26,9 @@ const (
 	// unpacks it, the last stores it.
 	transferTimeout = time.Minute
 	// readBarrier is how long a read for people waits for its barrier; then it
-	// answers with what this core knows.
-	readBarrier = time.Second
+	// answers with what this core knows, before the client, who gives a core one
+	// second, has stopped to listen.
+	readBarrier = 600 * time.Millisecond
 )
 
 // desk is what every core does for agents and clients.
@@ -47,11 +49,11 @@ func newDesk(s *Super, store *state.Store) *desk {
 
 // run answers until ctx ends.
 func (d *desk) run(ctx context.Context) error {
-	if err := d.uploads.clear(); err != nil {
+	if err := errors.Join(d.uploads.clear(), d.serving.clear()); err != nil {
 		return err
 	}
-	var work sync.WaitGroup
-	defer work.Wait()
+	var work gate
+	defer work.close()
 	answer := func(timeout time.Duration, handle func(ctx context.Context, m *nats.Msg) (any, error)) nats.MsgHandler {
 		return func(m *nats.Msg) {
 			select {
@@ -60,7 +62,7 @@ func (d *desk) run(ctx context.Context) error {
 				respondError(d.log, m, kbroker.Errorf(kbroker.Overloaded, "core %s works on %d requests", d.cfg.Host, maxDesk))
 				return
 			}
-			work.Go(func() {
+			work.run(func() {
 				defer func() { <-d.room }()
 				ctx, cancel := context.WithTimeout(ctx, timeout)
 				defer cancel()
@@ -95,6 +97,30 @@ func (d *desk) run(ctx context.Context) error {
 	return nil
 }
 
+// gate runs functions beside each other until it is closed. A subscription may
+// still deliver a message while it ends, which a WaitGroup alone does not bear.
+type gate struct {
+	mu     sync.Mutex
+	closed bool
+	work   sync.WaitGroup
+}
+
+func (g *gate) run(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.work.Go(f)
+	}
+}
+
+// close waits for what runs; nothing runs any more after it.
+func (g *gate) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.work.Wait()
+}
+
 func (d *desk) view(ctx context.Context, m *nats.Msg) (any, error) {
 	host, ok := subjects.HostOf(m.Subject)
 	if !ok {
@@ -119,6 +145,9 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 	verb, tenant, ok := subjects.ParseAPI(m.Subject)
 	if !ok {
 		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q is not one of a core's", m.Subject)
+	}
+	if err := knownTenant(tenant); err != nil {
+		return nil, err
 	}
 	switch verb {
 	case subjects.VerbArtifactBegin:

@@ -2,6 +2,8 @@ package super
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -27,14 +29,12 @@ type Verdict struct {
 	States map[kbroker.HostID]kbroker.HostState
 	// Blind: no majority of the cores answers, so nothing may be planned.
 	Blind bool
-	// Frozen says why no further host is declared lost; empty: re-placement is
-	// on. Healthy hosts go on being planned.
-	Frozen string
-	// Alarms are for people.
+	// Alarms are for people: also why hosts that are silent are not declared
+	// lost. Healthy hosts go on being planned then.
 	Alarms []string
-	// Beats are the latest heartbeats.
+	// Beats are the latest heartbeats of the hosts that are heard now.
 	Beats map[kbroker.HostID]kbroker.Heartbeat
-	// Current are the broker members that some core sees current.
+	// Current has the members of the broker; true: some core sees it current.
 	Current map[kbroker.HostID]bool
 }
 
@@ -49,17 +49,6 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 		States: map[kbroker.HostID]kbroker.HostState{}, Beats: map[kbroker.HostID]kbroker.Heartbeat{},
 		Current: map[kbroker.HostID]bool{},
 	}
-	youngest := map[kbroker.HostID]time.Duration{}
-	for _, a := range h.Answers {
-		for host, age := range a.Age {
-			if best, ok := youngest[host]; !ok || age < best {
-				youngest[host], out.Beats[host] = age, a.Beat[host]
-			}
-		}
-		for host, current := range a.Current {
-			out.Current[host] = out.Current[host] || current
-		}
-	}
 	cores, hosts := 0, 0
 	for _, host := range v.Hosts {
 		if host.State == kbroker.HostJoining {
@@ -70,14 +59,19 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 			cores++
 		}
 	}
-	if len(h.Answers) < cores/2+1 {
+	answers := slices.DeleteFunc(slices.Clone(h.Answers), func(a kbroker.HeardReply) bool {
+		host, ok := v.Hosts[a.Core]
+		return cores > 0 && (!ok || host.Role != kbroker.RoleCore || host.State == kbroker.HostJoining)
+	})
+	out.listen(answers, t)
+	if len(answers) < cores/2+1 {
 		for name, host := range v.Hosts {
 			if host.State != kbroker.HostJoining {
 				out.States[name] = host.State
 			}
 		}
-		out.Blind, out.Frozen = true, fmt.Sprintf("only %d of %d cores answer", len(h.Answers), cores)
-		out.Alarms = append(out.Alarms, out.Frozen+"; hosts are not judged and nothing is planned")
+		out.Blind = true
+		out.Alarms = append(out.Alarms, fmt.Sprintf("only %d of %d cores answer; hosts are not judged and nothing is planned", len(answers), cores))
 		return out
 	}
 	var dead []kbroker.HostID // not heard for the bound, not lost yet
@@ -86,12 +80,10 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 		if host.State == kbroker.HostJoining {
 			continue
 		}
-		age, ever := youngest[host.Name]
-		if !ever {
-			age = shortestLooking(h.Answers)
-		}
+		age := silence(answers, host.Name)
+		_, heard := out.Beats[host.Name]
 		switch {
-		case host.State == kbroker.HostLost && !(ever && age < t.Suspect):
+		case host.State == kbroker.HostLost && !heard:
 			out.States[host.Name] = kbroker.HostLost
 			if h.InState[host.Name] < lostWindow {
 				counted++
@@ -108,8 +100,7 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 	}
 	if share := max(1, hosts/3); counted > share {
 		if len(dead) > 0 {
-			out.Frozen = fmt.Sprintf("%d of %d hosts are lost or suspect, at most %d are re-placed", counted, hosts, share)
-			out.Alarms = append(out.Alarms, out.Frozen+"; bring hosts back")
+			out.Alarms = append(out.Alarms, fmt.Sprintf("%d of %d hosts are lost or suspect, at most %d are re-placed; bring hosts back", counted, hosts, share))
 		}
 		return out
 	}
@@ -119,13 +110,38 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 	return out
 }
 
-// shortestLooking bounds the age of a host that no core has heard: each knows
-// only that it was silent while it listened, and a leader that began a moment
-// ago must not call everybody lost.
-func shortestLooking(answers []kbroker.HeardReply) time.Duration {
-	best := answers[0].Looking
-	for _, a := range answers[1:] {
-		best = min(best, a.Looking)
+// listen takes the heartbeats and the members that the answers name.
+func (v *Verdict) listen(answers []kbroker.HeardReply, t state.Times) {
+	youngest := map[kbroker.HostID]time.Duration{}
+	for _, a := range answers {
+		for host, age := range a.Age {
+			if host == a.Core {
+				age = 0 // it answers: a clock that jumped over a suspend does not make it silent
+			}
+			if best, ok := youngest[host]; age < t.Suspect && (!ok || age < best) {
+				youngest[host], v.Beats[host] = age, a.Beat[host]
+			}
+		}
+		for host, current := range a.Current {
+			v.Current[host] = v.Current[host] || current
+		}
+	}
+}
+
+// silence is how long no core that answers has heard the host. A core that has
+// never heard it knows only that it was silent while it listened: one that
+// began a moment ago must not call anybody lost.
+func silence(answers []kbroker.HeardReply, host kbroker.HostID) time.Duration {
+	best := time.Duration(math.MaxInt64)
+	for _, a := range answers {
+		age, ever := a.Age[host]
+		switch {
+		case a.Core == host:
+			age = 0
+		case !ever:
+			age = a.Looking
+		}
+		best = min(best, age)
 	}
 	return best
 }

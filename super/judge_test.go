@@ -1,6 +1,7 @@
 package super
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -10,9 +11,17 @@ import (
 	"github.com/kbroker/kbroker/state"
 )
 
-type silence map[kbroker.HostID]time.Duration
+type quiet map[kbroker.HostID]time.Duration
 
-func answer(looking time.Duration, a silence) kbroker.HeardReply {
+// answers are the words of h1, h2 and so on.
+func answers(words ...kbroker.HeardReply) []kbroker.HeardReply {
+	for i := range words {
+		words[i].Core = kbroker.HostID(fmt.Sprintf("h%d", i+1))
+	}
+	return words
+}
+
+func answer(looking time.Duration, a quiet) kbroker.HeardReply {
 	return kbroker.HeardReply{Looking: looking, Age: a}
 }
 
@@ -25,31 +34,43 @@ func TestJudge(t *testing.T) {
 		blind   bool
 	}{
 		"heard by one core is enough": {
-			answers: []kbroker.HeardReply{answer(long, silence{"h1": 0, "h2": 0, "h3": long}), answer(long, silence{"h1": 0, "h2": 0, "h3": time.Second})},
+			answers: answers(answer(long, quiet{"h1": 0, "h2": 0, "h3": long}), answer(long, quiet{"h1": 0, "h2": 0, "h3": time.Second})),
 			h3:      kbroker.HostReady, want: kbroker.HostReady,
 		},
 		"silent for a moment is suspect": {
-			answers: []kbroker.HeardReply{answer(long, silence{"h1": 0, "h2": 0, "h3": 4 * time.Second}), answer(long, silence{"h1": 0, "h2": 0, "h3": 3 * time.Second})},
+			answers: answers(answer(long, quiet{"h1": 0, "h2": 0, "h3": 4 * time.Second}), answer(long, quiet{"h1": 0, "h2": 0, "h3": 3 * time.Second})),
 			h3:      kbroker.HostReady, want: kbroker.HostSuspect,
 		},
 		"silent for the bound at a majority is lost": {
-			answers: []kbroker.HeardReply{answer(long, silence{"h1": 0, "h2": 0, "h3": 5 * time.Second}), answer(long, silence{"h1": 0, "h2": 0, "h3": 6 * time.Second})},
+			answers: answers(answer(long, quiet{"h1": 0, "h2": 0, "h3": 5 * time.Second}), answer(long, quiet{"h1": 0, "h2": 0, "h3": 6 * time.Second})),
 			h3:      kbroker.HostReady, want: kbroker.HostLost,
 		},
 		"a minority's word changes nothing": {
-			answers: []kbroker.HeardReply{answer(long, silence{"h1": 0, "h3": long})},
+			answers: answers(answer(long, quiet{"h1": 0, "h3": long})),
 			h3:      kbroker.HostReady, want: kbroker.HostReady, blind: true,
 		},
 		"never heard by cores that began a moment ago says nothing": {
-			answers: []kbroker.HeardReply{answer(time.Second, silence{"h1": 0, "h2": 0}), answer(long, silence{"h1": 0, "h2": 0})},
+			answers: answers(answer(time.Second, quiet{"h1": 0, "h2": 0}), answer(long, quiet{"h1": 0, "h2": 0})),
 			h3:      kbroker.HostReady, want: kbroker.HostReady,
 		},
+		"a core that began a moment ago may have heard it from its predecessor": {
+			answers: answers(answer(long, quiet{"h1": 0, "h2": 0, "h3": 6 * time.Second}), answer(time.Second, quiet{"h1": 0, "h2": 0})),
+			h3:      kbroker.HostReady, want: kbroker.HostReady,
+		},
+		"a core that answers is not silent, whatever its clock jumped over": {
+			answers: answers(answer(long, quiet{"h1": 0, "h3": 0}), answer(long, quiet{"h1": 0, "h3": 0}), answer(long, quiet{"h1": long, "h2": 0, "h3": long})),
+			h3:      kbroker.HostReady, want: kbroker.HostReady,
+		},
+		"a stranger's word does not make a majority": {
+			answers: []kbroker.HeardReply{{Core: "h1", Looking: long, Age: quiet{"h3": long}}, {Core: "h9", Looking: long, Age: quiet{"h3": long}}},
+			h3:      kbroker.HostReady, want: kbroker.HostReady, blind: true,
+		},
 		"a lost host that is heard again is ready": {
-			answers: []kbroker.HeardReply{answer(long, silence{"h1": 0, "h2": 0, "h3": 0}), answer(long, silence{"h1": 0, "h2": 0, "h3": long})},
+			answers: answers(answer(long, quiet{"h1": 0, "h2": 0, "h3": 0}), answer(long, quiet{"h1": 0, "h2": 0, "h3": long})),
 			h3:      kbroker.HostLost, want: kbroker.HostReady,
 		},
 		"a lost host stays lost while it is silent": {
-			answers: []kbroker.HeardReply{answer(time.Second, silence{"h1": 0, "h2": 0}), answer(time.Second, silence{"h1": 0, "h2": 0})},
+			answers: answers(answer(time.Second, quiet{"h1": 0, "h2": 0}), answer(time.Second, quiet{"h1": 0, "h2": 0})),
 			h3:      kbroker.HostLost, want: kbroker.HostLost,
 		},
 	} {
@@ -71,7 +92,7 @@ func TestJudgeShare(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		n := rapid.IntRange(1, 12).Draw(r, "hosts")
 		c := newCluster(t, n)
-		heard := silence{}
+		heard := quiet{}
 		lost := 0
 		for _, h := range sortedHosts(&c.view) {
 			heard[h.Name] = time.Duration(rapid.IntRange(0, 8).Draw(r, "age")) * time.Second
@@ -81,11 +102,11 @@ func TestJudgeShare(t *testing.T) {
 				lost++
 			}
 		}
-		var answers []kbroker.HeardReply
+		var words []kbroker.HeardReply
 		for range n/2 + 1 {
-			answers = append(answers, answer(time.Hour, heard))
+			words = append(words, answer(time.Hour, heard))
 		}
-		v := Judge(&c.view, Hearing{Answers: answers}, state.Tuned)
+		v := Judge(&c.view, Hearing{Answers: answers(words...)}, state.Tuned)
 		fresh, bad := 0, 0
 		for name, s := range v.States {
 			if s == kbroker.HostLost && c.view.Hosts[name].State != kbroker.HostLost {

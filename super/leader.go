@@ -23,8 +23,11 @@ const (
 	gather = 400 * time.Millisecond
 	// stale is the age at which the cores' words count no more.
 	stale = 3 * time.Second
-	// commandTimeout bounds one write on behalf of a client.
+	// commandTimeout bounds one write on behalf of a client, roundTimeout a
+	// round; a leader without a round for resignAfter gives up.
 	commandTimeout = 10 * time.Second
+	roundTimeout   = 10 * time.Second
+	resignAfter    = 20 * time.Second
 	// maxCommands bounds the writes that wait; further ones are Overloaded.
 	maxCommands = 256
 )
@@ -39,7 +42,8 @@ func newLeader(s *Super, store *state.Store) *leader { return &leader{s, store} 
 
 func (l *leader) run(ctx context.Context) error { return l.store.Lead(ctx, l.lead) }
 
-// lead runs rounds until ctx ends with the lease.
+// lead runs rounds until ctx ends with the lease. It gives the lease up when it
+// cannot plan: another core may see more.
 func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	log := l.log.With("epoch", lease.Epoch())
 	log.Info("leading", "host", l.cfg.Host)
@@ -69,17 +73,25 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	defer stop()
 	tick := time.NewTicker(roundEvery)
 	defer tick.Stop()
+	planned := l.cfg.Clock() // when the last round succeeded
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case m := <-commands:
-			t.command(ctx, m)
+			if !t.commands(ctx, m, commands) {
+				continue
+			}
 		case <-changed:
 		case <-tick.C:
 		}
-		if err := t.round(ctx); err != nil && ctx.Err() == nil {
+		if err := t.round(ctx); err == nil {
+			planned = l.cfg.Clock()
+		} else if ctx.Err() == nil {
 			log.Warn("round failed; the next one plans again", "err", err)
+			if l.cfg.Clock()-planned > resignAfter {
+				return fmt.Errorf("no round for %v: %w", resignAfter, err)
+			}
 		}
 	}
 }
@@ -99,6 +111,8 @@ type term struct {
 
 // round reads, judges, plans and commits once.
 func (t *term) round(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
+	defer cancel()
 	v, err := t.store.View(ctx)
 	if err != nil {
 		return fmt.Errorf("view: %w", err)
@@ -205,52 +219,68 @@ func (t *term) ask(ctx context.Context) {
 	t.answers, t.askedAt = answers, asked
 }
 
-// command does one write for a client and answers it.
-func (t *term) command(ctx context.Context, m *nats.Msg) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	reply, err := t.execute(ctx, m)
-	if err != nil {
-		respondError(t.log, m, err)
-		return
+// commands does the write m and those that wait behind it, and reports whether
+// anything was written. Writes that change nothing share one view.
+func (t *term) commands(ctx context.Context, m *nats.Msg, waiting <-chan *nats.Msg) (written bool) {
+	var v *state.View
+	for range maxCommands {
+		changed, err := t.command(ctx, m, &v)
+		if err != nil {
+			respondError(t.log, m, err)
+		}
+		if changed {
+			written, v = true, nil
+		}
+		select {
+		case m = <-waiting:
+		default:
+			return written
+		}
 	}
-	respond(t.log, m, reply)
+	return written
 }
 
 // conflictRetries bounds how often a write is planned again because the world
 // moved between its view and its batch.
 const conflictRetries = 5
 
-func (t *term) execute(ctx context.Context, m *nats.Msg) (any, error) {
+// command does one write for a client and answers it. v is the view to decide
+// by; nil: it takes one, and leaves it for the next.
+func (t *term) command(ctx context.Context, m *nats.Msg, v **state.View) (changed bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
 	verb, tenant, ok := subjects.ParseAPI(m.Subject)
 	if !ok {
-		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q is not one of super's", m.Subject)
+		return false, kbroker.Errorf(kbroker.Invalid, "subject %q is not one of super's", m.Subject)
 	}
-	var err error
 	for range conflictRetries {
-		var v *state.View
-		if v, err = t.store.View(ctx); err != nil {
-			return nil, err
+		if *v == nil {
+			if *v, err = t.store.View(ctx); err != nil {
+				return false, err
+			}
 		}
 		var d decision
-		if d, err = t.decide(ctx, v, verb, tenant, m.Data); err != nil {
-			return nil, err
+		if d, err = t.decide(ctx, *v, verb, tenant, m.Data); err != nil {
+			return false, err
 		}
 		if len(d.changes) == 0 {
-			return d.reply, nil
+			respond(t.log, m, d.reply)
+			return false, nil
 		}
 		for _, c := range d.changes {
 			t.log.Info(verb, "change", c.String())
 		}
-		if err = t.lease.Commit(ctx, v, d.changes); err == nil {
-			return d.reply, nil
-		}
+		err = t.lease.Commit(ctx, *v, d.changes)
 		switch {
+		case err == nil:
+			respond(t.log, m, d.reply)
+			return true, nil
 		case errors.Is(err, kbroker.Refused): // the lease, not the request
-			return nil, kbroker.Errorf(kbroker.NoLeader, "host %s lost the lead: %v", t.cfg.Host, err)
+			return false, kbroker.Errorf(kbroker.NoLeader, "host %s lost the lead: %v", t.cfg.Host, err)
 		case !errors.Is(err, kbroker.Conflict):
-			return nil, err
+			return true, err // the outcome may be unknown
 		}
+		*v = nil
 	}
-	return nil, err
+	return false, err
 }

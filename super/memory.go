@@ -14,7 +14,16 @@ import (
 type memory struct {
 	ready    map[state.PlacementKey]seen[kbroker.Incarnation]
 	hosts    map[kbroker.HostID]seen[kbroker.HostState]
-	progress map[state.AppKey]seen[string]
+	progress map[state.AppKey]progress
+}
+
+// progress is how far a rollout has come. It only grows: an instance that
+// becomes ready again and again is no progress.
+type progress struct {
+	rollout string // which one
+	settled int    // the most instances of the wanted version that ever were
+	old     int    // the fewest of other versions that ever were
+	since   time.Duration
 }
 
 // seen is a value and when it was first seen without a break.
@@ -26,33 +35,51 @@ type seen[T comparable] struct {
 func newMemory() *memory {
 	return &memory{
 		ready: map[state.PlacementKey]seen[kbroker.Incarnation]{}, hosts: map[kbroker.HostID]seen[kbroker.HostState]{},
-		progress: map[state.AppKey]seen[string]{},
+		progress: map[state.AppKey]progress{},
 	}
 }
 
 // see compares the view with what was seen before.
 func (m *memory) see(v *state.View, now time.Duration) {
 	ready := map[state.PlacementKey]seen[kbroker.Incarnation]{}
-	readyOf := map[state.AppKey]int{}
+	settled, old := map[state.AppKey]int{}, map[state.AppKey]int{}
 	for k, p := range v.Placements {
-		if s := v.Statuses[k]; s.State == kbroker.StateReady && s.Epoch == p.Epoch && !p.Stop {
+		if p.Stop {
+			continue
+		}
+		app := state.AppKey{Tenant: p.Tenant, App: p.App}
+		s := v.Statuses[k]
+		if s.State == kbroker.StateReady && s.Epoch == p.Epoch {
 			ready[k] = keep(m.ready, k, s.Incarnation, now)
-			if p.Version == v.Apps[state.AppKey{Tenant: p.Tenant, App: p.App}].Version {
-				readyOf[state.AppKey{Tenant: p.Tenant, App: p.App}]++
-			}
+		}
+		switch since, isReady := ready[k]; {
+		case p.Service == kbroker.AllocatorService:
+		case p.Version != v.Apps[app].Version:
+			old[app]++
+		case isReady && now-since.since >= p.Spec.Update.MinHealthy:
+			settled[app]++
 		}
 	}
 	hosts := map[kbroker.HostID]seen[kbroker.HostState]{}
 	for name, h := range v.Hosts {
 		hosts[name] = keep(m.hosts, name, h.State, now)
 	}
-	progress := map[state.AppKey]seen[string]{}
+	advance := map[state.AppKey]progress{}
 	for k, a := range v.Apps {
-		if a.Rollout.State == kbroker.RolloutRunning {
-			progress[k] = keep(m.progress, k, fmt.Sprint(a.Version, a.Rollout.Started, readyOf[k], a.NextInstance), now)
+		if a.Rollout.State != kbroker.RolloutRunning {
+			continue
 		}
+		rollout := fmt.Sprint(a.Version, a.Rollout.Started, a.Stopped)
+		p, ok := m.progress[k]
+		if !ok || p.rollout != rollout {
+			p = progress{rollout, settled[k], old[k], now}
+		}
+		if settled[k] > p.settled || old[k] < p.old {
+			p.settled, p.old, p.since = max(p.settled, settled[k]), min(p.old, old[k]), now
+		}
+		advance[k] = p
 	}
-	m.ready, m.hosts, m.progress = ready, hosts, progress
+	m.ready, m.hosts, m.progress = ready, hosts, advance
 }
 
 func keep[K, V comparable](before map[K]seen[V], k K, value V, now time.Duration) seen[V] {
@@ -79,5 +106,9 @@ func (m *memory) inState(now time.Duration) map[kbroker.HostID]time.Duration {
 }
 
 func (m *memory) stalled(now time.Duration) map[state.AppKey]time.Duration {
-	return ages(m.progress, now)
+	out := make(map[state.AppKey]time.Duration, len(m.progress))
+	for k, p := range m.progress {
+		out[k] = now - p.since
+	}
+	return out
 }

@@ -57,6 +57,8 @@ func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
 		h := d.hosts[name]
 		why := unfit(h, s)
 		switch {
+		case d.blocked[name]:
+			why = "has a record that this build cannot read"
 		case h.State == kbroker.HostJoining || h.State == kbroker.HostLost:
 			why = string(h.State)
 		case d.w.Verdict.States[name] == kbroker.HostSuspect:
@@ -92,6 +94,18 @@ func (s *seats) take() kbroker.HostID {
 	}
 	s.fit[best].same++
 	return s.fit[best].host
+}
+
+// frees reports whether a host that can run the service has room for one more
+// when p has left it.
+func (s *seats) frees(p kbroker.Placement) bool {
+	for _, c := range s.fit {
+		if c.host == p.Host {
+			after := s.draft.reserved[c.host].minus(usageOf(p.Spec.Resources)).plus(s.need)
+			return after.milliCPU <= c.room.milliCPU && after.memoryBytes <= c.room.memoryBytes
+		}
+	}
+	return false
 }
 
 // refusals says, host by host, why take found none.

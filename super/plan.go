@@ -10,6 +10,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // joinExpires is how long an admitted host may stay away before its admission
@@ -63,6 +64,9 @@ type draft struct {
 	// names that are taken: app "a-b" with service "c" and app "a" with service
 	// "b-c" would give their instances the same ones.
 	names map[instanceKey]bool
+	// blocked hosts have a record that this build cannot read: nothing of them
+	// is changed, and they get nothing new.
+	blocked map[kbroker.HostID]bool
 }
 
 // instanceKey names an instance, wherever it is.
@@ -77,6 +81,13 @@ func newDraft(w World) *draft {
 		placements: maps.Clone(w.View.Placements), reserved: map[kbroker.HostID]usage{},
 		touched: map[state.PlacementKey]bool{},
 		byApp:   map[state.AppKey][]state.PlacementKey{}, names: map[instanceKey]bool{},
+		blocked: map[kbroker.HostID]bool{},
+	}
+	for key := range w.View.Unreadable {
+		switch k := subjects.ParseKey(key); k.Table {
+		case subjects.PlacementTable, subjects.HeadTable, subjects.HostTable:
+			d.blocked[k.Host] = true
+		}
 	}
 	if d.hosts == nil {
 		d.hosts = map[kbroker.HostID]kbroker.Host{}
@@ -98,6 +109,9 @@ func newDraft(w World) *draft {
 
 // put places an instance, or changes one that is placed.
 func (d *draft) put(p kbroker.Placement) {
+	if d.blocked[p.Host] {
+		return
+	}
 	k := keyOf(p)
 	if was, ok := d.placements[k]; ok {
 		d.reserved[p.Host] = d.reserved[p.Host].minus(usageOf(was.Spec.Resources))
@@ -116,18 +130,22 @@ func (d *draft) judgeHosts() {
 	for name, beat := range d.w.Verdict.Beats {
 		// A member of the broker without a record: the founder, or a host whose
 		// admission was taken back before it appeared.
-		if _, known := d.hosts[name]; !known && d.w.Verdict.Current[name] {
+		if _, known := d.hosts[name]; !known && d.w.Verdict.Current[name] && !d.blocked[name] {
 			d.hosts[name] = kbroker.Host{Name: name, Role: beat.Role, State: kbroker.HostReady, Since: d.w.Now}
 		}
 	}
 	for name, host := range d.hosts {
+		if d.blocked[name] {
+			continue
+		}
 		beat, heard := d.w.Verdict.Beats[name]
 		to := host.State
 		switch verdict := d.w.Verdict.States[name]; {
 		case host.State == kbroker.HostJoining:
+			_, member := d.w.Verdict.Current[name]
 			if heard && (host.Role == kbroker.RoleWorker || d.w.Verdict.Current[name]) {
 				to = kbroker.HostReady
-			} else if !heard && !d.w.Verdict.Current[name] && d.w.InState[name] > joinExpires {
+			} else if !heard && !member && d.w.InState[name] > joinExpires {
 				delete(d.hosts, name)
 				continue
 			}
@@ -150,7 +168,7 @@ func (d *draft) dropConfirmed() {
 	for k, p := range d.placements {
 		status := d.w.View.Statuses[k]
 		_, known := d.hosts[k.Host]
-		if p.Stop && (!known || status.State == kbroker.StateExited && status.Epoch >= p.Epoch) {
+		if p.Stop && !d.blocked[k.Host] && (!known || status.State == kbroker.StateExited && status.Epoch >= p.Epoch) {
 			d.reserved[p.Host] = d.reserved[p.Host].minus(usageOf(p.Spec.Resources))
 			delete(d.placements, k)
 			d.touched[k] = true
@@ -170,16 +188,25 @@ func (d *draft) planApp(k state.AppKey) {
 		for _, p := range d.live(k, nil) {
 			d.stop(p, "app stopped")
 		}
-		rec.Rollout.State, rec.Rollout.Reason = kbroker.RolloutDone, ""
 		d.apps[k] = rec
 		return
 	}
-	lost := d.stopLost(k)
-	a := &appDraft{draft: d, key: k, rec: &rec, demand: d.w.View.Demands[k], lost: lost}
+	waiting := map[kbroker.ServiceName]int{}
+	for _, u := range d.apps[k].Unplaced {
+		waiting[u.Service] += u.Count
+	}
+	a := &appDraft{draft: d, key: k, rec: &rec, demand: d.w.View.Demands[k], lost: d.stopLost(k), waiting: waiting}
+	good := d.w.View.Versions[k][lastGood(rec)].App
 	kept := map[kbroker.ServiceName]bool{}
 	for _, s := range append(slices.Clone(version.App.Services), AllocatorSpec()) {
 		kept[s.Name] = true
-		a.planService(s)
+		before, _ := good.Service(s.Name)
+		a.planService(s, before)
+	}
+	for _, s := range good.Services {
+		if !kept[s.Name] && rec.Rollout.State != kbroker.RolloutDone {
+			a.replace(slices.Clone(a.lost[s.Name])) // it leaves when the version without it is done
+		}
 	}
 	a.judgeRollout(version.App)
 	if rec.Rollout.State == kbroker.RolloutDone {
@@ -190,17 +217,18 @@ func (d *draft) planApp(k state.AppKey) {
 	d.apps[k] = rec
 }
 
-// stopLost stops, on record, what ran on lost hosts, and returns how many
-// crashes in a row each had behind it, per service.
-func (d *draft) stopLost(k state.AppKey) map[kbroker.ServiceName][]int {
-	crashes := map[kbroker.ServiceName][]int{}
+// stopLost stops, on record, what ran on lost hosts, and returns it per service,
+// with the crashes in a row that each had behind it.
+func (d *draft) stopLost(k state.AppKey) map[kbroker.ServiceName][]kbroker.Placement {
+	lost := map[kbroker.ServiceName][]kbroker.Placement{}
 	for _, p := range d.live(k, nil) {
-		if d.hosts[p.Host].State == kbroker.HostLost {
+		if d.hosts[p.Host].State == kbroker.HostLost && !d.blocked[p.Host] {
 			d.stop(p, "host "+string(p.Host)+" is lost")
-			crashes[p.Service] = append(crashes[p.Service], d.w.View.Statuses[keyOf(p)].Crashes)
+			p.Backoff = d.w.View.Statuses[keyOf(p)].Crashes
+			lost[p.Service] = append(lost[p.Service], p)
 		}
 	}
-	return crashes
+	return lost
 }
 
 // live returns the app's placements that are not tombstones and pass keep (nil:
@@ -223,10 +251,10 @@ func (d *draft) stop(p kbroker.Placement, reason string) {
 	d.put(p)
 }
 
-// ready reports whether the instance answers, as far as its agent said.
+// ready reports whether the instance answers: its agent said so and is heard.
 func (d *draft) ready(p kbroker.Placement) bool {
 	s := d.w.View.Statuses[keyOf(p)]
-	return s.State == kbroker.StateReady && s.Epoch == p.Epoch
+	return s.State == kbroker.StateReady && s.Epoch == p.Epoch && d.w.Verdict.States[p.Host] == kbroker.HostReady
 }
 
 // changes are the differences between the world and the draft, sorted.

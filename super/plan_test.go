@@ -157,25 +157,34 @@ func TestPlanReplacesWhatALostHostRan(t *testing.T) {
 }
 
 func TestPlanFreezesBeyondTheShare(t *testing.T) {
-	c := newCluster(t, 4)
-	c.deploy(service(4))
+	c := newCluster(t, 7)
+	c.deploy(service(7))
 	c.settle()
-	c.down["h1"] = true
+	c.down["h1"], c.down["h2"] = true, true
 	for range 10 {
 		c.step()
 	}
-	if c.view.Hosts["h1"].State != kbroker.HostLost {
-		t.Fatalf("h1 is %s, want lost", c.view.Hosts["h1"].State)
+	if c.view.Hosts["h1"].State != kbroker.HostLost || c.view.Hosts["h2"].State != kbroker.HostLost {
+		t.Fatalf("h1 is %s, h2 is %s, want both lost: a third of seven is two", c.view.Hosts["h1"].State, c.view.Hosts["h2"].State)
 	}
-	before := fmt.Sprint(c.live()["h2"])
-	c.silent["h2"] = time.Minute // silent, though its core answers
-	w := c.world()
-	if w.Verdict.Frozen == "" || len(w.Verdict.Alarms) == 0 {
-		t.Error("two of four hosts are silent: want a freeze and an alarm")
+	before := c.names("h3")
+	c.down["h3"] = true
+	for range 20 {
+		c.step()
 	}
-	c.apply(Plan(w))
-	if after := fmt.Sprint(c.live()["h2"]); after != before {
-		t.Errorf("h2's placements changed during a freeze:\nbefore %s\nafter  %s", before, after)
+	if len(c.world().Verdict.Alarms) == 0 {
+		t.Error("three of seven hosts are silent: want an alarm")
+	}
+	if after := c.names("h3"); after != before {
+		t.Errorf("h3's placements changed during a freeze:\nbefore %s\nafter  %s", before, after)
+	}
+	scaled := service(8)
+	c.deploy(scaled)
+	for range 20 {
+		c.step()
+	}
+	if c.count() != 8 {
+		t.Errorf("%d instances during a freeze, want 8: healthy hosts go on being planned", c.count())
 	}
 }
 
@@ -392,7 +401,7 @@ func TestPlanProperties(t *testing.T) {
 				c.round()
 				for k := range before {
 					if p, ok := c.view.Placements[k]; !ok || p.Stop && p.StopReason != "scaled down" && !strings.Contains(p.StopReason, "is lost") &&
-						!strings.HasPrefix(p.StopReason, "replaced") && p.StopReason != "app stopped" && !strings.HasPrefix(p.StopReason, "makes room") {
+						p.StopReason != "app stopped" && !strings.HasPrefix(p.StopReason, "makes room") {
 						r.Fatalf("%s was stopped when its report was lost: %+v", k.Instance, p)
 					}
 				}
@@ -467,7 +476,7 @@ func checkRound(r *rapid.T, c *cluster) {
 		for _, s := range c.view.Versions[k][rec.Version].App.Services {
 			live := 0
 			for _, p := range c.view.Placements {
-				if p.Service == s.Name && !p.Stop && p.Template == kbroker.Template(s) {
+				if p.Service == s.Name && !p.Stop && p.Template == kbroker.Template(s) && unfit(c.view.Hosts[p.Host], s) == "" {
 					live++
 				}
 			}

@@ -16,77 +16,135 @@ type appDraft struct {
 	key    state.AppKey
 	rec    *kbroker.AppRecord
 	demand kbroker.Demand
-	lost   map[kbroker.ServiceName][]int // crashes of those that must be replaced
+	// lost is what this round stopped on lost hosts and has not replaced yet,
+	// waiting how many instances found no host in the round before.
+	lost    map[kbroker.ServiceName][]kbroker.Placement
+	waiting map[kbroker.ServiceName]int
 
 	unfinished bool     // some service does not yet run as wanted
 	troubles   []string // what keeps instances of the wanted version from being ready
 }
 
+// standing is where one service stands.
+type standing struct {
+	want    int
+	current []kbroker.Placement // of the wanted template, on hosts that may run it
+	old     []kbroker.Placement // the others
+	ready   int                 // of current
+	settled int                 // of current: ready for MinHealthy
+}
+
 // planService brings one service to its wanted count at its wanted template.
+// good is the service as it was when the app was last well, or nil.
 //
 // A first version, a scale-up and a replacement start all at once. A changed
-// template rolls: at most Update.Parallel new instances are not settled (ready
-// for MinHealthy) at a time, and an old one leaves only for a settled new one.
-// Where no host has room for a new one beside the old ones, one old one leaves
-// first, if others stay.
-func (a *appDraft) planService(s kbroker.Service) {
-	template, want := kbroker.Template(s), wanted(s, a.demand)
-	var current, old []kbroker.Placement
-	for _, p := range a.live(a.key, func(p kbroker.Placement) bool { return p.Service == s.Name }) {
-		if p.Template != template {
-			old = append(old, p)
-			continue
-		}
-		current = append(current, a.relabel(p, s))
-	}
-	ready, settled := 0, 0
-	for _, p := range current {
-		if !a.ready(p) {
-			a.trouble(p)
-			continue
-		}
-		ready++
-		if a.w.ReadyFor[keyOf(p)] >= s.Update.MinHealthy {
-			settled++
-		}
-	}
-	failed := a.rec.Rollout.State == kbroker.RolloutFailed
-	switch {
-	case len(old) == 0:
-		a.add(s, a.rec.Version, want-len(current))
-		a.shed(current, len(current)-want, "scaled down")
-	case failed:
-		// The rollout stopped where it was; what is lost comes back as it was.
-		a.add(old[0].Spec, old[0].Version, want-settled-len(old))
+// template rolls. A failed rollout stays where it stopped: what is lost comes
+// back as it was when it was good.
+func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
+	at := a.stand(s)
+	switch failed := a.rec.Rollout.State == kbroker.RolloutFailed; {
+	case failed && good != nil && kbroker.Template(*good) != kbroker.Template(s):
+		a.hold(s, *good, at)
+	case len(at.old) == 0 && len(a.lostOther(s)) == 0:
+		a.add(s, a.rec.Version, at.want-len(at.current))
+		a.shed(at.current, len(at.current)-at.want, "scaled down")
 	default:
-		a.roll(s, want, current, old, settled)
+		a.roll(s, at)
 	}
-	if s.Name != kbroker.AllocatorService && (len(old) > 0 || ready < want) {
+	if s.Name != kbroker.AllocatorService && (len(at.old) > 0 || at.ready < at.want) {
 		a.unfinished = true
 	}
 }
 
-// roll takes the next step from old to current.
-func (a *appDraft) roll(s kbroker.Service, want int, current, old []kbroker.Placement, settled int) {
-	a.shed(current, len(current)-want, "scaled down")
-	a.shed(old, len(old)-(want-settled), "replaced by version "+fmt.Sprint(a.rec.Version))
-	unsettled := max(len(current)-settled, 0)
-	step := min(s.Update.Parallel-unsettled, want-len(current))
+func (a *appDraft) stand(s kbroker.Service) standing {
+	at := standing{want: wanted(s, a.demand)}
+	template := kbroker.Template(s)
+	for _, p := range a.live(a.key, func(p kbroker.Placement) bool { return p.Service == s.Name }) {
+		host, known := a.hosts[p.Host]
+		if p.Template != template || known && unfit(host, s) != "" {
+			at.old = append(at.old, p)
+			continue
+		}
+		p = a.relabel(p, s)
+		at.current = append(at.current, p)
+		if !a.ready(p) {
+			a.trouble(p)
+			continue
+		}
+		at.ready++
+		if a.w.ReadyFor[keyOf(p)] >= s.Update.MinHealthy {
+			at.settled++
+		}
+	}
+	return at
+}
+
+// lostOther returns the instances of another template that were lost just now:
+// if there are any, the service was rolling, even if none of them is left.
+func (a *appDraft) lostOther(s kbroker.Service) []kbroker.Placement {
+	template := kbroker.Template(s)
+	return slices.DeleteFunc(slices.Clone(a.lost[s.Name]), func(p kbroker.Placement) bool { return p.Template == template })
+}
+
+// roll takes the next step from old to current: at most Update.Parallel new
+// instances are not settled at a time, and an old one leaves only for a settled
+// new one. Where no host has room for a new one beside the old ones, one old one
+// leaves first, if others stay and its leaving makes room. An old one that was
+// lost comes back as it was: the new version has not proven itself yet.
+func (a *appDraft) roll(s kbroker.Service, at standing) {
+	a.replace(a.lostOther(s))
+	a.shed(at.current, len(at.current)-at.want, "scaled down")
+	replaced := fmt.Sprintf("replaced by version %d", a.rec.Version)
+	a.shed(at.old, len(at.old)-(at.want-at.settled), replaced)
+	unsettled := max(len(at.current)-at.settled, 0)
+	step := min(s.Update.Parallel-unsettled, at.want-len(at.current))
 	if step <= 0 {
 		return
 	}
-	if placed := a.add(s, a.rec.Version, step); placed > 0 || unsettled > 0 {
+	if placed := a.add(s, a.rec.Version, step); placed > 0 || unsettled > 0 || a.leaving(s.Name) || len(at.old)+at.settled < 2 {
 		return
 	}
-	leaving := 0 // on hosts that can confirm it
-	for _, key := range a.byApp[a.key] {
-		p, ok := a.placements[key]
-		if ok && p.Stop && p.Service == s.Name && a.hosts[p.Host].State == kbroker.HostReady {
-			leaving++
+	seats := a.seats(s, nil)
+	for _, p := range at.old {
+		if seats.frees(p) {
+			a.stop(p, fmt.Sprintf("makes room for version %d", a.rec.Version))
+			return
 		}
 	}
-	if leaving == 0 && len(old)+settled > 1 {
-		a.shed(old, 1, "makes room for version "+fmt.Sprint(a.rec.Version))
+}
+
+// leaving reports whether instances of the service are on their way out, on
+// hosts that can confirm it.
+func (a *appDraft) leaving(service kbroker.ServiceName) bool {
+	return slices.ContainsFunc(a.byApp[a.key], func(k state.PlacementKey) bool {
+		p, ok := a.placements[k]
+		return ok && p.Stop && p.Service == service && a.hosts[p.Host].State == kbroker.HostReady
+	})
+}
+
+// hold keeps a failed rollout where it stopped. Instances that were lost, now
+// or while no host had room, are replaced as they were when the app was well;
+// old ones beyond the wanted count leave.
+func (a *appDraft) hold(s, good kbroker.Service, at standing) {
+	missing := at.want - len(at.old) - at.ready
+	a.add(good, lastGood(*a.rec), min(missing, len(a.lost[s.Name])+a.waiting[s.Name]))
+	a.shed(at.old, len(at.old)-at.want, "scaled down")
+}
+
+// replace places again, as it was, what lost hosts ran.
+func (a *appDraft) replace(lost []kbroker.Placement) {
+	for _, p := range lost {
+		a.add(p.Spec, p.Version, 1)
+	}
+}
+
+// lastGood is the version that an app was last well with; 0: none.
+func lastGood(rec kbroker.AppRecord) int {
+	switch r := rec.Rollout; {
+	case r.State == kbroker.RolloutDone || r.From > rec.Version: // the way back leads to a good one
+		return rec.Version
+	default:
+		return r.From
 	}
 }
 
@@ -119,8 +177,8 @@ func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 			Tenant: a.key.Tenant, App: a.key.App, Service: s.Name, Host: host, Version: version, Epoch: 1,
 			Instance: a.newInstance(s.Name), Template: kbroker.Template(s), Spec: s,
 		}
-		if crashes := a.lost[s.Name]; len(crashes) > 0 {
-			p.Backoff, a.lost[s.Name] = crashes[0], crashes[1:]
+		if lost := a.lost[s.Name]; len(lost) > 0 {
+			p.Backoff, a.lost[s.Name] = lost[0].Backoff, lost[1:]
 		}
 		a.put(p)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -30,9 +31,15 @@ type desktop struct {
 func startSuper(t *testing.T) *desktop {
 	t.Helper()
 	srv := natstest.Start(t)
-	d := &desktop{t: t, nc: srv.Connect(t)}
+	return superOn(t, func() *nats.Conn { return srv.Connect(t) })
+}
+
+// superOn runs a Super on the server that connect connects to.
+func superOn(t *testing.T, connect func() *nats.Conn) *desktop {
+	t.Helper()
+	d := &desktop{t: t, nc: connect()}
 	s, err := New(Config{
-		Host: "h1", Process: "p1", ClusterID: "kb-test", Found: true, Dir: t.TempDir(), Conn: srv.Connect(t),
+		Host: "h1", Process: "p1", ClusterID: "kb-test", Found: true, Dir: t.TempDir(), Conn: connect(),
 		Members: func() Members {
 			return Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true}, Replicas: 1, Writable: true}
 		},
@@ -165,6 +172,33 @@ func TestDeployReachesTheHostsView(t *testing.T) {
 	})
 	if err := d.ask(subjects.Super(subjects.VerbStop, tenant), kbroker.StopRequest{App: "none"}, &deployed); !errors.Is(err, kbroker.NotFound) {
 		t.Errorf("stop of an app that is not there: %v, want not found", err)
+	}
+}
+
+// TestReadsAreAnsweredWithoutTheStore: people look at a cluster when it has lost
+// its majority, and a client gives a core one second to answer.
+func TestReadsAreAnsweredWithoutTheStore(t *testing.T) {
+	const attempt = time.Second
+	c := natstest.StartCluster(t, 3)
+	wait.Until(t, 20*time.Second, func() error { return state.Found(t.Context(), c.Connect(t, 0)) })
+	holds := c.StreamLeader(subjects.ControlStream)
+	d := superOn(t, func() *nats.Conn { return c.Connect(t, (holds+1)%3) })
+	for _, stopped := range []bool{false, true} {
+		if stopped {
+			c.Stop(holds)
+		}
+		for _, verb := range []string{subjects.VerbStatus, subjects.VerbHosts, subjects.VerbInstances, subjects.VerbApps} {
+			wait.Until(t, 10*time.Second, func() error {
+				m, err := d.nc.Request(subjects.Core(verb, tenant), []byte("{}"), attempt)
+				if err == nil && m.Header.Get(subjects.HeaderCode) != "" {
+					err = fmt.Errorf("answer %s", m.Data)
+				}
+				if err != nil {
+					return fmt.Errorf("%s, store stopped: %v: %w", verb, stopped, err)
+				}
+				return nil
+			})
+		}
 	}
 }
 

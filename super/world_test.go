@@ -3,6 +3,7 @@ package super
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -22,12 +23,16 @@ type cluster struct {
 	memory *memory
 	now    time.Duration
 	silent map[kbroker.HostID]time.Duration
+	kept   map[state.PlacementKey]bool // ready, whatever is broken
 }
+
+// keep lets an instance stay ready although its version is broken.
+func (c *cluster) keep(k state.PlacementKey) { c.kept[k] = true }
 
 func newCluster(t testing.TB, hosts int) *cluster {
 	c := &cluster{
 		t: t, down: map[kbroker.HostID]bool{}, broken: map[int]bool{}, memory: newMemory(), now: time.Hour,
-		silent: map[kbroker.HostID]time.Duration{},
+		silent: map[kbroker.HostID]time.Duration{}, kept: map[state.PlacementKey]bool{},
 		view: state.View{
 			Apps: map[state.AppKey]kbroker.AppRecord{}, Versions: map[state.AppKey]map[int]kbroker.AppVersion{},
 			Placements: map[state.PlacementKey]kbroker.Placement{}, Hosts: map[kbroker.HostID]kbroker.Host{},
@@ -128,7 +133,7 @@ func (c *cluster) agents() {
 		switch {
 		case p.Stop:
 			s.State, s.PID = kbroker.StateExited, 0
-		case c.broken[p.Version]:
+		case c.broken[p.Version] && !c.kept[k]:
 			s.State, s.Message = kbroker.StateBackoff, "exit code 1"
 		}
 		c.view.Statuses[k] = s
@@ -180,6 +185,16 @@ func (c *cluster) live() map[kbroker.HostID][]kbroker.Placement {
 		}
 	}
 	return out
+}
+
+// names are the live instances of a host, in order.
+func (c *cluster) names(host kbroker.HostID) string {
+	var names []kbroker.InstanceID
+	for _, p := range c.live()[host] {
+		names = append(names, p.Instance)
+	}
+	slices.Sort(names)
+	return fmt.Sprint(names)
 }
 
 func (c *cluster) count() (n int) {

@@ -1,0 +1,250 @@
+package super
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// failing is a cluster whose version 1 runs well and whose version 2 never
+// becomes ready.
+func failing(t *testing.T, hosts, count int, edit func(*kbroker.Service)) *cluster {
+	t.Helper()
+	c := newCluster(t, hosts)
+	c.deploy(service(count))
+	c.settle()
+	bad := service(count)
+	bad.Artifact.SHA256 = "bad"
+	if edit != nil {
+		edit(&bad)
+	}
+	c.broken[2] = true
+	c.deploy(bad)
+	return c
+}
+
+func (c *cluster) seconds(n int) {
+	for range n {
+		c.step()
+	}
+}
+
+// answering are the instances that answer, per version.
+func (c *cluster) answering() map[int]int {
+	out := map[int]int{}
+	for k, p := range c.view.Placements {
+		if p.Service != kbroker.AllocatorService && !p.Stop && !c.down[k.Host] && c.view.Statuses[k].State == kbroker.StateReady {
+			out[p.Version]++
+		}
+	}
+	return out
+}
+
+func TestALostInstanceComesBackAsItWas(t *testing.T) {
+	for name, tc := range map[string]struct {
+		hosts, count, before int // seconds of rollout before the host dies
+		want                 kbroker.RolloutState
+	}{
+		"while the rollout runs":             {hosts: 3, count: 3, before: 5, want: kbroker.RolloutRunning},
+		"after it failed":                    {hosts: 3, count: 3, before: 80, want: kbroker.RolloutFailed},
+		"after it failed, the last old one":  {hosts: 3, count: 1, before: 80, want: kbroker.RolloutFailed},
+		"while it runs, the last of the old": {hosts: 3, count: 1, before: 5, want: kbroker.RolloutRunning},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := failing(t, tc.hosts, tc.count, nil)
+			c.seconds(tc.before)
+			for _, host := range []kbroker.HostID{"h1", "h2", "h3"} {
+				for _, p := range c.live()[host] {
+					if p.Version == 1 {
+						c.down[host] = true
+					}
+				}
+				if c.down[host] {
+					break
+				}
+			}
+			c.seconds(12)
+			if got := c.view.Apps[webKey].Rollout.State; got != tc.want {
+				t.Fatalf("rollout is %s, want %s", got, tc.want)
+			}
+			if got := c.answering()[1]; got != tc.count {
+				t.Errorf("%d instances of the good version answer 12 s after a host died, want %d", got, tc.count)
+			}
+		})
+	}
+}
+
+func TestANewLeaderAddsNothingToAFailedRollout(t *testing.T) {
+	c := newCluster(t, 4)
+	c.deploy(service(3))
+	c.settle()
+	next := service(3)
+	next.Artifact.SHA256 = "two"
+	c.deploy(next)
+	c.seconds(6)       // one is replaced
+	c.broken[2] = true // the others never are
+	for k, p := range c.view.Placements {
+		if p.Version == 2 && c.view.Statuses[k].State == kbroker.StateReady && p.Service == "web" {
+			c.keep(k)
+		}
+	}
+	c.seconds(80)
+	if got := c.view.Apps[webKey].Rollout.State; got != kbroker.RolloutFailed {
+		t.Fatalf("rollout is %s, want failed", got)
+	}
+	before := c.count()
+	c.memory = newMemory() // the new leader remembers nothing
+	c.seconds(10)
+	if c.count() != before {
+		t.Errorf("%d instances under a new leader, %d before", c.count(), before)
+	}
+	c.apply([]state.Change{state.PutDemand{Demand: kbroker.Demand{Tenant: tenant, App: webKey.App, Wanted: map[kbroker.ServiceName]int{"web": 3}}}})
+	if changes := c.step(); len(changes) != 0 {
+		t.Errorf("the same demand planned %v", changes)
+	}
+}
+
+func TestAFlappingVersionFails(t *testing.T) {
+	c := failing(t, 3, 3, nil)
+	for i := range 200 {
+		c.broken[2] = i%2 == 0 // ready for a moment, shorter than min_healthy, again and again
+		c.step()
+		if c.view.Apps[webKey].Rollout.State == kbroker.RolloutFailed {
+			return
+		}
+	}
+	t.Errorf("rollout is %+v after 200 s of flapping, want failed", c.view.Apps[webKey].Rollout)
+}
+
+func TestARolloutThatFitsNowhereStopsNothing(t *testing.T) {
+	for name, edit := range map[string]func(*kbroker.Service){
+		"too large for every host":       func(s *kbroker.Service) { s.Resources.CPU = 64 },
+		"its only host is not there now": func(s *kbroker.Service) { s.Require = []string{"host == h4"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 4)
+			first := service(3)
+			first.Require = []string{"host != h4"}
+			c.deploy(first)
+			c.settle()
+			c.down["h4"] = true
+			c.seconds(10)
+			next := service(3)
+			next.Artifact.SHA256 = "two"
+			edit(&next)
+			c.deploy(next)
+			for range 90 {
+				c.step()
+				if got := c.answering()[1]; got != 3 {
+					t.Fatalf("%d instances of the version that runs, want 3: stopping them makes no room", got)
+				}
+			}
+			if got := c.view.Apps[webKey].Rollout.State; got != kbroker.RolloutFailed {
+				t.Errorf("rollout is %s, want failed", got)
+			}
+		})
+	}
+}
+
+func TestRollbackGoesToTheLastGoodVersion(t *testing.T) {
+	c := failing(t, 3, 3, nil)
+	c.seconds(5)
+	worse := service(3)
+	worse.Artifact.SHA256, worse.Update.AutoRollback = "worse", true
+	c.broken[3] = true
+	c.deploy(worse) // in the middle of the rollout of version 2
+	c.seconds(90)
+	c.settle()
+	rec := c.view.Apps[webKey]
+	if rec.Version != 1 || rec.Rollout.State != kbroker.RolloutDone || c.answering()[1] != 3 {
+		t.Errorf("app is %+v with %v answering, want version 1, done, 3 of it", rec, c.answering())
+	}
+}
+
+func TestAChangedConstraintMovesInstances(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	moved := service(3)
+	moved.Require = []string{"host != h1"}
+	c.deploy(moved)
+	for range 60 {
+		c.step()
+		if c.readyCount() < 3 {
+			t.Fatalf("%d instances answer while they move, want 3", c.readyCount())
+		}
+	}
+	if n := len(c.live()["h1"]); n != 0 || c.count() != 3 {
+		t.Errorf("%d instances on the host that is excluded, %d in all; want 0 and 3", n, c.count())
+	}
+}
+
+func TestASilentHostsInstancesDoNotCountAsReady(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	c.down["h1"] = true
+	c.seconds(4) // suspect
+	c.deploy(service(2))
+	c.round()
+	for host, ps := range c.live() {
+		if host == "h1" && len(ps) > 0 {
+			t.Error("scaled from 3 to 2: an instance that answers was stopped, not the one on the silent host")
+		}
+	}
+}
+
+// TestAnUnreadableRecordBlocksItsHostOnly: a newer build may have written it.
+func TestAnUnreadableRecordBlocksItsHostOnly(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	before := len(c.live()["h2"])
+	c.view.Unreadable = map[string]error{
+		subjects.KeyPlacement("h2", tenant, "x"): errors.New("garbage"),
+	}
+	c.deploy(service(6))
+	c.settle()
+	if n := len(c.live()["h2"]); n != before {
+		t.Errorf("h2 has %d instances, had %d: nothing of it may change", n, before)
+	}
+	if c.count() != 6 {
+		t.Errorf("%d instances, want 6 on the other hosts", c.count())
+	}
+	c.view.Unreadable = map[string]error{subjects.KeyHost("h3"): errors.New("garbage")}
+	delete(c.view.Hosts, "h3")
+	tombstone := kbroker.Placement{Tenant: tenant, App: "gone", Service: "web", Instance: "gone-web-1", Host: "h3", Epoch: 2, Stop: true}
+	c.apply([]state.Change{state.PutPlacement{Placement: tombstone}})
+	w := c.world()
+	w.Verdict.Current["h3"] = true
+	w.Verdict.Beats["h3"] = kbroker.Heartbeat{Host: "h3"}
+	for _, change := range Plan(w) {
+		switch x := change.(type) {
+		case state.PutHost:
+			if x.Host.Name == "h3" {
+				t.Error("a host whose record cannot be read was written over")
+			}
+		case state.DropPlacement:
+			t.Errorf("%s was dropped: its host's record is there, though unreadable", x.Key.Instance)
+		}
+	}
+}
+
+func TestANonMemberThatWasHeardOnceIsForgotten(t *testing.T) {
+	c := newCluster(t, 1)
+	c.apply([]state.Change{state.PutHost{Host: kbroker.Host{Name: "h2", Role: kbroker.RoleCore, State: kbroker.HostJoining}}})
+	c.silent["h2"] = 10 * time.Second
+	w := c.world() // h1 has heard h2, ten seconds ago
+	w.InState = map[kbroker.HostID]time.Duration{"h2": joinExpires + time.Second}
+	changes := Plan(w)
+	if len(changes) != 1 {
+		t.Fatalf("planned %v, want h2 forgotten", changes)
+	}
+	if drop, ok := changes[0].(state.DropHost); !ok || drop.Host != "h2" {
+		t.Errorf("planned %v, want h2 forgotten", changes)
+	}
+}
