@@ -267,6 +267,9 @@ type (
 // below the broker's payload limit of 1 MiB.
 const ArtifactChunkBytes = 256 << 10
 
+// MaxArtifactBytes bounds one artifact, uncompressed.
+const MaxArtifactBytes = 2 << 30
+
 // InstanceFile is what the agent writes for each instance before it starts it;
 // the environment variable KBROKER_INSTANCE holds its path. The SDK reads it.
 type InstanceFile struct {

@@ -27,8 +27,6 @@ const (
 	// maxIdleArtifacts is how many executables that no placement names are
 	// kept, the last used ones: a rollback needs no transfer.
 	maxIdleArtifacts = 10
-	// maxArtifactBytes bounds what a core may make this host store.
-	maxArtifactBytes = 4 << 30
 	// pieceTimeout is how long one core may take for a piece: before the first
 	// one it unpacks the artifact.
 	pieceTimeout = 5 * time.Second
@@ -208,8 +206,8 @@ func (c *cache) piece(ctx context.Context, tenant kbroker.TenantID, want kbroker
 	switch {
 	case err != nil:
 		return nil, 0, fmt.Errorf("piece of an artifact without its length: %w", err)
-	case total > maxArtifactBytes:
-		return nil, 0, kbroker.Errorf(kbroker.Invalid, "artifact %s has %d bytes, at most %d are taken", want.SHA256, total, int64(maxArtifactBytes))
+	case total > kbroker.MaxArtifactBytes:
+		return nil, 0, kbroker.Errorf(kbroker.Invalid, "artifact %s has %d bytes, at most %d are taken", want.SHA256, total, int64(kbroker.MaxArtifactBytes))
 	case want.SizeBytes > 0 && total != want.SizeBytes:
 		return nil, 0, kbroker.Errorf(kbroker.Invalid, "artifact %s has %d bytes, its spec says %d", want.SHA256, total, want.SizeBytes)
 	case offset > total || offset+int64(len(reply.Data)) > total:

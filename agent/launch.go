@@ -122,7 +122,7 @@ func (a *Agent) fork(path string, args []string, r record) (*process, record, er
 	}
 	s, err := readStat(cmd.Process.Pid) // not waited for: it is there, dead or alive
 	if err != nil {
-		return nil, r, fmt.Errorf("identify the started process: %w", err)
+		return nil, r, errors.Join(fmt.Errorf("identify the started process: %w", err), cmd.Process.Kill(), cmd.Wait())
 	}
 	r.procID = s.procID
 	p, err := newProcess(r.Incarnation, r.procID, cmd, &a.scanner, a.log.With("instance", k.Instance))

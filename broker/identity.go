@@ -148,3 +148,7 @@ func exists(path string) (bool, error) {
 	}
 	return err == nil, err
 }
+
+// Joined reports whether the core whose broker has this directory has been seen
+// as a current member of its cluster. Until then it joins with an admission.
+func Joined(dir string) (bool, error) { return exists(filepath.Join(dir, joinedFile)) }

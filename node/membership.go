@@ -11,7 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -54,26 +55,59 @@ type membership struct {
 func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*membership, error) {
 	m := &membership{path: filepath.Join(dir, membershipFile)}
 	raw, err := os.ReadFile(m.path)
-	switch {
-	case err == nil:
-		if err := json.Unmarshal(raw, m); err != nil {
+	if err == nil {
+		err = json.Unmarshal(raw, m)
+		if err != nil {
 			return nil, kbroker.Errorf(kbroker.Refused, "%s is damaged: %v", m.path, err).
 				WithHint("restore the file, or start with an empty data directory under another name")
 		}
-		return m, m.agrees(cfg)
-	case !errors.Is(err, fs.ErrNotExist):
+	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read membership: %w", err)
 	}
-	if err := m.begin(cfg); err != nil {
-		return nil, err
+	differs := m.agrees(cfg)
+	if m.ClusterID != "" {
+		if differs != nil {
+			return nil, differs
+		}
+		return m, m.joinAgain(ctx, dir, cfg, log)
+	}
+	if m.Host == "" || differs != nil {
+		if err := m.begin(cfg); err != nil {
+			return nil, err
+		}
+		// The name and the ports are asked for again after a crash: with others
+		// it would be another host of the same name, and refused.
+		if err := m.save(); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.Found {
 		m.ClusterID, m.Founded = "kb-"+strings.ToLower(rand.Text()[:12]), true
-	} else if err := m.join(ctx, cfg, log); err != nil {
+	} else if err := m.join(ctx, cfg.Join, cfg.Labels, log); err != nil {
 		return nil, err
 	}
 	return m, m.save()
 }
+
+// joinAgain asks again for an admission that this host did not use: it may have
+// been taken back, and another host be joining now.
+func (m *membership) joinAgain(ctx context.Context, dir string, cfg Config, log *slog.Logger) error {
+	joined, err := broker.Joined(brokerDir(dir))
+	if m.Founded || joined || err != nil {
+		return err
+	}
+	through := cfg.Join
+	for _, c := range m.Cores {
+		through = append(through, c.Client)
+	}
+	if err := m.join(ctx, through, cfg.Labels, log); err != nil {
+		return err
+	}
+	return m.save()
+}
+
+// brokerDir is the part of the data directory that belongs to the broker.
+func brokerDir(dir string) string { return filepath.Join(dir, "broker") }
 
 // agrees refuses a configuration that contradicts the directory.
 func (m *membership) agrees(cfg Config) error {
@@ -82,6 +116,8 @@ func (m *membership) agrees(cfg Config) error {
 			WithHint("leave the flag out, or use another data directory")
 	}
 	switch {
+	case m.Host == "":
+		return nil // it belongs to nobody yet
 	case cfg.Name != "" && cfg.Name != m.Host:
 		return differs("name", string(cfg.Name), string(m.Host))
 	case cfg.Role != "" && cfg.Role != m.Role:
@@ -148,18 +184,22 @@ func pickPorts(ip string, ports []int) error {
 	return nil
 }
 
-// join asks the cores it was given, in turn and again, until it is admitted.
-// A refusal ends it.
-func (m *membership) join(ctx context.Context, cfg Config, log *slog.Logger) error {
+// join asks the cores at these addresses, in turn and again, until it is
+// admitted. A refusal ends it.
+func (m *membership) join(ctx context.Context, through []string, labels map[string]string, log *slog.Logger) error {
+	if len(through) == 0 {
+		return kbroker.Errorf(kbroker.Invalid, "this host has not joined its cluster yet and knows no core").
+			WithHint("join through one with --join ADDR")
+	}
 	body, err := json.Marshal(kbroker.JoinRequest{
-		Host: m.Host, Role: m.Role, Client: m.Client, Route: m.Route, Labels: cfg.Labels,
+		Host: m.Host, Role: m.Role, Client: m.Client, Route: m.Route, Labels: labels, ClusterID: m.ClusterID,
 	})
 	if err != nil {
 		return fmt.Errorf("marshal join request: %w", err)
 	}
 	last := ""
 	for i := 0; ; i++ {
-		reply, err := askToJoin(ctx, cfg.Join[i%len(cfg.Join)], body)
+		reply, err := askToJoin(ctx, through[i%len(through)], body)
 		if refused := kbroker.AsError(err); err != nil && (refused.Code == kbroker.Refused || refused.Code == kbroker.Invalid) {
 			return err
 		}
@@ -248,9 +288,9 @@ func (m *membership) servers() []string {
 	return out
 }
 
-// follow keeps the list of other cores as the cluster knows it, so that a
-// restart finds them all. An empty answer says nothing.
-func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr) error {
+// follow adds the cores that the cluster knows to the list of others, so that a
+// restart finds them all. That one is absent from an answer says nothing.
+func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr, log *slog.Logger) error {
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
@@ -259,22 +299,31 @@ func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr
 			return nil
 		case <-tick.C:
 		}
-		var others []kbroker.CoreAddr
-		for _, c := range cores() {
-			if c.Host != m.Host {
-				others = append(others, c)
-			}
+		if !m.learn(cores()) {
+			continue
 		}
-		m.mu.Lock()
-		changed := len(others) > 0 && !reflect.DeepEqual(others, m.Cores)
-		if changed {
-			m.Cores = others
-		}
-		m.mu.Unlock()
-		if changed {
-			if err := m.save(); err != nil {
-				return err
-			}
+		if err := m.save(); err != nil {
+			log.Warn("the list of cores is not stored; a restart will know fewer", "err", err)
 		}
 	}
+}
+
+// learn takes over what is new in a list of cores, and reports whether there
+// was anything.
+func (m *membership) learn(cores []kbroker.CoreAddr) (changed bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range cores {
+		i := slices.IndexFunc(m.Cores, func(k kbroker.CoreAddr) bool { return k.Host == c.Host })
+		switch {
+		case c.Host == m.Host || i >= 0 && m.Cores[i] == c:
+			continue
+		case i >= 0:
+			m.Cores[i] = c
+		default:
+			m.Cores = append(m.Cores, c)
+		}
+		changed = true
+	}
+	return changed
 }

@@ -10,6 +10,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -75,7 +76,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	b, err := broker.New(broker.Config{
-		Host: m.Host, Dir: filepath.Join(dir.Path, "broker"), ClusterID: m.ClusterID,
+		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID,
 		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
 		StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
 	})
@@ -101,13 +102,13 @@ func Run(ctx context.Context, cfg Config) error {
 	select {
 	case err := <-partsEnded:
 		stopBroker()
-		return firstError(err, <-brokerEnded)
+		return errors.Join(err, <-brokerEnded)
 	case err := <-brokerEnded:
 		stopParts()
 		if err == nil {
 			err = fmt.Errorf("the broker ended")
 		}
-		return firstError(fmt.Errorf("broker: %w", err), <-partsEnded)
+		return errors.Join(fmt.Errorf("broker: %w", err), <-partsEnded)
 	}
 }
 
@@ -132,7 +133,7 @@ func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b 
 	ended := make(chan error, 3)
 	for name, run := range map[string]func(context.Context) error{
 		"agent": a.Run, "super": s.Run,
-		"membership": func(ctx context.Context) error { return m.follow(ctx, s.Cores) },
+		"membership": func(ctx context.Context) error { return m.follow(ctx, s.Cores, cfg.Log.With("component", "node")) },
 	} {
 		go func() {
 			err := run(ctx)
@@ -144,7 +145,7 @@ func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b 
 	}
 	first := <-ended
 	cancel()
-	return firstError(first, <-ended, <-ended)
+	return errors.Join(first, <-ended, <-ended)
 }
 
 func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *nats.Conn) (*agent.Agent, *super.Super, error) {
@@ -188,15 +189,6 @@ func Running(dir string) (pid int, alive bool, err error) { return agent.Running
 // agent.Sweep.
 func Sweep(ctx context.Context, dir string, grace time.Duration) (killed int, err error) {
 	return agent.Sweep(ctx, dir, grace)
-}
-
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // url makes a server URL of a client address.

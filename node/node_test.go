@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,13 +127,15 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 		{Wait: "host h9 is joining"},
 		{Admitted: true, ClusterID: "kb-test", Cores: []kbroker.CoreAddr{{Host: "h1", Client: "127.0.0.1:1", Route: "127.0.0.1:2"}}},
 	}
-	asked := make(chan kbroker.JoinRequest, len(answers))
+	asked := make(chan kbroker.JoinRequest, 16)
+	heard := 0 // by the subscription's goroutine alone
 	_, err := nc.Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
 		var r kbroker.JoinRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			t.Errorf("join request %q: %v", m.Data, err)
 		}
-		answer, err := json.Marshal(answers[len(asked)])
+		answer, err := json.Marshal(answers[min(heard, len(answers)-1)])
+		heard++
 		asked <- r
 		if err == nil {
 			err = m.Respond(answer)
@@ -161,9 +164,51 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 	if got := m.servers(); len(got) != 2 || got[0] != "nats://"+first.Client || got[1] != "nats://127.0.0.1:1" {
 		t.Errorf("servers are %v, want the own first", got)
 	}
-	again, err := establish(t.Context(), dir, Config{}, log) // nobody is asked any more
+	// Killed before its broker saw itself in the cluster: it asks again, as the
+	// same host.
+	m.Cores = []kbroker.CoreAddr{{Host: "h1", Client: strings.TrimPrefix(srv.URL, "nats://")}}
+	if err := m.save(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := establish(t.Context(), dir, Config{}, log)
 	if err != nil || again.ClusterID != m.ClusterID || again.Route != m.Route {
-		t.Errorf("at the next start it is %+v, %v", again, err)
+		t.Fatalf("at the next start it is %+v, %v", again, err)
+	}
+	if third := <-asked; third.ClusterID != "kb-test" || third.Route != first.Route {
+		t.Errorf("asked again as %+v, want as a host that was admitted", third)
+	}
+	// Killed after that: nobody is asked any more.
+	if err := os.MkdirAll(brokerDir(dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(brokerDir(dir), "joined"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := establish(t.Context(), dir, Config{}, log); err != nil || len(asked) != 0 {
+		t.Errorf("a member asked to be admitted: %v", err)
+	}
+}
+
+// TestAHostKeepsItsPortsWhileItAsks: killed before it has heard the answer, it
+// may have been admitted with them.
+func TestAHostKeepsItsPortsWhileItAsks(t *testing.T) {
+	dir := t.TempDir()
+	cfg := Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{"127.0.0.1:1"}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := establish(ctx, dir, cfg, discard()); err == nil {
+		t.Fatal("admitted by nobody")
+	}
+	first, err := readMembership(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := establish(ctx, dir, cfg, discard()); err == nil {
+		t.Fatal("admitted by nobody")
+	}
+	second, err := readMembership(dir)
+	if err != nil || first.Client != second.Client || first.Route != second.Route {
+		t.Errorf("it asked as %+v and then as %+v, %v; want the same ports", first, second, err)
 	}
 }
 
@@ -205,8 +250,8 @@ func TestEstablishRefuses(t *testing.T) {
 			if !errors.Is(err, tc.want) {
 				t.Fatalf("%v, want code %s", err, tc.want)
 			}
-			if _, err := os.Stat(filepath.Join(dir, membershipFile)); tc.file == "" && err == nil {
-				t.Error("a refused host wrote its membership")
+			if m, err := readMembership(dir); err == nil && m.ClusterID != "" {
+				t.Errorf("a refused host is a member: %+v", m)
 			}
 		})
 	}

@@ -23,11 +23,10 @@ const (
 	MaxServiceBytes = 32 << 10 // a service as JSON: it is part of each of its placements
 	MaxAppBytes     = 512 << 10
 
-	MaxCPU           = 1024.0 // cores
-	MinCPU           = 0.001
-	MinMemoryBytes   = 1 << 20
-	MaxMemoryBytes   = 16 << 40
-	MaxArtifactBytes = 2 << 30
+	MaxCPU         = 1024.0 // cores
+	MinCPU         = 0.001
+	MinMemoryBytes = 1 << 20
+	MaxMemoryBytes = 16 << 40
 
 	MinInterval   = 100 * time.Millisecond
 	MaxInterval   = time.Minute
@@ -185,8 +184,8 @@ func (c *checker) program(path string, s *kbroker.Service, uploaded bool) {
 	if a.Builtin != "" && a.Builtin != kbroker.BuiltinHello {
 		c.add(path+".artifact", "", "%s: there is no built-in service %s", label(path), quote(a.Builtin))
 	}
-	if a.SizeBytes < 0 || a.SizeBytes > MaxArtifactBytes {
-		c.add(path+".artifact", "", "%s: an artifact of %d bytes is not possible, at most %d are allowed", label(path), a.SizeBytes, int64(MaxArtifactBytes))
+	if a.SizeBytes < 0 || a.SizeBytes > kbroker.MaxArtifactBytes {
+		c.add(path+".artifact", "", "%s: an artifact of %d bytes is not possible, at most %d are allowed", label(path), a.SizeBytes, int64(kbroker.MaxArtifactBytes))
 	}
 	if len(a.Arch) > 16 || strings.ContainsFunc(a.Arch, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }) {
 		c.add(path+".artifact", "", "%s: %s is no architecture", label(path), quote(a.Arch))

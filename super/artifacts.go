@@ -27,8 +27,6 @@ import (
 const (
 	// maxUploads bounds the uploads that one core takes at once.
 	maxUploads = 16
-	// maxArtifactBytes bounds one artifact.
-	maxArtifactBytes = 2 << 30
 	// uploadIdle is how long an upload may be silent before it is dropped.
 	uploadIdle = time.Minute
 	// maxServed bounds the artifacts that a core keeps unpacked to hand out.
@@ -78,8 +76,8 @@ func (u *uploads) begin(ctx context.Context, tenant kbroker.TenantID, core kbrok
 	if raw, err := hex.DecodeString(r.SHA256); err != nil || len(raw) != 32 || strings.ToLower(r.SHA256) != r.SHA256 {
 		return nil, kbroker.Errorf(kbroker.Invalid, "%q is not a SHA-256 in lower-case hex", r.SHA256)
 	}
-	if r.SizeBytes < 1 || r.SizeBytes > maxArtifactBytes {
-		return nil, kbroker.Errorf(kbroker.Invalid, "an artifact has 1 to %d bytes, not %d", maxArtifactBytes, r.SizeBytes)
+	if r.SizeBytes < 1 || r.SizeBytes > kbroker.MaxArtifactBytes {
+		return nil, kbroker.Errorf(kbroker.Invalid, "an artifact has 1 to %d bytes, not %d", kbroker.MaxArtifactBytes, r.SizeBytes)
 	}
 	artifacts, err := u.store.Artifacts(ctx, tenant)
 	if err != nil {

@@ -304,8 +304,9 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict
 	known, ok := v.Hosts[r.Host]
 	same := ok && known.Route == r.Route
 	switch {
-	case same && known.State != kbroker.HostJoining && r.ClusterID == clusterID:
-		// It was admitted before and has not seen itself in the broker yet.
+	case same && r.ClusterID == clusterID:
+		// It was admitted, and its record holds its place: the broker may even
+		// wait for it to have a leader.
 		return decision{reply: admitted}, nil
 	case ok && !(same && known.State == kbroker.HostJoining):
 		return decision{}, kbroker.Errorf(kbroker.Refused, "a host named %s is a member already", r.Host).
