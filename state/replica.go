@@ -1,9 +1,11 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 
 	"github.com/kbroker/kbroker"
@@ -116,6 +118,12 @@ func (r *replica) snapshot() *View {
 	v := *r.cached
 	v.Sequence, v.Lease = r.seq, r.tables.lease
 	return &v
+}
+
+func (r *replica) hosts() []kbroker.Host {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.SortedFunc(maps.Values(r.tables.hosts), func(a, b kbroker.Host) int { return cmp.Compare(a.Name, b.Name) })
 }
 
 func (r *replica) headRevision(host kbroker.HostID) uint64 {

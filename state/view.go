@@ -133,6 +133,10 @@ func (s *Store) HostView(ctx context.Context, host kbroker.HostID) (kbroker.View
 	return reply, nil
 }
 
+// Hosts returns the hosts that this core knows now, sorted by name; un-barriered
+// and cheap, for every heartbeat.
+func (s *Store) Hosts() []kbroker.Host { return s.control.hosts() }
+
 // HeadRevision is the revision of the host's head that the replica holds now,
 // 0 for none: what a heartbeat is answered with.
 func (s *Store) HeadRevision(host kbroker.HostID) uint64 { return s.control.headRevision(host) }

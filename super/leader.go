@@ -177,7 +177,7 @@ func (t *term) ask(ctx context.Context) {
 	question := heardAsk{Leader: t.cfg.Host, Epoch: t.lease.Epoch(), Alarms: t.alarms}
 	t.mu.Unlock()
 	cores := 0
-	for _, h := range t.store.Peek().Hosts {
+	for _, h := range t.store.Hosts() {
 		if h.Role == kbroker.RoleCore && h.State != kbroker.HostJoining {
 			cores++
 		}

@@ -163,7 +163,7 @@ func (s *Super) Cores() []kbroker.CoreAddr {
 		return nil
 	}
 	var out []kbroker.CoreAddr
-	for _, h := range sortedHosts(store.Peek()) {
+	for _, h := range store.Hosts() {
 		if h.Role == kbroker.RoleCore && h.State != kbroker.HostJoining && h.Client != "" {
 			out = append(out, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
 		}
