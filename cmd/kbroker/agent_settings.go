@@ -193,11 +193,25 @@ func (f settingsFile) invalid(err error) error {
 	place, message := f.path, err.Error()
 	if y, ok := errors.AsType[yaml.Error](err); ok {
 		message = y.GetMessage()
+		if typed, ok := errors.AsType[*yaml.TypeError](err); ok {
+			message = "want " + typeInWords(typed.DstType)
+		}
 		if t := y.GetToken(); t != nil && t.Position != nil {
 			place = fmt.Sprintf("%s:%d:%d", f.path, t.Position.Line, t.Position.Column)
 		}
 	}
 	return kbroker.Errorf(kbroker.Invalid, "%s: %s", place, message).WithHint("settings are %s", strings.Join(agentKeys(), ", "))
+}
+
+// typeInWords says what a setting of type t may be.
+func typeInWords(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Int:
+		return "a whole number"
+	case reflect.Bool:
+		return "true or false"
+	}
+	return "text"
 }
 
 // Marshal is the other half of koanf's Parser.

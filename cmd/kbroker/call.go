@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -34,9 +35,9 @@ func (c *cli) callCommand() *cobra.Command {
 		Use:   "call APP[/SERVICE] METHOD [JSON | KEY=TEXT KEY:=JSON ... | -]",
 		Short: "Call a method of a service and print its answer",
 		Long: `Call a method of a service and print its answer. The argument is JSON, or an
-object made of KEY=TEXT and KEY:=JSON, or (-) what comes from standard input;
-without one it is an empty object. APP alone means the app's service of the same
-name, or its only one.`,
+object made of KEY=TEXT and KEY:=JSON, or (-) what comes from standard input, as
+it is; without one it is an empty object. APP alone means the app's service of
+the same name, or its only one.`,
 		Example: `  kbroker call hello greet name=World
   kbroker call bank/ledger add '{"cents": 100}'
   kbroker call bank/ledger add cents:=100 note=lunch
@@ -122,7 +123,8 @@ func chooseService(ctx context.Context, api *client.Client, app kbroker.AppName)
 	return kbroker.ServiceName(row.Services[0]), nil
 }
 
-// argument is the JSON that the words after the method stand for.
+// argument is what the words after the method stand for: JSON, except that
+// standard input may be anything, for methods that take bytes.
 func argument(words []string, stdin io.Reader) ([]byte, error) {
 	switch {
 	case len(words) == 0:
@@ -134,8 +136,6 @@ func argument(words []string, stdin io.Reader) ([]byte, error) {
 			return nil, fmt.Errorf("read standard input: %w", err)
 		case len(b) > maxArgumentBytes:
 			return nil, kbroker.Errorf(kbroker.Invalid, "standard input has more than %d bytes", maxArgumentBytes)
-		case !json.Valid(b):
-			return nil, kbroker.Errorf(kbroker.Invalid, "standard input is not JSON")
 		}
 		return b, nil
 	case len(words) == 1 && json.Valid([]byte(words[0])):
@@ -167,12 +167,17 @@ func argument(words []string, stdin io.Reader) ([]byte, error) {
 	return json.Marshal(object)
 }
 
-// printAnswer prints JSON in the chosen form, anything else as it is.
+// printAnswer prints JSON in the chosen form, anything else as it is: where
+// JSON or YAML is asked for text as a string, bytes as one in base64.
 func (c *cli) printAnswer(answer []byte) error {
-	if c.output != formatTable && json.Valid(answer) {
+	switch {
+	case c.output != formatTable && json.Valid(answer):
 		return c.print(json.RawMessage(answer), nil)
-	}
-	if json.Valid(answer) {
+	case c.output != formatTable && utf8.Valid(answer):
+		return c.print(string(answer), nil)
+	case c.output != formatTable:
+		return c.print(answer, nil)
+	case json.Valid(answer) || isTerminal(c.out):
 		answer = append(bytes.TrimRight(answer, "\n"), '\n')
 	}
 	_, err := c.out.Write(answer)

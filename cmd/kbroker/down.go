@@ -49,7 +49,7 @@ is given.`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needLinux(); err != nil {
+			if err := c.onThisMachine(); err != nil {
 				return err
 			}
 			ctx, cancel := c.within(cmd.Context(), downTimeout)
@@ -69,7 +69,9 @@ func (c *cli) down(ctx context.Context, flag string, del bool) error {
 		return err
 	}
 	ended := []endedHost{}
-	if _, err := os.Stat(dir); err == nil {
+	_, err = os.Stat(dir)
+	there := err == nil
+	if there {
 		unlock, err := c.lockLocal(ctx, dir)
 		if err != nil {
 			return err
@@ -94,7 +96,7 @@ func (c *cli) down(ctx context.Context, flag string, del bool) error {
 			}
 		}
 	}
-	return c.print(ended, func(w io.Writer) { downText(w, dir, ended, del) })
+	return c.print(ended, func(w io.Writer) { downText(w, dir, ended, there && del) })
 }
 
 // end ends the agents, then what they have started. All hosts at once.

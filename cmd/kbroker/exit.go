@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/kbroker/kbroker"
@@ -54,6 +54,7 @@ type printedError struct {
 	Hint     string           `json:"hint"`
 	Executed kbroker.Executed `json:"executed,omitempty"`
 	Findings []finding        `json:"findings,omitempty"`
+	Output   []string         `json:"output,omitempty"` // last lines of whoever failed
 }
 
 type finding struct {
@@ -69,12 +70,13 @@ type finding struct {
 func (c *cli) printError(err error) {
 	e := describe(err)
 	if c.output != formatTable {
-		b, err := json.Marshal(e)
-		if err != nil {
+		if err := encodeJSON(c.err, e, ""); err != nil {
 			panic(err) // strings and numbers
 		}
-		fmt.Fprintln(c.err, string(b))
 		return
+	}
+	if o, ok := errors.AsType[*outputError](err); ok {
+		o.show(c.err)
 	}
 	red := c.paint(c.err, colorRed)
 	if len(e.Findings) == 0 {
@@ -109,6 +111,9 @@ func describe(err error) printedError {
 	}
 	e := kbroker.AsError(err)
 	p := printedError{Code: e.Code, Message: err.Error(), Hint: e.Hint, Executed: e.Executed}
+	if o, ok := errors.AsType[*outputError](err); ok {
+		p.Output = o.lines
+	}
 	var all spec.Errors
 	if one, ok := errors.AsType[spec.Error](err); ok {
 		all = spec.Errors{one}
@@ -127,7 +132,18 @@ func describe(err error) printedError {
 	return p
 }
 
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(s, "\n")
-	return line
+// outputError is an error with the last output of the process that caused it.
+type outputError struct {
+	error
+	title string
+	lines []string
+}
+
+func (e *outputError) Unwrap() error { return e.error }
+
+func (e *outputError) show(w io.Writer) {
+	fmt.Fprintln(w, e.title)
+	for _, line := range e.lines {
+		fmt.Fprintf(w, "  | %s\n", line)
+	}
 }

@@ -19,7 +19,8 @@ import (
 
 // fakeCore is a server on which one core answers the control API: a true but
 // small one, without hosts. The names of apps say what becomes of them: hello
-// runs, stuck never gets ready, broken fails.
+// runs, stuck never gets ready, broken crashes, silent runs and never says that
+// it is ready, endless does not end.
 type fakeCore struct {
 	t   testing.TB
 	url string
@@ -138,7 +139,7 @@ func (f *fakeCore) apps(only kbroker.AppName) []kbroker.AppRow {
 		case "stuck":
 			row.Rollout, row.Ready = kbroker.RolloutRunning, 1
 			row.Unplaced = []kbroker.Unplaced{{Service: "stuck", Count: 2, Reason: "no host has 900 cpu free"}}
-		case "broken":
+		case "broken", "silent":
 			row.Rollout, row.Ready, row.Reason = kbroker.RolloutFailed, 0, "no progress for 2m0s"
 		}
 		for _, s := range app.Services {
@@ -153,7 +154,7 @@ func (f *fakeCore) apps(only kbroker.AppName) []kbroker.AppRow {
 func (f *fakeCore) instances(only kbroker.AppName) []kbroker.InstanceRow {
 	rows := []kbroker.InstanceRow{}
 	add := func(app kbroker.AppName, id kbroker.InstanceID, state kbroker.InstanceState, pid int, message string) {
-		if f.stopped[app] || only != "" && only != app {
+		if f.stopped[app] && app != "endless" || only != "" && only != app {
 			return
 		}
 		if _, ok := f.deployed[app]; !ok {
@@ -173,6 +174,8 @@ func (f *fakeCore) instances(only kbroker.AppName) []kbroker.InstanceRow {
 	add("hello", "hello-hello-2", kbroker.StateUnmanaged, 0, "the agent of host h1 is not there")
 	add("hello", "", kbroker.StatePending, 0, "no host has room")
 	add("broken", "broken-broken-1", kbroker.StateBackoff, 0, "exited with 3")
+	add("silent", "silent-silent-1", kbroker.StateRunning, 101, "")
+	add("endless", "endless-endless-1", kbroker.StateUnmanaged, 102, "the agent of host h1 is not there")
 	return rows
 }
 
@@ -260,7 +263,10 @@ func (f *fakeCore) logs(m *nats.Msg) (any, error) {
 // greet shows what it was sent.
 func (f *fakeCore) greet(m *nats.Msg) (any, error) {
 	var in struct{ Name string }
-	if err := json.Unmarshal(m.Data, &in); err != nil || in.Name == "" {
+	if err := json.Unmarshal(m.Data, &in); err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "%q is not JSON", m.Data)
+	}
+	if in.Name == "" {
 		return nil, kbroker.Errorf(kbroker.Invalid, "name is empty")
 	}
 	return map[string]any{"text": "Hello, " + in.Name + "!", "sent": json.RawMessage(m.Data), "id": m.Header.Get(subjects.HeaderRequestID)}, nil

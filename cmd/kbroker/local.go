@@ -63,6 +63,16 @@ func localDir(flag string) (string, error) {
 	return abs, nil
 }
 
+// onThisMachine refuses commands for a cluster of this machine on another
+// system, and with a flag that names a cluster in another way than they do.
+func (c *cli) onThisMachine() error {
+	if c.server != "" {
+		return kbroker.Errorf(kbroker.Invalid, "up and down work on a directory of this machine, not on --context %s", c.server).
+			WithHint("name the directory with --dir")
+	}
+	return needLinux()
+}
+
 // loadLocal reads what an earlier `up` kept. A directory without is a cluster
 // without hosts.
 func loadLocal(dir string) (*localCluster, error) {
@@ -184,7 +194,7 @@ func (c *cli) lockLocal(ctx context.Context, dir string) (unlock func(), err err
 	for told := false; ; {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
-			return nil, fmt.Errorf("lock %s: %w", dir, err)
+			return nil, kbroker.Errorf(kbroker.Invalid, "cannot use %s as the directory of a cluster: %v", dir, reason(err))
 		}
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil && sameFile(f, path) {

@@ -148,6 +148,13 @@ func TestTheEndOfAnAgentIsSeen(t *testing.T) {
 	if err := os.WriteFile(program, []byte("#!/bin/sh\necho the disk is full: $2 >&2\nexit 7\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	// What an earlier agent wrote explains nothing.
+	if err := os.MkdirAll(l.hostDir("h1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(l.hostDir("h1"), agentLog), []byte("all is well\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s, err := l.spawn(program, l.Hosts[0])
 	if err != nil {
 		t.Fatal(err)
@@ -155,11 +162,13 @@ func TestTheEndOfAnAgentIsSeen(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	var told bytes.Buffer
-	_, err = (&cli{err: &told, server: dir}).awaitReady(ctx, l, []spawned{s})
+	c := &cli{err: &told, server: dir}
+	_, err = c.awaitReady(ctx, l, []spawned{s})
 	if !errors.Is(err, kbroker.Failed) || !strings.Contains(err.Error(), "host h1 ended with 7") {
 		t.Fatalf("await: %v, want that the agent of h1 ended with 7", err)
 	}
-	if !strings.Contains(told.String(), "the disk is full: --dir") {
+	c.printError(err)
+	if !strings.Contains(told.String(), "the disk is full: --dir") || strings.Contains(told.String(), "all is well") {
 		t.Fatalf("told %q, want the last lines of its log", told.String())
 	}
 }

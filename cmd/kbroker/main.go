@@ -8,9 +8,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -93,9 +95,25 @@ that fail.`,
 
 // usageError turns an error of cobra into one of this system.
 func usageError(err error, root *cobra.Command, args []string) error {
+	if _, ok := errors.AsType[*kbroker.Error](err); ok {
+		return err
+	}
 	command, _, findErr := root.Find(args)
 	if findErr != nil {
 		command = root
 	}
-	return kbroker.Errorf(kbroker.Invalid, "%s", firstLine(err.Error())).WithHint("%s --help shows how it is used", command.CommandPath())
+	message, rest, _ := strings.Cut(err.Error(), "\n")
+	// What the standard library says about a number is for its callers.
+	message, _, _ = strings.Cut(message, ": strconv.")
+	e := kbroker.Errorf(kbroker.Invalid, "%s", message)
+	if similar := strings.Fields(strings.TrimPrefix(strings.TrimSpace(rest), "Did you mean this?")); len(similar) > 0 {
+		return e.WithHint("is it %s? %s --help shows how it is used", strings.Join(similar, " or "), command.CommandPath())
+	}
+	if message == "unknown flag: --dir" {
+		return e.WithHint("up and down take --dir; here --context DIR names the cluster")
+	}
+	if command.Args != nil && command.ValidateArgs(command.Flags().Args()) != nil {
+		return e.WithHint("usage: %s; --help shows more", command.UseLine())
+	}
+	return e.WithHint("%s --help shows how it is used", command.CommandPath())
 }

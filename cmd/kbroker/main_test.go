@@ -142,3 +142,45 @@ func TestOnlyTheEndOfABuildsOutputIsKept(t *testing.T) {
 		t.Fatalf("kept %q, want defgh", l.kept)
 	}
 }
+
+func TestAnAnswerIsPrintedInTheChosenForm(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		output outputFormat
+		answer string
+		want   string
+	}{
+		{"JSON as it is", formatTable, `{"a":"<b>"}`, `{"a":"<b>"}` + "\n"},
+		{"JSON indented", formatJSON, `{"a":"<b>"}`, "{\n  \"a\": \"<b>\"\n}\n"},
+		{"JSON as YAML", formatYAML, `{"a":1}`, "a: 1\n"},
+		{"text as it is", formatTable, "one\ntwo", "one\ntwo"},
+		{"text as JSON", formatJSON, "one\ntwo", `"one\ntwo"` + "\n"},
+		{"bytes as they are", formatTable, "\xff\x00", "\xff\x00"},
+		{"bytes as JSON", formatJSON, "\xff\x00", `"/wA="` + "\n"},
+		{"nothing as JSON", formatJSON, "", `""` + "\n"},
+	} {
+		var out bytes.Buffer
+		c := &cli{out: &out, output: tc.output}
+		if err := c.printAnswer([]byte(tc.answer)); err != nil || out.String() != tc.want {
+			t.Errorf("%s: printed %q, %v, want %q", tc.name, out.String(), err, tc.want)
+		}
+	}
+}
+
+func TestATableSaysWhatIsWrongAndNothingElse(t *testing.T) {
+	zero, one := 0, 1
+	for _, tc := range []struct {
+		name string
+		row  kbroker.InstanceRow
+		want string
+	}{
+		{"a ready one needs no remark", kbroker.InstanceRow{State: kbroker.StateReady, Message: "exit code 1"}, ""},
+		{"one that left in order needs none", kbroker.InstanceRow{State: kbroker.StateDraining, Message: "exit code 0: bye", Exit: &kbroker.Exit{Code: &zero}}, ""},
+		{"one that crashed while leaving does", kbroker.InstanceRow{State: kbroker.StateDraining, Message: "exit code 1", Exit: &kbroker.Exit{Code: &one}}, "exit code 1"},
+		{"a long one is cut", kbroker.InstanceRow{State: kbroker.StateBackoff, Message: strings.Repeat("ä", maxRemark+1)}, strings.Repeat("ä", maxRemark) + "..."},
+	} {
+		if got := remark(tc.row); got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}

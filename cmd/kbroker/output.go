@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -75,17 +76,36 @@ func (c *cli) print(v any, human func(w io.Writer)) error {
 		human(c.out)
 		return nil
 	}
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
+	var doc bytes.Buffer
+	if err := encodeJSON(&doc, v, "  "); err != nil {
 		return fmt.Errorf("print result: %w", err)
 	}
+	b := doc.Bytes()
 	if c.output == formatYAML {
+		var err error
 		if b, err = yaml.JSONToYAML(b); err != nil {
 			return fmt.Errorf("print result: %w", err)
 		}
 	}
-	_, err = fmt.Fprintln(c.out, strings.TrimRight(string(b), "\n"))
+	_, err := fmt.Fprintln(c.out, strings.TrimRight(string(b), "\n"))
 	return err
+}
+
+// encodeJSON writes v on a line of its own, with < and > as they are: it is
+// for terminals and programs, not for web pages.
+func encodeJSON(w io.Writer, v any, indent string) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", indent)
+	return e.Encode(v)
+}
+
+// counted is a number of things in words.
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // say tells a person how the work goes; programs read results only.

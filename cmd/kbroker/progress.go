@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,10 +26,25 @@ func (c *cli) rollout(ctx context.Context, api *client.Client, app kbroker.AppNa
 	if err == nil || exitCode(err) != exitFailed || ctx.Err() != nil {
 		return err
 	}
-	if guilty, ok := troubled(shown.last.Instances, version); ok {
-		c.showOutput(ctx, api, app, guilty)
+	guilty, ok := troubled(shown.last.Instances, version)
+	if !ok {
+		return err
 	}
-	return err
+	if e := kbroker.AsError(err); guilty.State == kbroker.StateRunning && e.Hint == "" && waitsForSDK(ctx, api, app, guilty) {
+		err = e.WithHint("the program runs and has not said that it is ready; one without the SDK needs `health: {ready: alive}` in its spec")
+	}
+	return lastOutput(ctx, api, app, guilty, err)
+}
+
+// waitsForSDK reports whether an instance has to say through the SDK that it is
+// ready.
+func waitsForSDK(ctx context.Context, api *client.Client, app kbroker.AppName, r kbroker.InstanceRow) bool {
+	v, err := api.Version(ctx, app)
+	if err != nil {
+		return false
+	}
+	i := slices.IndexFunc(v.App.Services, func(s kbroker.Service) bool { return s.Name == r.Service })
+	return i >= 0 && v.App.Services[i].Health.Ready == kbroker.HealthSDK
 }
 
 // changes prints what is new in each look at an app.
@@ -51,8 +67,8 @@ func (s *changes) show(p client.Progress) {
 		name := string(*r.Instance)
 		seen[name] = true
 		line := string(r.State)
-		if r.Message != "" && r.State != kbroker.StateReady {
-			line += ": " + oneLine(r.Message)
+		if text := remark(r); text != "" {
+			line += ": " + oneLine(text)
 		}
 		if s.states[name] == line {
 			continue
@@ -84,19 +100,17 @@ func troubled(rows []kbroker.InstanceRow, version int) (kbroker.InstanceRow, boo
 	return found, found.Instance != nil
 }
 
-func (c *cli) showOutput(ctx context.Context, api *client.Client, app kbroker.AppName, r kbroker.InstanceRow) {
+// lastOutput is failed with the last output of an instance.
+func lastOutput(ctx context.Context, api *client.Client, app kbroker.AppName, r kbroker.InstanceRow, failed error) error {
 	ctx, cancel := context.WithTimeout(ctx, failureLogWait)
 	defer cancel()
 	lines, err := api.Tail(ctx, app, *r.Instance, failureLogLines)
+	title := fmt.Sprintf("last output of %s:", *r.Instance)
 	switch {
 	case err != nil:
-		fmt.Fprintf(c.err, "the output of %s cannot be read: %v\n", *r.Instance, err)
+		title = fmt.Sprintf("the output of %s cannot be read: %v", *r.Instance, err)
 	case len(lines) == 0:
-		fmt.Fprintf(c.err, "%s wrote nothing\n", *r.Instance)
-	default:
-		fmt.Fprintf(c.err, "last output of %s:\n", *r.Instance)
-		for _, line := range lines {
-			fmt.Fprintf(c.err, "  | %s\n", line)
-		}
+		title = fmt.Sprintf("%s wrote nothing", *r.Instance)
 	}
+	return &outputError{error: failed, title: title, lines: lines}
 }

@@ -71,8 +71,8 @@ const maxRemark = 100
 func remark(r kbroker.InstanceRow) string {
 	text := []rune(r.Message)
 	switch {
-	case r.State == kbroker.StateReady:
-		return ""
+	case r.State == kbroker.StateReady, r.State == kbroker.StateDraining && r.Exit != nil && r.Exit.Code != nil && *r.Exit.Code == 0:
+		return "" // nothing is wrong
 	case len(text) > maxRemark:
 		return string(text[:maxRemark]) + "..."
 	}

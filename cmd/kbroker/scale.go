@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/kbroker/kbroker"
 )
@@ -27,7 +29,7 @@ the app has only one.`,
 			}
 			count, err := strconv.Atoi(args[1])
 			if err != nil || count < 0 {
-				return kbroker.Errorf(kbroker.Invalid, "%q is not a number of instances", args[1]).WithHint("give a whole number, 0 or more")
+				return notACount(args[1])
 			}
 			ctx, cancel := c.within(cmd.Context(), 0)
 			defer cancel()
@@ -44,7 +46,20 @@ the app has only one.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait until they are ready")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		// -1 is taken for a flag.
+		if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
+			if _, err := strconv.Atoi(e.GetSpecifiedShortnames()); err == nil {
+				return notACount("-" + e.GetSpecifiedShortnames())
+			}
+		}
+		return err
+	})
 	return cmd
+}
+
+func notACount(s string) error {
+	return kbroker.Errorf(kbroker.Invalid, "%q is not a number of instances", s).WithHint("give a whole number, 0 or more")
 }
 
 // serviceName splits APP[/SERVICE].

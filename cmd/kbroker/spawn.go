@@ -27,6 +27,7 @@ const (
 type spawned struct {
 	host kbroker.HostID
 	pid  int
+	log  int64 // where its output begins in the log
 }
 
 // spawn starts program as the agent of a host: detached, its output appended to
@@ -41,6 +42,10 @@ func (l *localCluster) spawn(program string, h localHost) (spawned, error) {
 		return spawned{}, fmt.Errorf("open log of host %s: %w", h.Name, err)
 	}
 	defer out.Close()
+	before, err := out.Stat()
+	if err != nil {
+		return spawned{}, fmt.Errorf("look at log of host %s: %w", h.Name, err)
+	}
 	args := []string{
 		"agent", "--dir", dir, "--name", string(h.Name), "--advertise", loopback,
 		"--client-port", strconv.Itoa(h.ClientPort), "--route-port", strconv.Itoa(h.RoutePort),
@@ -64,7 +69,7 @@ func (l *localCluster) spawn(program string, h localHost) (spawned, error) {
 	if err := cmd.Start(); err != nil {
 		return spawned{}, fmt.Errorf("start agent of host %s: %w", h.Name, err)
 	}
-	return spawned{host: h.Name, pid: cmd.Process.Pid}, nil
+	return spawned{host: h.Name, pid: cmd.Process.Pid, log: before.Size()}, nil
 }
 
 // agentEnviron is the environment without what would configure the agent or
@@ -94,8 +99,14 @@ func (s spawned) ended() error {
 	return kbroker.Errorf(kbroker.Failed, "the agent of host %s ended with %d", s.host, status.ExitStatus())
 }
 
-// lastLog is the end of the log of a host's agent.
-func (l *localCluster) lastLog(h kbroker.HostID) string {
+// withLog is failed with the last lines of the log of a host's agent, not those
+// before an offset.
+func (l *localCluster) withLog(h kbroker.HostID, start int64, failed error) error {
+	return &outputError{error: failed, title: fmt.Sprintf("last lines of the log of %s:", h), lines: strings.Split(l.lastLog(h, start), "\n")}
+}
+
+// lastLog is the end of the log of a host's agent, from an offset on.
+func (l *localCluster) lastLog(h kbroker.HostID, start int64) string {
 	f, err := os.Open(filepath.Join(l.hostDir(h), agentLog))
 	if err != nil {
 		return err.Error()
@@ -105,7 +116,7 @@ func (l *localCluster) lastLog(h kbroker.HostID) string {
 	if err != nil {
 		return err.Error()
 	}
-	from := max(0, info.Size()-agentLogBytes)
+	from := max(start, info.Size()-agentLogBytes)
 	b, err := io.ReadAll(io.NewSectionReader(f, from, info.Size()-from))
 	if err != nil {
 		return err.Error()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -38,6 +39,9 @@ answers or the cluster has no leader.`,
 			defer api.Close()
 			s, err := api.Status(ctx)
 			if err != nil {
+				if errors.Is(err, kbroker.Unavailable) {
+					err = kbroker.AsError(err).WithHint("the cores answer when a majority of them is up: start the agents that are dead, `kbroker up` those of this machine")
+				}
 				return fmt.Errorf("cluster of %s: %w", target.Source, err)
 			}
 			if s.Alarms == nil {
@@ -74,8 +78,8 @@ func (c *cli) statusText(w io.Writer, s kbroker.StatusReply, t client.Target) {
 	fmt.Fprintf(w, "leader     %s\n", leader)
 	fmt.Fprintf(w, "writable   %s\n", writable)
 	fmt.Fprintf(w, "hosts      %d of %d up\n", s.HostsUp, s.Hosts)
-	fmt.Fprintf(w, "cores      %d of %d up, %d replicas\n", s.CoresUp, s.Cores, s.Replicas)
-	fmt.Fprintf(w, "instances  %d of %d ready, in %d apps\n", s.Ready, s.Instances, s.Apps)
+	fmt.Fprintf(w, "cores      %d of %d up, %s\n", s.CoresUp, s.Cores, counted(s.Replicas, "replica"))
+	fmt.Fprintf(w, "instances  %d of %d ready, in %s\n", s.Ready, s.Instances, counted(s.Apps, "app"))
 	if len(s.Alarms) == 0 {
 		fmt.Fprintf(w, "alarms     none\n")
 	}

@@ -1,21 +1,29 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
 )
 
+// stopTimeout bounds the wait for the last instance: one on a lost host ends
+// only when its host is back.
+const stopTimeout = 2 * time.Minute
+
 func (c *cli) stopCommand() *cobra.Command {
 	var detach bool
 	cmd := &cobra.Command{
 		Use:   "stop APP",
 		Short: "Stop all instances of an application",
-		Long: `Stop all instances of an application and wait until the last has gone. Its spec
-and versions stay: deploy starts it again.`,
+		Long: `Stop all instances of an application and wait until the last has gone, at most
+two minutes unless --timeout says. Its spec and versions stay: deploy starts it
+again.`,
 		Example:           "  kbroker stop hello",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeApps,
@@ -24,7 +32,7 @@ and versions stay: deploy starts it again.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), 0)
+			ctx, cancel := c.within(cmd.Context(), stopTimeout)
 			defer cancel()
 			api, _, err := c.open(ctx)
 			if err != nil {
@@ -37,7 +45,7 @@ and versions stay: deploy starts it again.`,
 			if !detach {
 				shown := changes{cli: c}
 				if err := api.FollowStop(ctx, app, shown.show); err != nil {
-					return err
+					return stillThere(err, shown.last.Instances)
 				}
 			}
 			result := struct {
@@ -55,4 +63,18 @@ and versions stay: deploy starts it again.`,
 	}
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait until the last instance has gone")
 	return cmd
+}
+
+// stillThere names, in the error of a stop that took too long, what is left.
+func stillThere(err error, rows []kbroker.InstanceRow) error {
+	var left []string
+	for _, r := range rows {
+		if r.Instance != nil && r.State != kbroker.StateExited {
+			left = append(left, fmt.Sprintf("%s on %s (%s)", *r.Instance, orDash(r.Host), r.State))
+		}
+	}
+	if len(left) == 0 || !errors.Is(err, kbroker.DeadlineExceeded) {
+		return err
+	}
+	return kbroker.AsError(err).WithHint("still there: %s", strings.Join(left, ", "))
 }

@@ -55,7 +55,7 @@ Without --hosts: as many hosts as the cluster has, one for a new one.`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needLinux(); err != nil {
+			if err := c.onThisMachine(); err != nil {
 				return err
 			}
 			if err := checkSize(cmd.Flags().Changed("hosts"), hosts, cores); err != nil {
@@ -186,8 +186,7 @@ func (c *cli) awaitReady(ctx context.Context, l *localCluster, started []spawned
 	for {
 		for _, s := range started {
 			if err := s.ended(); err != nil {
-				fmt.Fprintf(c.err, "last lines of the log of %s:\n%s\n", s.host, l.lastLog(s.host))
-				return nil, err
+				return nil, l.withLog(s.host, s.log, err)
 			}
 		}
 		if rows, ok := w.look(ctx); ok {
@@ -202,9 +201,8 @@ func (c *cli) awaitReady(ctx context.Context, l *localCluster, started []spawned
 			if w.host != "" {
 				h = w.host
 			}
-			fmt.Fprintf(c.err, "last lines of the log of %s:\n%s\n", h, l.lastLog(h))
-			return nil, kbroker.Errorf(kbroker.DeadlineExceeded, "the cluster in %s is not ready: %s", l.dir, w.waiting).
-				WithHint("kbroker up goes on where it is; the logs are %s/*/%s", l.dir, agentLog)
+			return nil, l.withLog(h, 0, kbroker.Errorf(kbroker.DeadlineExceeded, "the cluster in %s is not ready: %s", l.dir, w.waiting).
+				WithHint("kbroker up goes on where it is; the logs are %s/*/%s", l.dir, agentLog))
 		case <-time.After(upPoll):
 		}
 	}
@@ -247,13 +245,13 @@ func (r *readiness) look(ctx context.Context) ([]kbroker.HostRow, bool) {
 		case i < 0:
 			r.missing(h.Name, fmt.Sprintf("host %s is not admitted", h.Name))
 			return nil, false
-		case rows[i].State != kbroker.HostReady || rows[i].PID == nil:
+		case rows[i].State != kbroker.HostReady:
 			r.missing(h.Name, fmt.Sprintf("host %s is %s", h.Name, rows[i].State))
 			return nil, false
 		}
 		// For a moment a host still looks ready after its agent was killed.
 		pid, alive, err := node.Running(r.cluster.hostDir(h.Name))
-		if err != nil || !alive || pid != *rows[i].PID {
+		if err != nil || !alive || rows[i].PID == nil || pid != *rows[i].PID {
 			r.missing(h.Name, fmt.Sprintf("the cluster has not heard the agent of host %s", h.Name))
 			return nil, false
 		}
@@ -262,7 +260,7 @@ func (r *readiness) look(ctx context.Context) ([]kbroker.HostRow, bool) {
 	switch {
 	case err != nil:
 		r.missing("", err.Error())
-	case s.Leader == nil:
+	case s.Leader == nil || !slices.ContainsFunc(rows, func(row kbroker.HostRow) bool { return row.Super }):
 		r.missing("", "there is no leader")
 	case !s.Writable:
 		r.missing("", "the control store takes no writes")

@@ -6,12 +6,17 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/spec"
 )
+
+// specFile is what the file of a spec is usually called.
+const specFile = "app.yaml"
 
 func (c *cli) validateCommand() *cobra.Command {
 	return &cobra.Command{
@@ -29,7 +34,7 @@ its line, its column and what to do. Asks no cluster and builds nothing.`,
 			}
 			app := doc.App()
 			return c.print(app, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: app %s is valid, %d service(s)\n", args[0], app.Name, len(app.Services))
+				fmt.Fprintf(w, "%s: app %s is valid, %s\n", args[0], app.Name, counted(len(app.Services), "service"))
 			})
 		},
 	}
@@ -53,8 +58,11 @@ func readSpec(path string) (*spec.Document, error) {
 // to.
 func inputError(path string, err error) error {
 	e := kbroker.Errorf(kbroker.Invalid, "cannot read %s: %v", path, reason(err))
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return e.WithHint("is the path right? it is relative to the working directory")
+	case errors.Is(err, syscall.EISDIR):
+		return e.WithHint("name the file in it, such as %s", filepath.Join(path, specFile))
 	}
 	return e
 }
