@@ -122,7 +122,8 @@ type ReportRequest struct {
 	Process  string   `json:"process"`
 	Number   uint64   `json:"number"`
 	Statuses []Status `json:"statuses"`
-	// Gone are instances of which nothing is left to say.
+	// Gone are instances of which nothing is left to say. Those that have exited
+	// stay listed for a while.
 	Gone []StatusKey `json:"gone,omitempty"`
 }
 

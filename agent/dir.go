@@ -51,7 +51,7 @@ func Lock(dir string) (*Dir, error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+		return nil, kbroker.Errorf(kbroker.Invalid, "data directory: %v", err).WithHint("name a directory that can be made and written")
 	}
 	path, err := cleanPath(dir)
 	if err != nil {

@@ -126,6 +126,13 @@ func (r *replica) hosts() []kbroker.Host {
 	return slices.SortedFunc(maps.Values(r.tables.hosts), func(a, b kbroker.Host) int { return cmp.Compare(a.Name, b.Name) })
 }
 
+// exited reports whether the last status of an instance says that it has ended.
+func (r *replica) exited(k PlacementKey) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tables.statuses[k].State == kbroker.StateExited
+}
+
 func (r *replica) headRevision(host kbroker.HostID) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

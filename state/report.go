@@ -46,6 +46,9 @@ func (s *Store) Report(ctx context.Context, r kbroker.ReportRequest) (kbroker.Re
 		msgs = append(msgs, m)
 	}
 	for _, k := range r.Gone {
+		if s.reports.exited(PlacementKey{r.Host, k.Tenant, k.Instance}) {
+			continue // what has ended is listed until its time is over
+		}
 		msgs = append(msgs, newMarker(subjects.Status(subjects.KeyStatus(r.Host, k.Tenant, k.Instance))))
 	}
 	subject := subjects.Status(subjects.KeyReport(r.Host))

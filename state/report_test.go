@@ -114,6 +114,30 @@ func TestReportsOfOneHostThroughManyCoresAreEachAcceptedOnce(t *testing.T) {
 	}
 }
 
+// People ask what has ended, and why, when nothing is left of it.
+func TestAnExitedInstanceIsListedAfterItIsGone(t *testing.T) {
+	_, s := founded(t)
+	key := PlacementKey{"h1", "default", "shop-web-1"}
+	report(t, s, kbroker.ReportRequest{Host: "h1", Number: 1, Statuses: []kbroker.Status{status("h1", "shop-web-1", kbroker.StateExited)}})
+	wait.Until(t, 5*time.Second, func() error {
+		if got := s.Peek().Statuses[key].State; got != kbroker.StateExited {
+			return fmt.Errorf("status is %q, want exited", got)
+		}
+		return nil
+	})
+	report(t, s, kbroker.ReportRequest{Host: "h1", Number: 2, Gone: []kbroker.StatusKey{{Tenant: "default", Instance: "shop-web-1"}}})
+	report(t, s, kbroker.ReportRequest{Host: "h1", Number: 3, Statuses: []kbroker.Status{status("h1", "shop-web-2", kbroker.StateReady)}})
+	wait.Until(t, 5*time.Second, func() error {
+		if _, ok := s.Peek().Statuses[PlacementKey{"h1", "default", "shop-web-2"}]; !ok {
+			return errors.New("the report after it is not applied")
+		}
+		return nil
+	})
+	if got := s.Peek().Statuses[key].State; got != kbroker.StateExited {
+		t.Errorf("status is %q after it was gone, want exited until its time is over", got)
+	}
+}
+
 func TestAGoneInstanceHasNoStatusAndCanComeBack(t *testing.T) {
 	_, s := founded(t)
 	key := PlacementKey{"h1", "default", "shop-web-1"}

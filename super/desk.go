@@ -29,6 +29,8 @@ const (
 	// answers with what this core knows, before the client, who gives a core one
 	// second, has stopped to listen.
 	readBarrier = 600 * time.Millisecond
+	// lookWithin is how long a status waits for a fresh look at the broker.
+	lookWithin = 200 * time.Millisecond
 )
 
 // desk is what every core does for agents and clients.
@@ -171,7 +173,7 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 	case subjects.VerbHosts:
 		return hostRows(v, d.sight()), nil
 	case subjects.VerbStatus:
-		return d.status(v), nil
+		return d.status(ctx, v), nil
 	case subjects.VerbVersion:
 		_, version, err := lookup(v, tenant, r.App)
 		return version, err
@@ -212,8 +214,15 @@ func (d *desk) sight() sight {
 	return sight{age: d.heard.age, times: d.cfg.Times, leader: ask.Leader, current: d.cfg.Members().Current}
 }
 
-func (d *desk) status(v *state.View) kbroker.StatusReply {
+func (d *desk) status(ctx context.Context, v *state.View) kbroker.StatusReply {
 	m := d.cfg.Members()
+	if m.Known && d.cfg.Look != nil {
+		looking, cancel := context.WithTimeout(ctx, lookWithin)
+		if err := d.cfg.Look(looking); err == nil {
+			m = d.cfg.Members()
+		}
+		cancel()
+	}
 	ask, led := d.heard.leads(d.cfg.Times.Suspect)
 	out := kbroker.StatusReply{
 		ClusterID: d.cfg.ClusterID, Core: d.cfg.Host, Replicas: m.Replicas, Writable: m.Writable,

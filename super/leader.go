@@ -49,7 +49,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	log.Info("leading", "host", l.cfg.Host)
 	defer log.Info("not leading any more", "host", l.cfg.Host)
 
-	t := &term{leader: l, lease: lease, log: log, memory: newMemory()}
+	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock()}
 	commands := make(chan *nats.Msg, maxCommands)
 	sub, err := l.cfg.Conn.Subscribe(subjects.SuperAll(), func(m *nats.Msg) {
 		select {
@@ -102,6 +102,7 @@ type term struct {
 	lease  *state.Leader
 	log    *slog.Logger
 	memory *memory
+	sawAt  time.Duration // when a majority's words were last there
 
 	mu      sync.Mutex
 	answers []kbroker.HeardReply
@@ -137,8 +138,15 @@ func (t *term) world(v *state.View) World {
 	t.memory.see(v, now)
 	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now)}
 	verdict := Judge(v, h, t.cfg.Times)
+	if !verdict.Blind {
+		t.sawAt = now
+	}
+	alarms := verdict.Alarms
+	if verdict.Blind && now-t.sawAt < stale {
+		alarms = nil // a core that has just become one has not been asked yet
+	}
 	t.mu.Lock()
-	t.alarms = verdict.Alarms
+	t.alarms = alarms
 	t.mu.Unlock()
 	return World{
 		View: v, Verdict: verdict, InState: h.InState,

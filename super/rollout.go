@@ -225,7 +225,7 @@ func (a *appDraft) trouble(p kbroker.Placement) {
 	if s.State == "" || s.Epoch != p.Epoch {
 		s.State, s.Message = kbroker.StatePending, "its agent has not reported it"
 	}
-	text := fmt.Sprintf("%s on %s is %s", p.Instance, p.Host, s.State)
+	text := fmt.Sprintf("%s on %s (%s)", p.Instance, p.Host, s.State)
 	if s.Message != "" {
 		text += ": " + s.Message
 	}

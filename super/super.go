@@ -49,9 +49,11 @@ type Config struct {
 	Dir       string // for uploads and for artifacts that it hands out; created
 	Conn      *nats.Conn
 	Members   func() Members
-	Times     state.Times
-	Clock     state.Clock // nil: state.Boottime
-	Log       *slog.Logger
+	// Look has Members look again now, as far as ctx allows; nil: it always has.
+	Look  func(ctx context.Context) error
+	Times state.Times
+	Clock state.Clock // nil: state.Boottime
+	Log   *slog.Logger
 }
 
 // Super is the part of kbroker_super that runs on one core.
