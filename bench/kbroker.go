@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 
 	"github.com/kbroker/kbroker/sdk"
@@ -26,7 +25,7 @@ const (
 func (kbrokerPeer) Name() string { return "kbroker" }
 
 func (kbrokerPeer) Serve(ctx context.Context, env Env, ready func(string)) error {
-	app := sdk.New(sdk.At(kbrokerServers(env)), sdk.As(kbrokerService), quiet())
+	app := sdk.New(sdk.At(kbrokerServer(env)), sdk.As(kbrokerService), quiet())
 	sdk.Handle(app, kbrokerEcho, func(_ context.Context, in []byte) ([]byte, error) { return in, nil })
 	here := make(chan struct{})
 	var once sync.Once
@@ -67,7 +66,7 @@ func callUntil(ctx context.Context, app *sdk.App, here <-chan struct{}) bool {
 }
 
 func (kbrokerPeer) Dial(ctx context.Context, env Env, _ []string) (Caller, error) {
-	client, err := sdk.Dial(ctx, sdk.At(kbrokerServers(env)), quiet())
+	client, err := sdk.Dial(ctx, sdk.At(kbrokerServer(env)), quiet())
 	if err != nil {
 		return nil, fmt.Errorf("connect %v: %w", env.Servers, err)
 	}
@@ -79,7 +78,10 @@ func quiet() sdk.Option {
 	return sdk.Logger(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 }
 
-func kbrokerServers(env Env) string { return strings.Join(env.Servers, ",") }
+// kbrokerServer is the own host's: of several the SDK would take any, and the
+// sides would not have one responder on each host. It learns of the others from
+// the server.
+func kbrokerServer(env Env) string { return env.Servers[0] }
 
 type kbrokerCaller struct {
 	client  *sdk.Client

@@ -67,12 +67,13 @@ func IdempotentCall() CallOption {
 // deadlines, resends and what an error says. errors.Is(err,
 // context.DeadlineExceeded) and context.Canceled tell why a call gave up.
 func Call[Out any](ctx context.Context, to Target, method string, in any, opts ...CallOption) (Out, error) {
-	var out Out
 	reply, err := to.call(ctx, method, in, opts)
 	if err != nil {
-		return out, err
+		var none Out
+		return none, err
 	}
-	if err := decode(reply.Data, &out); err != nil {
+	out, err := decode[Out](reply.Data)
+	if err != nil {
 		e := kbroker.Errorf(kbroker.Invalid, "the answer of %s %s is not a %T: %v", to, method, out, err)
 		e.Executed = kbroker.ExecutedYes
 		return out, e
@@ -98,18 +99,18 @@ func (t Target) call(ctx context.Context, method string, in any, opts []CallOpti
 	if err != nil {
 		return nil, notRun(kbroker.Errorf(kbroker.Invalid, "the argument of %s %s: %v", t, method, err))
 	}
-	c := call{
-		client: client, to: t, method: method, data: data, timeout: DefaultTimeout,
-		subject: subjects.Method(t.app, t.service, method),
-		answers: make(chan answer, maxUnanswered+1),
-	}
-	if deadline, ok := ctx.Deadline(); ok {
+	c := client.desks.get()
+	defer client.desks.put(c)
+	c.client, c.to, c.method, c.data, c.timeout = client, t, method, data, DefaultTimeout
+	c.subject = subjects.Method(t.app, t.service, method)
+	deadline, bounded := ctx.Deadline()
+	if bounded {
 		c.timeout = time.Until(deadline)
 	}
 	for _, set := range opts {
-		set(&c)
+		set(c)
 	}
-	if deadline, ok := ctx.Deadline(); ok {
+	if bounded {
 		c.timeout = min(c.timeout, time.Until(deadline))
 	}
 	if c.id == "" {
@@ -125,18 +126,6 @@ func notRun(e *kbroker.Error) *kbroker.Error {
 	return &c
 }
 
-// attempt is one message that was sent for a call.
-type attempt struct {
-	number int
-	forget func() // gives up its slot for an answer
-}
-
-// answer is what came back to one attempt.
-type answer struct {
-	attempt int
-	msg     *nats.Msg
-}
-
 // call is one call with all its attempts. Owned by the caller's goroutine.
 type call struct {
 	client  *Client
@@ -149,14 +138,13 @@ type call struct {
 	repeat  repeatable // from IdempotentCall; what was learned is in the client
 
 	deadline time.Time
-	answers  chan answer
-	open     []attempt      // those without an answer
 	sent     int            // attempts so far
 	inARow   int            // attempts in a row that certainly did not run
 	paused   bool           // the next attempt goes at the next wake-up
 	last     *kbroker.Error // why the latest attempt did not run
 	asked    *lookup        // discovery under way for the retry table
 	found    *lookup        // discovery for the error message
+	desk
 }
 
 // run sends attempts until one is answered for good or the deadline passes.
@@ -172,27 +160,32 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 	if err != nil {
 		return nil, notRun(kbroker.AsError(err))
 	}
-	defer c.forgetAll()
+	defer c.clear(t)
 
 	back := c.client.back.wait()
-	pause, err := c.send(t)
+	pause, err := c.send(t, now)
 	if err != nil {
 		return nil, err
 	}
-	timer := time.NewTimer(min(pause, c.timeout))
-	defer timer.Stop()
+	c.timer.Reset(min(pause, c.timeout))
 	for {
 		var v verdict
 		select {
 		case a := <-c.answers:
-			reply, e, err := c.receive(a)
+			if !c.mine(a) {
+				continue
+			}
+			reply, e, err := c.receive(a.msg)
 			if reply != nil || err != nil {
 				return reply, err
 			}
 			v = decide(e, c.idempotence(), len(c.open))
-		case <-timer.C:
+		case <-c.timer.C:
 			v = c.wake()
 		case <-back:
+			if c.client.hasEnded() {
+				return nil, c.ended()
+			}
 			back = c.client.back.wait()
 			v = decide(reconnected, c.idempotence(), len(c.open))
 		case <-c.asked.answered():
@@ -200,16 +193,14 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 			v = decide(learned, c.idempotence(), len(c.open))
 		case <-ctx.Done():
 			return nil, c.givenUp(ctx)
-		case <-c.client.ended:
-			return nil, c.ended()
 		}
-		if !time.Now().Before(c.deadline) {
+		if now = time.Now(); !now.Before(c.deadline) {
 			return nil, c.givenUp(ctx)
 		}
-		if pause, err = c.act(t, v); err != nil {
+		if pause, err = c.act(t, v, now); err != nil {
 			return nil, err
 		}
-		timer.Reset(min(pause, time.Until(c.deadline)))
+		c.timer.Reset(min(pause, time.Until(c.deadline)))
 	}
 }
 
@@ -226,7 +217,7 @@ func (c *call) wake() verdict {
 }
 
 // act carries a verdict out and returns when to wake up next.
-func (c *call) act(t transport, v verdict) (time.Duration, error) {
+func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error) {
 	switch v {
 	case backOff:
 		return c.backOff(t), nil
@@ -234,11 +225,11 @@ func (c *call) act(t transport, v verdict) (time.Duration, error) {
 		c.asked = c.client.lookup(t, c.to)
 		return lookupTimeout, nil
 	case resendPaid:
-		if c.client.budget.take(time.Now()) {
-			return c.send(t)
+		if c.client.budget.take(now) {
+			return c.send(t, now)
 		}
 	case resendNow:
-		return c.send(t)
+		return c.send(t, now)
 	}
 	if c.paused {
 		return backoff(c.inARow), nil // something else woke the call up
@@ -258,20 +249,9 @@ func (c *call) backOff(t transport) time.Duration {
 }
 
 // send makes one attempt and returns when to wake up if it is not answered.
-func (c *call) send(t transport) (time.Duration, error) {
+func (c *call) send(t transport, now time.Time) (time.Duration, error) {
 	c.paused = false
-	n := c.sent
-	m := &nats.Msg{Subject: c.subject, Data: c.data, Header: nats.Header{
-		subjects.HeaderRequestID: {c.id},
-		subjects.HeaderTimeout:   {timeoutHeader(time.Until(c.deadline))},
-	}}
-	answers := c.answers
-	forget, err := t.request(m, func(m *nats.Msg) {
-		select {
-		case answers <- answer{n, m}:
-		default: // full: its attempt stays unanswered
-		}
-	})
+	slot, err := t.request(c.message(c.subject, c.data, c.id, c.deadline.Sub(now)), c.deliver)
 	switch {
 	case errors.Is(err, errNotConnected):
 		c.last = kbroker.Errorf(kbroker.Unavailable, "there is no connection to the cluster").WithHint("`kbroker status` says which cores are up")
@@ -284,38 +264,31 @@ func (c *call) send(t transport) (time.Duration, error) {
 	case errors.Is(err, nats.ErrBadSubject):
 		return 0, c.final(kbroker.Errorf(kbroker.Invalid, "%s %s is not a subject", c.to, c.method), kbroker.ExecutedNo)
 	case err != nil:
-		forget = func() {} // it may have left: nothing but time tells
+		slot = 0 // it may have left: nothing but time tells
 	}
 	if c.sent++; c.sent > 1 {
 		c.client.retried.Add(1)
 	}
-	c.open = append(c.open, attempt{n, forget})
+	c.open = append(c.open, slot)
 	return attemptTime(c.timeout), nil
 }
 
 // receive judges an answer: a reply or an error ends the call, otherwise the
 // attempt certainly did not run and e says why.
-func (c *call) receive(a answer) (reply *nats.Msg, e event, err error) {
-	for i, o := range c.open {
-		if o.number == a.attempt {
-			o.forget()
-			c.open = slices.Delete(c.open, i, i+1)
-			break
-		}
-	}
-	failure, nobody := answerOf(a.msg)
+func (c *call) receive(m *nats.Msg) (reply *nats.Msg, e event, err error) {
+	failure, nobody := answerOf(m)
 	switch {
 	case nobody:
 		c.last = nil
 		return nil, nobodyThere, nil
 	case failure == nil:
-		c.client.remember(c.subject, a.msg.Header)
-		return a.msg, 0, nil
+		c.client.remember(c.subject, m.Header)
+		return m, 0, nil
 	case failure.Code == kbroker.Overloaded && failure.Executed == kbroker.ExecutedNo:
 		c.last = failure
 		return nil, refusedNow, nil
 	}
-	c.client.remember(c.subject, a.msg.Header)
+	c.client.remember(c.subject, m.Header)
 	return nil, 0, c.final(failure, failure.Executed)
 }
 
@@ -370,10 +343,4 @@ func (c *call) nobody() *kbroker.Error {
 	}
 	return kbroker.Errorf(kbroker.Unavailable, "nobody serves %s %s", c.to, c.method).
 		WithHint("`kbroker ps` says whether it runs; `kbroker apps` what is deployed")
-}
-
-func (c *call) forgetAll() {
-	for _, o := range c.open {
-		o.forget()
-	}
 }

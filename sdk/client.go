@@ -23,10 +23,11 @@ type Client struct {
 	session string // of the request ids: random, one per client
 	seq     atomic.Uint64
 	budget  *budget
-	back    broadcast // fires when the connection is (again) there
+	back    broadcast // fires when the connection is (again) there, or will never be
 
 	methods        sync.Map // subject of a method -> bool: idempotent
 	calls, retried atomic.Uint64
+	desks          desks
 
 	opened atomic.Pointer[opened]
 	ended  chan struct{} // closed when the connection is closed for good
@@ -121,13 +122,21 @@ func (c *Client) Close() {
 
 // end wakes everybody who waits on a connection that will not come back.
 func (c *Client) end() {
+	defer c.back.fire() // after ended is closed
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.over = true
+	if !c.hasEnded() {
+		close(c.ended)
+	}
+}
+
+func (c *Client) hasEnded() bool {
 	select {
 	case <-c.ended:
+		return true
 	default:
-		close(c.ended)
+		return false
 	}
 }
 

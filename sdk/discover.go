@@ -61,12 +61,12 @@ func (c *Client) lookup(t transport, to Target) *lookup {
 	if err != nil {
 		return l
 	}
-	forget, err := t.request(&nats.Msg{Subject: subject}, func(m *nats.Msg) {
+	slot, err := t.request(&nats.Msg{Subject: subject}, func(_ uint64, m *nats.Msg) {
 		l.methods = c.learn(m, subjects.Method(to.app, to.service, ""))
 		close(l.done)
 	})
 	if err == nil {
-		time.AfterFunc(lookupTimeout, forget)
+		time.AfterFunc(lookupTimeout, func() { t.forget(slot) })
 	}
 	return l
 }

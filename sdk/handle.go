@@ -26,7 +26,8 @@ func Idempotent() HandleOption { return func(m *method) { m.idempotent = true } 
 func Concurrency(n int) HandleOption { return func(m *method) { m.concurrency = n } }
 
 // Handle serves a method of the app's service with fn. In and Out are JSON on
-// the wire, []byte as it is. fn runs on a goroutine of its own; its context ends
+// the wire, []byte as it is. Runs of fn do not wait for each other, up to
+// Concurrency; the goroutine of one may run others after it. The context ends
 // with the caller's deadline, or when the app leaves and the grace is over. An
 // error of fn is sent with its code (Internal if it has none) and counts as
 // executed. Call Handle before Run; a mistake (a name that is not valid, a
@@ -34,8 +35,8 @@ func Concurrency(n int) HandleOption { return func(m *method) { m.concurrency = 
 func Handle[In, Out any](app *App, name string, fn func(context.Context, In) (Out, error), opts ...HandleOption) {
 	m := &method{name: name, concurrency: DefaultConcurrency}
 	m.run = func(ctx context.Context, data []byte) ([]byte, *kbroker.Error) {
-		var in In
-		if err := decode(data, &in); err != nil {
+		in, err := decode[In](data)
+		if err != nil {
 			return nil, notRun(kbroker.Errorf(kbroker.Invalid, "the argument of %s is not valid: %v", name, err))
 		}
 		out, err := fn(ctx, in)
@@ -75,8 +76,7 @@ type method struct {
 	out    transport
 	base   context.Context // of all handlers: ends when the grace is over
 	header nats.Header     // of every reply; shared, never changed
-	slots  chan struct{}   // one element per running handler
-	taken  int             // slots taken by idle, for good
+	crew   *crew           // runs the handlers
 
 	mu    sync.Mutex
 	stats methodStats
@@ -99,7 +99,7 @@ func (m *method) check() error {
 // serve joins the service's queue group.
 func (m *method) serve(app *App, base context.Context, t transport) (subscription, error) {
 	m.app, m.out, m.base = app, t, base
-	m.slots = make(chan struct{}, m.concurrency)
+	m.crew = newCrew(m.concurrency, m.handle)
 	m.header = nats.Header{subjects.HeaderInstance: {string(app.identity.Incarnation)}}
 	if m.idempotent {
 		m.header[subjects.HeaderIdempotent] = []string{"1"}
@@ -111,22 +111,18 @@ func (m *method) subject() string {
 	return subjects.Method(m.app.identity.App, m.app.identity.Service, m.name)
 }
 
-// receive starts a handler, or refuses at once: there is no queue in which a
+// receive has a handler run, or refuses at once: there is no queue in which a
 // request could wait past its deadline.
 func (m *method) receive(msg *nats.Msg) {
-	select {
-	case m.slots <- struct{}{}:
-	default:
-		e := kbroker.Errorf(kbroker.Overloaded, "%s runs %d requests of %s, its bound", m.app.identity.Instance, m.concurrency, m.name).
-			WithHint("another instance may have room; more instances: kbroker scale")
-		m.refuse(msg, notRun(e))
-		return
-	}
 	timeout, bounded := parseTimeout(msg.Header)
 	if !bounded {
 		timeout = maxTimeout
 	}
-	go m.handle(msg, time.Now().Add(timeout)) // waited for by taking all slots
+	if !m.crew.take(job{msg, time.Now().Add(timeout)}) {
+		e := kbroker.Errorf(kbroker.Overloaded, "%s runs %d requests of %s, its bound", m.app.identity.Instance, m.concurrency, m.name).
+			WithHint("another instance may have room; more instances: kbroker scale")
+		m.refuse(msg, notRun(e))
+	}
 }
 
 func (m *method) refuse(msg *nats.Msg, e *kbroker.Error) {
@@ -134,15 +130,15 @@ func (m *method) refuse(msg *nats.Msg, e *kbroker.Error) {
 	m.count(0, e)
 }
 
-// handle runs the handler and answers. It holds a slot.
-func (m *method) handle(msg *nats.Msg, deadline time.Time) {
-	defer func() { <-m.slots }()
+// handle runs the handler and answers.
+func (m *method) handle(j job) {
 	start := time.Now()
-	ctx, cancel := context.WithDeadline(withRequest(m.base, m.app.client, msg.Header.Get(subjects.HeaderRequestID)), deadline)
-	defer cancel()
+	msg := j.msg
+	ctx := &request{base: m.base, client: m.app.client, id: msg.Header.Get(subjects.HeaderRequestID), deadline: j.deadline}
+	defer ctx.end()
 	var body []byte
 	var e *kbroker.Error
-	if ctx.Err() != nil { // it came too late, or waited for a processor until now
+	if !start.Before(j.deadline) || m.base.Err() != nil { // it came too late, or waited for a processor until now
 		e = notRun(kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of %s passed before it ran", m.name))
 	} else {
 		body, e = m.guarded(ctx, msg.Data)
@@ -194,43 +190,6 @@ func (m *method) count(busy time.Duration, e *kbroker.Error) {
 	}
 }
 
-// idle waits until no handler runs, and lets none start after it. It takes all
-// slots; called again, it goes on where ctx ended it.
-func (m *method) idle(ctx context.Context) error {
-	for ; m.taken < cap(m.slots); m.taken++ {
-		select {
-		case m.slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// request is what a handler's context knows of the request.
-type request struct {
-	client *Client
-	id     string
-}
-
-type requestKey struct{}
-
-func withRequest(ctx context.Context, c *Client, id string) context.Context {
-	return context.WithValue(ctx, requestKey{}, request{c, id})
-}
-
-// RequestIDOf is the id of the request that a handler's context belongs to: the
-// same for all attempts of one call. Empty elsewhere, and for callers that send
-// none.
-func RequestIDOf(ctx context.Context) string {
-	r, _ := ctx.Value(requestKey{}).(request)
-	return r.id
-}
-
-// clientOf is the client of a handler's context, else that of the process.
-func clientOf(ctx context.Context) *Client {
-	if r, ok := ctx.Value(requestKey{}).(request); ok {
-		return r.client
-	}
-	return processClient.Load()
-}
+// idle waits until no handler runs, and lets none start from now on. It can be
+// called again after ctx ended it.
+func (m *method) idle(ctx context.Context) error { return m.crew.close(ctx) }

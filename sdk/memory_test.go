@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/nats-io/nats.go"
@@ -20,7 +21,7 @@ type bus struct {
 	subs  map[string][]*busSub
 	turn  int
 	ends  []*busEnd
-	inbox int
+	inbox uint64
 	// lose drops a message on its way. Called without the lock.
 	lose func(*nats.Msg) bool
 }
@@ -80,26 +81,44 @@ func (e *busEnd) publish(m *nats.Msg) error {
 	if err := e.state(); err != nil {
 		return err
 	}
-	e.bus.route(m)
+	e.bus.route(copied(m))
 	return nil
 }
 
-func (e *busEnd) request(m *nats.Msg, deliver func(*nats.Msg)) (func(), error) {
+func (e *busEnd) request(m *nats.Msg, deliver func(uint64, *nats.Msg)) (uint64, error) {
 	if err := e.state(); err != nil {
-		return nil, err
+		return 0, err
 	}
 	e.bus.mu.Lock()
 	e.bus.inbox++
-	m.Reply = fmt.Sprintf("inbox.%d", e.bus.inbox)
+	slot := e.bus.inbox
 	e.bus.mu.Unlock()
-	var once sync.Once
-	s, err := e.subscribe(m.Reply, "", func(m *nats.Msg) { once.Do(func() { deliver(m) }) })
+	m = copied(m)
+	m.Reply = inbox(slot)
+	_, err := e.subscribe(m.Reply, "", func(m *nats.Msg) {
+		if e.bus.removeInbox(slot) {
+			deliver(slot, m)
+		}
+	})
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	forget := func() { e.bus.remove(s.(*busSub)) }
 	e.bus.route(m)
-	return forget, nil
+	return slot, nil
+}
+
+func (e *busEnd) forget(slot uint64) { e.bus.removeInbox(slot) }
+
+func inbox(slot uint64) string { return fmt.Sprintf("inbox.%d", slot) }
+
+// copied is what the receiver gets: the sender changes its own.
+func copied(m *nats.Msg) *nats.Msg {
+	c := nats.NewMsg(m.Subject)
+	c.Reply, c.Data = m.Reply, m.Data
+	for k, v := range m.Header {
+		c.Header[k] = slices.Clone(v)
+	}
+	return c
 }
 
 func (e *busEnd) subscribe(subject, queue string, handle func(*nats.Msg)) (subscription, error) {
@@ -123,6 +142,15 @@ func (s *busSub) drain(context.Context) error {
 	s.end.bus.remove(s)
 	s.running.Wait()
 	return s.end.state()
+}
+
+// removeInbox reports whether the slot was open.
+func (b *bus) removeInbox(slot uint64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, open := b.subs[inbox(slot)]
+	delete(b.subs, inbox(slot))
+	return open
 }
 
 func (b *bus) remove(s *busSub) {

@@ -98,12 +98,12 @@ func (w *watch) question() {
 		return
 	}
 	m := &nats.Msg{Subject: subjects.Core(subjects.VerbPlacement, w.own.Tenant), Data: body}
-	forget, err := w.t.request(m, func(m *nats.Msg) {
+	slot, err := w.t.request(m, func(_ uint64, m *nats.Msg) {
 		if e, nobody := answerOf(m); e == nil && !nobody {
 			w.receive(m.Data)
 		}
 	})
 	if err == nil {
-		time.AfterFunc(placementAsk, forget)
+		time.AfterFunc(placementAsk, func() { w.t.forget(slot) })
 	}
 }

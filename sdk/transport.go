@@ -15,12 +15,17 @@ import (
 // how bytes travel: resends, typed errors and drain are above it, sockets and
 // inboxes below. Safe for concurrent use. Callbacks must not block.
 type transport interface {
-	// publish sends one message, now or when the connection is back.
+	// publish sends one message, now or when the connection is back. The
+	// message is the caller's again when it returned.
 	publish(m *nats.Msg) error
 	// request sends m with a reply subject of the transport's own and hands
-	// the first answer to deliver. forget gives the slot up; it is called
-	// exactly once, answered or not. errNotConnected: m was not sent.
-	request(m *nats.Msg, deliver func(*nats.Msg)) (forget func(), err error)
+	// the first answer to deliver, with the slot that the request has; the
+	// answer can come before request returns. m is the caller's again then.
+	// errNotConnected: m was not sent.
+	request(m *nats.Msg, deliver func(slot uint64, m *nats.Msg)) (slot uint64, err error)
+	// forget gives up a slot that was not answered. An answer that was on its
+	// way may still be delivered. Slots are never used again, and none is 0.
+	forget(slot uint64)
 	// subscribe joins the queue group, or receives every message if queue is
 	// empty.
 	subscribe(subject, queue string, handle func(*nats.Msg)) (subscription, error)
@@ -53,15 +58,17 @@ const (
 // slot stays open until the call is over, so that late answers count.
 type natsTransport struct {
 	conn  *nats.Conn
-	inbox string // prefix of the reply subjects, with the last dot
+	inbox string // prefix of the reply subjects, with the last dot; the slot follows
 	next  atomic.Uint64
 
 	mu    sync.Mutex
-	slots map[string]func(*nats.Msg)
+	slots map[uint64]func(uint64, *nats.Msg)
 }
 
+const slotBase = 36
+
 func newNATSTransport(conn *nats.Conn) (*natsTransport, error) {
-	t := &natsTransport{conn: conn, inbox: conn.NewInbox() + ".", slots: map[string]func(*nats.Msg){}}
+	t := &natsTransport{conn: conn, inbox: conn.NewInbox() + ".", slots: map[uint64]func(uint64, *nats.Msg){}}
 	if _, err := conn.Subscribe(t.inbox+"*", t.receive); err != nil {
 		return nil, err
 	}
@@ -69,46 +76,51 @@ func newNATSTransport(conn *nats.Conn) (*natsTransport, error) {
 }
 
 func (t *natsTransport) receive(m *nats.Msg) {
-	token := m.Subject[len(t.inbox):]
+	slot, err := strconv.ParseUint(m.Subject[len(t.inbox):], slotBase, 64)
+	if err != nil {
+		return // not one of ours
+	}
 	t.mu.Lock()
-	deliver := t.slots[token]
-	delete(t.slots, token)
+	deliver := t.slots[slot]
+	delete(t.slots, slot)
 	t.mu.Unlock()
 	if deliver != nil {
-		deliver(m)
+		deliver(slot, m)
 	}
 }
 
 func (t *natsTransport) publish(m *nats.Msg) error { return t.conn.PublishMsg(m) }
 
-func (t *natsTransport) request(m *nats.Msg, deliver func(*nats.Msg)) (func(), error) {
+func (t *natsTransport) request(m *nats.Msg, deliver func(uint64, *nats.Msg)) (uint64, error) {
 	if !t.conn.IsConnected() {
 		if t.conn.IsClosed() {
-			return nil, errClosed
+			return 0, errClosed
 		}
-		return nil, errNotConnected
+		return 0, errNotConnected
 	}
-	token := strconv.FormatUint(t.next.Add(1), 36)
+	slot := t.next.Add(1)
+	var space [64]byte
+	m.Reply = string(strconv.AppendUint(append(space[:0], t.inbox...), slot, slotBase))
 	t.mu.Lock()
-	t.slots[token] = deliver
+	t.slots[slot] = deliver
 	t.mu.Unlock()
-	forget := func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		delete(t.slots, token)
-	}
-	m.Reply = t.inbox + token
 	err := t.conn.PublishMsg(m)
 	switch {
 	case err == nil:
-		return forget, nil
+		return slot, nil
 	case errors.Is(err, nats.ErrReconnectBufExceeded):
 		err = errNotConnected
 	case errors.Is(err, nats.ErrConnectionClosed):
 		err = errClosed
 	}
-	forget()
-	return nil, err
+	t.forget(slot)
+	return 0, err
+}
+
+func (t *natsTransport) forget(slot uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.slots, slot)
 }
 
 func (t *natsTransport) subscribe(subject, queue string, handle func(*nats.Msg)) (subscription, error) {

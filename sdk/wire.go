@@ -24,24 +24,32 @@ const (
 const maxHeaderText = 256
 
 // encode makes a payload: JSON, or the bytes as they are.
-func encode(v any) ([]byte, error) {
-	if b, ok := v.([]byte); ok {
-		return b, nil
+func encode[T any](v T) ([]byte, error) {
+	switch p := any(&v).(type) {
+	case *[]byte:
+		return *p, nil
+	case *any:
+		if b, ok := (*p).([]byte); ok {
+			return b, nil
+		}
 	}
 	return json.Marshal(v)
 }
 
-// decode fills *into from a payload: JSON, or the bytes as they are. An empty
-// payload is the zero value.
-func decode(data []byte, into any) error {
-	if b, ok := into.(*[]byte); ok {
+// decode reads a payload: JSON, or the bytes as they are. An empty payload is
+// the zero value.
+func decode[T any](data []byte) (T, error) {
+	var v T
+	if b, ok := any(&v).(*[]byte); ok {
 		*b = data
-		return nil
+		return v, nil
 	}
 	if len(data) == 0 {
-		return nil
+		return v, nil
 	}
-	return json.Unmarshal(data, into)
+	var decoded T // not v: this one must live on the heap
+	err := json.Unmarshal(data, &decoded)
+	return decoded, err
 }
 
 // timeoutHeader is how long the caller still waits: whole milliseconds,

@@ -1,0 +1,93 @@
+package sdk
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// request is the context of one run of a handler, and what it knows of the
+// request. It behaves like a context.WithDeadline of base, which it makes only
+// when somebody waits for its end: most handlers do not, and a timer for each
+// request costs more than the rest of it. One difference is left: if the deadline
+// passed and then base ended before anybody asked, the reason is base's.
+type request struct {
+	base     context.Context // of all handlers of the app
+	client   *Client
+	id       string
+	deadline time.Time
+
+	mu     sync.Mutex
+	full   context.Context // nil: not needed yet
+	cancel context.CancelFunc
+	over   bool // the handler returned
+}
+
+type requestKey struct{}
+
+func (r *request) Deadline() (time.Time, bool) { return r.deadline, true }
+
+func (r *request) Done() <-chan struct{} { return r.context().Done() }
+
+func (r *request) Err() error {
+	if r.running() {
+		return nil
+	}
+	return r.context().Err() // lasting, from here on
+}
+
+func (r *request) Value(key any) any {
+	if key == (requestKey{}) {
+		return r
+	}
+	return r.context().Value(key)
+}
+
+// running reports that nothing has ended the context, if the full one need not
+// be asked.
+func (r *request) running() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.full == nil && !r.over && r.base.Err() == nil && time.Now().Before(r.deadline)
+}
+
+// context is the full context, made now if there is none.
+func (r *request) context() context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.full == nil {
+		r.full, r.cancel = context.WithDeadline(r.base, r.deadline)
+		if r.over {
+			r.cancel()
+		}
+	}
+	return r.full
+}
+
+// end ends the context after the handler returned.
+func (r *request) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	if r.cancel != nil {
+		r.cancel()
+	}
+}
+
+// RequestIDOf is the id of the request that a handler's context belongs to: the
+// same for all attempts of one call. Empty elsewhere, and for callers that send
+// none.
+func RequestIDOf(ctx context.Context) string {
+	if r, ok := ctx.Value(requestKey{}).(*request); ok {
+		return r.id
+	}
+	return ""
+}
+
+// clientOf is the client of a handler's context, else that of the process.
+func clientOf(ctx context.Context) *Client {
+	if r, ok := ctx.Value(requestKey{}).(*request); ok {
+		return r.client
+	}
+	return processClient.Load()
+}
