@@ -295,3 +295,24 @@ func TestMistakesAreReturnedByRun(t *testing.T) {
 		})
 	}
 }
+
+// TestAServiceCallsAnother over the one connection that it has.
+func TestAServiceCallsAnother(t *testing.T) {
+	s := natstest.Start(t)
+	inner := newApp(s.URL, "echo-echo-1")
+	Handle(inner, "twice", func(_ context.Context, in string) (string, error) { return in + in, nil })
+	start(t, inner)
+	outer := newApp(s.URL, "echo-echo-2")
+	Handle(outer, "four", func(ctx context.Context, in string) (string, error) {
+		half, err := Call[string](ctx, outer.Service("echo"), "twice", in)
+		return half + half, err
+	})
+	start(t, outer)
+	got, err := Call[string](within(t, patience), dial(t, s.URL).Service("echo"), "four", "a")
+	if err != nil || got != "aaaa" {
+		t.Errorf("four times a is %q, %v", got, err)
+	}
+	if outer.Client().Stats().Calls != 1 {
+		t.Errorf("the app's client made %d calls, want 1", outer.Client().Stats().Calls)
+	}
+}
