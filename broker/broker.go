@@ -94,7 +94,8 @@ type Broker struct {
 
 	listening chan struct{}
 	ready     chan struct{}
-	fatal     chan error // capacity 1: the first is what Run returns
+	looks     chan chan<- struct{} // to the membership loop; it closes what it gets
+	fatal     chan error           // capacity 1: the first is what Run returns
 	core      *server.Server
 
 	mu      sync.Mutex // guards what follows
@@ -125,7 +126,7 @@ func New(cfg Config) (*Broker, error) {
 	}
 	b := &Broker{
 		cfg: cfg, id: id, joined: joined, acc: newAccounts(), log: cfg.Log,
-		listening: make(chan struct{}), ready: make(chan struct{}), fatal: make(chan error, 1),
+		listening: make(chan struct{}), ready: make(chan struct{}), looks: make(chan chan<- struct{}), fatal: make(chan error, 1),
 	}
 	if !cfg.StockRaft {
 		if err := tuneOnce(); err != nil {
@@ -167,6 +168,24 @@ func (b *Broker) Members() Members {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.members
+}
+
+// Look has the membership loop look again now, streams included, and returns
+// when Members is what it saw, or with ctx's error. It costs a question to every
+// stream: for people, not for loops.
+func (b *Broker) Look(ctx context.Context) error {
+	seen := make(chan struct{})
+	select {
+	case b.looks <- seen:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-seen:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Writable reports whether a compare-and-set write to the control stream was

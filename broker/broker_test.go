@@ -16,6 +16,44 @@ import (
 	"github.com/kbroker/kbroker/subjects"
 )
 
+// TestLookSeesWhatAnotherCoreHasSeen: `up` is told of three replicas by one
+// core, and the next question, to another, must not be answered with one.
+func TestLookSeesWhatAnotherCoreHasSeen(t *testing.T) {
+	t.Parallel()
+	a := start(t, configOf(t, "a", true))
+	a.awaitReady(10 * time.Second)
+	createControl(t, a.conn())
+	b := start(t, configOf(t, "b", false, a.cfg))
+	b.awaitReady(10 * time.Second)
+	c := start(t, configOf(t, "c", false, a.cfg, b.cfg))
+	hosts := []*host{a, b, c}
+	replicas := func(h *host) (n int) {
+		wait.Until(t, 10*time.Second, func() error {
+			if err := h.Look(t.Context()); err != nil {
+				return err
+			}
+			if n = h.Members().Replicas; n == 0 {
+				return fmt.Errorf("%s does not know the streams", h.cfg.Host)
+			}
+			return nil
+		})
+		return n
+	}
+	wait.Until(t, 20*time.Second, func() error {
+		for _, h := range hosts {
+			if m := h.Members(); m.Replicas == 3 {
+				return nil
+			}
+		}
+		return errors.New("no core has seen three replicas")
+	})
+	for _, h := range hosts {
+		if n := replicas(h); n != 3 {
+			t.Errorf("%s sees %d replicas after another core saw three", h.cfg.Host, n)
+		}
+	}
+}
+
 func TestOneHostGrowsToThreeUnderWrites(t *testing.T) {
 	t.Parallel()
 	began := time.Now()

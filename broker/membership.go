@@ -82,16 +82,24 @@ type membership struct {
 // run keeps going until ctx ends, then returns nil. An error is a failure of
 // the node.
 func (m *membership) run(ctx context.Context) error {
+	var asked chan<- struct{} // by Look, for the round that comes
 	for {
 		pause, err := m.round(ctx)
 		if err != nil {
 			return err
+		}
+		if asked != nil {
+			close(asked)
+			asked = nil
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
+		case asked = <-m.b.looks:
+			timer.Stop()
+			m.streamsAt = time.Time{}
 		case <-timer.C:
 		}
 	}

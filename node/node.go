@@ -178,6 +178,7 @@ func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *na
 			seen := b.Members()
 			return super.Members{Known: seen.Leader, Current: seen.Current, Replicas: seen.Replicas, Writable: b.Writable()}
 		},
+		Look: b.Look,
 	})
 	return a, s, err
 }
