@@ -220,6 +220,9 @@ func (c *call) wake() verdict {
 func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error) {
 	switch v {
 	case backOff:
+		if c.inARow >= attemptsBeforeHopeless && len(c.open) == 0 && c.lacksMethod() {
+			return 0, c.final(c.nobody(), kbroker.ExecutedNo)
+		}
 		return c.backOff(t), nil
 	case askFirst:
 		c.asked = c.client.lookup(t, c.to)
@@ -335,11 +338,18 @@ func (c *call) givenUp(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", c.final(e, kbroker.ExecutedNo), why)
 }
 
+// lacksMethod reports whether the service is there, and said that it does not
+// have the method.
+func (c *call) lacksMethod() bool {
+	known := c.found.known()
+	return len(known) > 0 && !slices.Contains(known, c.method)
+}
+
 // nobody is the error for a method that nobody serves.
 func (c *call) nobody() *kbroker.Error {
-	if known := c.found.known(); len(known) > 0 && !slices.Contains(known, c.method) {
+	if c.lacksMethod() {
 		return kbroker.Errorf(kbroker.NotFound, "%s has no method %s", c.to, c.method).
-			WithHint("its methods: %s", strings.Join(known, ", "))
+			WithHint("its methods: %s", strings.Join(c.found.known(), ", "))
 	}
 	return kbroker.Errorf(kbroker.Unavailable, "nobody serves %s %s", c.to, c.method).
 		WithHint("`kbroker ps` says whether it runs; `kbroker apps` what is deployed")

@@ -18,6 +18,10 @@ const (
 	// attemptsBeforeLookup is how often nobody must have been there before
 	// discovery is asked whether the method exists at all.
 	attemptsBeforeLookup = 5
+	// attemptsBeforeHopeless is how often nobody must have been there before a
+	// call ends that discovery has no method for: about half a second, in which
+	// an instance that has the method may start.
+	attemptsBeforeHopeless = 9
 	// metaIdempotent is the endpoint metadata that declares a method
 	// idempotent.
 	metaIdempotent = "idempotent"

@@ -270,3 +270,20 @@ func TestAFrozenInstanceFailsOnlyWhatMayNotBeRepeated(t *testing.T) {
 		t.Errorf("%d answered, %d unknown; want both", answered, unknown)
 	}
 }
+
+// TestAMethodThatDoesNotExistIsNotWaitedFor until the deadline.
+func TestAMethodThatDoesNotExistIsNotWaitedFor(t *testing.T) {
+	s := natstest.Start(t)
+	a := newApp(s.URL, "echo-echo-1")
+	Handle(a, "twice", func(_ context.Context, in string) (string, error) { return in + in, nil })
+	start(t, a)
+	began := time.Now()
+	_, err := Call[string](t.Context(), dial(t, s.URL).Service("echo"), "thrice", "a", Timeout(30*time.Second))
+	e := wantError(t, err, kbroker.NotFound, kbroker.ExecutedNo)
+	if !strings.Contains(e.Hint, "twice") {
+		t.Errorf("hint %q, want the methods that there are", e.Hint)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %v of 30 s", took)
+	}
+}
