@@ -316,6 +316,11 @@ func (w *writer) settle(ctx context.Context, key string, expected uint64) bool {
 		switch {
 		case err != nil:
 			continue
+		case sequence < expected:
+			// A leader that was frozen answers from its past until it hears of
+			// the new one. If nobody knows better, no write follows, and check
+			// finds what was lost.
+			continue
 		case sequence == expected:
 			return false // not applied, or not yet: the same compare-and-set again
 		case data == "value after "+strconv.FormatUint(expected, 10):
