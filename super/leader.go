@@ -138,7 +138,9 @@ func (t *term) world(v *state.View) World {
 	t.memory.see(v, now)
 	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now)}
 	verdict := Judge(v, h, t.cfg.Times)
-	if !verdict.Blind {
+	if verdict.Blind {
+		t.memory.blind(now)
+	} else {
 		t.sawAt = now
 	}
 	alarms := verdict.Alarms

@@ -82,6 +82,14 @@ func (m *memory) see(v *state.View, now time.Duration) {
 	m.ready, m.hosts, m.progress = ready, hosts, advance
 }
 
+// blind notes that nothing can be planned: that is no fault of a rollout.
+func (m *memory) blind(now time.Duration) {
+	for k, p := range m.progress {
+		p.since = now
+		m.progress[k] = p
+	}
+}
+
 func keep[K, V comparable](before map[K]seen[V], k K, value V, now time.Duration) seen[V] {
 	if b, ok := before[k]; ok && b.value == value {
 		return b

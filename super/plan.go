@@ -205,7 +205,7 @@ func (d *draft) planApp(k state.AppKey) {
 	}
 	for _, s := range good.Services {
 		if !kept[s.Name] && rec.Rollout.State != kbroker.RolloutDone {
-			a.replace(slices.Clone(a.lost[s.Name])) // it leaves when the version without it is done
+			a.keep(s)
 		}
 	}
 	a.judgeRollout(version.App)

@@ -1,6 +1,7 @@
 package super
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -101,16 +102,42 @@ func (a *appDraft) roll(s kbroker.Service, at standing) {
 	if step <= 0 {
 		return
 	}
-	if placed := a.add(s, a.rec.Version, step); placed > 0 || unsettled > 0 || a.leaving(s.Name) || len(at.old)+at.settled < 2 {
+	if placed := a.add(s, a.rec.Version, step); placed > 0 || unsettled > 0 || a.leaving(s.Name) {
 		return
 	}
-	seats := a.seats(s, nil)
+	answering := at.settled
 	for _, p := range at.old {
-		if seats.frees(p) {
+		if a.ready(p) {
+			answering++
+		}
+	}
+	seats := a.seats(s, nil)
+	slices.SortStableFunc(at.old, func(p, q kbroker.Placement) int { return cmp.Compare(a.worth(p), a.worth(q)) })
+	for _, p := range at.old {
+		if seats.frees(p) && (answering > 1 || a.failing(p)) {
 			a.stop(p, fmt.Sprintf("makes room for version %d", a.rec.Version))
 			return
 		}
 	}
+}
+
+// failing reports whether the instance's agent, who is heard, said that it has
+// crashed. That nothing was reported says nothing.
+func (a *appDraft) failing(p kbroker.Placement) bool {
+	s := a.w.View.Statuses[keyOf(p)]
+	return s.State == kbroker.StateBackoff && s.Epoch == p.Epoch && a.w.Verdict.States[p.Host] == kbroker.HostReady
+}
+
+// worth orders instances by what is lost with them: least that of one that does
+// not answer, most that of one of the version that the app was last well with.
+func (a *appDraft) worth(p kbroker.Placement) int {
+	switch {
+	case !a.ready(p):
+		return 0
+	case p.Version != lastGood(*a.rec):
+		return 1
+	}
+	return 2
 }
 
 // leaving reports whether instances of the service are on their way out, on
@@ -122,13 +149,37 @@ func (a *appDraft) leaving(service kbroker.ServiceName) bool {
 	})
 }
 
-// hold keeps a failed rollout where it stopped. Instances that were lost, now
-// or while no host had room, are replaced as they were when the app was well;
-// old ones beyond the wanted count leave.
+// hold keeps a failed rollout where it stopped: what is missing comes as it was
+// when the app was well, old instances beyond the wanted count leave, and so do
+// failing ones beyond what a rollout has at a time. Where nothing old ran, as
+// after a stop, nothing old is started.
 func (a *appDraft) hold(s, good kbroker.Service, at standing) {
-	missing := at.want - len(at.old) - at.ready
-	a.add(good, lastGood(*a.rec), min(missing, len(a.lost[s.Name])+a.waiting[s.Name]))
+	var failing []kbroker.Placement
+	for _, p := range at.current {
+		if a.failing(p) {
+			failing = append(failing, p)
+		}
+	}
+	if len(at.old) > 0 || a.missed(s.Name) {
+		a.add(good, lastGood(*a.rec), at.want-len(at.old)-(len(at.current)-len(failing)))
+	}
 	a.shed(at.old, len(at.old)-at.want, "scaled down")
+	a.shed(failing, len(failing)-s.Update.Parallel, fmt.Sprintf("version %d failed", a.rec.Version))
+}
+
+// keep keeps a service that the wanted version no longer has as it was, until
+// that version is done.
+func (a *appDraft) keep(good kbroker.Service) {
+	live := a.live(a.key, func(p kbroker.Placement) bool { return p.Service == good.Name })
+	if len(live) > 0 || a.missed(good.Name) {
+		a.add(good, lastGood(*a.rec), wanted(good, a.demand)-len(live))
+	}
+}
+
+// missed reports whether instances of the service were lost just now, or found
+// no host in the round before.
+func (a *appDraft) missed(service kbroker.ServiceName) bool {
+	return len(a.lost[service]) > 0 || a.waiting[service] > 0
 }
 
 // replace places again, as it was, what lost hosts ran.
@@ -185,7 +236,7 @@ func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 	return placed
 }
 
-// shed stops n of the instances: those that are not ready first, then those on
+// shed stops n of the instances: those that are worth least first, then those on
 // hosts that have the most of them, then the youngest.
 func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 	if n <= 0 {
@@ -201,8 +252,8 @@ func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 		for i, p := range left[1:] {
 			q := left[worst]
 			switch {
-			case a.ready(p) != a.ready(q):
-				if !a.ready(p) {
+			case a.worth(p) != a.worth(q):
+				if a.worth(p) < a.worth(q) {
 					worst = i + 1
 				}
 			case on[p.Host] != on[q.Host]:

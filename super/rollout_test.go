@@ -165,6 +165,108 @@ func TestRollbackGoesToTheLastGoodVersion(t *testing.T) {
 	}
 }
 
+// full hosts take one instance each.
+func full(s *kbroker.Service) { s.Resources.CPU = 1.5 }
+
+func TestAFixReplacesABrokenVersionOnAFullHost(t *testing.T) {
+	c := newCluster(t, 1)
+	s := service(1)
+	full(&s)
+	c.broken[1] = true
+	c.deploy(s)
+	c.seconds(70)
+	s.Artifact.SHA256 = "fixed"
+	c.deploy(s)
+	c.settle()
+	if got := c.answering()[2]; got != 1 {
+		t.Errorf("%d instances of the fix answer, want 1: the broken one makes room", got)
+	}
+}
+
+func TestTheLastInstanceThatAnswersMakesNoRoom(t *testing.T) {
+	c := newCluster(t, 2)
+	s := service(2)
+	full(&s)
+	c.deploy(s)
+	c.settle()
+	c.broken[2], c.broken[3] = true, true
+	for _, sha := range []string{"bad", "worse"} {
+		s.Artifact.SHA256 = sha
+		c.deploy(s)
+		for range 90 {
+			c.step()
+			if c.answering()[1] < 1 {
+				t.Fatal("nothing answers: the last good instance was stopped for a version that never was ready")
+			}
+		}
+	}
+}
+
+func TestAFailedRolloutRegainsItsCapacity(t *testing.T) {
+	c := failing(t, 3, 3, func(s *kbroker.Service) { s.Count.Max = 8 })
+	c.seconds(80)
+	for _, n := range []int{6, 3, 6} {
+		c.apply([]state.Change{state.PutDemand{Demand: kbroker.Demand{Tenant: tenant, App: webKey.App, Wanted: map[kbroker.ServiceName]int{"web": n}}}})
+		c.seconds(10)
+		if got := c.answering()[1]; got != n {
+			t.Errorf("%d good instances answer, want %d", got, n)
+		}
+	}
+}
+
+func TestARemovedServiceIsKeptUntilTheVersionWithoutItIsDone(t *testing.T) {
+	c := newCluster(t, 3)
+	web, api := service(1), service(3)
+	api.Name = "api"
+	full(&api)
+	web.Resources.CPU = 0.1
+	c.deploy(web, api)
+	c.settle()
+	bad := web
+	bad.Artifact.SHA256 = "bad"
+	c.broken[2] = true
+	c.deploy(bad)
+	c.seconds(80)
+	apis := func() (n int) {
+		for _, ps := range c.live() {
+			for _, p := range ps {
+				if p.Service == "api" {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	c.down["h1"] = true // no other host has room
+	c.seconds(10)
+	c.down["h1"] = false
+	c.seconds(10)
+	if n := apis(); n != 3 {
+		t.Errorf("%d instances of a service that the failed version removed, want 3", n)
+	}
+}
+
+func TestBlindnessIsNoFaultOfARollout(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	c.broken[2] = true
+	next := service(3)
+	next.Artifact.SHA256 = "two"
+	c.deploy(next)
+	c.seconds(5)
+	for range 70 {
+		c.now += time.Second
+		c.memory.see(&c.view, c.now)
+		c.memory.blind(c.now)
+	}
+	c.broken[2] = false
+	c.seconds(1)
+	if got := c.view.Apps[webKey].Rollout.State; got != kbroker.RolloutRunning {
+		t.Errorf("rollout is %s after a time without a majority, want running", got)
+	}
+}
+
 func TestAChangedConstraintMovesInstances(t *testing.T) {
 	c := newCluster(t, 3)
 	c.deploy(service(3))
