@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -256,5 +257,27 @@ func TestDownFromDeadAgents(t *testing.T) {
 	}
 	if _, err := os.Stat(c.dir); err != nil {
 		t.Errorf("down removed the directory: %v", err)
+	}
+}
+
+// TestDeployWhileAHostIsDead: a new app needs streams of its own, which cannot
+// have three replicas then.
+func TestDeployWhileAHostIsDead(t *testing.T) {
+	needLong(t)
+	c := up(t, 3)
+	c.kill("h2", false)
+	wait.Until(t, 30*time.Second, func() error {
+		for _, h := range c.hostRows() {
+			if h.Name == "h2" && h.State == kbroker.HostLost {
+				return nil
+			}
+		}
+		return errors.New("h2 is not lost yet")
+	})
+	c.must("deploy", "../examples/hello/app.yaml")
+	c.must("call", "hello", "greet", "name=Ann")
+	c.up() // waits until all streams have three replicas
+	if out := c.must("status"); !strings.Contains(out, "3 replicas") {
+		t.Errorf("status after the host came back:\n%s", out)
 	}
 }

@@ -65,14 +65,15 @@ func recordStream(name, all, republished string, replicas int, placement *jetstr
 }
 
 // create makes a stream exist and reports whether it was not there before. It
-// retries what a cluster without a leader answers, until ctx ends.
+// retries what a cluster without a leader answers, or one whose leader has not
+// heard of its peers yet, until ctx ends.
 func create(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) (fresh bool, err error) {
 	for {
 		fresh, err = createOnce(ctx, js, cfg)
 		if err == nil {
 			return fresh, nil
 		}
-		if e, ok := errors.AsType[*jetstream.APIError](err); ok && e.Code >= 400 && e.Code < 500 {
+		if e, ok := errors.AsType[*jetstream.APIError](err); ok && e.ErrorCode != codeNoPeers && e.Code >= 400 && e.Code < 500 {
 			return false, fmt.Errorf("create stream %s: %w", cfg.Name, err) // no retry cures it
 		}
 		if sleep(ctx, createPause); ctx.Err() != nil {

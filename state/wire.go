@@ -19,6 +19,8 @@ import (
 // Error codes of the server's API that mean something to us (errors.json of
 // nats-server 2.15.2).
 const (
+	// codeNoPeers: no server can take the stream, as far as the leader knows.
+	codeNoPeers jetstream.ErrorCode = 10005
 	// codeWrongSequence is a definite mismatch of an expected revision.
 	codeWrongSequence jetstream.ErrorCode = 10071
 	// codeInFlight says that another write on the subject is under way: it
