@@ -2,8 +2,8 @@ package kbroker
 
 import "time"
 
-// The records of the control store. Each has one writer (DESIGN: "who may
-// write it"); package state is the only one that writes them.
+// The records of the control store. Each has one writer (ARCHITECTURE.md says
+// which); package state is the only one that writes them.
 
 // AppRecord is the head of an app: which version is wanted now, and how far
 // its rollout is. Key app.<tenant>.<app>; written by super.

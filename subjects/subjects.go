@@ -316,7 +316,7 @@ func ParseKey(key string) Key {
 	return Key{}
 }
 
-// Ownership is the stream of an app's leases (OWNERSHIP section 1); the names
+// Ownership is the stream of an app's leases; the names
 // it is made of contain no underscore.
 func Ownership(t kbroker.TenantID, a kbroker.AppName) (stream, all string) {
 	return "OWN_" + string(t) + "_" + string(a), ownershipPrefix(t, a) + ">"
