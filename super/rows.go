@@ -12,10 +12,9 @@ import (
 
 // sight is what a core sees of liveness when it answers a read.
 type sight struct {
-	age     func(kbroker.HostID) (time.Duration, kbroker.Heartbeat, bool)
-	times   state.Times
-	leader  kbroker.HostID // who led a moment ago; empty: nobody
-	current map[kbroker.HostID]bool
+	age    func(kbroker.HostID) (time.Duration, kbroker.Heartbeat, bool)
+	times  state.Times
+	leader kbroker.HostID // who led a moment ago; empty: nobody
 }
 
 // maxUnplacedRows bounds the rows for instances that have no host.

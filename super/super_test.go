@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"testing"
@@ -199,6 +201,43 @@ func TestReadsAreAnsweredWithoutTheStore(t *testing.T) {
 				return nil
 			})
 		}
+	}
+}
+
+// TestUnknownTenantsAreRefused: a stream would be made for each.
+func TestUnknownTenantsAreRefused(t *testing.T) {
+	d := startSuper(t)
+	var nothing any
+	begin := kbroker.ArtifactBegin{SHA256: hex.EncodeToString(make([]byte, 32)), SizeBytes: 1}
+	app := shop(t, func(s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello} })
+	for subject, request := range map[string]any{
+		subjects.Core(subjects.VerbArtifactBegin, "junk"): begin,
+		subjects.Super(subjects.VerbDeploy, "junk"):       kbroker.DeployRequest{App: app},
+	} {
+		wait.Until(t, 10*time.Second, func() error {
+			if err := d.ask(subject, request, &nothing); !errors.Is(err, kbroker.NotFound) {
+				return fmt.Errorf("%s: %v, want not found", subject, err)
+			}
+			return nil
+		})
+	}
+}
+
+// TestWhatAnEarlierProcessUnpackedIsRemoved: nobody would ever evict it.
+func TestWhatAnEarlierProcessUnpackedIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	left := filepath.Join(dir, "served", "unpack-1")
+	if err := os.MkdirAll(filepath.Dir(left), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(left, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := newServing(dir, nil).clear(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there: %v", left, err)
 	}
 }
 
