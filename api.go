@@ -51,6 +51,8 @@ type JoinRequest struct {
 	Route  string            `json:"route"`  // host:port where its broker will take routes
 	// ClusterID is set by a host that was admitted before and asks again.
 	ClusterID string `json:"cluster_id,omitempty"`
+	// Fingerprint is that of the host's data directory.
+	Fingerprint string `json:"fingerprint"`
 }
 
 // JoinReply admits a host, or tells it to ask again because another member
@@ -59,8 +61,29 @@ type JoinReply struct {
 	Admitted  bool   `json:"admitted"`
 	Wait      string `json:"wait,omitempty"`
 	ClusterID string `json:"cluster_id,omitempty"`
+	// Generation is what the host was admitted as: it carries it from now on.
+	Generation int `json:"generation,omitempty"`
 	// Cores are the members it can reach, the joiner not included.
 	Cores []CoreAddr `json:"cores,omitempty"`
+}
+
+// DrainRequest asks super to empty a host, or (Undrain) to let it take instances
+// again.
+type DrainRequest struct {
+	Host    HostID `json:"host"`
+	Undrain bool   `json:"undrain,omitempty"`
+	Force   bool   `json:"force,omitempty"` // see Drain
+}
+
+// RemoveRequest asks super to take a host out of the cluster for good.
+type RemoveRequest struct {
+	Host HostID `json:"host"`
+}
+
+// HostReply answers a DrainRequest or a RemoveRequest. Unchanged: it was so
+// already.
+type HostReply struct {
+	Unchanged bool `json:"unchanged,omitempty"`
 }
 
 // CoreAddr is where a core's broker listens.
@@ -72,15 +95,17 @@ type CoreAddr struct {
 
 // Heartbeat is what every agent publishes each second over core NATS.
 type Heartbeat struct {
-	Host     HostID            `json:"host"`
-	Role     Role              `json:"role"`
-	Process  string            `json:"process"` // random, one per start of the agent
-	PID      int               `json:"pid"`
-	Labels   map[string]string `json:"labels,omitempty"`
-	Capacity Resources         `json:"capacity"`
-	Client   string            `json:"client,omitempty"`
-	Route    string            `json:"route,omitempty"`
-	Version  string            `json:"version"`
+	Host    HostID `json:"host"`
+	Role    Role   `json:"role"`
+	Process string `json:"process"` // random, one per start of the agent
+	PID     int    `json:"pid"`
+	// Generation is what the host was admitted as.
+	Generation int               `json:"generation,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	Capacity   Resources         `json:"capacity"`
+	Client     string            `json:"client,omitempty"`
+	Route      string            `json:"route,omitempty"`
+	Version    string            `json:"version"`
 }
 
 // HeartbeatReply is what each core answers a heartbeat with.
@@ -89,8 +114,10 @@ type HeartbeatReply struct {
 	// HeadRevision is the revision of the host's head as this core knows it:
 	// who holds a lower one is behind.
 	HeadRevision uint64 `json:"head_revision"`
-	// Clients are the addresses of all cores that take clients.
-	Clients []string `json:"clients,omitempty"`
+	// Cores are all cores that take clients.
+	Cores []CoreAddr `json:"cores,omitempty"`
+	// Removed: this host was removed from the cluster. Its agent ends everything.
+	Removed bool `json:"removed,omitempty"`
 }
 
 // HeardReply is one core's answer to "whom have you heard, and how long ago".
@@ -105,7 +132,8 @@ type HeardReply struct {
 
 // ViewRequest asks a core for everything that one host must know.
 type ViewRequest struct {
-	Host HostID `json:"host"`
+	Host       HostID `json:"host"`
+	Generation int    `json:"generation,omitempty"` // what the host was admitted as
 }
 
 // ViewReply is complete: it was read behind a barrier, and its placements hash
@@ -118,10 +146,11 @@ type ViewReply struct {
 // ReportRequest carries statuses that changed. Numbers of one host grow; a core
 // refuses (Refused, with the stored number in the reply's Number) a lower one.
 type ReportRequest struct {
-	Host     HostID   `json:"host"`
-	Process  string   `json:"process"`
-	Number   uint64   `json:"number"`
-	Statuses []Status `json:"statuses"`
+	Host       HostID   `json:"host"`
+	Generation int      `json:"generation,omitempty"` // what the host was admitted as
+	Process    string   `json:"process"`
+	Number     uint64   `json:"number"`
+	Statuses   []Status `json:"statuses"`
 	// Gone are instances of which nothing is left to say. Those that have exited
 	// stay listed for a while.
 	Gone []StatusKey `json:"gone,omitempty"`
@@ -177,7 +206,8 @@ type HostRow struct {
 	State     HostState         `json:"state"`
 	PID       *int              `json:"pid"` // the agent's
 	Super     bool              `json:"super"`
-	Instances int               `json:"instances"`
+	Instances int               `json:"instances"` // that it is to run
+	Leaving   int               `json:"leaving"`   // that are stopped, their end not confirmed
 	Capacity  Resources         `json:"capacity"`
 	Reserved  Resources         `json:"reserved"`
 	Labels    map[string]string `json:"labels"`

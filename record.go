@@ -96,6 +96,10 @@ const (
 	HostReady   HostState = "ready"
 	HostSuspect HostState = "suspect" // not heard for a moment; never stored
 	HostLost    HostState = "lost"    // its instances run elsewhere
+	HostRemoved HostState = "removed" // by an operator, for ever: its agent must end
+	// HostDraining is ready and takes nothing new; shown, never stored (Host.Drain
+	// is).
+	HostDraining HostState = "draining"
 )
 
 // Role of a host.
@@ -117,6 +121,36 @@ type Host struct {
 	Client string    `json:"client,omitempty"`
 	Route  string    `json:"route,omitempty"`
 	Since  time.Time `json:"since"` // of State; wall clock, for display
+	// Fingerprint is that of the host's data directory: who asks under this name
+	// with another one is another host.
+	Fingerprint string `json:"fingerprint,omitempty"`
+	// Generation counts the admissions of the name. Whoever carries a lower one,
+	// or that of a removed host, is not a member any more.
+	Generation int `json:"generation,omitempty"`
+	// Drain is set while the host gives its instances to others and takes no new
+	// ones.
+	Drain *Drain `json:"drain,omitempty"`
+}
+
+// Drain is an operator's wish that a host becomes empty.
+type Drain struct {
+	Since time.Time `json:"since"` // wall clock, for display
+	// Force stops what no other host can take, instead of waiting for room.
+	Force bool `json:"force,omitempty"`
+}
+
+// Member reports whether the host belongs to the cluster: it was not removed.
+func (h Host) Member() bool { return h.Name != "" && h.State != HostRemoved }
+
+// Core reports whether the host counts as one of the cores: a member that has
+// been seen.
+func (h Host) Core() bool { return h.Member() && h.Role == RoleCore && h.State != HostJoining }
+
+// Removed reports whether a host that was admitted under the given generation
+// has been removed since. 0, of a host older than generations, is only removed
+// while the name is.
+func (h Host) Removed(generation int) bool {
+	return h.Name != "" && (h.State == HostRemoved && generation <= h.Generation || generation != 0 && generation < h.Generation)
 }
 
 // Demand is how many instances the app's allocator wants. Key

@@ -30,6 +30,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -56,6 +57,8 @@ type Config struct {
 	Dir  *Dir
 	Host kbroker.HostID
 	Role kbroker.Role
+	// Generation is what the cluster admitted the host as.
+	Generation int
 	// Conn stays the caller's. It should reconnect for ever: without it nothing
 	// new is started, and what runs is kept running.
 	Conn     *nats.Conn
@@ -84,7 +87,11 @@ func (c *Config) validate() error {
 	return kbroker.CheckName("host", string(c.Host))
 }
 
-// Agent runs a host's instances. Its one method may be called once.
+// ErrRemoved ends Run when the cluster has removed this host. What it runs is
+// still there then, and has to go: Sweep.
+var ErrRemoved = errors.New("this host was removed from the cluster")
+
+// Agent runs a host's instances. Run may be called once.
 type Agent struct {
 	cfg  Config
 	log  *slog.Logger
@@ -130,7 +137,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, boot: boot,
-		viewer:    &viewer{host: cfg.Host, dir: cfg.Dir, conn: cfg.Conn, log: cfg.Log, look: make(chan struct{}, 1)},
+		viewer:    &viewer{host: cfg.Host, generation: cfg.Generation, dir: cfg.Dir, conn: cfg.Conn, log: cfg.Log, look: make(chan struct{}, 1)},
 		reporter:  newReporter(cfg),
 		cache:     newCache(cfg),
 		outputs:   &outputs{dir: cfg.Dir, host: cfg.Host, conn: cfg.Conn, log: cfg.Log, bound: maxOutputBytes},
@@ -143,13 +150,18 @@ func New(cfg Config) (*Agent, error) {
 	return a, nil
 }
 
+// Cores are those that the cluster has, as last heard from one; nil before. Safe
+// for concurrent use.
+func (a *Agent) Cores() []kbroker.CoreAddr { return a.heart.known() }
+
 // Run works until parent ends, then returns nil; the instances run on, for the
 // next agent to adopt. Any other return is a failure that a retry in here would
-// not cure: the data directory cannot be read.
+// not cure: ErrRemoved, or the data directory cannot be read.
 func (a *Agent) Run(parent context.Context) error {
 	ctx, cancel := context.WithCancelCause(parent)
 	defer a.work.Wait()
 	defer cancel(nil)
+	a.heart.removed = func() { cancel(ErrRemoved) }
 	// The heartbeat comes before everything else, and waits for nothing.
 	part := func(name string, run func(context.Context) error) {
 		a.work.Go(func() {

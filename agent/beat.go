@@ -29,11 +29,13 @@ type heart struct {
 	beat  kbroker.Heartbeat
 	// behind is called when the cores know a newer head for behindFor.
 	behind func()
+	// removed is called when a core knows that this host was removed.
+	removed func()
 
-	mu      sync.Mutex
-	held    uint64        // revision of the view that is held
-	since   time.Duration // boottime since a core knows more; 0: none does
-	clients []string      // of the cores, as last heard
+	mu    sync.Mutex
+	held  uint64             // revision of the view that is held
+	since time.Duration      // boottime since a core knows more; 0: none does
+	cores []kbroker.CoreAddr // as last heard
 }
 
 // run beats until ctx ends; the first beat leaves at once.
@@ -70,10 +72,14 @@ func (h *heart) hear(m *nats.Msg) {
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return // a core of another version: the next one may be understood
 	}
+	if r.Removed {
+		h.removed() // no core can know less of it later
+		return
+	}
 	now := state.Boottime()
 	h.mu.Lock()
-	if len(r.Clients) > 0 {
-		h.clients = r.Clients
+	if len(r.Cores) > 0 {
+		h.cores = r.Cores
 	}
 	late := false
 	if r.HeadRevision > h.held {
@@ -95,13 +101,22 @@ func (h *heart) holds(revision uint64) {
 	h.held, h.since = revision, 0
 }
 
+// known returns the cores that the last answer named; nil before the first.
+func (h *heart) known() []kbroker.CoreAddr {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.cores)
+}
+
 // servers returns the URLs that instances connect to: own first, then those
 // that the cores told.
 func (h *heart) servers(own []string) []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	all := slices.Clone(own)
+	for _, c := range h.known() {
+		all = append(all, c.Client)
+	}
 	var urls []string
-	for _, s := range slices.Concat(own, h.clients) {
+	for _, s := range all {
 		if !strings.Contains(s, "://") {
 			s = "nats://" + s
 		}
@@ -114,9 +129,9 @@ func (h *heart) servers(own []string) []string {
 
 func newHeart(cfg Config, behind func()) *heart {
 	return &heart{
-		conn: cfg.Conn, every: cfg.Times.Heartbeat, behind: behind,
+		conn: cfg.Conn, every: cfg.Times.Heartbeat, behind: behind, removed: func() {},
 		beat: kbroker.Heartbeat{
-			Host: cfg.Host, Role: cfg.Role, Process: cfg.Dir.Process, PID: os.Getpid(),
+			Host: cfg.Host, Role: cfg.Role, Process: cfg.Dir.Process, PID: os.Getpid(), Generation: cfg.Generation,
 			Labels: cfg.Labels, Capacity: cfg.Capacity, Client: cfg.Client, Route: cfg.Route, Version: cfg.Version,
 		},
 	}

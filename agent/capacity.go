@@ -20,6 +20,6 @@ func DetectCapacity() (kbroker.Resources, error) {
 }
 
 // DefaultLabels are the labels that every host has.
-func DefaultLabels(host kbroker.HostID) map[string]string {
-	return map[string]string{"os": runtime.GOOS, "arch": runtime.GOARCH, "host": string(host)}
+func DefaultLabels(host kbroker.HostID, role kbroker.Role) map[string]string {
+	return map[string]string{"os": runtime.GOOS, "arch": runtime.GOARCH, "host": string(host), "role": string(role)}
 }

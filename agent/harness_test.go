@@ -219,7 +219,7 @@ func (c *core) onBeat(m *nats.Msg) any {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.beats = append(c.beats, b)
-	r := kbroker.HeartbeatReply{Core: "c1", HeadRevision: c.view.Head.Revision, Clients: []string{"10.0.0.9:4222"}}
+	r := kbroker.HeartbeatReply{Core: "c1", HeadRevision: c.view.Head.Revision, Cores: []kbroker.CoreAddr{{Host: "c9", Client: "10.0.0.9:4222"}}}
 	if c.head > 0 {
 		r.HeadRevision = c.head
 	}
@@ -360,7 +360,7 @@ func (c *core) startAgent(dir string) *running {
 	log := slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	a, err := New(Config{
 		Dir: d, Host: testHost, Role: kbroker.RoleWorker, Conn: conn, Servers: func() []string { return []string{c.srv.URL} },
-		Executable: exe, Version: "test", Log: log, Labels: DefaultLabels(testHost),
+		Executable: exe, Version: "test", Log: log, Labels: DefaultLabels(testHost, kbroker.RoleCore),
 	})
 	if err != nil {
 		c.t.Fatal(err)

@@ -32,11 +32,12 @@ const (
 
 // reporter tells the cores how the instances are, until it was heard.
 type reporter struct {
-	host    kbroker.HostID
-	process string
-	conn    *nats.Conn
-	log     *slog.Logger
-	dirty   chan struct{} // capacity 1
+	host       kbroker.HostID
+	generation int
+	process    string
+	conn       *nats.Conn
+	log        *slog.Logger
+	dirty      chan struct{} // capacity 1
 
 	mu     sync.Mutex
 	states map[kbroker.StatusKey]*reported
@@ -52,7 +53,7 @@ type reported struct {
 
 func newReporter(cfg Config) *reporter {
 	return &reporter{
-		host: cfg.Host, process: cfg.Dir.Process, conn: cfg.Conn, log: cfg.Log,
+		host: cfg.Host, generation: cfg.Generation, process: cfg.Dir.Process, conn: cfg.Conn, log: cfg.Log,
 		dirty: make(chan struct{}, 1), states: make(map[kbroker.StatusKey]*reported),
 	}
 }
@@ -154,7 +155,7 @@ func (r *reporter) next() (kbroker.ReportRequest, map[kbroker.StatusKey]int) {
 		return cmp.Or(cmp.Compare(a.Tenant, b.Tenant), cmp.Compare(a.Instance, b.Instance))
 	})
 	keys = keys[:min(len(keys), maxReportStatuses)]
-	req := kbroker.ReportRequest{Host: r.host, Process: r.process}
+	req := kbroker.ReportRequest{Host: r.host, Generation: r.generation, Process: r.process}
 	versions := make(map[kbroker.StatusKey]int, len(keys))
 	for _, k := range keys {
 		e := r.states[k]

@@ -61,10 +61,11 @@ func checkView(host kbroker.HostID, v kbroker.ViewReply) error {
 // viewer fetches the host's view whenever there is reason to, and hands
 // complete ones to the loop.
 type viewer struct {
-	host kbroker.HostID
-	dir  *Dir
-	conn *nats.Conn
-	log  *slog.Logger
+	host       kbroker.HostID
+	generation int
+	dir        *Dir
+	conn       *nats.Conn
+	log        *slog.Logger
 
 	// look has capacity 1: somebody saw that there is something new.
 	look chan struct{}
@@ -157,7 +158,7 @@ func (v *viewer) run(ctx context.Context, held uint64, accept func(kbroker.ViewR
 // fetch asks for one view, checks it, and stores it before anybody acts on it.
 func (v *viewer) fetch(ctx context.Context, held uint64) (kbroker.ViewReply, error) {
 	var got kbroker.ViewReply
-	if err := request(ctx, v.conn, subjects.View(v.host), kbroker.ViewRequest{Host: v.host}, &got); err != nil {
+	if err := request(ctx, v.conn, subjects.View(v.host), kbroker.ViewRequest{Host: v.host, Generation: v.generation}, &got); err != nil {
 		return got, err
 	}
 	if err := checkView(v.host, got); err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -43,11 +44,23 @@ type membership struct {
 	Host      kbroker.HostID `json:"host"`
 	Role      kbroker.Role   `json:"role"`
 	Founded   bool           `json:"founded"`
-	Client    string         `json:"client"` // host:port
-	Route     string         `json:"route"`
+	Client    string         `json:"client,omitempty"` // host:port; a worker takes none
+	Route     string         `json:"route,omitempty"`
+	// Fingerprint tells this data directory from any other that is given the
+	// same name.
+	Fingerprint string `json:"fingerprint"`
+	Generation  int    `json:"generation"` // of the admission
+	// Removed: the cluster has removed this host; it never runs again.
+	Removed bool `json:"removed,omitempty"`
 
 	mu    sync.Mutex
 	Cores []kbroker.CoreAddr `json:"cores"` // the others
+}
+
+// errRemoved is what the agent of a removed host ends with.
+func (m *membership) errRemoved() error {
+	return kbroker.Errorf(kbroker.Refused, "host %s was removed from cluster %s", m.Host, m.ClusterID).
+		WithHint("to join again, give it an empty data directory; the name of a core is used once")
 }
 
 // establish returns who this host is: from its directory, or by founding a
@@ -65,6 +78,9 @@ func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*
 		return nil, fmt.Errorf("read membership: %w", err)
 	}
 	differs := m.agrees(cfg)
+	if m.Removed {
+		return nil, m.errRemoved()
+	}
 	if m.ClusterID != "" {
 		if differs != nil {
 			return nil, differs
@@ -82,7 +98,7 @@ func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*
 		}
 	}
 	if cfg.Found {
-		m.ClusterID, m.Founded = "kb-"+strings.ToLower(rand.Text()[:12]), true
+		m.ClusterID, m.Founded, m.Generation = "kb-"+strings.ToLower(rand.Text()[:12]), true, 1
 	} else if err := m.join(ctx, cfg.Join, cfg.Labels, log); err != nil {
 		return nil, err
 	}
@@ -93,7 +109,7 @@ func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*
 // been taken back, and another host be joining now.
 func (m *membership) joinAgain(ctx context.Context, dir string, cfg Config, log *slog.Logger) error {
 	joined, err := broker.Joined(brokerDir(dir))
-	if m.Founded || joined || err != nil {
+	if m.Founded || m.Role == kbroker.RoleWorker || joined || err != nil {
 		return err
 	}
 	through := cfg.Join
@@ -138,10 +154,8 @@ func (m *membership) begin(cfg Config) error {
 	case !cfg.Found && len(cfg.Join) == 0:
 		return kbroker.Errorf(kbroker.Invalid, "this data directory belongs to no cluster yet").
 			WithHint("found one with --found, or join one with --join ADDR")
-	case net.ParseIP(cfg.Advertise) == nil:
-		return kbroker.Errorf(kbroker.Invalid, "advertise is %q, want the IP that other hosts reach this one at", cfg.Advertise)
 	}
-	m.Host, m.Role = cfg.Name, cfg.Role
+	m.Host, m.Role, m.Fingerprint = cfg.Name, cfg.Role, rand.Text()
 	if m.Host == "" {
 		name, err := os.Hostname()
 		if err != nil {
@@ -152,11 +166,20 @@ func (m *membership) begin(cfg Config) error {
 	if m.Role == "" {
 		m.Role = kbroker.RoleCore
 	}
-	if m.Role != kbroker.RoleCore {
-		return kbroker.Errorf(kbroker.Refused, "this build runs hosts of role %s only, not %q", kbroker.RoleCore, m.Role)
-	}
 	if err := kbroker.CheckName("host", string(m.Host)); err != nil {
 		return err
+	}
+	switch {
+	case m.Role == kbroker.RoleWorker && cfg.Found:
+		return kbroker.Errorf(kbroker.Invalid, "a worker cannot found a cluster: it stores nothing").WithHint("found it with a core, then join workers")
+	case m.Role == kbroker.RoleWorker && (cfg.ClientPort != 0 || cfg.RoutePort != 0):
+		return kbroker.Errorf(kbroker.Invalid, "a worker listens on no port").WithHint("leave the client port and the route port out")
+	case m.Role == kbroker.RoleWorker:
+		return nil
+	case m.Role != kbroker.RoleCore:
+		return kbroker.Errorf(kbroker.Invalid, "role is %q, want core or worker", m.Role)
+	case net.ParseIP(cfg.Advertise) == nil:
+		return kbroker.Errorf(kbroker.Invalid, "advertise is %q, want the IP that other hosts reach this one at", cfg.Advertise).WithHint("--advertise IP")
 	}
 	ports := []int{cfg.ClientPort, cfg.RoutePort}
 	if err := pickPorts(cfg.Advertise, ports); err != nil {
@@ -193,6 +216,7 @@ func (m *membership) join(ctx context.Context, through []string, labels map[stri
 	}
 	body, err := json.Marshal(kbroker.JoinRequest{
 		Host: m.Host, Role: m.Role, Client: m.Client, Route: m.Route, Labels: labels, ClusterID: m.ClusterID,
+		Fingerprint: m.Fingerprint,
 	})
 	if err != nil {
 		return fmt.Errorf("marshal join request: %w", err)
@@ -204,7 +228,7 @@ func (m *membership) join(ctx context.Context, through []string, labels map[stri
 			return err
 		}
 		if err == nil && reply.Admitted {
-			m.ClusterID, m.Cores = reply.ClusterID, reply.Cores
+			m.ClusterID, m.Generation, m.Cores = reply.ClusterID, reply.Generation, reply.Cores
 			return nil
 		}
 		why := reply.Wait
@@ -277,20 +301,27 @@ func (m *membership) save() error {
 	return d.Sync()
 }
 
-// servers are the cores' client URLs, this host's first.
+// servers are the cores' client URLs: a core's own first, and those that a worker
+// knows in a new order each time, so that its processes spread over them.
 func (m *membership) servers() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	out := []string{url(m.Client)}
+	var out []string
 	for _, c := range m.Cores {
 		out = append(out, url(c.Client))
 	}
-	return out
+	if m.Role == kbroker.RoleWorker {
+		mathrand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+		return out
+	}
+	return append([]string{url(m.Client)}, out...)
 }
 
-// follow adds the cores that the cluster knows to the list of others, so that a
-// restart finds them all. That one is absent from an answer says nothing.
-func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr, log *slog.Logger) error {
+// follow keeps the list of others as the cluster has it, so that a restart finds
+// them all. removed are those that have gone for good. That a core is absent
+// from an answer says nothing to a core, whose broker dials what it knows; a
+// worker drops it.
+func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr, removed func() []kbroker.HostID, log *slog.Logger) error {
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
@@ -299,7 +330,7 @@ func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr
 			return nil
 		case <-tick.C:
 		}
-		if !m.learn(cores()) {
+		if !m.learn(cores(), removed()) {
 			continue
 		}
 		if err := m.save(); err != nil {
@@ -308,22 +339,25 @@ func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr
 	}
 }
 
-// learn takes over what is new in a list of cores, and reports whether there
-// was anything.
-func (m *membership) learn(cores []kbroker.CoreAddr) (changed bool) {
+// learn takes over what is new in a list of cores and drops who was removed, and
+// reports whether there was anything.
+func (m *membership) learn(cores []kbroker.CoreAddr, removed []kbroker.HostID) (changed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	before := slices.Clone(m.Cores)
+	if m.Role == kbroker.RoleWorker && len(cores) > 0 {
+		m.Cores = nil
+	}
 	for _, c := range cores {
 		i := slices.IndexFunc(m.Cores, func(k kbroker.CoreAddr) bool { return k.Host == c.Host })
 		switch {
-		case c.Host == m.Host || i >= 0 && m.Cores[i] == c:
-			continue
+		case c.Host == m.Host:
 		case i >= 0:
 			m.Cores[i] = c
 		default:
 			m.Cores = append(m.Cores, c)
 		}
-		changed = true
 	}
-	return changed
+	m.Cores = slices.DeleteFunc(m.Cores, func(c kbroker.CoreAddr) bool { return slices.Contains(removed, c.Host) })
+	return !slices.Equal(before, m.Cores)
 }

@@ -1,11 +1,12 @@
 // Package node is the composition root of a host: it turns a configuration
 // into running parts and stops them in order.
 //
-//	lock the directory -> who am I (membership.json; found or join) -> broker
-//	  -> agent (heartbeats at once) and super (when JetStream answers)
+//	lock the directory -> who am I (membership.json; found or join)
+//	  core:   -> broker -> agent (heartbeats at once) and super (when JetStream answers)
+//	  worker: -> agent, as a client of the cores
 //
 // When one part ends, all end: agent and super first, then the broker.
-// Applications keep running.
+// Applications keep running, except on a host that was removed from its cluster.
 package node
 
 import (
@@ -26,6 +27,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
 	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/super"
 )
@@ -56,9 +58,13 @@ func version() string {
 	return "(devel)"
 }
 
+// removedGrace is how long applications on a removed host may take to leave.
+const removedGrace = 10 * time.Second
+
 // Run runs the host until ctx ends, then returns nil; applications keep
 // running. Errors: Refused - another agent holds Dir, or the cluster does not
-// admit this host; Invalid - the configuration contradicts Dir.
+// admit this host, or has removed it: then its applications have been ended;
+// Invalid - the configuration contradicts Dir.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -75,6 +81,28 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return err
 	}
+	run := runCore
+	if m.Role == kbroker.RoleWorker {
+		run = runWorker
+	}
+	if err = run(ctx, cfg, dir, m); errors.Is(err, agent.ErrRemoved) {
+		return m.leave(context.WithoutCancel(ctx), dir)
+	}
+	return err
+}
+
+// leave ends what a removed host runs; its directory never runs anything again.
+func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
+	m.Removed = true
+	err := m.save()
+	if _, sweepErr := agent.Sweep(ctx, dir.Path, removedGrace); sweepErr != nil {
+		err = errors.Join(err, fmt.Errorf("end the applications of a removed host: %w", sweepErr))
+	}
+	return errors.Join(m.errRemoved(), err)
+}
+
+// runCore runs a host with a broker.
+func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
 	b, err := broker.New(broker.Config{
 		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID,
 		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
@@ -128,13 +156,46 @@ func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b 
 	if err != nil {
 		return err
 	}
+	return runAll(ctx, map[string]func(context.Context) error{
+		"agent": a.Run, "super": s.Run,
+		"membership": func(ctx context.Context) error {
+			return m.follow(ctx, s.Cores, s.Removed, cfg.Log.With("component", "node"))
+		},
+	})
+}
+
+// runWorker runs a host without a broker: a client of the cores.
+func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
+	cores := connect.Target{Servers: m.servers(), Source: m.path}
+	// What runs here is adopted and kept running, whether a core is there or not.
+	conn, err := cores.Connect(ctx, "kbroker agent "+string(m.Host), nats.RetryOnFailedConnect(true))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	times := state.Tuned
+	if cfg.StockRaft {
+		times = state.Stock
+	}
+	a, err := newAgent(cfg, dir, m, conn, times)
+	if err != nil {
+		return err
+	}
+	nobody := func() []kbroker.HostID { return nil }
+	return runAll(ctx, map[string]func(context.Context) error{
+		"agent": a.Run,
+		"membership": func(ctx context.Context) error {
+			return m.follow(ctx, a.Cores, nobody, cfg.Log.With("component", "node"))
+		},
+	})
+}
+
+// runAll runs all parts until ctx or one of them ends.
+func runAll(ctx context.Context, parts map[string]func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ended := make(chan error, 3)
-	for name, run := range map[string]func(context.Context) error{
-		"agent": a.Run, "super": s.Run,
-		"membership": func(ctx context.Context) error { return m.follow(ctx, s.Cores, cfg.Log.With("component", "node")) },
-	} {
+	ended := make(chan error, len(parts))
+	for name, run := range parts {
 		go func() {
 			err := run(ctx)
 			if err != nil {
@@ -143,31 +204,39 @@ func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b 
 			ended <- err
 		}()
 	}
-	first := <-ended
-	cancel()
-	return errors.Join(first, <-ended, <-ended)
+	var all error
+	for range parts {
+		all = errors.Join(all, <-ended)
+		cancel()
+	}
+	return all
 }
 
+func newAgent(cfg Config, dir *agent.Dir, m *membership, conn *nats.Conn, times state.Times) (*agent.Agent, error) {
+	capacity, err := agent.DetectCapacity()
+	if err != nil {
+		return nil, fmt.Errorf("detect capacity: %w", err)
+	}
+	executable, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the own executable: %w", err)
+	}
+	labels := agent.DefaultLabels(m.Host, m.Role)
+	maps.Copy(labels, cfg.Labels)
+	return agent.New(agent.Config{
+		Dir: dir, Host: m.Host, Role: m.Role, Generation: m.Generation, Conn: conn, Labels: labels, Capacity: capacity,
+		Client: m.Client, Route: m.Route, Servers: m.servers, Version: Version, Executable: executable,
+		Times: times, Log: cfg.Log.With("component", "agent"),
+	})
+}
+
+// parts are what runs on the broker of a core.
 func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 	times := state.Tuned
 	if !b.RaftTuned() {
 		times = state.Stock
 	}
-	capacity, err := agent.DetectCapacity()
-	if err != nil {
-		return nil, nil, fmt.Errorf("detect capacity: %w", err)
-	}
-	executable, err := os.Executable()
-	if err != nil {
-		return nil, nil, fmt.Errorf("find the own executable: %w", err)
-	}
-	labels := agent.DefaultLabels(m.Host)
-	maps.Copy(labels, cfg.Labels)
-	a, err := agent.New(agent.Config{
-		Dir: dir, Host: m.Host, Role: m.Role, Conn: conn, Labels: labels, Capacity: capacity,
-		Client: m.Client, Route: m.Route, Servers: m.servers, Version: Version, Executable: executable,
-		Times: times, Log: cfg.Log.With("component", "agent"),
-	})
+	a, err := newAgent(cfg, dir, m, conn, times)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -125,7 +125,7 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 	nc := srv.Connect(t)
 	answers := []kbroker.JoinReply{
 		{Wait: "host h9 is joining"},
-		{Admitted: true, ClusterID: "kb-test", Cores: []kbroker.CoreAddr{{Host: "h1", Client: "127.0.0.1:1", Route: "127.0.0.1:2"}}},
+		{Admitted: true, ClusterID: "kb-test", Generation: 4, Cores: []kbroker.CoreAddr{{Host: "h1", Client: "127.0.0.1:1", Route: "127.0.0.1:2"}}},
 	}
 	asked := make(chan kbroker.JoinRequest, 16)
 	heard := 0 // by the subscription's goroutine alone
@@ -155,10 +155,10 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	first, second := <-asked, <-asked
-	if first.Route != second.Route || first.Host != "h2" || first.Role != kbroker.RoleCore || first.Client == first.Route {
+	if first.Route != second.Route || first.Fingerprint == "" || first.Fingerprint != second.Fingerprint || first.Host != "h2" || first.Role != kbroker.RoleCore || first.Client == first.Route {
 		t.Errorf("asked as %+v, then as %+v; want the same host with two ports", first, second)
 	}
-	if m.ClusterID != "kb-test" || m.Founded || len(m.Cores) != 1 {
+	if m.ClusterID != "kb-test" || m.Founded || len(m.Cores) != 1 || m.Generation != 4 {
 		t.Errorf("admitted as %+v", m)
 	}
 	if got := m.servers(); len(got) != 2 || got[0] != "nats://"+first.Client || got[1] != "nats://127.0.0.1:1" {
@@ -212,6 +212,35 @@ func TestAHostKeepsItsPortsWhileItAsks(t *testing.T) {
 	}
 }
 
+// TestACoreThatWasRemovedIsForgotten: the others are kept, whether an answer
+// names them or not; a worker keeps what the last answer named.
+func TestACoreThatWasRemovedIsForgotten(t *testing.T) {
+	addr := func(h kbroker.HostID) kbroker.CoreAddr {
+		return kbroker.CoreAddr{Host: h, Client: string(h) + ":1", Route: string(h) + ":2"}
+	}
+	core := &membership{Host: "h1", Role: kbroker.RoleCore, Client: "h1:1", Cores: []kbroker.CoreAddr{addr("h2"), addr("h3")}}
+	if core.learn([]kbroker.CoreAddr{addr("h1"), addr("h2")}, nil) {
+		t.Errorf("an answer without h3 changed the list to %v", core.Cores)
+	}
+	if !core.learn([]kbroker.CoreAddr{addr("h1"), addr("h2"), addr("h4")}, []kbroker.HostID{"h3"}) || len(core.Cores) != 2 || core.Cores[1] != addr("h4") {
+		t.Errorf("after h3 was removed and h4 has joined: %v", core.Cores)
+	}
+	worker := &membership{Host: "w1", Role: kbroker.RoleWorker, Cores: []kbroker.CoreAddr{addr("h1"), addr("h2"), addr("h3")}}
+	if worker.learn(nil, nil) || len(worker.servers()) != 3 {
+		t.Errorf("no answer changed the list to %v", worker.Cores)
+	}
+	first := map[string]bool{}
+	for range 200 {
+		first[worker.servers()[0]] = true
+	}
+	if len(first) != 3 {
+		t.Errorf("a worker's first servers are only %v of 3", first)
+	}
+	if !worker.learn([]kbroker.CoreAddr{addr("h1"), addr("h4")}, nil) || len(worker.servers()) != 2 {
+		t.Errorf("a worker does not follow an answer: %v", worker.Cores)
+	}
+}
+
 func TestEstablishRefuses(t *testing.T) {
 	srv := natstest.Start(t)
 	refusal, err := json.Marshal(kbroker.Errorf(kbroker.Refused, "a host named h2 is a member already"))
@@ -235,9 +264,12 @@ func TestEstablishRefuses(t *testing.T) {
 		"founded and joined":         {cfg: Config{Name: "h1", Advertise: "127.0.0.1", Found: true, Join: []string{"x"}}, want: kbroker.Invalid},
 		"no address to be reached":   {cfg: Config{Name: "h1", Found: true}, want: kbroker.Invalid},
 		"a name with a dot":          {cfg: Config{Name: "h.1", Advertise: "127.0.0.1", Found: true}, want: kbroker.Invalid},
-		"a worker":                   {cfg: Config{Name: "w1", Role: kbroker.RoleWorker, Advertise: "127.0.0.1", Join: []string{"x"}}, want: kbroker.Refused},
+		"a worker that founds":       {cfg: Config{Name: "w1", Role: kbroker.RoleWorker, Found: true}, want: kbroker.Invalid},
+		"a worker with a port":       {cfg: Config{Name: "w1", Role: kbroker.RoleWorker, Join: []string{"x"}, ClientPort: 4222}, want: kbroker.Invalid},
+		"a role that is none":        {cfg: Config{Name: "w1", Role: "boss", Advertise: "127.0.0.1", Join: []string{"x"}}, want: kbroker.Invalid},
 		"a name that is taken":       {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}}, want: kbroker.Refused},
 		"a damaged file":             {file: "{", want: kbroker.Refused},
+		"a host that was removed":    {file: `{"cluster_id":"kb-test","host":"h2","role":"core","removed":true}`, want: kbroker.Refused},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -250,7 +282,7 @@ func TestEstablishRefuses(t *testing.T) {
 			if !errors.Is(err, tc.want) {
 				t.Fatalf("%v, want code %s", err, tc.want)
 			}
-			if m, err := readMembership(dir); err == nil && m.ClusterID != "" {
+			if m, err := readMembership(dir); err == nil && m.ClusterID != "" && !m.Removed {
 				t.Errorf("a refused host is a member: %+v", m)
 			}
 		})

@@ -126,6 +126,12 @@ func (r *replica) hosts() []kbroker.Host {
 	return slices.SortedFunc(maps.Values(r.tables.hosts), func(a, b kbroker.Host) int { return cmp.Compare(a.Name, b.Name) })
 }
 
+func (r *replica) host(name kbroker.HostID) kbroker.Host {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tables.hosts[name]
+}
+
 // exited reports whether the last status of an instance says that it has ended.
 func (r *replica) exited(k PlacementKey) bool {
 	r.mu.Lock()

@@ -137,6 +137,9 @@ func (s *Store) HostView(ctx context.Context, host kbroker.HostID) (kbroker.View
 // and cheap, for every heartbeat.
 func (s *Store) Hosts() []kbroker.Host { return s.control.hosts() }
 
+// Host is a host as this core knows it now; the zero Host if it does not.
+func (s *Store) Host(host kbroker.HostID) kbroker.Host { return s.control.host(host) }
+
 // HeadRevision is the revision of the host's head that the replica holds now,
 // 0 for none: what a heartbeat is answered with.
 func (s *Store) HeadRevision(host kbroker.HostID) uint64 { return s.control.headRevision(host) }

@@ -40,6 +40,8 @@ const (
 	VerbStop   = "stop"
 	VerbDemand = "demand"
 	VerbJoin   = "join"
+	VerbDrain  = "drain"
+	VerbRemove = "remove"
 )
 
 // Verbs of kb.core: answered by any core.

@@ -16,9 +16,6 @@ import (
 	"github.com/kbroker/kbroker/subjects"
 )
 
-// maxCores is the number of core hosts that this build grows a cluster to.
-const maxCores = 3
-
 // decision is what a write comes to: its changes and its answer.
 type decision struct {
 	changes []state.Change
@@ -69,6 +66,18 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 		}
 		return decideJoin(v, r, t.cfg.Members(), t.world(v).Verdict, t.cfg.ClusterID, now)
+	case subjects.VerbDrain:
+		var r kbroker.DrainRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+		return decideDrain(v, r, now)
+	case subjects.VerbRemove:
+		var r kbroker.RemoveRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+		return decideRemove(v, r, t.cfg.Members(), t.world(v).Verdict, now)
 	}
 	return decision{}, kbroker.Errorf(kbroker.Invalid, "super does not know %q", verb)
 }
@@ -147,7 +156,7 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 func possible(v *state.View, s kbroker.Service) error {
 	var why []string
 	for _, h := range sortedHosts(v) {
-		if h.State == kbroker.HostJoining {
+		if !judged(h) {
 			continue
 		}
 		u := unfit(h, s)
@@ -272,64 +281,6 @@ func decideDemand(v *state.View, d kbroker.Demand) (decision, error) {
 		return decision{reply: struct{}{}}, nil
 	}
 	return decision{[]state.Change{state.PutDemand{Demand: d}}, struct{}{}}, nil
-}
-
-// decideJoin admits a host, one at a time and only while every core is current:
-// two fresh members at once could outvote the cluster that they join.
-func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict, clusterID string, now time.Time) (decision, error) {
-	if err := kbroker.CheckName("host", string(r.Host)); err != nil {
-		return decision{}, err
-	}
-	if r.Role != kbroker.RoleCore {
-		return decision{}, kbroker.Errorf(kbroker.Refused, "this build admits hosts of role %s only, not %q", kbroker.RoleCore, r.Role)
-	}
-	admitted := kbroker.JoinReply{Admitted: true, ClusterID: clusterID}
-	cores := 0
-	wait, joining := "", kbroker.HostID("")
-	for _, h := range sortedHosts(v) {
-		if h.Role != kbroker.RoleCore || h.Name == r.Host {
-			continue
-		}
-		cores++
-		switch {
-		case h.State == kbroker.HostJoining:
-			joining = h.Name
-			wait = fmt.Sprintf("host %s is joining", h.Name)
-		case verdict.States[h.Name] != kbroker.HostReady || !m.Current[h.Name]:
-			wait = fmt.Sprintf("host %s is not current", h.Name)
-		default:
-			admitted.Cores = append(admitted.Cores, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
-		}
-	}
-	known, ok := v.Hosts[r.Host]
-	same := ok && known.Route == r.Route
-	switch {
-	case same && r.ClusterID == clusterID:
-		// It was admitted, and its record holds its place: the broker may even
-		// wait for it to have a leader.
-		return decision{reply: admitted}, nil
-	case ok && !(same && known.State == kbroker.HostJoining):
-		return decision{}, kbroker.Errorf(kbroker.Refused, "a host named %s is a member already", r.Host).
-			WithHint("start it with the data directory that it has, or join under another name")
-	case cores >= maxCores && joining == "":
-		return decision{}, kbroker.Errorf(kbroker.Refused, "the cluster has %d cores, this build grows to %d", cores, maxCores)
-	case !m.Known:
-		wait = "the broker has no leader"
-	}
-	if wait != "" {
-		return decision{reply: kbroker.JoinReply{Wait: wait}}, nil
-	}
-	if len(admitted.Cores) == 0 {
-		return decision{reply: kbroker.JoinReply{Wait: "the founding host has not been heard yet"}}, nil
-	}
-	if ok {
-		return decision{reply: admitted}, nil
-	}
-	host := kbroker.Host{
-		Name: r.Host, Role: r.Role, State: kbroker.HostJoining, Labels: r.Labels,
-		Client: r.Client, Route: r.Route, Since: now,
-	}
-	return decision{[]state.Change{state.PutHost{Host: host}}, admitted}, nil
 }
 
 // errorOf makes any error one that can be sent.

@@ -128,6 +128,13 @@ func (d *desk) view(ctx context.Context, m *nats.Msg) (any, error) {
 	if !ok {
 		return nil, kbroker.Errorf(kbroker.Invalid, "no host in subject %q", m.Subject)
 	}
+	var r kbroker.ViewRequest
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+	}
+	if d.removed(host, r.Generation) {
+		return nil, removedError(host)
+	}
 	return d.store.HostView(ctx, host)
 }
 
@@ -138,6 +145,9 @@ func (d *desk) report(ctx context.Context, m *nats.Msg) (any, error) {
 	}
 	if host, ok := subjects.HostOf(m.Subject); !ok || host != r.Host {
 		return nil, kbroker.Errorf(kbroker.Refused, "host %s reports on subject %q", r.Host, m.Subject)
+	}
+	if d.removed(r.Host, r.Generation) {
+		return nil, removedError(r.Host)
 	}
 	return d.store.Report(ctx, r)
 }
@@ -171,7 +181,7 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 	case subjects.VerbInstances:
 		return instanceRows(v, r, d.gone), nil
 	case subjects.VerbHosts:
-		return hostRows(v, d.sight()), nil
+		return hostRows(v, r.All, d.sight()), nil
 	case subjects.VerbStatus:
 		return d.status(ctx, v), nil
 	case subjects.VerbVersion:
@@ -228,7 +238,7 @@ func (d *desk) status(ctx context.Context, v *state.View) kbroker.StatusReply {
 		ClusterID: d.cfg.ClusterID, Core: d.cfg.Host, Replicas: m.Replicas, Writable: m.Writable,
 		Apps: len(v.Apps), Alarms: []string{},
 	}
-	for _, row := range hostRows(v, d.sight()) {
+	for _, row := range hostRows(v, false, d.sight()) {
 		up := row.State == kbroker.HostReady
 		out.Hosts++
 		if up {

@@ -91,6 +91,13 @@ func (h *heard) leads(within time.Duration) (heardAsk, bool) {
 	return h.leader.heardAsk, h.leader.Leader != "" && now-h.leader.at <= within
 }
 
+// removed reports whether a host that was admitted under the given generation
+// has been removed, as far as this core knows. That it was is true for ever.
+func (s *Super) removed(host kbroker.HostID, generation int) bool {
+	store := s.store.Load()
+	return store != nil && store.Host(host).Removed(generation)
+}
+
 // hear starts to listen to heartbeats and to the leader's question; stop ends
 // it.
 func (s *Super) hear() (stop func(), err error) {
@@ -101,7 +108,9 @@ func (s *Super) hear() (stop func(), err error) {
 			s.log.Warn("unreadable heartbeat", "subject", m.Subject, "err", err)
 			return
 		}
-		s.heard.beat(b)
+		if !s.removed(host, b.Generation) {
+			s.heard.beat(b)
+		}
 		if m.Reply == "" {
 			return
 		}
@@ -109,9 +118,8 @@ func (s *Super) hear() (stop func(), err error) {
 		if store := s.store.Load(); store != nil {
 			reply.HeadRevision = store.HeadRevision(host)
 		}
-		for _, c := range s.Cores() {
-			reply.Clients = append(reply.Clients, c.Client)
-		}
+		reply.Removed = s.removed(host, b.Generation)
+		reply.Cores = s.Cores()
 		respond(s.log, m, reply)
 	}
 	onAsk := func(m *nats.Msg) {

@@ -25,7 +25,7 @@ type Hearing struct {
 
 // Verdict is the judgement on all hosts.
 type Verdict struct {
-	// States has ready, suspect or lost for every host that is not joining.
+	// States has ready, suspect or lost for every member that has been seen.
 	States map[kbroker.HostID]kbroker.HostState
 	// Blind: no majority of the cores answers, so nothing may be planned.
 	Blind bool
@@ -51,22 +51,20 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 	}
 	cores, hosts := 0, 0
 	for _, host := range v.Hosts {
-		if host.State == kbroker.HostJoining {
-			continue
+		if judged(host) {
+			hosts++
 		}
-		hosts++
-		if host.Role == kbroker.RoleCore {
+		if host.Core() {
 			cores++
 		}
 	}
 	answers := slices.DeleteFunc(slices.Clone(h.Answers), func(a kbroker.HeardReply) bool {
-		host, ok := v.Hosts[a.Core]
-		return cores > 0 && (!ok || host.Role != kbroker.RoleCore || host.State == kbroker.HostJoining)
+		return cores > 0 && !v.Hosts[a.Core].Core()
 	})
 	out.listen(answers, t)
 	if len(answers) < cores/2+1 {
 		for name, host := range v.Hosts {
-			if host.State != kbroker.HostJoining {
+			if judged(host) {
 				out.States[name] = host.State
 			}
 		}
@@ -77,7 +75,7 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 	var dead []kbroker.HostID // not heard for the bound, not lost yet
 	counted := 0              // against the share
 	for _, host := range sortedHosts(v) {
-		if host.State == kbroker.HostJoining {
+		if !judged(host) {
 			continue
 		}
 		age := silence(answers, host.Name)
@@ -109,6 +107,10 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 	}
 	return out
 }
+
+// judged reports whether a host's silence means anything: it has been seen, and
+// was not removed.
+func judged(h kbroker.Host) bool { return h.Member() && h.State != kbroker.HostJoining }
 
 // listen takes the heartbeats and the members that the answers name.
 func (v *Verdict) listen(answers []kbroker.HeardReply, t state.Times) {

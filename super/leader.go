@@ -188,7 +188,7 @@ func (t *term) ask(ctx context.Context) {
 	t.mu.Unlock()
 	cores := 0
 	for _, h := range t.store.Hosts() {
-		if h.Role == kbroker.RoleCore && h.State != kbroker.HostJoining {
+		if h.Core() {
 			cores++
 		}
 	}

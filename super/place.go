@@ -55,6 +55,9 @@ func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
 	out := &seats{draft: d, need: usageOf(s.Resources)}
 	for _, name := range slices.Sorted(maps.Keys(d.hosts)) {
 		h := d.hosts[name]
+		if !h.Member() {
+			continue
+		}
 		why := unfit(h, s)
 		switch {
 		case d.blocked[name]:
@@ -63,6 +66,8 @@ func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
 			why = string(h.State)
 		case d.w.Verdict.States[name] == kbroker.HostSuspect:
 			why = string(kbroker.HostSuspect)
+		case h.Drain != nil:
+			why = string(kbroker.HostDraining)
 		}
 		if why != "" {
 			out.unfit = append(out.unfit, string(name)+": "+why)

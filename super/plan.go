@@ -13,8 +13,8 @@ import (
 	"github.com/kbroker/kbroker/subjects"
 )
 
-// joinExpires is how long an admitted host may stay away before its admission
-// is taken back, so that it does not keep others out.
+// joinExpires is how long an admitted core may stay away before its admission is
+// taken back, so that it does not keep others out.
 const joinExpires = time.Minute
 
 // World is everything that Plan looks at.
@@ -131,11 +131,11 @@ func (d *draft) judgeHosts() {
 		// A member of the broker without a record: the founder, or a host whose
 		// admission was taken back before it appeared.
 		if _, known := d.hosts[name]; !known && d.w.Verdict.Current[name] && !d.blocked[name] {
-			d.hosts[name] = kbroker.Host{Name: name, Role: beat.Role, State: kbroker.HostReady, Since: d.w.Now}
+			d.hosts[name] = kbroker.Host{Name: name, Role: beat.Role, State: kbroker.HostReady, Since: d.w.Now, Generation: max(beat.Generation, firstGeneration)}
 		}
 	}
 	for name, host := range d.hosts {
-		if d.blocked[name] {
+		if d.blocked[name] || !host.Member() {
 			continue
 		}
 		beat, heard := d.w.Verdict.Beats[name]
@@ -145,8 +145,8 @@ func (d *draft) judgeHosts() {
 			_, member := d.w.Verdict.Current[name]
 			if heard && (host.Role == kbroker.RoleWorker || d.w.Verdict.Current[name]) {
 				to = kbroker.HostReady
-			} else if !heard && !member && d.w.InState[name] > joinExpires {
-				delete(d.hosts, name)
+			} else if !heard && !member && host.Role == kbroker.RoleCore && d.w.InState[name] > joinExpires {
+				d.takeBack(host)
 				continue
 			}
 		case verdict == kbroker.HostReady || verdict == kbroker.HostLost:
@@ -162,13 +162,23 @@ func (d *draft) judgeHosts() {
 	}
 }
 
+// takeBack ends an admission that was not used. A name that had been removed
+// before stays removed: its former host may still be about.
+func (d *draft) takeBack(host kbroker.Host) {
+	if host.Generation <= firstGeneration {
+		delete(d.hosts, host.Name)
+		return
+	}
+	host.State, host.Since = kbroker.HostRemoved, d.w.Now
+	d.hosts[host.Name] = host
+}
+
 // dropConfirmed forgets tombstones whose exit the agent has confirmed, and
-// those of hosts that are no longer known.
+// those of hosts that are no longer members.
 func (d *draft) dropConfirmed() {
 	for k, p := range d.placements {
 		status := d.w.View.Statuses[k]
-		_, known := d.hosts[k.Host]
-		if p.Stop && !d.blocked[k.Host] && (!known || status.State == kbroker.StateExited && status.Epoch >= p.Epoch) {
+		if p.Stop && !d.blocked[k.Host] && (!d.hosts[k.Host].Member() || status.State == kbroker.StateExited && status.Epoch >= p.Epoch) {
 			d.reserved[p.Host] = d.reserved[p.Host].minus(usageOf(p.Spec.Resources))
 			delete(d.placements, k)
 			d.touched[k] = true
@@ -222,8 +232,8 @@ func (d *draft) planApp(k state.AppKey) {
 func (d *draft) stopLost(k state.AppKey) map[kbroker.ServiceName][]kbroker.Placement {
 	lost := map[kbroker.ServiceName][]kbroker.Placement{}
 	for _, p := range d.live(k, nil) {
-		if d.hosts[p.Host].State == kbroker.HostLost && !d.blocked[p.Host] {
-			d.stop(p, "host "+string(p.Host)+" is lost")
+		if s := d.hosts[p.Host].State; (s == kbroker.HostLost || s == kbroker.HostRemoved) && !d.blocked[p.Host] {
+			d.stop(p, fmt.Sprintf("host %s is %s", p.Host, s))
 			p.Backoff = d.w.View.Statuses[keyOf(p)].Crashes
 			lost[p.Service] = append(lost[p.Service], p)
 		}

@@ -30,8 +30,9 @@ type appDraft struct {
 type standing struct {
 	want    int
 	current []kbroker.Placement // of the wanted template, on hosts that may run it
+	moving  []kbroker.Placement // likewise, on hosts that drain
 	old     []kbroker.Placement // the others
-	ready   int                 // of current
+	ready   int                 // of current and moving
 	settled int                 // of current: ready for MinHealthy
 }
 
@@ -46,7 +47,7 @@ func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
 	switch failed := a.rec.Rollout.State == kbroker.RolloutFailed; {
 	case failed && good != nil && kbroker.Template(*good) != kbroker.Template(s):
 		a.hold(s, *good, at)
-	case len(at.old) == 0 && len(a.lostOther(s)) == 0:
+	case len(at.old)+len(at.moving)+len(a.lostOther(s)) == 0:
 		a.add(s, a.rec.Version, at.want-len(at.current))
 		a.shed(at.current, len(at.current)-at.want, "scaled down")
 	default:
@@ -67,17 +68,28 @@ func (a *appDraft) stand(s kbroker.Service) standing {
 			continue
 		}
 		p = a.relabel(p, s)
-		at.current = append(at.current, p)
-		if !a.ready(p) {
+		moving := a.draining(p)
+		if moving {
+			at.moving = append(at.moving, p)
+		} else {
+			at.current = append(at.current, p)
+		}
+		switch {
+		case !a.ready(p):
 			a.trouble(p)
 			continue
-		}
-		at.ready++
-		if a.w.ReadyFor[keyOf(p)] >= s.Update.MinHealthy {
+		case !moving && a.settled(p, s):
 			at.settled++
 		}
+		at.ready++
 	}
 	return at
+}
+
+// settled reports whether an instance has been ready for as long as s asks of a
+// new one.
+func (a *appDraft) settled(p kbroker.Placement, s kbroker.Service) bool {
+	return a.ready(p) && a.w.ReadyFor[keyOf(p)] >= s.Update.MinHealthy
 }
 
 // lostOther returns the instances of another template that were lost just now:
@@ -87,16 +99,17 @@ func (a *appDraft) lostOther(s kbroker.Service) []kbroker.Placement {
 	return slices.DeleteFunc(slices.Clone(a.lost[s.Name]), func(p kbroker.Placement) bool { return p.Template == template })
 }
 
-// roll takes the next step from old to current: at most Update.Parallel new
-// instances are not settled at a time, and an old one leaves only for a settled
-// new one. Where no host has room for a new one beside the old ones, one old one
-// leaves first, if others stay and its leaving makes room. An old one that was
-// lost comes back as it was: the new version has not proven itself yet.
+// roll takes the next step from old to current, and from hosts that drain to
+// others: at most Update.Parallel new instances are not settled at a time, and an
+// old one leaves only for a settled new one. Where no host has room for a new one
+// beside the old ones, one old one leaves first, if others stay and its leaving
+// makes room. An old one that was lost comes back as it was: the new version has
+// not proven itself yet.
 func (a *appDraft) roll(s kbroker.Service, at standing) {
 	a.replace(a.lostOther(s))
 	a.shed(at.current, len(at.current)-at.want, "scaled down")
-	replaced := fmt.Sprintf("replaced by version %d", a.rec.Version)
-	a.shed(at.old, len(at.old)-(at.want-at.settled), replaced)
+	leaving := slices.Concat(at.old, at.moving)
+	a.shed(leaving, len(leaving)-(at.want-at.settled), fmt.Sprintf("replaced by version %d", a.rec.Version))
 	unsettled := max(len(at.current)-at.settled, 0)
 	step := min(s.Update.Parallel-unsettled, at.want-len(at.current))
 	if step <= 0 {
@@ -119,7 +132,22 @@ func (a *appDraft) roll(s kbroker.Service, at standing) {
 			return
 		}
 	}
+	a.force(at.moving, step)
 }
+
+// force stops up to n instances that no other host can take, on hosts that are
+// drained by force.
+func (a *appDraft) force(moving []kbroker.Placement, n int) {
+	for _, p := range moving {
+		if n > 0 && a.hosts[p.Host].Drain.Force {
+			a.stop(p, fmt.Sprintf("host %s is drained by force, and no other has room", p.Host))
+			n--
+		}
+	}
+}
+
+// draining reports whether the instance's host is to become empty.
+func (a *appDraft) draining(p kbroker.Placement) bool { return a.hosts[p.Host].Drain != nil }
 
 // failing reports whether the instance's agent, who is heard, said that it has
 // crashed. That nothing was reported says nothing.
@@ -152,18 +180,34 @@ func (a *appDraft) leaving(service kbroker.ServiceName) bool {
 // hold keeps a failed rollout where it stopped: what is missing comes as it was
 // when the app was well, old instances beyond the wanted count leave, and so do
 // failing ones beyond what a rollout has at a time. Where nothing old ran, as
-// after a stop, nothing old is started.
+// after a stop, nothing old is started. What is on hosts that drain is replaced
+// as it was when the app was well, too.
 func (a *appDraft) hold(s, good kbroker.Service, at standing) {
-	var failing []kbroker.Placement
+	var failing, stay []kbroker.Placement
 	for _, p := range at.current {
 		if a.failing(p) {
 			failing = append(failing, p)
 		}
 	}
-	if len(at.old) > 0 || a.missed(s.Name) {
-		a.add(good, lastGood(*a.rec), at.want-len(at.old)-(len(at.current)-len(failing)))
+	leave, settled := at.moving, 0
+	for _, p := range at.old {
+		switch {
+		case a.draining(p):
+			leave = append(leave, p)
+			continue
+		case a.settled(p, good):
+			settled++
+		}
+		stay = append(stay, p)
 	}
-	a.shed(at.old, len(at.old)-at.want, "scaled down")
+	working := len(at.current) - len(failing)
+	if len(stay)+len(leave) > 0 || a.missed(s.Name) {
+		missing := at.want - len(stay) - len(leave) - working
+		moved := min(len(leave), at.want-len(stay)-working, max(0, good.Update.Parallel-(len(stay)-settled)))
+		a.add(good, lastGood(*a.rec), max(0, missing)+max(0, moved))
+	}
+	a.shed(leave, len(leave)-max(0, at.want-settled-working), "")
+	a.shed(stay, len(stay)-at.want, "scaled down")
 	a.shed(failing, len(failing)-s.Update.Parallel, fmt.Sprintf("version %d failed", a.rec.Version))
 }
 
@@ -172,7 +216,7 @@ func (a *appDraft) hold(s, good kbroker.Service, at standing) {
 func (a *appDraft) keep(good kbroker.Service) {
 	live := a.live(a.key, func(p kbroker.Placement) bool { return p.Service == good.Name })
 	if len(live) > 0 || a.missed(good.Name) {
-		a.add(good, lastGood(*a.rec), wanted(good, a.demand)-len(live))
+		a.hold(good, good, standing{want: wanted(good, a.demand), old: live})
 	}
 }
 
@@ -237,7 +281,8 @@ func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 }
 
 // shed stops n of the instances: those that are worth least first, then those on
-// hosts that have the most of them, then the youngest.
+// hosts that drain, then those on hosts that have the most of them, then the
+// youngest. Of one on a host that drains, that is the reason.
 func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 	if n <= 0 {
 		return
@@ -256,6 +301,10 @@ func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 				if a.worth(p) < a.worth(q) {
 					worst = i + 1
 				}
+			case a.draining(p) != a.draining(q):
+				if a.draining(p) {
+					worst = i + 1
+				}
 			case on[p.Host] != on[q.Host]:
 				if on[p.Host] > on[q.Host] {
 					worst = i + 1
@@ -265,9 +314,16 @@ func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 			}
 		}
 		on[left[worst].Host]--
-		a.stop(left[worst], reason)
+		a.shedOne(left[worst], reason)
 		left = slices.Delete(left, worst, worst+1)
 	}
+}
+
+func (a *appDraft) shedOne(p kbroker.Placement, reason string) {
+	if a.draining(p) {
+		reason = fmt.Sprintf("host %s is draining", p.Host)
+	}
+	a.stop(p, reason)
 }
 
 // trouble notes why an instance of the wanted version is not ready.

@@ -2,6 +2,7 @@ package super
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -348,5 +349,142 @@ func TestANonMemberThatWasHeardOnceIsForgotten(t *testing.T) {
 	}
 	if drop, ok := changes[0].(state.DropHost); !ok || drop.Host != "h2" {
 		t.Errorf("planned %v, want h2 forgotten", changes)
+	}
+}
+
+// drain has a host emptied.
+func (c *cluster) drain(host kbroker.HostID, force bool) {
+	h := c.view.Hosts[host]
+	h.Drain = &kbroker.Drain{Force: force}
+	c.view.Hosts[host] = h
+}
+
+// stepAnswering is step, and fails the test when fewer than want answer.
+func (c *cluster) stepAnswering(want int) {
+	c.t.Helper()
+	c.step()
+	if n := c.readyCount(); n < want {
+		c.t.Fatalf("%d instances answer, want %d at any time: %v", n, want, c.live())
+	}
+}
+
+func TestADrainedHostIsEmptiedOneByOne(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(6))
+	c.settle()
+	c.drain("h2", false)
+	for range 60 {
+		before := len(c.live()["h2"])
+		c.stepAnswering(6)
+		if now := len(c.live()["h2"]); now < before-1 {
+			t.Fatalf("%d instances left h2 at once", before-now)
+		}
+	}
+	if on := c.view.On("h2"); len(on) != 0 || c.count() != 6 {
+		t.Errorf("%d of 6 instances, on h2: %v", c.count(), on)
+	}
+	if r := c.view.Apps[webKey].Rollout; r.State != kbroker.RolloutDone {
+		t.Errorf("the rollout is %s: a drain is none", r.State)
+	}
+	h := c.view.Hosts["h2"]
+	h.Drain = nil
+	c.view.Hosts["h2"] = h
+	c.settle()
+	if n := len(c.live()["h2"]); n != 0 {
+		t.Errorf("%d instances went back by themselves", n)
+	}
+}
+
+func TestADrainWaitsForRoomUnlessItIsForced(t *testing.T) {
+	c := newCluster(t, 2)
+	s := service(2)
+	s.Resources.CPU = 1.5 // one on each host
+	c.deploy(s)
+	c.settle()
+	c.drain("h1", false)
+	for range 30 {
+		c.stepAnswering(2)
+	}
+	if u := c.view.Apps[webKey].Unplaced; len(u) != 1 || !strings.Contains(u[0].Reason, "h1: draining") {
+		t.Errorf("unplaced %+v, want the reason", u)
+	}
+	c.drain("h1", true)
+	c.settle()
+	if n := len(c.live()["h1"]); n != 0 || c.count() != 1 {
+		t.Errorf("by force: %v", c.live())
+	}
+}
+
+func TestADrainDuringAFailedRolloutKeepsTheOldVersion(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	c.broken[2] = true
+	changed := service(3)
+	changed.Args = []string{"x"}
+	c.deploy(changed)
+	for range 90 {
+		c.step()
+	}
+	if r := c.view.Apps[webKey].Rollout; r.State != kbroker.RolloutFailed {
+		t.Fatalf("the rollout is %s", r.State)
+	}
+	host := kbroker.HostID("")
+	for h, ps := range c.live() {
+		for _, p := range ps {
+			if p.Version == 1 && h > host {
+				host = h
+			}
+		}
+	}
+	old := func(on kbroker.HostID) (n int) {
+		for h, ps := range c.live() {
+			for _, p := range ps {
+				if p.Version == 1 && (on == "" || on == h) {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	want := old("")
+	c.drain(host, false)
+	for range 60 {
+		c.stepAnswering(want)
+	}
+	if old(host) != 0 || old("") < want {
+		t.Errorf("%d old instances, %d on the drained %s: %v", old(""), old(host), host, c.live())
+	}
+}
+
+func TestAHostIsDrainedDuringARollout(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(4))
+	c.settle()
+	changed := service(4)
+	changed.Args = []string{"x"}
+	c.deploy(changed)
+	c.step()
+	c.drain("h1", false)
+	for range 120 {
+		c.stepAnswering(4)
+	}
+	r := c.view.Apps[webKey].Rollout
+	if len(c.view.On("h1")) != 0 || c.count() != 4 || r.State != kbroker.RolloutDone {
+		t.Errorf("rollout %s (%s); %v", r.State, r.Reason, c.live())
+	}
+}
+
+func TestWhatARemovedHostRanIsPlacedElsewhere(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(3))
+	c.settle()
+	c.down["h3"] = true
+	h := c.view.Hosts["h3"]
+	h.State = kbroker.HostRemoved
+	c.view.Hosts["h3"] = h
+	c.settle()
+	if on := c.view.On("h3"); len(on) != 0 || c.count() != 3 {
+		t.Errorf("%d of 3 instances, on h3: %v", c.count(), on)
 	}
 }

@@ -101,10 +101,13 @@ func statusRow(s kbroker.Status, shown kbroker.InstanceState) kbroker.InstanceRo
 	return row
 }
 
-// hostRows are the rows of `hosts`.
-func hostRows(v *state.View, see sight) []kbroker.HostRow {
+// hostRows are the rows of `hosts`; all: those of removed hosts too.
+func hostRows(v *state.View, all bool, see sight) []kbroker.HostRow {
 	out := []kbroker.HostRow{}
 	for _, h := range sortedHosts(v) {
+		if !h.Member() && !all {
+			continue
+		}
 		row := kbroker.HostRow{
 			Name: h.Name, Role: h.Role, State: h.State, Super: h.Name == see.leader,
 			Capacity: h.Capacity, Labels: h.Labels, Client: h.Client,
@@ -120,15 +123,20 @@ func hostRows(v *state.View, see sight) []kbroker.HostRow {
 				row.PID = &beat.PID
 			}
 		}
-		if h.State == kbroker.HostReady && age >= see.times.Suspect {
+		switch {
+		case h.State == kbroker.HostReady && age >= see.times.Suspect:
 			row.State = kbroker.HostSuspect
+		case h.State == kbroker.HostReady && h.Drain != nil:
+			row.State = kbroker.HostDraining
 		}
 		if age >= see.times.Suspect {
 			row.PID = nil // that process is not there
 		}
 		var used usage
 		for _, p := range v.On(h.Name) {
-			if !p.Stop {
+			if p.Stop {
+				row.Leaving++
+			} else {
 				row.Instances++
 				used = used.plus(usageOf(p.Spec.Resources))
 			}

@@ -37,6 +37,12 @@ type Members struct {
 	Current  map[kbroker.HostID]bool
 	Replicas int // of the stream with the fewest
 	Writable bool
+	// Alone has the cores whose store holds a stream that no other replica has,
+	// with that stream's name.
+	Alone map[kbroker.HostID]string
+	// Unsettled says why no core should go down now: a replica is behind or
+	// missing, a change of members is under way. Empty: nothing speaks against it.
+	Unsettled string
 }
 
 // Config of a Super.
@@ -166,8 +172,24 @@ func (s *Super) Cores() []kbroker.CoreAddr {
 	}
 	var out []kbroker.CoreAddr
 	for _, h := range store.Hosts() {
-		if h.Role == kbroker.RoleCore && h.State != kbroker.HostJoining && h.Client != "" {
+		if h.Core() && h.Client != "" {
 			out = append(out, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
+		}
+	}
+	return out
+}
+
+// Removed are the hosts that were taken out of the cluster; nil until the store
+// is open.
+func (s *Super) Removed() []kbroker.HostID {
+	store := s.store.Load()
+	if store == nil {
+		return nil
+	}
+	var out []kbroker.HostID
+	for _, h := range store.Hosts() {
+		if !h.Member() {
+			out = append(out, h.Name)
 		}
 	}
 	return out

@@ -161,6 +161,18 @@ func (c *cluster) step() []state.Change {
 	return c.round()
 }
 
+// lose takes a host away and waits until it is declared lost.
+func (c *cluster) lose(host kbroker.HostID) {
+	c.t.Helper()
+	c.down[host] = true
+	for steps := 0; c.view.Hosts[host].State != kbroker.HostLost; steps++ {
+		if steps > 60 {
+			c.t.Fatalf("host %s is not lost after a minute", host)
+		}
+		c.step()
+	}
+}
+
 // settle steps until nothing changes for the longest of the small times.
 func (c *cluster) settle() {
 	c.t.Helper()

@@ -1,0 +1,198 @@
+package super
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+const (
+	// maxCores is the number of core hosts that a cluster grows to: more replicas
+	// of the meta group only make each write slower.
+	maxCores = 5
+	// safeCores is the number of cores at which one can be lost.
+	safeCores = 3
+	// firstGeneration is that of a name that was never removed.
+	firstGeneration = 1
+)
+
+// decideJoin admits a host. Cores join one at a time and only while every core
+// is current: two fresh members at once could outvote the cluster that they
+// join. Workers are clients of the cores: any number, at any time.
+func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict, clusterID string, now time.Time) (decision, error) {
+	if err := kbroker.CheckName("host", string(r.Host)); err != nil {
+		return decision{}, err
+	}
+	if r.Role != kbroker.RoleCore && r.Role != kbroker.RoleWorker {
+		return decision{}, kbroker.Errorf(kbroker.Invalid, "role is %q, want core or worker", r.Role)
+	}
+	known := v.Hosts[r.Host]
+	same := known.Member() && known.Fingerprint == r.Fingerprint && known.Route == r.Route && known.Role == r.Role
+	admitted := kbroker.JoinReply{Admitted: true, ClusterID: clusterID, Generation: known.Generation}
+	cores, joining, wait := 0, false, ""
+	for _, h := range sortedHosts(v) {
+		if !h.Member() || h.Role != kbroker.RoleCore || h.Name == r.Host {
+			continue
+		}
+		cores++
+		switch {
+		case h.State == kbroker.HostJoining:
+			joining = true
+			wait = fmt.Sprintf("host %s is joining", h.Name)
+		case r.Role == kbroker.RoleCore && (verdict.States[h.Name] != kbroker.HostReady || !m.Current[h.Name]):
+			wait = fmt.Sprintf("host %s is not current", h.Name)
+		default:
+			admitted.Cores = append(admitted.Cores, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
+		}
+	}
+	if r.Role == kbroker.RoleWorker {
+		wait = ""
+	}
+	switch {
+	case same && r.ClusterID == clusterID:
+		// It was admitted, and its record holds its place: the broker may even
+		// wait for it to have a leader.
+		return decision{reply: admitted}, nil
+	case known.Member() && !(same && known.State == kbroker.HostJoining):
+		return decision{}, kbroker.Errorf(kbroker.Refused, "a host named %s is a member already", r.Host).
+			WithHint("start it with the data directory that it has, or join under another name; if it is gone for good: kbroker remove %s", r.Host)
+	case known.State == kbroker.HostRemoved && known.Role == kbroker.RoleCore:
+		return decision{}, kbroker.Errorf(kbroker.Refused, "%s was a core and has been removed; the name of a core is used once", r.Host).
+			WithHint("join under another name, with an empty data directory")
+	case r.Role == kbroker.RoleCore && cores >= maxCores && !joining:
+		return decision{}, kbroker.Errorf(kbroker.Refused, "the cluster has %d cores, more make it slower and not safer", cores).
+			WithHint("join as a worker: --role worker")
+	case r.Role == kbroker.RoleCore && !m.Known:
+		wait = "the broker has no leader"
+	case len(admitted.Cores) == 0 && wait == "":
+		wait = "the founding host has not been heard yet"
+	}
+	if wait != "" {
+		return decision{reply: kbroker.JoinReply{Wait: wait}}, nil
+	}
+	if known.Member() {
+		return decision{reply: admitted}, nil
+	}
+	admitted.Generation = known.Generation + 1
+	host := kbroker.Host{
+		Name: r.Host, Role: r.Role, State: kbroker.HostJoining, Labels: r.Labels,
+		Client: r.Client, Route: r.Route, Since: now, Fingerprint: r.Fingerprint, Generation: admitted.Generation,
+	}
+	return decision{[]state.Change{state.PutHost{Host: host}}, admitted}, nil
+}
+
+// member finds a host that was not removed.
+func member(v *state.View, name kbroker.HostID) (kbroker.Host, error) {
+	h := v.Hosts[name]
+	if !h.Member() {
+		return h, kbroker.Errorf(kbroker.NotFound, "there is no host %q", name).WithHint("`kbroker hosts` lists them")
+	}
+	return h, nil
+}
+
+// decideDrain has a host emptied, or lets it take instances again.
+func decideDrain(v *state.View, r kbroker.DrainRequest, now time.Time) (decision, error) {
+	h, err := member(v, r.Host)
+	if err != nil {
+		return decision{}, err
+	}
+	switch {
+	case r.Undrain:
+		if h.Drain == nil {
+			return decision{reply: kbroker.HostReply{Unchanged: true}}, nil
+		}
+		h.Drain = nil
+	case h.State == kbroker.HostLost:
+		return decision{}, kbroker.Errorf(kbroker.Refused, "host %s is lost; what it ran has been placed elsewhere", r.Host).
+			WithHint("kbroker remove %s takes it out for good", r.Host)
+	case h.Drain != nil && (h.Drain.Force || !r.Force):
+		return decision{reply: kbroker.HostReply{Unchanged: true}}, nil
+	default:
+		since := now
+		if h.Drain != nil {
+			since = h.Drain.Since
+		}
+		h.Drain = &kbroker.Drain{Since: since, Force: r.Force}
+	}
+	return decision{[]state.Change{state.PutHost{Host: h}}, kbroker.HostReply{}}, nil
+}
+
+// decideRemove takes a host out of the cluster for good. One that is there must
+// be empty; one that is gone must not be needed: what its store alone holds
+// would be lost with it.
+func decideRemove(v *state.View, r kbroker.RemoveRequest, m Members, verdict Verdict, now time.Time) (decision, error) {
+	h := v.Hosts[r.Host]
+	if h.State == kbroker.HostRemoved {
+		return decision{reply: kbroker.HostReply{Unchanged: true}}, nil
+	}
+	h, err := member(v, r.Host)
+	if err != nil {
+		return decision{}, err
+	}
+	there := h.State != kbroker.HostLost && verdict.States[h.Name] != kbroker.HostLost && h.State != kbroker.HostJoining
+	if there && verdict.States[h.Name] != kbroker.HostReady {
+		return decision{}, kbroker.Errorf(kbroker.Refused, "host %s is %s, neither there nor lost", h.Name, verdict.States[h.Name]).
+			WithHint("try again in a moment; kbroker status says why it is not declared lost")
+	}
+	if left := instancesOn(v, h.Name); there && len(left) > 0 {
+		return decision{}, kbroker.Errorf(kbroker.Refused, "host %s still has %d instances", h.Name, len(left)).
+			WithHint("kbroker drain %s first; there are %s", h.Name, strings.Join(left[:min(len(left), maxRefusals)], ", "))
+	}
+	if h.Role == kbroker.RoleCore {
+		if err := coreNeeded(v, h, m, verdict, there); err != nil {
+			return decision{}, err
+		}
+	}
+	h.State, h.Since, h.Drain = kbroker.HostRemoved, now, nil
+	return decision{[]state.Change{state.PutHost{Host: h}}, kbroker.HostReply{}}, nil
+}
+
+// instancesOn names what runs or is on its way out on a host.
+func instancesOn(v *state.View, host kbroker.HostID) []string {
+	var left []string
+	for _, p := range v.On(host) {
+		left = append(left, string(p.Instance))
+	}
+	return left
+}
+
+// coreNeeded says why a core cannot be removed now, or nil.
+func coreNeeded(v *state.View, h kbroker.Host, m Members, verdict Verdict, there bool) error {
+	others := 0
+	for _, o := range sortedHosts(v) {
+		if o.Name == h.Name || !o.Member() || o.Role != kbroker.RoleCore {
+			continue
+		}
+		others++
+		if o.State == kbroker.HostJoining || verdict.States[o.Name] != kbroker.HostReady || !m.Current[o.Name] {
+			return kbroker.Errorf(kbroker.Refused, "core %s cannot be removed while core %s is not current", h.Name, o.Name).
+				WithHint("members change one at a time: bring %s back, or wait until it has caught up", o.Name)
+		}
+	}
+	switch {
+	case h.State == kbroker.HostJoining:
+		return nil
+	case others == 0:
+		return kbroker.Errorf(kbroker.Refused, "%s is the only core: it is the cluster", h.Name).
+			WithHint("join another core first; a cluster of `up` is ended with kbroker down --delete")
+	case m.Alone[h.Name] != "":
+		return kbroker.Errorf(kbroker.Refused, "core %s alone holds stream %s", h.Name, m.Alone[h.Name]).
+			WithHint("with a third core every stream gets three replicas; then it can be removed")
+	case there && others < safeCores && others+1 >= safeCores:
+		return kbroker.Errorf(kbroker.Refused, "without core %s the cluster has %d cores, and the loss of one more stops all changes", h.Name, others).
+			WithHint("join another core first, then remove %s", h.Name)
+	case there && m.Unsettled != "":
+		return kbroker.Errorf(kbroker.Refused, "core %s cannot be removed now: %s", h.Name, m.Unsettled).
+			WithHint("try again when kbroker doctor finds nothing")
+	}
+	return nil
+}
+
+// removedError is what a host hears that is not a member any more.
+func removedError(host kbroker.HostID) error {
+	return kbroker.Errorf(kbroker.Refused, "host %s was removed from the cluster", host).
+		WithHint("it can join again with an empty data directory; the name of a core is used once")
+}

@@ -1,0 +1,237 @@
+package super
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+func TestDecideJoin(t *testing.T) {
+	c := newCluster(t, 1)
+	members := Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true}}
+	request := kbroker.JoinRequest{Host: "h2", Role: kbroker.RoleCore, Client: "127.0.0.1:1", Route: "127.0.0.1:2", Fingerprint: "two"}
+	ask := func(r kbroker.JoinRequest, m Members) (kbroker.JoinReply, error) {
+		t.Helper()
+		d, err := decideJoin(&c.view, r, m, c.world().Verdict, "kb-test", time.Time{})
+		if err != nil {
+			return kbroker.JoinReply{}, err
+		}
+		c.apply(d.changes)
+		return d.reply.(kbroker.JoinReply), nil
+	}
+	if r, err := ask(request, Members{}); err != nil || r.Admitted || r.Wait == "" {
+		t.Errorf("without a broker leader: %+v, %v; want to wait", r, err)
+	}
+	for range 2 { // asked again after a lost answer
+		if r, err := ask(request, members); err != nil || !r.Admitted || r.ClusterID != "kb-test" || len(r.Cores) != 1 {
+			t.Fatalf("join: %+v, %v; want admitted with one core", r, err)
+		}
+	}
+	third := request
+	third.Host, third.Route = "h3", "127.0.0.1:3"
+	if r, err := ask(third, members); err != nil || r.Admitted || !strings.Contains(r.Wait, "h2") {
+		t.Errorf("a second join while one is under way: %+v, %v; want to wait for h2", r, err)
+	}
+	other := request
+	other.Fingerprint = "another"
+	if _, err := ask(other, members); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("another host of the same name: %v, want refused", err)
+	}
+	worker := kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker, Fingerprint: "w"}
+	for range 2 {
+		if r, err := ask(worker, Members{}); err != nil || !r.Admitted || r.Generation != firstGeneration || len(r.Cores) != 1 {
+			t.Errorf("a worker, while a core is joining: %+v, %v; want admitted with one core", r, err)
+		}
+	}
+	behind := Members{Known: true, Current: map[kbroker.HostID]bool{"h1": false}}
+	if r, err := ask(request, behind); err != nil || r.Admitted {
+		t.Errorf("while a core is not current: %+v, %v; want to wait", r, err)
+	}
+	h2 := c.view.Hosts["h2"]
+	h2.State = kbroker.HostReady
+	c.view.Hosts["h2"] = h2
+	if _, err := ask(request, members); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a member whose disk was wiped: %v, want refused", err)
+	}
+	request.ClusterID = "kb-test"
+	if r, err := ask(request, members); err != nil || !r.Admitted {
+		t.Errorf("a member that asks again before it has seen itself: %+v, %v; want admitted", r, err)
+	}
+	full := newCluster(t, maxCores)
+	sixth := request
+	sixth.Host = "h6"
+	if _, err := decideJoin(&full.view, sixth, members, full.world().Verdict, "kb-test", time.Time{}); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a sixth core: %v, want refused", err)
+	}
+}
+
+func TestDecideJoinOfARemovedName(t *testing.T) {
+	c := newCluster(t, 3)
+	for name, role := range map[kbroker.HostID]kbroker.Role{"h3": kbroker.RoleCore, "w1": kbroker.RoleWorker} {
+		c.view.Hosts[name] = kbroker.Host{Name: name, Role: role, State: kbroker.HostRemoved, Generation: 2, Fingerprint: "old"}
+	}
+	members := Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true, "h2": true}}
+	join := func(r kbroker.JoinRequest) (kbroker.JoinReply, error) {
+		d, err := decideJoin(&c.view, r, members, c.world().Verdict, "kb-test", time.Time{})
+		if err != nil {
+			return kbroker.JoinReply{}, err
+		}
+		c.apply(d.changes)
+		return d.reply.(kbroker.JoinReply), nil
+	}
+	if _, err := join(kbroker.JoinRequest{Host: "h3", Role: kbroker.RoleCore, Fingerprint: "new"}); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a core under the name of a removed one: %v, want refused", err)
+	}
+	if r, err := join(kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker, Fingerprint: "new"}); err != nil || !r.Admitted || r.Generation != 3 {
+		t.Errorf("a worker under the name of a removed one: %+v, %v; want generation 3", r, err)
+	}
+	if h := c.view.Hosts["w1"]; !h.Removed(2) || h.Removed(3) {
+		t.Errorf("host %+v: want the old one removed and the new one not", h)
+	}
+	if r, err := join(kbroker.JoinRequest{Host: "h4", Role: kbroker.RoleCore, Fingerprint: "4"}); err != nil || !r.Admitted || len(r.Cores) != 2 {
+		t.Errorf("a core in the place of a removed one: %+v, %v; want admitted", r, err)
+	}
+}
+
+func TestDecideDrain(t *testing.T) {
+	c := newCluster(t, 2)
+	c.view.Hosts["gone"] = kbroker.Host{Name: "gone", State: kbroker.HostRemoved}
+	c.view.Hosts["lost"] = kbroker.Host{Name: "lost", State: kbroker.HostLost}
+	ask := func(r kbroker.DrainRequest) (kbroker.HostReply, error) {
+		d, err := decideDrain(&c.view, r, time.Time{})
+		if err != nil {
+			return kbroker.HostReply{}, err
+		}
+		c.apply(d.changes)
+		return d.reply.(kbroker.HostReply), nil
+	}
+	for _, step := range []struct {
+		name      string
+		request   kbroker.DrainRequest
+		unchanged bool
+		drains    bool
+	}{
+		{"drained", kbroker.DrainRequest{Host: "h1"}, false, true},
+		{"drained again", kbroker.DrainRequest{Host: "h1"}, true, true},
+		{"by force", kbroker.DrainRequest{Host: "h1", Force: true}, false, true},
+		{"without force it stays by force", kbroker.DrainRequest{Host: "h1"}, true, true},
+		{"undrained", kbroker.DrainRequest{Host: "h1", Undrain: true}, false, false},
+		{"undrained again", kbroker.DrainRequest{Host: "h1", Undrain: true}, true, false},
+	} {
+		r, err := ask(step.request)
+		if err != nil || r.Unchanged != step.unchanged || (c.view.Hosts["h1"].Drain != nil) != step.drains {
+			t.Errorf("%s: %+v, %v, %+v", step.name, r, err, c.view.Hosts["h1"].Drain)
+		}
+	}
+	for host, want := range map[kbroker.HostID]kbroker.Code{"nobody": kbroker.NotFound, "gone": kbroker.NotFound, "lost": kbroker.Refused} {
+		if _, err := ask(kbroker.DrainRequest{Host: host}); !errors.Is(err, want) {
+			t.Errorf("drain of %s: %v, want %s", host, err, want)
+		}
+	}
+}
+
+func TestDecideRemove(t *testing.T) {
+	for name, tc := range map[string]struct {
+		cores   int
+		prepare func(c *cluster, m *Members)
+		host    kbroker.HostID
+		want    kbroker.Code // empty: removed
+	}{
+		"a host that is not there":              {cores: 3, host: "nobody", want: kbroker.NotFound},
+		"the only core":                         {cores: 1, host: "h1", want: kbroker.Refused},
+		"one of three cores that is well":       {cores: 3, host: "h3", want: kbroker.Refused},
+		"one of four":                           {cores: 4, host: "h4"},
+		"one of two that holds no stream alone": {cores: 2, host: "h2"},
+		"one of two that holds a stream alone": {
+			cores: 2, host: "h1", want: kbroker.Refused,
+			prepare: func(_ *cluster, m *Members) { m.Alone = map[kbroker.HostID]string{"h1": "KV_kbroker"} },
+		},
+		"one of four while a stream is not settled": {
+			cores: 4, host: "h4", want: kbroker.Refused,
+			prepare: func(_ *cluster, m *Members) { m.Unsettled = "stream KV_kbroker has 2 of 3 replicas" },
+		},
+		"one of four while another is not current": {
+			cores: 4, host: "h4", want: kbroker.Refused,
+			prepare: func(_ *cluster, m *Members) { m.Current["h2"] = false },
+		},
+		"one of four that still runs something": {
+			cores: 4, host: "h4", want: kbroker.Refused,
+			prepare: func(c *cluster, _ *Members) { c.deploy(service(8)); c.settle() },
+		},
+		"a lost one of three": {
+			cores: 3, host: "h3",
+			prepare: func(c *cluster, m *Members) { c.lose("h3"); m.Current["h3"] = false },
+		},
+		"a lost one of three while another is not current": {
+			cores: 3, host: "h3", want: kbroker.Refused,
+			prepare: func(c *cluster, m *Members) { c.lose("h3"); m.Current["h2"] = false },
+		},
+		"a silent one that is not lost yet": {
+			cores: 3, host: "h3", want: kbroker.Refused,
+			prepare: func(c *cluster, _ *Members) { c.down["h3"] = true; c.silent["h3"] = state.Tuned.Suspect },
+		},
+		"an empty worker": {
+			cores: 3, host: "w1",
+			prepare: func(c *cluster, _ *Members) {
+				c.view.Hosts["w1"] = kbroker.Host{Name: "w1", Role: kbroker.RoleWorker, State: kbroker.HostReady}
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, tc.cores)
+			m := Members{Known: true, Current: map[kbroker.HostID]bool{}}
+			for h := range c.view.Hosts {
+				m.Current[h] = true
+			}
+			if tc.prepare != nil {
+				tc.prepare(c, &m)
+			}
+			w := c.world()
+			d, err := decideRemove(w.View, kbroker.RemoveRequest{Host: tc.host}, m, w.Verdict, time.Time{})
+			if tc.want != "" {
+				if !errors.Is(err, tc.want) || tc.want == kbroker.Refused && kbroker.AsError(err).Hint == "" {
+					t.Fatalf("%v, want %s with a hint", err, tc.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.apply(d.changes)
+			if h := c.view.Hosts[tc.host]; h.State != kbroker.HostRemoved {
+				t.Errorf("it is %s", h.State)
+			}
+			w = c.world()
+			again, err := decideRemove(w.View, kbroker.RemoveRequest{Host: tc.host}, m, w.Verdict, time.Time{})
+			if err != nil || !again.reply.(kbroker.HostReply).Unchanged {
+				t.Errorf("removed again: %+v, %v; want unchanged", again, err)
+			}
+		})
+	}
+}
+
+func TestJoiningHostBecomesReadyOrIsForgotten(t *testing.T) {
+	c := newCluster(t, 1)
+	joining := kbroker.Host{Name: "h2", Role: kbroker.RoleCore, State: kbroker.HostJoining}
+	c.apply([]state.Change{state.PutHost{Host: joining}})
+	w := c.world()
+	w.Verdict.Beats = map[kbroker.HostID]kbroker.Heartbeat{"h1": w.Verdict.Beats["h1"], "h2": {Host: "h2"}}
+	w.Verdict.Current = map[kbroker.HostID]bool{"h1": true}
+	if changes := Plan(w); len(changes) != 0 {
+		t.Errorf("heard, but no member of the broker yet: planned %v, want nothing", changes)
+	}
+	w.Verdict.Current["h2"] = true
+	if put, ok := Plan(w)[0].(state.PutHost); !ok || put.Host.State != kbroker.HostReady {
+		t.Errorf("heard and a member: %v, want ready", Plan(w))
+	}
+	delete(w.Verdict.Beats, "h2")
+	delete(w.Verdict.Current, "h2")
+	w.InState = map[kbroker.HostID]time.Duration{"h2": joinExpires + time.Second}
+	if drop, ok := Plan(w)[0].(state.DropHost); !ok || drop.Host != "h2" {
+		t.Errorf("admitted and never seen: %v, want it forgotten", Plan(w))
+	}
+}
