@@ -20,7 +20,7 @@ func TestAReadWaitsUntilACoreIsThere(t *testing.T) {
 	var rows []kbroker.HostRow
 	go func() {
 		var err error
-		rows, err = api.Hosts(t.Context())
+		rows, err = api.Hosts(t.Context(), false)
 		done <- err
 	}()
 	c.serve(subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), func(m *nats.Msg) any {

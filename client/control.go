@@ -69,10 +69,11 @@ func (c *Client) Instances(ctx context.Context, app kbroker.AppName, all bool) (
 	return rows, err
 }
 
-// Hosts lists the hosts of the cluster. Never nil.
-func (c *Client) Hosts(ctx context.Context) ([]kbroker.HostRow, error) {
+// Hosts lists the hosts of the cluster; with all those that were removed, too.
+// Never nil.
+func (c *Client) Hosts(ctx context.Context, all bool) ([]kbroker.HostRow, error) {
 	rows := []kbroker.HostRow{}
-	err := c.read(ctx, subjects.VerbHosts, kbroker.ListRequest{Tenant: c.tenant}, &rows)
+	err := c.read(ctx, subjects.VerbHosts, kbroker.ListRequest{Tenant: c.tenant, All: all}, &rows)
 	return rows, err
 }
 

@@ -94,22 +94,36 @@ func (c *Client) FollowStop(ctx context.Context, app kbroker.AppName, show func(
 
 // watch looks at an app until enough says so.
 func (c *Client) watch(ctx context.Context, app kbroker.AppName, show func(Progress), enough func(Progress) (bool, error)) error {
+	return c.poll(ctx, "the change to "+string(app), "kbroker ps "+string(app), func() (bool, error) {
+		p, err := c.progress(ctx, app)
+		if errors.Is(err, kbroker.NotFound) {
+			// Of what was just written: a core that is behind.
+			return false, kbroker.Errorf(kbroker.Unavailable, "%v", err)
+		}
+		if err != nil {
+			return false, err
+		}
+		if show != nil {
+			show(p)
+		}
+		return enough(p)
+	})
+}
+
+// poll looks until it is done. That nobody answers is borne for followSilence.
+// what goes on when ctx ends first, and command shows how far it is.
+func (c *Client) poll(ctx context.Context, what, command string, look func() (done bool, err error)) error {
 	heard := time.Now()
 	tick := time.NewTicker(c.pace.followEvery)
 	defer tick.Stop()
 	for {
-		p, err := c.progress(ctx, app)
+		done, err := look()
 		switch {
 		case err == nil:
-			heard = time.Now()
-			if show != nil {
-				show(p)
+			if heard = time.Now(); done {
+				return nil
 			}
-			if done, err := enough(p); done || err != nil {
-				return err
-			}
-		case errors.Is(err, kbroker.NotFound), errors.Is(err, kbroker.Unavailable):
-			// NotFound of what was just written: a core that is behind.
+		case errors.Is(err, kbroker.Unavailable):
 			if time.Since(heard) > followSilence {
 				return err
 			}
@@ -121,8 +135,8 @@ func (c *Client) watch(ctx context.Context, app kbroker.AppName, show func(Progr
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return ctx.Err()
 			}
-			return kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline passed; the change to %s goes on", app).
-				WithHint("kbroker ps %s shows how far it is", app)
+			return kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline passed; %s goes on", what).
+				WithHint("%s shows how far it is", command)
 		case <-tick.C:
 		}
 	}

@@ -11,8 +11,10 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -254,6 +256,19 @@ func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *na
 
 // Running reports whether an agent holds the data directory, and its pid.
 func Running(dir string) (pid int, alive bool, err error) { return agent.Running(dir) }
+
+// Removed reports whether the cluster has removed the host of a data directory.
+func Removed(dir string) (bool, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, membershipFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	var m membership
+	if err == nil {
+		err = json.Unmarshal(raw, &m)
+	}
+	return m.Removed, err
+}
 
 // Sweep ends every process that was started for the data directory; see
 // agent.Sweep.

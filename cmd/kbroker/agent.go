@@ -23,6 +23,7 @@ the environment, the environment over the file. Once a host belongs to a cluster
 its directory knows name, role, ports and cluster, and --dir is enough.`,
 		Example: `  kbroker agent --dir /var/lib/kbroker --name a --found --advertise 10.0.0.1
   kbroker agent --dir /var/lib/kbroker --name b --join 10.0.0.1:4222 --advertise 10.0.0.2
+  kbroker agent --dir /var/lib/kbroker --name w --join 10.0.0.1:4222 --role worker
   kbroker agent --config /etc/kbroker.yaml`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -43,7 +44,7 @@ its directory knows name, role, ports and cluster, and --dir is enough.`,
 	f.String("name", "", "permanent name of the host (default: the machine's)")
 	f.String("role", "", "core or worker (default: core)")
 	f.Bool("found", false, "found a new cluster, unless the directory belongs to one")
-	f.String("advertise", "", "the `IP` that other hosts and clients reach this one at")
+	f.String("advertise", "", "the `IP` that other hosts and clients reach a core at")
 	f.StringSlice("join", nil, "client addresses (`HOST:PORT`) of cores to join through")
 	f.Int("client-port", 0, "port for clients (default: picked once)")
 	f.Int("route-port", 0, "port for the other cores (default: picked once)")

@@ -10,7 +10,8 @@ import (
 )
 
 func (c *cli) hostsCommand() *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	cmd := &cobra.Command{
 		Use:               "hosts",
 		Short:             "List the hosts of the cluster",
 		Example:           "  kbroker hosts\n  kbroker hosts -o json",
@@ -19,13 +20,15 @@ func (c *cli) hostsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := c.within(cmd.Context(), listTimeout)
 			defer cancel()
-			rows, err := c.hosts(ctx)
+			rows, err := c.hosts(ctx, all)
 			if err != nil {
 				return err
 			}
 			return c.print(rows, func(w io.Writer) { c.hostsTable(w, rows) })
 		},
 	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "those that were removed, too")
+	return cmd
 }
 
 func (c *cli) hostsTable(w io.Writer, rows []kbroker.HostRow) {

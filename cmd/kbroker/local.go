@@ -17,6 +17,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/client"
+	"github.com/kbroker/kbroker/node"
 )
 
 const (
@@ -35,10 +36,40 @@ type localCluster struct {
 	Hosts []localHost `json:"hosts"`
 }
 
+// localHost is one host of it. A worker has no ports.
 type localHost struct {
 	Name       kbroker.HostID `json:"name"`
-	ClientPort int            `json:"client_port"`
-	RoutePort  int            `json:"route_port"`
+	Role       kbroker.Role   `json:"role,omitempty"` // empty: core
+	ClientPort int            `json:"client_port,omitempty"`
+	RoutePort  int            `json:"route_port,omitempty"`
+	// Removed: the cluster has removed it. It keeps its name, which is not used
+	// again.
+	Removed bool `json:"removed,omitempty"`
+}
+
+func (h localHost) worker() bool { return h.Role == kbroker.RoleWorker }
+
+// members are the hosts that were not removed, cores those of them that take
+// clients.
+func (l *localCluster) members() []localHost {
+	return slices.DeleteFunc(slices.Clone(l.Hosts), func(h localHost) bool { return h.Removed })
+}
+
+func (l *localCluster) cores() []localHost {
+	return slices.DeleteFunc(l.members(), localHost.worker)
+}
+
+// noteRemoved learns from the hosts' directories which of them the cluster has
+// removed.
+func (l *localCluster) noteRemoved() error {
+	for i, h := range l.Hosts {
+		removed, err := node.Removed(l.hostDir(h.Name))
+		if err != nil {
+			return fmt.Errorf("look at host %s: %w", h.Name, err)
+		}
+		l.Hosts[i].Removed = h.Removed || removed
+	}
+	return nil
 }
 
 func (h localHost) client() string { return net.JoinHostPort(loopback, strconv.Itoa(h.ClientPort)) }
@@ -91,9 +122,9 @@ func loadLocal(dir string) (*localCluster, error) {
 	return l, nil
 }
 
-// grow adds hosts up to n, each with ports that are free now, and keeps them
-// on disk before anything uses them.
-func (l *localCluster) grow(n int) error {
+// grow adds hosts up to n: cores until there are that many, then workers. A core
+// has ports that are free now. They are on disk before anything uses them.
+func (l *localCluster) grow(n, cores int) error {
 	var held []net.Listener // until all are picked, so that no two are the same
 	defer func() {
 		for _, h := range held {
@@ -108,8 +139,13 @@ func (l *localCluster) grow(n int) error {
 		held = append(held, ln)
 		return ln.Addr().(*net.TCPAddr).Port, nil
 	}
-	for i := len(l.Hosts) + 1; i <= n; i++ {
-		h := localHost{Name: kbroker.HostID("h" + strconv.Itoa(i))}
+	for len(l.members()) < n {
+		h := localHost{Name: kbroker.HostID("h" + strconv.Itoa(len(l.Hosts)+1)), Role: kbroker.RoleCore}
+		if len(l.cores()) >= cores {
+			h.Role = kbroker.RoleWorker
+			l.Hosts = append(l.Hosts, h)
+			continue
+		}
 		var err error
 		if h.ClientPort, err = pick(); err != nil {
 			return err
@@ -140,7 +176,7 @@ func (l *localCluster) save() error {
 		return errors.Join(fmt.Errorf("write cluster: %w", err), os.Remove(f.Name()))
 	}
 	c := client.Context{Tenant: kbroker.DefaultTenant}
-	for _, h := range l.Hosts {
+	for _, h := range l.cores() {
 		c.Servers = append(c.Servers, "nats://"+h.client())
 	}
 	return client.WriteContext(l.dir, c)

@@ -19,7 +19,7 @@ func grown(t *testing.T, dir string, n int) *localCluster {
 	t.Helper()
 	l, err := loadLocal(dir)
 	if err == nil {
-		err = l.grow(n)
+		err = l.grow(n, defaultCores)
 	}
 	if err != nil {
 		t.Fatalf("grow to %d: %v", n, err)
@@ -43,6 +43,10 @@ func TestPortsArePickedOnceAndTheContextNamesAllHosts(t *testing.T) {
 	}
 	if again := grown(t, dir, 3); !slices.Equal(again.Hosts, three.Hosts) {
 		t.Fatalf("hosts are %+v, were %+v", again.Hosts, three.Hosts)
+	}
+	five := grown(t, dir, 5)
+	if h := five.Hosts[4]; len(five.cores()) != 3 || !h.worker() || h.ClientPort != 0 {
+		t.Fatalf("hosts are %+v, want two workers without ports", five.Hosts)
 	}
 	target, err := client.Find(dir)
 	if err != nil || len(target.Servers) != 3 || target.Servers[1] != "nats://"+three.Hosts[1].client() {

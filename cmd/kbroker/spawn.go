@@ -46,22 +46,7 @@ func (l *localCluster) spawn(program string, h localHost) (spawned, error) {
 	if err != nil {
 		return spawned{}, fmt.Errorf("look at log of host %s: %w", h.Name, err)
 	}
-	args := []string{
-		"agent", "--dir", dir, "--name", string(h.Name), "--advertise", loopback,
-		"--client-port", strconv.Itoa(h.ClientPort), "--route-port", strconv.Itoa(h.RoutePort),
-	}
-	if h.Name == l.Hosts[0].Name {
-		args = append(args, "--found")
-	} else {
-		var others []string
-		for _, o := range l.Hosts {
-			if o.Name != h.Name {
-				others = append(others, o.client())
-			}
-		}
-		args = append(args, "--join", strings.Join(others, ","))
-	}
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(program, l.agentArgs(h)...)
 	cmd.Env = agentEnviron(os.Environ())
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = out, out
@@ -70,6 +55,28 @@ func (l *localCluster) spawn(program string, h localHost) (spawned, error) {
 		return spawned{}, fmt.Errorf("start agent of host %s: %w", h.Name, err)
 	}
 	return spawned{host: h.Name, pid: cmd.Process.Pid, log: before.Size()}, nil
+}
+
+// agentArgs is the command line of a host's agent: the first founds, the others
+// join through the cores.
+func (l *localCluster) agentArgs(h localHost) []string {
+	args := []string{"agent", "--dir", l.hostDir(h.Name), "--name", string(h.Name)}
+	if h.worker() {
+		args = append(args, "--role", string(kbroker.RoleWorker))
+	} else {
+		args = append(args, "--advertise", loopback,
+			"--client-port", strconv.Itoa(h.ClientPort), "--route-port", strconv.Itoa(h.RoutePort))
+	}
+	if h.Name == l.Hosts[0].Name {
+		return append(args, "--found")
+	}
+	var others []string
+	for _, o := range l.cores() {
+		if o.Name != h.Name {
+			others = append(others, o.client())
+		}
+	}
+	return append(args, "--join", strings.Join(others, ","))
 }
 
 // agentEnviron is the environment without what would configure the agent or

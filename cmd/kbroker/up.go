@@ -19,14 +19,18 @@ import (
 )
 
 const (
-	// upTimeout bounds `up`, the demonstration included.
+	// upTimeout bounds `up`, the demonstration included, upPerHost is what each
+	// host adds: cores join one after the other.
 	upTimeout = 60 * time.Second
+	upPerHost = 2 * time.Second
 	// upPoll is the pause between looks at the hosts, upAsk how long one look
 	// may take.
 	upPoll = 100 * time.Millisecond
 	upAsk  = 2 * time.Second
-	// maxLocalHosts is how many hosts this build runs: they are all cores.
-	maxLocalHosts = 3
+	// maxLocalHosts bounds the hosts of one machine.
+	maxLocalHosts = 200
+	// defaultCores is how many hosts are cores before the others are workers.
+	defaultCores = 3
 	// replicasFrom is the number of cores from which the control store has
 	// that many replicas.
 	replicasFrom = 3
@@ -49,8 +53,10 @@ func (c *cli) upCommand() *cobra.Command {
 		Short: "Start a cluster on this machine",
 		Long: `Start a cluster on this machine: real agents as real processes, on loopback. Run
 again it starts only the agents that are dead; what was deployed comes back.
-Without --hosts: as many hosts as the cluster has, one for a new one.`,
+Without --hosts: as many hosts as the cluster has, one for a new one. The first
+three (--cores) are cores, the others workers.`,
 		Example: `  kbroker up --hosts 3 --demo
+  kbroker up --hosts 5
   kbroker up --dir /tmp/cluster`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -64,37 +70,37 @@ Without --hosts: as many hosts as the cluster has, one for a new one.`,
 			if !cmd.Flags().Changed("hosts") {
 				hosts = 0
 			}
-			ctx, cancel := c.within(cmd.Context(), upTimeout)
+			ctx, cancel := c.within(cmd.Context(), upTimeout+time.Duration(hosts)*upPerHost)
 			defer cancel()
-			return c.up(ctx, dir, hosts, demo)
+			return c.up(ctx, dir, hosts, cores, demo)
 		},
 	}
 	f := cmd.Flags()
 	f.IntVar(&hosts, "hosts", 1, "number of hosts")
-	f.IntVar(&cores, "cores", maxLocalHosts, "number of hosts that are cores")
+	f.IntVar(&cores, "cores", defaultCores, "number of hosts that are cores: 1, 3 or 5; the others are workers")
 	f.StringVar(&dir, "dir", "", "directory of the cluster (default: KBROKER_DIR, else .kbroker here)")
 	f.BoolVar(&demo, "demo", false, "deploy the service hello, which this binary carries, and call it")
 	must(cmd.MarkFlagDirname("dir"))
 	return cmd
 }
 
-// checkSize refuses clusters that this build cannot run, by name.
+// checkSize refuses sizes that no cluster of this machine has.
 func checkSize(given bool, hosts, cores int) error {
-	const hint = "this build runs 1 to 3 hosts, all of them cores"
 	switch {
 	case given && hosts < 1:
-		return kbroker.Errorf(kbroker.Invalid, "--hosts is %d, want 1 or more", hosts).WithHint(hint)
-	case cores != 1 && cores != 3:
-		return kbroker.Errorf(kbroker.Invalid, "--cores %d is not supported by this build", cores).WithHint(hint)
-	case hosts > cores:
-		return kbroker.Errorf(kbroker.Invalid, "%d hosts with %d cores need %d workers, which this build does not support", hosts, cores, hosts-cores).WithHint(hint)
+		return kbroker.Errorf(kbroker.Invalid, "--hosts is %d, want 1 or more", hosts)
+	case hosts > maxLocalHosts:
+		return kbroker.Errorf(kbroker.Invalid, "--hosts is %d, at most %d run on one machine", hosts, maxLocalHosts)
+	case cores != 1 && cores != 3 && cores != 5:
+		return kbroker.Errorf(kbroker.Invalid, "--cores is %d, want 1, 3 or 5", cores).
+			WithHint("an even number of cores is no safer than one core less; other hosts are workers")
 	}
 	return nil
 }
 
 // up starts the dead agents of the cluster in dir, waits until all its hosts
 // are ready, and says what to try.
-func (c *cli) up(ctx context.Context, flag string, hosts int, demo bool) error {
+func (c *cli) up(ctx context.Context, flag string, hosts, cores int, demo bool) error {
 	dir, err := localDir(flag)
 	if err != nil {
 		return err
@@ -111,14 +117,17 @@ func (c *cli) up(ctx context.Context, flag string, hosts int, demo bool) error {
 	if err != nil {
 		return err
 	}
-	if hosts == 0 {
-		hosts = max(1, len(local.Hosts))
+	if err := local.noteRemoved(); err != nil {
+		return err
 	}
-	if have := len(local.Hosts); hosts < have {
+	if hosts == 0 {
+		hosts = max(1, len(local.members()))
+	}
+	if have := len(local.members()); hosts < have {
 		return kbroker.Errorf(kbroker.Invalid, "the cluster in %s has %d hosts, not %d", dir, have, hosts).
 			WithHint("leave --hosts out, or end it with kbroker down --delete first")
 	}
-	if err := local.grow(hosts); err != nil {
+	if err := local.grow(hosts, cores); err != nil {
 		return err
 	}
 	c.server = dir // from here on this cluster is meant, whatever else names one
@@ -138,20 +147,20 @@ func (c *cli) up(ctx context.Context, flag string, hosts int, demo bool) error {
 		if out.Answer, err = c.demonstrate(ctx); err != nil {
 			return fmt.Errorf("demonstration: %w", err)
 		}
-		if rows, err := c.hosts(ctx); err == nil {
+		if rows, err := c.hosts(ctx, false); err == nil {
 			out.Hosts = rows // with what runs on them now
 		}
 	}
 	return c.print(out, func(w io.Writer) { c.upText(ctx, w, out, flag) })
 }
 
-func (c *cli) hosts(ctx context.Context) ([]kbroker.HostRow, error) {
+func (c *cli) hosts(ctx context.Context, all bool) ([]kbroker.HostRow, error) {
 	api, _, err := c.open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer api.Close()
-	return api.Hosts(ctx)
+	return api.Hosts(ctx, all)
 }
 
 // startDead starts the agents that do not run.
@@ -161,7 +170,7 @@ func (c *cli) startDead(l *localCluster) ([]spawned, error) {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	var started []spawned
-	for _, h := range l.Hosts {
+	for _, h := range l.members() {
 		_, alive, err := node.Running(l.hostDir(h.Name))
 		if err != nil {
 			return started, fmt.Errorf("look at host %s: %w", h.Name, err)
@@ -197,7 +206,7 @@ func (c *cli) awaitReady(ctx context.Context, l *localCluster, started []spawned
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return nil, ctx.Err()
 			}
-			h := l.Hosts[0].Name
+			h := l.members()[0].Name
 			if w.host != "" {
 				h = w.host
 			}
@@ -234,12 +243,12 @@ func (r *readiness) look(ctx context.Context) ([]kbroker.HostRow, bool) {
 		}
 		r.api = api
 	}
-	rows, err := r.api.Hosts(ctx)
+	rows, err := r.api.Hosts(ctx, false)
 	if err != nil {
 		r.missing("", err.Error())
 		return nil, false
 	}
-	for _, h := range r.cluster.Hosts {
+	for _, h := range r.cluster.members() {
 		i := slices.IndexFunc(rows, func(row kbroker.HostRow) bool { return row.Name == h.Name })
 		switch {
 		case i < 0:
@@ -264,7 +273,7 @@ func (r *readiness) look(ctx context.Context) ([]kbroker.HostRow, bool) {
 		r.missing("", "there is no leader")
 	case !s.Writable:
 		r.missing("", "the control store takes no writes")
-	case len(r.cluster.Hosts) >= replicasFrom && s.Replicas < replicasFrom:
+	case len(r.cluster.cores()) >= replicasFrom && s.Replicas < replicasFrom:
 		r.missing("", fmt.Sprintf("the control store has %d of %d replicas", s.Replicas, replicasFrom))
 	default:
 		return rows, true
