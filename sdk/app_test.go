@@ -122,7 +122,7 @@ func TestADrainWithoutABusIsQuick(t *testing.T) {
 	r := start(t, a)
 	p.cut()
 	wait.Until(t, patience, func() error {
-		if err := a.client.opened.Load().transport.(*natsTransport).conn.Status(); err == nats.CONNECTED {
+		if err := a.client.opened.Load().transport.(*natsTransport).link.Load().conn.Status(); err == nats.CONNECTED {
 			return errors.New("still connected")
 		}
 		return nil

@@ -4,12 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/connect"
@@ -155,42 +152,14 @@ func (c *Client) Service(name string) Target {
 
 // dialNATS is the dial of a client over nats.go.
 func dialNATS(target connect.Target, name string, log *slog.Logger) dialFunc {
+	return dialAt(calm, target, name, log)
+}
+
+func dialAt(p pace, target connect.Target, name string, log *slog.Logger) dialFunc {
 	return func(ctx context.Context, on connEvents) (transport, error) {
-		// The handler of a connection that Connect returns is called some time
-		// later; to a call that was sent meanwhile it would look like a loss.
-		var background atomic.Bool
-		conn, err := target.Connect(ctx, name,
-			nats.ConnectHandler(func(*nats.Conn) {
-				if background.Load() {
-					on.connected()
-				}
-			}),
-			nats.ReconnectHandler(func(nc *nats.Conn) {
-				log.Info("connected again", "server", nc.ConnectedUrlRedacted())
-				on.connected()
-			}),
-			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-				if err != nil {
-					log.Warn("connection lost", "err", err)
-				}
-			}),
-			nats.ClosedHandler(func(*nats.Conn) { on.closed() }),
-			nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
-				if errors.Is(err, nats.ErrSlowConsumer) && s != nil {
-					log.Warn("messages dropped", "subject", s.Subject, "err", err)
-					return
-				}
-				log.Warn("connection error", "err", err)
-			}),
-		)
+		t, err := newNATSTransport(ctx, newNetwork(target, name, log), p, on)
 		if err != nil {
-			return nil, err
-		}
-		background.Store(!conn.IsConnected())
-		t, err := newNATSTransport(conn)
-		if err != nil {
-			conn.Close()
-			return nil, err
+			return nil, err // not t: a nil pointer is no nil transport
 		}
 		return t, nil
 	}

@@ -39,6 +39,10 @@
 // An attempt that was not answered is listened to until the deadline: a slow
 // handler's answer counts whenever it arrives.
 //
+// When the server of its connection shuts down for an upgrade, a process moves to
+// another one without losing a request; when its own host's is back, it
+// returns.
+//
 // Values are JSON; []byte is passed as it is. docs/protocol.md describes what is
 // on the wire, for clients in other languages.
 package sdk

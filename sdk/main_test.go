@@ -121,6 +121,7 @@ type proxy struct {
 	mu     sync.Mutex
 	target string
 	down   bool
+	frozen bool
 	conns  map[net.Conn]bool
 }
 
@@ -157,6 +158,13 @@ func (p *proxy) cut() {
 	clear(p.conns)
 }
 
+// freeze accepts new connections and does nothing with them.
+func (p *proxy) freeze() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.frozen = true
+}
+
 func (p *proxy) accept(wg *sync.WaitGroup) {
 	for {
 		in, err := p.listen.Accept()
@@ -165,6 +173,11 @@ func (p *proxy) accept(wg *sync.WaitGroup) {
 		}
 		p.mu.Lock()
 		down, target := p.down, p.target
+		if p.frozen {
+			p.conns[in] = true
+			p.mu.Unlock()
+			continue
+		}
 		p.mu.Unlock()
 		out, err := net.Dial("tcp", target)
 		if down || err != nil {

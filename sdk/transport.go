@@ -3,10 +3,10 @@ package sdk
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/nats-io/nats.go"
 )
@@ -27,7 +27,7 @@ type transport interface {
 	// way may still be delivered. Slots are never used again, and none is 0.
 	forget(slot uint64)
 	// subscribe joins the queue group, or receives every message if queue is
-	// empty.
+	// empty: then some of them twice, while the transport changes servers.
 	subscribe(subject, queue string, handle func(*nats.Msg)) (subscription, error)
 	// flush returns nil when the other side has processed everything sent.
 	flush(ctx context.Context) error
@@ -47,32 +47,48 @@ var (
 	errClosed       = errors.New("connection is closed")
 )
 
-const (
-	// goneAfter is how long a drain waits for a lost connection.
-	goneAfter = 300 * time.Millisecond
-	gonePoll  = 20 * time.Millisecond
-)
-
-// natsTransport is the transport over one nats.go connection. Replies of all
-// requests land on one wildcard subscription, like nats.go's own Request, but a
-// slot stays open until the call is over, so that late answers count.
+// natsTransport is the transport over nats.go. Replies of all requests land on
+// one wildcard subscription, like nats.go's own Request, but a slot stays open
+// until the call is over, so that late answers count. It uses one connection,
+// or two while it moves to another server (mover): the inbox is then on both,
+// so that an answer finds its slot by either.
 type natsTransport struct {
-	conn  *nats.Conn
+	log   *slog.Logger
 	inbox string // prefix of the reply subjects, with the last dot; the slot follows
 	next  atomic.Uint64
+	link  atomic.Pointer[link] // the current one: where everything is sent
 
 	mu    sync.Mutex
 	slots map[uint64]func(uint64, *nats.Msg)
+
+	joins joins
+	mover mover
 }
 
 const slotBase = 36
 
-func newNATSTransport(conn *nats.Conn) (*natsTransport, error) {
-	t := &natsTransport{conn: conn, inbox: conn.NewInbox() + ".", slots: map[uint64]func(uint64, *nats.Msg){}}
-	if _, err := conn.Subscribe(t.inbox+"*", t.receive); err != nil {
+// newNATSTransport connects. ctx bounds the first connection only.
+func newNATSTransport(ctx context.Context, n *network, p pace, on connEvents) (*natsTransport, error) {
+	t := &natsTransport{log: n.log, slots: map[uint64]func(uint64, *nats.Msg){}}
+	t.mover = mover{t: t, network: n, pace: p, on: on, due: make(chan struct{}, 1)}
+	l, err := n.first(ctx, t.mover.events())
+	if err != nil {
 		return nil, err
 	}
+	t.inbox = l.conn.NewInbox() + "."
+	if err := t.joins.begin(l, t.listen); err != nil {
+		l.conn.Close()
+		return nil, err
+	}
+	t.link.Store(l)
+	t.mover.start()
 	return t, nil
+}
+
+// listen subscribes the inbox.
+func (t *natsTransport) listen(conn *nats.Conn) error {
+	_, err := conn.Subscribe(t.inbox+"*", t.receive)
+	return err
 }
 
 func (t *natsTransport) receive(m *nats.Msg) {
@@ -89,11 +105,30 @@ func (t *natsTransport) receive(m *nats.Msg) {
 	}
 }
 
-func (t *natsTransport) publish(m *nats.Msg) error { return t.conn.PublishMsg(m) }
+func (t *natsTransport) publish(m *nats.Msg) error {
+	for {
+		l := t.link.Load()
+		err := l.conn.PublishMsg(m)
+		if !errors.Is(err, nats.ErrConnectionClosed) || l == t.link.Load() {
+			return err
+		}
+	}
+}
 
 func (t *natsTransport) request(m *nats.Msg, deliver func(uint64, *nats.Msg)) (uint64, error) {
-	if !t.conn.IsConnected() {
-		if t.conn.IsClosed() {
+	for {
+		l := t.link.Load()
+		slot, err := t.requestOver(l.conn, m, deliver)
+		if err != errClosed || l == t.link.Load() {
+			return slot, err
+		}
+	}
+}
+
+// requestOver sends a request. errClosed: it was not sent.
+func (t *natsTransport) requestOver(conn *nats.Conn, m *nats.Msg, deliver func(uint64, *nats.Msg)) (uint64, error) {
+	if !conn.IsConnected() {
+		if conn.IsClosed() {
 			return 0, errClosed
 		}
 		return 0, errNotConnected
@@ -104,7 +139,7 @@ func (t *natsTransport) request(m *nats.Msg, deliver func(uint64, *nats.Msg)) (u
 	t.mu.Lock()
 	t.slots[slot] = deliver
 	t.mu.Unlock()
-	err := t.conn.PublishMsg(m)
+	err := conn.PublishMsg(m)
 	switch {
 	case err == nil:
 		return slot, nil
@@ -124,49 +159,25 @@ func (t *natsTransport) forget(slot uint64) {
 }
 
 func (t *natsTransport) subscribe(subject, queue string, handle func(*nats.Msg)) (subscription, error) {
-	sub, err := t.conn.QueueSubscribe(subject, queue, handle)
-	if err != nil {
-		return nil, err
-	}
-	// The status "closed" comes before the last callback has returned; the
-	// closed handler after it.
-	s := &natsSubscription{conn: t.conn, sub: sub, closed: make(chan struct{})}
-	sub.SetClosedHandler(func(string) { close(s.closed) })
-	return s, nil
+	return t.joins.add(subject, queue, handle)
 }
 
-func (t *natsTransport) flush(ctx context.Context) error { return t.conn.FlushWithContext(ctx) }
-
-func (t *natsTransport) close() { t.conn.Close() }
-
-type natsSubscription struct {
-	conn   *nats.Conn
-	sub    *nats.Subscription
-	closed chan struct{}
-}
-
-// drain does not wait for a bus that is gone: what was delivered before has
-// been handed over long since, and there is nobody to unsubscribe from.
-func (s *natsSubscription) drain(ctx context.Context) error {
-	if err := s.sub.Drain(); err != nil {
-		return err
-	}
-	poll := time.NewTicker(gonePoll)
-	defer poll.Stop()
-	seen := time.Now()
-	for {
-		select {
-		case <-s.closed:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		case now := <-poll.C:
-			if s.conn.IsConnected() {
-				seen = now
-			}
-			if now.Sub(seen) > goneAfter {
-				return errNotConnected
-			}
+// flush also flushes a link that is left: an answer can have gone over it.
+func (t *natsTransport) flush(ctx context.Context) error {
+	var others sync.WaitGroup
+	defer others.Wait()
+	now := t.link.Load()
+	for _, l := range t.joins.open() {
+		if l != now {
+			others.Go(func() { _ = l.flush(ctx) }) // it may be lost already
 		}
 	}
+	return now.conn.FlushWithContext(ctx)
+}
+
+func (t *natsTransport) close() {
+	for _, l := range t.joins.close() {
+		l.conn.Close()
+	}
+	t.mover.stop()
 }

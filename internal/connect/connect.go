@@ -2,15 +2,17 @@
 // connection options for the SDK and the command line.
 //
 // Find decides which cluster is meant; Target.Connect makes a connection that
-// notices a frozen server within three seconds and never gives up reconnecting.
+// notices a frozen server within three seconds and never gives up reconnecting;
+// Target.ConnectTo makes a second one, for who moves to another server.
 package connect
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -42,9 +44,27 @@ const (
 // its own host first, everybody else in random order. The caller closes the
 // connection; extra options come last and win.
 func (t Target) Connect(ctx context.Context, name string, extra ...nats.Option) (*nats.Conn, error) {
-	d := &dialer{}
-	d.ctx.Store(&ctx)
-	opts := []nats.Option{
+	if t.Instance != nil {
+		extra = append([]nats.Option{nats.DontRandomize(), nats.RetryOnFailedConnect(true)}, extra...)
+	}
+	nc, err := dial(ctx, &dialer{}, t.Servers, name, extra)
+	if err != nil {
+		return nil, t.unreachable(t.Servers, err)
+	}
+	return nc, nil
+}
+
+func (t Target) unreachable(servers []string, err error) error {
+	return kbroker.Errorf(kbroker.Unavailable, "cannot reach the cluster at %s: %v", strings.Join(servers, ", "), err).
+		WithHint("these servers come from %s; is the cluster up?", t.Source)
+}
+
+// dial makes a connection. ctx bounds the first try of the servers only.
+func dial(ctx context.Context, d *dialer, servers []string, name string, extra []nats.Option) (*nats.Conn, error) {
+	d.ctx = ctx
+	defer context.AfterFunc(ctx, d.interrupt)()
+	defer d.settle()
+	return nats.Connect(strings.Join(servers, ","), append([]nats.Option{
 		nats.Name(name),
 		nats.Timeout(attemptTimeout),
 		nats.PingInterval(pingInterval),
@@ -54,28 +74,65 @@ func (t Target) Connect(ctx context.Context, name string, extra ...nats.Option) 
 		nats.ReconnectBufSize(reconnectBuffer),
 		nats.IgnoreAuthErrorAbort(),
 		nats.SetCustomDialer(d),
-	}
-	if t.Instance != nil {
-		opts = append(opts, nats.DontRandomize(), nats.RetryOnFailedConnect(true))
-	}
-	nc, err := nats.Connect(strings.Join(t.Servers, ","), append(opts, extra...)...)
-	lasting := context.Background()
-	d.ctx.Store(&lasting) // ctx bounds the first connection only
-	if err != nil {
-		return nil, kbroker.Errorf(kbroker.Unavailable, "cannot reach the cluster at %s: %v", strings.Join(t.Servers, ", "), err).
-			WithHint("these servers come from %s; is the cluster up?", t.Source)
-	}
-	return nc, nil
+	}, extra...)...)
 }
 
-// dialer dials under a context that can be replaced: nats.go's dialers are given
-// none, and the one of Connect must not outlive it.
+// dialer dials and shakes hands under a context until it is settled: nats.go's
+// dialers are given none, and the one of Connect must not outlive it.
 type dialer struct {
-	ctx atomic.Pointer[context.Context]
+	once bool // only one dial until then
+
+	mu      sync.Mutex
+	ctx     context.Context
+	conn    net.Conn // made under ctx
+	dials   int
+	settled bool
 }
+
+var errOneServer = errors.New("one server only")
 
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
-	return (&net.Dialer{Timeout: attemptTimeout}).DialContext(*d.ctx.Load(), network, address)
+	ctx, err := d.begin()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := (&net.Dialer{Timeout: attemptTimeout}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := ctx.Err(); err != nil && !d.settled { // interrupt came too early
+		_ = conn.Close()
+		return nil, err
+	}
+	d.conn = conn
+	return conn, nil
+}
+
+func (d *dialer) begin() (context.Context, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dials++; d.once && d.dials > 1 && !d.settled {
+		return nil, errOneServer
+	}
+	return d.ctx, d.ctx.Err()
+}
+
+// interrupt ends the handshake that is under way.
+func (d *dialer) interrupt() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn != nil && !d.settled {
+		_ = d.conn.Close() // its reader reports it
+	}
+}
+
+// settle frees the dialer from its context.
+func (d *dialer) settle() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ctx, d.settled = context.Background(), true
 }
 
 // reconnectDelay is the pause after the given number of rounds, from 1.

@@ -34,6 +34,7 @@ func StartCluster(t testing.TB, n int) *Cluster {
 			JetStream: true, StoreDir: t.TempDir(), DisableJetStreamBanner: true,
 			JetStreamMaxMemory: 64 << 20, JetStreamMaxStore: 4 << 30,
 			PingInterval: time.Second, MaxPingsOut: 2,
+			LameDuckGracePeriod: LameDuckGrace, LameDuckDuration: lameDuckDuration,
 		}
 		o.Tags.Add("core")
 		o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: freePort(t), PingInterval: time.Second, MaxPingsOut: 2}
@@ -88,7 +89,7 @@ func (c *Cluster) Restart(t testing.TB, i int) {
 // Connect returns a connection to server i alone, closed when the test ends.
 func (c *Cluster) Connect(t testing.TB, i int, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(fmt.Sprintf("nats://127.0.0.1:%d", c.options[i].Port), opts...)
+	nc, err := nats.Connect(c.URL(i), opts...)
 	if err != nil {
 		t.Fatalf("connect to server %d: %v", i, err)
 	}
