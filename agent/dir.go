@@ -23,6 +23,9 @@ const (
 	// lock is held, or a child of a killed agent has not yet executed.
 	lockPatience = 250 * time.Millisecond
 	lockPoll     = 10 * time.Millisecond
+	// exitPatience covers the end of an agent on a busy machine: its first
+	// thread is a zombie, and another one still holds the files.
+	exitPatience = 5 * time.Second
 )
 
 // Dir is a host's data directory, held by one agent at a time.
@@ -126,12 +129,23 @@ func readAgentRecord(path string) (agentRecord, error) {
 }
 
 func (r agentRecord) alive() bool {
+	s, there := r.stat()
+	return there && !s.ended()
+}
+
+// exiting: the process has begun to exit and is not reaped.
+func (r agentRecord) exiting() bool {
+	s, there := r.stat()
+	return there && s.ended()
+}
+
+func (r agentRecord) stat() (procStat, bool) {
 	boot, err := bootID()
 	if err != nil || boot != r.BootID {
-		return false
+		return procStat{}, false
 	}
 	s, err := readStat(r.PID)
-	return err == nil && s.Start == r.Start && !s.ended()
+	return s, err == nil && s.Start == r.Start
 }
 
 // Running tells whether an agent holds dir, and its pid; the pid is that of
@@ -145,16 +159,21 @@ func Running(dir string) (pid int, alive bool, err error) {
 		return 0, false, err
 	}
 	// An agent that has the lock and has not written its record yet is given
-	// a moment.
-	for deadline := time.Now().Add(lockPatience); ; <-time.After(lockPoll) {
+	// a moment, one that is on its way out a longer one.
+	for begin := time.Now(); ; <-time.After(lockPoll) {
 		held, err := isHeld(path)
 		if err != nil || !held {
 			return 0, false, err
 		}
-		if r, err := readAgentRecord(path); err == nil && r.alive() {
+		r, err := readAgentRecord(path)
+		if err == nil && r.alive() {
 			return r.PID, true, nil
 		}
-		if time.Now().After(deadline) {
+		patience := lockPatience
+		if err == nil && r.exiting() {
+			patience = exitPatience
+		}
+		if time.Since(begin) > patience {
 			return 0, false, fmt.Errorf("%s is locked by a process that its %s does not name", path, agentFile)
 		}
 	}
