@@ -26,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -35,17 +36,11 @@ import (
 	"github.com/kbroker/kbroker/subjects"
 )
 
-// Bounds of starting and stopping.
+// Bounds of starting.
 const (
 	// listenWithin bounds the time from start to listening.
 	listenWithin = 15 * time.Second
 	listenPoll   = 5 * time.Millisecond
-	// lameDuck is how long clients are sent away for, after a second in which
-	// leaderships move.
-	lameDuck = 300 * time.Millisecond
-	// leaveWithin bounds the polite stop, stopWithin the blunt one after it.
-	leaveWithin = 2 * time.Second
-	stopWithin  = 5 * time.Second
 )
 
 // Config of a Broker.
@@ -64,6 +59,11 @@ type Config struct {
 	// Cores are the other cores it knows. A fresh core that does not found
 	// needs at least one, a live one that admitted it.
 	Cores []kbroker.CoreAddr
+	// Removed are the cores that the operator has removed; asked at every round
+	// of the membership loop. nil: none. This core removes them from the meta
+	// group when nothing is lost by it; if it is among them, Run ends when that
+	// has been done.
+	Removed func() []kbroker.HostID `json:"-"`
 	// StockRaft leaves the server's raft timing and elections alone.
 	StockRaft bool
 	Log       *slog.Logger // nil: discard
@@ -97,6 +97,9 @@ type Broker struct {
 	looks     chan chan<- struct{} // to the membership loop; it closes what it gets
 	fatal     chan error           // capacity 1: the first is what Run returns
 	core      *server.Server
+	expelled  atomic.Bool // the core's server says that it was removed
+	system    *nats.Conn  // in SYS, from listening to the end
+	others    leavers
 
 	mu      sync.Mutex // guards what follows
 	witness *server.Server
@@ -162,8 +165,9 @@ func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	}
 }
 
-// Members is the last observation of the membership loop, at most two seconds
-// old while Run runs. Its map is the caller's to read, not to write.
+// Members is the last observation of the membership loop. While Run runs, its
+// members are at most two seconds old, its streams five; who decides by them
+// calls Look first. Its map and its list are the caller's to read, not to write.
 func (b *Broker) Members() Members {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -215,11 +219,6 @@ func (b *Broker) Run(ctx context.Context) error {
 
 // serve runs the loops until ctx ends or one of them or a server fails.
 func (b *Broker) serve(ctx context.Context) error {
-	system, err := b.acc.connectSystem(b.core)
-	if err != nil {
-		return fmt.Errorf("connect to the system account: %w", err)
-	}
-	defer system.Close()
 	conn, err := connect(b.core)
 	if err != nil {
 		return fmt.Errorf("connect to the embedded server: %w", err)
@@ -232,7 +231,7 @@ func (b *Broker) serve(ctx context.Context) error {
 	defer loops.Wait()
 	defer cancel()
 	loops.Go(func() {
-		m := &membership{b: b, system: system, conn: conn, restart: b.joined}
+		m := &membership{b: b, system: b.system, conn: conn, restart: b.joined}
 		if err := m.run(ctx); err != nil {
 			b.fail(err)
 		}
@@ -280,6 +279,12 @@ func (b *Broker) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.system, err = b.acc.connectSystem(b.core); err != nil {
+		return fmt.Errorf("connect to the system account: %w", err)
+	}
+	if err := b.others.listen(b.system); err != nil {
+		return err
+	}
 	close(b.listening)
 	b.log.Info("broker listens", "client", b.cfg.ClientAddr, "route", b.cfg.RouteAddr)
 	return nil
@@ -292,7 +297,11 @@ func (b *Broker) startServer(ctx context.Context, o *server.Options, noise []str
 	if err != nil {
 		return nil, fmt.Errorf("make nats server %s: %w", o.ServerName, err)
 	}
-	s.SetLoggerV2(&logger{log: b.log.With("server", o.ServerName), noise: noise, fatal: b.fail}, false, false, false)
+	l := &logger{log: b.log.With("server", o.ServerName), noise: noise, fatal: b.fail}
+	if o.ServerName == string(b.cfg.Host) {
+		l.expelled = func() { b.expelled.Store(true) }
+	}
+	s.SetLoggerV2(l, false, false, false)
 	s.Start()
 	deadline := time.NewTimer(listenWithin)
 	defer deadline.Stop()
@@ -312,46 +321,6 @@ func (b *Broker) startServer(ctx context.Context, o *server.Options, noise []str
 	return s, nil
 }
 
-// stop ends all servers. With other cores there, leaderships and clients are
-// moved to them first.
-func (b *Broker) stop() error {
-	others := 0
-	for host, current := range b.Members().Current {
-		if current && host != b.cfg.Host {
-			others++
-		}
-	}
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		if b.core != nil {
-			if others > 0 {
-				b.core.LameDuckShutdown()
-			}
-			b.core.Shutdown()
-			b.core.WaitForShutdown()
-		}
-		if w := b.takeWitness(); w != nil {
-			w.Shutdown()
-			w.WaitForShutdown()
-		}
-	}()
-	select {
-	case <-stopped:
-		return nil
-	case <-time.After(leaveWithin):
-	}
-	if b.core != nil {
-		b.core.Shutdown() // ends the polite one
-	}
-	select {
-	case <-stopped:
-		return nil
-	case <-time.After(stopWithin):
-		return fmt.Errorf("nats server %s does not stop", b.cfg.Host)
-	}
-}
-
 // fail makes Run return err, if it is the first failure.
 func (b *Broker) fail(err error) {
 	select {
@@ -361,7 +330,7 @@ func (b *Broker) fail(err error) {
 }
 
 func (b *Broker) note(o observation) {
-	members := Members{Leader: o.leader != "", Size: o.size, Witness: o.witnessPresent(), Current: o.cores(), Replicas: o.lowestReplicas()}
+	members := membersOf(o)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.members = members

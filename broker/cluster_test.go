@@ -206,7 +206,7 @@ func dial(t testing.TB, cores ...Config) *nats.Conn {
 func createControl(t testing.TB, nc *nats.Conn) {
 	t.Helper()
 	wait.Until(t, 10*time.Second, func() error {
-		return createStream(nc, &server.Placement{Tags: []string{tagCore}})
+		return createStream(nc, &server.Placement{Tags: []string{subjects.TagCore}})
 	})
 }
 

@@ -15,12 +15,14 @@ import (
 //
 //	identity.json    whose directory it is, written before anything else
 //	joined           this core has been seen current in the meta group
+//	removed          this core has been removed from the cluster
 //	witness.retired  the witness has been seen outside the meta group
 //	store/           the core's JetStream
 //	witness/         the witness's JetStream, until it is retired
 const (
 	identityFile = "identity.json"
 	joinedFile   = "joined"
+	removedFile  = "removed"
 	retiredFile  = "witness.retired"
 	storeDir     = "store"
 	witnessDir   = "witness"
@@ -66,6 +68,13 @@ func claimDir(dir string, want identity, knowsCores bool) (identity, error) {
 	case want.Founder && !have.Founder:
 		return identity{}, kbroker.Errorf(kbroker.Refused, "host %s joined cluster %s, it cannot found it", have.Host, have.ClusterID).
 			WithHint("start it without founding, or use an empty directory")
+	}
+	removed, err := exists(filepath.Join(dir, removedFile))
+	if err != nil {
+		return identity{}, err
+	}
+	if removed {
+		return identity{}, refuseRemoved(have.Host, dir)
 	}
 	joined, err := exists(filepath.Join(dir, joinedFile))
 	if err != nil {

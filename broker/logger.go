@@ -21,10 +21,12 @@ var coreNoise = []string{
 	"Metalayer blocking snapshot",                // at every stop
 }
 
+// removedText is what a server says when it learns that it was removed from the
+// meta group, before it turns its JetStream off.
+const removedText = "our server was removed from the cluster"
+
 // witnessNoise is what a witness says on its ordered way out, besides.
-var witnessNoise = append([]string{
-	"our server was removed from the cluster",
-}, coreNoise...)
+var witnessNoise = append([]string{removedText}, coreNoise...)
 
 // logger is the server's log as slog. The server's notices are details of
 // ours: debug. A Fatalf does not end the process, it is handed to fatal.
@@ -32,6 +34,8 @@ type logger struct {
 	log   *slog.Logger
 	noise []string
 	fatal func(error)
+	// expelled is called when the server says that it was removed; may be nil.
+	expelled func()
 }
 
 func (l *logger) Noticef(format string, v ...any) {
@@ -59,6 +63,9 @@ func (l *logger) Debugf(format string, v ...any) {
 func (l *logger) Tracef(string, ...any) {}
 
 func (l *logger) loud(level slog.Level, message, text string) {
+	if l.expelled != nil && strings.Contains(text, removedText) {
+		l.expelled()
+	}
 	for _, n := range l.noise {
 		if strings.Contains(text, n) {
 			level = slog.LevelDebug

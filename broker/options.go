@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // Bounds of a core's server.
@@ -45,16 +46,16 @@ const (
 	// The server takes the number of its routes for the number of members to
 	// expect, and a majority of these must vote for the first meta leader.
 	// foundRoutes are the core and its witness. joinRoutes are for a fresh
-	// joiner: with five, three must vote, so that up to two fresh joiners that
-	// do not find the others cannot elect a leader of a cluster of their own.
+	// joiner: they are so many that all cores that can be fresh at once, if
+	// they do not find the others, are no majority that could elect a leader of
+	// a cluster of their own.
 	foundRoutes = 2
-	joinRoutes  = 5
+	maxCores    = 5
+	joinRoutes  = 2*(maxCores-1) + 1
 )
 
-// Tags of servers; streams are placed on tagCore.
+// Tags of the witness; those of cores are in subjects.
 const (
-	tagCore        = "core"
-	tagHost        = "host-"
 	tagWitness     = "witness"
 	tagNoPlacement = "!jetstream" // the server itself keeps everything off it
 )
@@ -75,7 +76,9 @@ func baseOptions(cfg Config, acc accounts) *server.Options {
 			Name: cfg.ClusterID, PoolSize: routePool,
 			PingInterval: pingInterval, MaxPingsOut: maxPingsOut,
 		},
-		LameDuckDuration: lameDuck, LameDuckGracePeriod: lameDuck / 10,
+		// The server waits for LameDuckGracePeriod after it has told clients to
+		// leave, then sends away who is left, in the rest of LameDuckDuration.
+		LameDuckGracePeriod: clientsLeave, LameDuckDuration: clientsLeave + sendAway,
 	}
 	acc.apply(o)
 	return o
@@ -86,7 +89,7 @@ func coreOptions(cfg Config, acc accounts, routes []*url.URL) (*server.Options, 
 	o := baseOptions(cfg, acc)
 	o.ServerName = string(cfg.Host)
 	o.StoreDir = filepath.Join(cfg.Dir, storeDir)
-	o.Tags.Add(tagCore, tagHost+string(cfg.Host))
+	o.Tags.Add(subjects.TagCore, subjects.TagHost(cfg.Host))
 	o.Routes = routes
 	o.JetStreamMaxMemory = memoryStoreBytes
 	o.JetStreamLimits = server.JSLimitOpts{

@@ -39,8 +39,8 @@ func replicate(t testing.TB, conn *nats.Conn) {
 				return err
 			}
 			info := s.CachedInfo()
-			if info.Config.Placement == nil || !slices.Equal(info.Config.Placement.Tags, []string{CoreTag}) {
-				return fmt.Errorf("%s is placed by %+v, want tag %s", name, info.Config.Placement, CoreTag)
+			if info.Config.Placement == nil || !slices.Equal(info.Config.Placement.Tags, []string{subjects.TagCore}) {
+				return fmt.Errorf("%s is placed by %+v, want tag %s", name, info.Config.Placement, subjects.TagCore)
 			}
 			if info.Config.Replicas != 3 {
 				cfg := info.Config

@@ -9,14 +9,11 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
 )
 
 const (
-	// CoreTag is the tag of servers that may hold streams. A clustered server
-	// without it (the witness) gets none.
-	CoreTag = "core"
-
 	createAttempt = 250 * time.Millisecond // a young cluster has no leader for a moment
 	createPause   = 50 * time.Millisecond
 	statusTTL     = time.Hour // of a status that says exited
@@ -27,7 +24,7 @@ const (
 // that founds a cluster calls it.
 //
 // Where the server is clustered, the streams are placed on servers with
-// CoreTag.
+// subjects.TagCore.
 func Found(ctx context.Context, conn *nats.Conn) error {
 	js, err := jetstream.New(conn)
 	if err != nil {
@@ -35,7 +32,7 @@ func Found(ctx context.Context, conn *nats.Conn) error {
 	}
 	var placement *jetstream.Placement
 	if conn.ConnectedClusterName() != "" {
-		placement = &jetstream.Placement{Tags: []string{CoreTag}}
+		placement = &jetstream.Placement{Tags: []string{subjects.TagCore}}
 	}
 	control := recordStream(subjects.ControlStream, subjects.ControlAll, subjects.ControlChanged, 1, placement)
 	status := recordStream(subjects.StatusStream, subjects.StatusAll, subjects.StatusChanged, 1, placement)
@@ -132,8 +129,11 @@ func (s *Store) EnsureApp(ctx context.Context, k AppKey) error {
 	return seedLease(ctx, s.cfg.Conn, s.js, name, subjects.AllocatorLease(k.Tenant, k.App))
 }
 
-// like returns how the control stream is replicated and placed, for streams
-// that are made beside it.
+// like returns how the control stream is replicated and placed now, for streams
+// that are made beside it. With one replica they land on the same core: it is
+// the one that the cluster cannot do without already. While fewer cores are
+// members than the control stream wants replicas, it is as many as it has: the
+// broker raises them as it raises the control stream.
 func (s *Store) like(ctx context.Context) (replicas int, placement *jetstream.Placement, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readAttempt)
 	defer cancel()
@@ -141,6 +141,14 @@ func (s *Store) like(ctx context.Context) (replicas int, placement *jetstream.Pl
 	if err != nil {
 		return 0, nil, unavailable(err, "read the configuration of the control store")
 	}
-	cfg := control.CachedInfo().Config
-	return cfg.Replicas, cfg.Placement, nil
+	info := control.CachedInfo()
+	if info.Cluster == nil || info.Cluster.Leader == "" || info.Cluster.Name == "" {
+		return info.Config.Replicas, info.Config.Placement, nil // not clustered
+	}
+	replicas = min(info.Config.Replicas, 1+len(info.Cluster.Replicas))
+	if replicas == 1 {
+		tags := []string{subjects.TagCore, subjects.TagHost(kbroker.HostID(info.Cluster.Leader))}
+		return 1, &jetstream.Placement{Tags: tags}, nil
+	}
+	return replicas, info.Config.Placement, nil
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // Cluster is a number of clustered servers in this process, each with
-// JetStream on a directory of its own. They carry the tag "core". Not safe for
+// JetStream on a directory of its own. They carry the tags "core" and "host-" with their name. Not safe for
 // concurrent use.
 type Cluster struct {
 	options []*server.Options
@@ -36,7 +36,7 @@ func StartCluster(t testing.TB, n int) *Cluster {
 			PingInterval: time.Second, MaxPingsOut: 2,
 			LameDuckGracePeriod: LameDuckGrace, LameDuckDuration: lameDuckDuration,
 		}
-		o.Tags.Add("core")
+		o.Tags.Add("core", "host-"+o.ServerName)
 		o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: freePort(t), PingInterval: time.Second, MaxPingsOut: 2}
 		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", o.Cluster.Port)})
 		c.options[i] = o

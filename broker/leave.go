@@ -1,0 +1,152 @@
+package broker
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+)
+
+// Bounds of stopping.
+const (
+	// clientsLeave is how long clients have to connect elsewhere, after they
+	// were told that this server stops; sendAway in how much more time those
+	// who did not are cut off.
+	clientsLeave = 3 * time.Second
+	sendAway     = 300 * time.Millisecond
+	leavePoll    = 10 * time.Millisecond
+	// leaveWithin bounds the polite stop (leaderships move first, for up to a
+	// second), stopWithin the blunt one after it.
+	leaveWithin = clientsLeave + sendAway + 2*time.Second
+	stopWithin  = 5 * time.Second
+	// leavingFor is how long a core that said it stops counts as leaving: it may
+	// be back under the same name.
+	leavingFor = 10 * time.Second
+)
+
+// stop ends all servers. With other cores there, leaderships are moved to them
+// first, then clients are told and have time to connect to them.
+func (b *Broker) stop() error {
+	if b.system != nil {
+		defer b.system.Close()
+	}
+	if b.core != nil && b.refuge() {
+		left := make(chan struct{})
+		go func() {
+			defer close(left)
+			b.core.LameDuckShutdown()
+		}()
+		b.awaitClients(left)
+		defer func() { <-left }() // Shutdown ends it
+	}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		if b.core != nil {
+			b.core.Shutdown()
+			b.core.WaitForShutdown()
+		}
+		if w := b.takeWitness(); w != nil {
+			w.Shutdown()
+			w.WaitForShutdown()
+		}
+	}()
+	select {
+	case <-stopped:
+		return nil
+	case <-time.After(stopWithin):
+		return fmt.Errorf("nats server %s does not stop", b.cfg.Host)
+	}
+}
+
+// awaitClients returns when the lame duck has stopped, or need not go on: it
+// has moved its leaderships and no client is left but those in this process, or
+// there is no core any more that clients could go to.
+func (b *Broker) awaitClients(left <-chan struct{}) {
+	deadline := time.NewTimer(leaveWithin)
+	defer deadline.Stop()
+	poll := time.NewTicker(leavePoll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-left:
+			return
+		case <-deadline.C:
+			return
+		case <-poll.C:
+		}
+		// The server moves leaderships, turns JetStream off, then tells clients.
+		if !b.refuge() || !b.core.JetStreamEnabled() && outsiders(b.core) == 0 {
+			return
+		}
+	}
+}
+
+// refuge: there is another core that is current and does not stop as well.
+func (b *Broker) refuge() bool {
+	for host, current := range b.Members().Current {
+		if current && host != b.cfg.Host && !b.others.leaving(host) {
+			return true
+		}
+	}
+	return false
+}
+
+// outsiders counts the clients that are not in this process: those have no
+// address.
+func outsiders(s *server.Server) (n int) {
+	conns, err := s.Connz(&server.ConnzOptions{Limit: s.NumClients() + 1})
+	if err != nil {
+		return 0
+	}
+	for _, c := range conns.Conns {
+		if c.IP != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// leavers knows which cores said that they stop. Safe for concurrent use.
+type leavers struct {
+	mu   sync.Mutex // guards what follows
+	said map[kbroker.HostID]time.Time
+}
+
+// listen notes the servers that become lame ducks or shut down, as long as the
+// connection, one in SYS, is open.
+func (l *leavers) listen(system *nats.Conn) error {
+	for _, event := range []string{"LAMEDUCK", "SHUTDOWN"} {
+		_, err := system.Subscribe("$SYS.SERVER.*."+event, func(m *nats.Msg) {
+			var said server.ServerInfo
+			if err := json.Unmarshal(m.Data, &said); err == nil {
+				l.note(said.Name, time.Now())
+			}
+		})
+		if err != nil {
+			return fmt.Errorf("listen for cores that stop: %w", err)
+		}
+	}
+	return nil
+}
+
+func (l *leavers) note(name string, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.said == nil {
+		l.said = map[kbroker.HostID]time.Time{}
+	}
+	l.said[kbroker.HostID(name)] = now
+}
+
+func (l *leavers) leaving(host kbroker.HostID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	said, ok := l.said[host]
+	return ok && time.Since(said) < leavingFor
+}
