@@ -161,3 +161,7 @@ func exists(path string) (bool, error) {
 // Joined reports whether the core whose broker has this directory has been seen
 // as a current member of its cluster. Until then it joins with an admission.
 func Joined(dir string) (bool, error) { return exists(filepath.Join(dir, joinedFile)) }
+
+// Removed reports whether the core whose broker has this directory has been
+// removed from its cluster, as its broker saw it.
+func Removed(dir string) (bool, error) { return exists(filepath.Join(dir, removedFile)) }

@@ -22,6 +22,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -87,10 +88,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if m.Role == kbroker.RoleWorker {
 		run = runWorker
 	}
-	if err = run(ctx, cfg, dir, m); errors.Is(err, agent.ErrRemoved) {
+	err = run(ctx, cfg, dir, m)
+	removed, lookErr := broker.Removed(brokerDir(dir.Path))
+	if removed || errors.Is(err, agent.ErrRemoved) {
 		return m.leave(context.WithoutCancel(ctx), dir)
 	}
-	return err
+	return errors.Join(err, lookErr)
 }
 
 // leave ends what a removed host runs; its directory never runs anything again.
@@ -105,10 +108,17 @@ func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
 
 // runCore runs a host with a broker.
 func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
+	var planner atomic.Pointer[super.Super] // nil until the broker listens
+	removed := func() []kbroker.HostID {
+		if s := planner.Load(); s != nil {
+			return s.Removed()
+		}
+		return nil
+	}
 	b, err := broker.New(broker.Config{
 		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID,
 		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
-		StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
+		Removed: removed, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
 	})
 	if err != nil {
 		return err
@@ -125,7 +135,7 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 	defer stopParts()
 	partsEnded := make(chan error, 1)
 	var partsRun sync.WaitGroup
-	partsRun.Go(func() { partsEnded <- runParts(partsCtx, cfg, dir, m, b) })
+	partsRun.Go(func() { partsEnded <- runParts(partsCtx, cfg, dir, m, b, &planner) })
 	defer partsRun.Wait()
 	defer stopParts()
 
@@ -143,7 +153,7 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 }
 
 // runParts runs what lives on the broker: agent and super.
-func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b *broker.Broker) error {
+func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, planner *atomic.Pointer[super.Super]) error {
 	select {
 	case <-b.Listening():
 	case <-ctx.Done():
@@ -158,6 +168,7 @@ func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b 
 	if err != nil {
 		return err
 	}
+	planner.Store(s)
 	return runAll(ctx, map[string]func(context.Context) error{
 		"agent": a.Run, "super": s.Run,
 		"membership": func(ctx context.Context) error {
@@ -245,13 +256,25 @@ func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *na
 	s, err := super.New(super.Config{
 		Host: m.Host, Process: dir.Process, Earlier: dir.Earlier, ClusterID: m.ClusterID, Found: m.Founded,
 		Dir: filepath.Join(dir.Path, "core"), Conn: conn, Times: times, Log: cfg.Log.With("component", "super"),
-		Members: func() super.Members {
-			seen := b.Members()
-			return super.Members{Known: seen.Leader, Current: seen.Current, Replicas: seen.Replicas, Writable: b.Writable()}
-		},
-		Look: b.Look,
+		Members: func() super.Members { return membersOf(b) },
+		Look:    b.Look,
 	})
 	return a, s, err
+}
+
+// membersOf is what the broker sees of its members, for super.
+func membersOf(b *broker.Broker) super.Members {
+	seen := b.Members()
+	out := super.Members{
+		Known: seen.Leader, Current: seen.Current, Replicas: seen.Replicas, Writable: b.Writable(),
+		Unsettled: seen.Unsettled, Alone: map[kbroker.HostID]string{},
+	}
+	for _, s := range seen.Streams {
+		if s.Replicas == 1 && s.Leader != "" {
+			out.Alone[s.Leader] = s.Name
+		}
+	}
+	return out
 }
 
 // Running reports whether an agent holds the data directory, and its pid.
