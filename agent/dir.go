@@ -36,6 +36,8 @@ type Dir struct {
 	// the start before, empty if there was none.
 	Process string
 	Earlier string
+	// Starts are the last starts of agents of the directory, this one's last.
+	Starts []time.Time
 
 	lock *os.File
 }
@@ -43,8 +45,10 @@ type Dir struct {
 // agentRecord tells others which process holds the directory.
 type agentRecord struct {
 	procID
-	BootID  string `json:"boot_id"`
-	Process string `json:"process"`
+	BootID     string      `json:"boot_id"`
+	Process    string      `json:"process"`
+	Executable string      `json:"executable,omitempty"`
+	Starts     []time.Time `json:"starts,omitempty"` // see Holder
 }
 
 // Lock creates dir (mode 0700) where needed and takes it for this process,
@@ -85,8 +89,9 @@ func (d *Dir) Close() error { return d.lock.Close() }
 // introduce notes who holds the directory, and learns who did before.
 func (d *Dir) introduce() error {
 	if before, err := readAgentRecord(d.Path); err == nil {
-		d.Earlier = before.Process
+		d.Earlier, d.Starts = before.Process, before.Starts
 	}
+	d.Starts = addStart(d.Starts, time.Now().UTC())
 	me, err := self()
 	if err != nil {
 		return fmt.Errorf("identify this process: %w", err)
@@ -95,7 +100,14 @@ func (d *Dir) introduce() error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(agentRecord{procID: me.procID, BootID: boot, Process: d.Process})
+	executable, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the own executable: %w", err)
+	}
+	b, err := json.Marshal(agentRecord{
+		procID: me.procID, BootID: boot, Process: d.Process,
+		Executable: executable, Starts: d.Starts,
+	})
 	if err != nil {
 		return fmt.Errorf("agent record: %w", err)
 	}
@@ -146,37 +158,6 @@ func (r agentRecord) stat() (procStat, bool) {
 	}
 	s, err := readStat(r.PID)
 	return s, err == nil && s.Start == r.Start
-}
-
-// Running tells whether an agent holds dir, and its pid; the pid is that of
-// this very agent, not of a later process that was given the same number.
-func Running(dir string) (pid int, alive bool, err error) {
-	path, err := cleanPath(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, false, nil
-	}
-	if err != nil {
-		return 0, false, err
-	}
-	// An agent that has the lock and has not written its record yet is given
-	// a moment, one that is on its way out a longer one.
-	for begin := time.Now(); ; <-time.After(lockPoll) {
-		held, err := isHeld(path)
-		if err != nil || !held {
-			return 0, false, err
-		}
-		r, err := readAgentRecord(path)
-		if err == nil && r.alive() {
-			return r.PID, true, nil
-		}
-		patience := lockPatience
-		if err == nil && r.exiting() {
-			patience = exitPatience
-		}
-		if time.Since(begin) > patience {
-			return 0, false, fmt.Errorf("%s is locked by a process that its %s does not name", path, agentFile)
-		}
-	}
 }
 
 func isHeld(path string) (bool, error) {

@@ -102,7 +102,7 @@ func (a *Agent) act(ctx context.Context, i *instance, act action, now time.Durat
 		i.placement, i.phase = *act.Placement, phaseStopped
 		i.readySince, i.crashes, i.message = 0, 0, ""
 		if i.lapsed {
-			i.exit, i.lapsed = &kbroker.Exit{Unknown: true, At: time.Now().UTC()}, false
+			i.lapse()
 		}
 		if i.record.Incarnation != "" {
 			a.save(i)
@@ -129,9 +129,9 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 		i.restarts, i.crashes, i.exit, i.message = 0, p.Backoff, nil, ""
 	}
 	if i.lapsed {
-		i.exit = &kbroker.Exit{Unknown: true, At: time.Now().UTC()}
+		i.lapse()
 	}
-	i.placement, i.phase, i.readySince, i.lapsed = p, phaseLaunching, 0, false
+	i.placement, i.phase, i.readySince = p, phaseLaunching, 0
 	i.record = record{
 		Placement: p, Incarnation: kbroker.Incarnation(string(p.Instance) + "." + randomHex()),
 		Restarts: i.restarts, Crashes: i.crashes,

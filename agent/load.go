@@ -78,6 +78,9 @@ func (a *Agent) restore(k kbroker.StatusKey, all []marked, placed kbroker.Placem
 		} else {
 			inst.lapsed = r.Exit == nil
 		}
+		if inst.lapsed {
+			inst.exit = a.missedExit(r, all)
+		}
 		if r.Exit != nil { // it was waiting to be started again
 			inst.nextStart = state.Boottime() + restartDelay(r.Crashes, rand.Float64())
 		}

@@ -51,10 +51,17 @@ type Config struct {
 	Log        *slog.Logger
 }
 
-// Version of this build, as the binary's build information has it.
+// release is set by the linker: -X github.com/kbroker/kbroker/node.release=v1.2.3
+var release string
+
+// Version of this build: what the linker was told, else what the binary's build
+// information has.
 var Version = version()
 
 func version() string {
+	if release != "" {
+		return release
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
 	}

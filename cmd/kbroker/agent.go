@@ -15,7 +15,8 @@ func (c *cli) agentCommand() *cobra.Command {
 		Use:   "agent",
 		Short: "Run this host's daemon",
 		Long: `Run this host's daemon until SIGTERM or SIGINT. Applications go on running then;
-the next agent on the same directory takes them over.
+the next agent on the same directory takes them over. SIGUSR2 restarts it in place:
+the program on disk is executed in the same process, see kbroker agent upgrade.
 
 Every flag can also be given in the file of --config (a flag's name with _ for -)
 and in the environment (KBROKER_AGENT_ and the name in capitals); a flag wins over
@@ -35,7 +36,7 @@ its directory knows name, role, ports and cluster, and --dir is enough.`,
 			if err != nil {
 				return err
 			}
-			return node.Run(cmd.Context(), settings.node(newLogger(c.err)))
+			return node.Serve(cmd.Context(), settings.node(newLogger(c.err)))
 		},
 	}
 	f := cmd.Flags()

@@ -18,12 +18,7 @@ func (c *cli) versionCommand() *cobra.Command {
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
-			v := struct {
-				Version string `json:"version"`
-				Go      string `json:"go"`
-				OS      string `json:"os"`
-				Arch    string `json:"arch"`
-			}{node.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH}
+			v := node.BuildVersion{Version: node.Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 			return c.print(v, func(w io.Writer) { fmt.Fprintf(w, "kbroker %s %s %s/%s\n", v.Version, v.Go, v.OS, v.Arch) })
 		},
 	}
