@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -30,6 +32,15 @@ import (
 // until SIGTERM: the only way to kill a core as a crash does.
 const childEnv = "KBROKER_TEST_BROKER"
 
+var long = flag.Bool("long", false, "run the longer rows too")
+
+func needLong(t *testing.T) {
+	t.Helper()
+	if !*long {
+		t.Skip("long: run with `go test ./broker -long`")
+	}
+}
+
 func TestMain(m *testing.M) {
 	if c := os.Getenv(childEnv); c != "" {
 		os.Exit(child(c))
@@ -44,6 +55,16 @@ func child(config string) int {
 		return 2
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	cfg.Removed = func() (removed []kbroker.HostID) {
+		b, err := os.ReadFile(removedIn(cfg))
+		if err == nil {
+			err = json.Unmarshal(b, &removed)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		return removed
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	b, err := New(cfg)
@@ -56,6 +77,10 @@ func child(config string) int {
 	}
 	return 0
 }
+
+// removedIn is the file in which a child finds the cores that the operator has
+// removed.
+func removedIn(cfg Config) string { return filepath.Join(filepath.Dir(cfg.Dir), "removed.json") }
 
 // freeAddr is a port that the kernel picked.
 func freeAddr(t testing.TB) string {
