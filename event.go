@@ -8,31 +8,31 @@ type EventKind string
 
 // The kinds of events.
 const (
-	EventVersionStored  EventKind = "version_stored" // a new version is wanted
-	EventAppStarted     EventKind = "app_started"    // a stopped app is wanted again
-	EventAppStopped     EventKind = "app_stopped"    // nothing of the app is wanted
-	EventDemand         EventKind = "demand"         // its allocator wants other numbers
-	EventRolloutDone    EventKind = "rollout_done"   // every instance runs as wanted
-	EventRolloutFailed  EventKind = "rollout_failed" // it stays where it stopped
-	EventRolledBack     EventKind = "rolled_back"    // it failed and returned to the version before
-	EventUnplaced       EventKind = "unplaced"       // no host can take some instances
-	EventPlaced         EventKind = "placed"         // a host must run an instance
-	EventStopped        EventKind = "stopped"        // a host must not run it any more
-	EventMoved          EventKind = "moved"          // stopped, and replaced by one on another host
-	EventReplacing      EventKind = "replacing"      // it will leave when a new one is ready
-	EventReady          EventKind = "ready"          // an incarnation answers for the first time
-	EventCrashed        EventKind = "crashed"        // its process ended and should not have
-	EventBackoff        EventKind = "backoff"        // it waits before its next start
-	EventExited         EventKind = "exited"         // its process ended as it should
-	EventHostJoined     EventKind = "host_joined"    // admitted
-	EventHostReady      EventKind = "host_ready"     // seen for the first time, or back
-	EventHostSuspect    EventKind = "host_suspect"   // not heard for a moment
-	EventHostLost       EventKind = "host_lost"      // its instances run elsewhere
-	EventHostRemoved    EventKind = "host_removed"   // not known any more
-	EventHostChanged    EventKind = "host_changed"   // something else of its record
-	EventLeader         EventKind = "leader"         // a super leads
-	EventRefused        EventKind = "refused"        // a request that is not allowed now
-	EventEventsDropped  EventKind = "events_dropped" // events that could not be stored
+	EventVersionStored EventKind = "version_stored" // a new version is wanted
+	EventAppStarted    EventKind = "app_started"    // a stopped app is wanted again
+	EventAppStopped    EventKind = "app_stopped"    // nothing of the app is wanted
+	EventDemand        EventKind = "demand"         // its allocator wants other numbers
+	EventRolloutDone   EventKind = "rollout_done"   // every instance runs as wanted
+	EventRolloutFailed EventKind = "rollout_failed" // it stays where it stopped
+	EventRolledBack    EventKind = "rolled_back"    // it failed and returned to the version before
+	EventUnplaced      EventKind = "unplaced"       // no host can take some instances
+	EventPlaced        EventKind = "placed"         // a host must run an instance
+	EventStopped       EventKind = "stopped"        // a host must not run it any more
+	EventMoved         EventKind = "moved"          // stopped, and replaced by one on another host
+	EventReplacing     EventKind = "replacing"      // it will leave when a new one is ready
+	EventReady         EventKind = "ready"          // an incarnation answers for the first time
+	EventCrashed       EventKind = "crashed"        // its process ended and should not have
+	EventBackoff       EventKind = "backoff"        // it waits before its next start
+	EventExited        EventKind = "exited"         // its process ended as it should
+	EventHostJoined    EventKind = "host_joined"    // admitted
+	EventHostReady     EventKind = "host_ready"     // seen for the first time, or back
+	EventHostSuspect   EventKind = "host_suspect"   // not heard for a moment
+	EventHostLost      EventKind = "host_lost"      // its instances run elsewhere
+	EventHostRemoved   EventKind = "host_removed"   // not known any more
+	EventHostChanged   EventKind = "host_changed"   // something else of its record
+	EventLeader        EventKind = "leader"         // a super leads
+	EventRefused       EventKind = "refused"        // a request that is not allowed now
+	EventEventsDropped EventKind = "events_dropped" // events that could not be stored
 )
 
 const (

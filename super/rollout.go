@@ -62,7 +62,7 @@ func (a *appDraft) stand(s kbroker.Service) standing {
 	template := kbroker.Template(s)
 	for _, p := range a.live(a.key, func(p kbroker.Placement) bool { return p.Service == s.Name }) {
 		host, known := a.hosts[p.Host]
-		if p.Template != template || known && unfit(host, s) != "" {
+		if p.Template != template || p.Replace != "" || known && unfit(host, s) != "" {
 			at.old = append(at.old, p)
 			continue
 		}
@@ -115,7 +115,7 @@ func (a *appDraft) roll(s kbroker.Service, at standing) {
 	slices.SortStableFunc(at.old, func(p, q kbroker.Placement) int { return cmp.Compare(a.worth(p), a.worth(q)) })
 	for _, p := range at.old {
 		if seats.frees(p) && (answering > 1 || a.failing(p)) {
-			a.stop(p, fmt.Sprintf("makes room for version %d", a.rec.Version))
+			a.stop(p, cmp.Or(p.Replace, fmt.Sprintf("makes room for version %d", a.rec.Version)))
 			return
 		}
 	}
@@ -265,7 +265,7 @@ func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 			}
 		}
 		on[left[worst].Host]--
-		a.stop(left[worst], reason)
+		a.stop(left[worst], cmp.Or(left[worst].Replace, reason))
 		left = slices.Delete(left, worst, worst+1)
 	}
 }

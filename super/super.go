@@ -61,7 +61,9 @@ type Super struct {
 	cfg   Config
 	log   *slog.Logger
 	heard *heard
-	store atomic.Pointer[state.Store] // nil until the broker answers
+	// journal takes what was decided and what was seen.
+	journal *journal
+	store   atomic.Pointer[state.Store] // nil until the broker answers
 }
 
 // New returns a Super; Run does everything.
@@ -78,7 +80,9 @@ func New(cfg Config) (*Super, error) {
 	if cfg.Times == (state.Times{}) {
 		cfg.Times = state.Tuned
 	}
-	return &Super{cfg: cfg, log: cfg.Log, heard: newHeard(cfg.Host, cfg.Clock)}, nil
+	return &Super{
+		cfg: cfg, log: cfg.Log, heard: newHeard(cfg.Host, cfg.Clock), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
+	}, nil
 }
 
 // openRetry is the pause between attempts to open a store that has no leader yet.
@@ -101,7 +105,7 @@ func (s *Super) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var all sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 4)
 	run := func(name string, part func(context.Context) error) {
 		all.Go(func() {
 			if err := part(ctx); err != nil {
@@ -111,6 +115,7 @@ func (s *Super) Run(ctx context.Context) error {
 		})
 	}
 	run("store", store.Run)
+	run("journal", func(ctx context.Context) error { return s.journal.run(ctx, store) })
 	run("desk", newDesk(s, store).run)
 	run("leader", func(ctx context.Context) error { return newLeader(s, store).run(ctx) })
 	all.Wait()
