@@ -43,16 +43,6 @@ const (
 	MaxEventsPerRequest = 1000
 )
 
-// EventKinds are all kinds, in the order of their declaration.
-func EventKinds() []EventKind {
-	return []EventKind{
-		EventVersionStored, EventAppStarted, EventAppStopped, EventDemand, EventRolloutDone, EventRolloutFailed,
-		EventRolledBack, EventUnplaced, EventPlaced, EventStopped, EventMoved, EventReplacing, EventReady, EventCrashed,
-		EventBackoff, EventExited, EventHostJoined, EventHostReady, EventHostSuspect, EventHostLost, EventHostRemoved,
-		EventHostChanged, EventLeader, EventRefused, EventEventsDropped,
-	}
-}
-
 // Event is something that was decided or happened. Events are for people and
 // for tools that watch: nothing is ever decided by them, and one may be missing
 // when whoever acted died before it was stored.

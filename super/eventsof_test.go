@@ -202,3 +202,37 @@ func TestStatusEvents(t *testing.T) {
 		}
 	}
 }
+
+// TestABatchInDoubtIsFoundInTheNextView: one whose outcome is not known is told
+// when the view shows it, and only what it shows.
+func TestABatchInDoubtIsFoundInTheNextView(t *testing.T) {
+	c := newCluster(t, 2)
+	c.versions(service(2))
+	rec, host := c.view.Apps[webKey], c.view.Hosts["h1"]
+	rec.Stopped, host.Client = true, "new:1"
+	var placed kbroker.Placement
+	for _, p := range c.live()["h1"] {
+		placed = p
+	}
+	stopped, gone := placed, keyOf(placed)
+	stopped.Epoch++
+	gone.Host = "h2"
+	c.view.Placements[gone] = placed
+	for _, change := range []state.Change{
+		state.PutApp{Record: rec},
+		state.PutVersion{Version: kbroker.AppVersion{Tenant: tenant, Version: 9, App: kbroker.App{Name: "shop"}, Created: time.Now()}},
+		state.PutPlacement{Placement: stopped},
+		state.DropPlacement{Key: gone},
+		state.PutHost{Host: host},
+		state.DropHost{Host: "h2"},
+		state.PutDemand{Demand: kbroker.Demand{Tenant: tenant, App: "shop", Epoch: 3}},
+	} {
+		if shows(&c.view, change) {
+			t.Errorf("%s is seen before it was done", change)
+		}
+		c.apply([]state.Change{change})
+		if !shows(&c.view, change) {
+			t.Errorf("%s is not seen after it was done", change)
+		}
+	}
+}

@@ -25,7 +25,16 @@ func (d *draft) hostFits(k state.AppKey, s kbroker.Service) []kbroker.HostFit {
 			Ask: s.Resources, Free: resourcesOf(free),
 		}
 	}
-	slices.SortFunc(seats.fit, func(a, b seat) int { return a.compare(seats.load(a), b, seats.load(b)) })
+	slices.SortStableFunc(seats.fit, func(a, b seat) int { // they come by name
+		loadA, loadB := a.load(d.reserved[a.host]), b.load(d.reserved[b.host])
+		switch {
+		case a.before(loadA, b, loadB):
+			return -1
+		case b.before(loadB, a, loadA):
+			return 1
+		}
+		return 0
+	})
 	for _, c := range seats.fit {
 		f := fit(c.host, seats.free(c), seats.lacks(c))
 		if f.Fits {

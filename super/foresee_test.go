@@ -271,3 +271,19 @@ func TestHostFitsSayWhatRefusesAndWhoIsNext(t *testing.T) {
 		t.Errorf("next is %q, but %q would be taken", next, take)
 	}
 }
+
+// A core answers a plan within a second; a large rolling one is the worst.
+func BenchmarkForeseeALargeRollout(b *testing.B) {
+	c := newCluster(b, 100)
+	c.deploy(form("one", 500))
+	for range 5 {
+		c.step()
+	}
+	w := c.world()
+	changes := newVersion(w.View, webKey, kbroker.App{Name: "shop", Services: []kbroker.Service{form("two", 500)}}, "deploy", time.Time{}).changes
+	for b.Loop() {
+		if look := foresee(w.View, w.Verdict, webKey, changes); len(look.start) != 500 || !look.settled {
+			b.Fatalf("%d start (settled: %t), want 500", len(look.start), look.settled)
+		}
+	}
+}

@@ -1,7 +1,6 @@
 package super
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -92,10 +91,12 @@ func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
 func (s *seats) take() kbroker.HostID {
 	best, bestLoad := -1, 0.0
 	for i, c := range s.fit {
-		if !s.takes(c) {
+		used := s.draft.reserved[c.host]
+		after := used.plus(s.need)
+		if after.milliCPU > c.room.milliCPU || after.memoryBytes > c.room.memoryBytes {
 			continue
 		}
-		if load := s.load(c); best < 0 || c.compare(load, s.fit[best], bestLoad) < 0 {
+		if load := c.load(used); best < 0 || c.before(load, s.fit[best], bestLoad) {
 			best, bestLoad = i, load
 		}
 	}
@@ -106,20 +107,16 @@ func (s *seats) take() kbroker.HostID {
 	return s.fit[best].host
 }
 
-// compare orders seats with their loads: the one to take first is the least.
-func (c seat) compare(load float64, other seat, otherLoad float64) int {
-	return cmp.Or(cmp.Compare(c.same, other.same), cmp.Compare(load, otherLoad), cmp.Compare(c.host, other.host))
+// before reports whether c, with its load, is to be taken before another.
+func (c *seat) before(load float64, other seat, otherLoad float64) bool {
+	if c.same != other.same {
+		return c.same < other.same
+	}
+	return load < otherLoad
 }
 
-// takes reports whether the host has room for one more instance.
-func (s *seats) takes(c seat) bool {
-	free := s.free(c)
-	return s.need.milliCPU <= free.milliCPU && s.need.memoryBytes <= free.memoryBytes
-}
-
-// load is how much of the host's scarcer resource is taken.
-func (s *seats) load(c seat) float64 {
-	used := s.draft.reserved[c.host]
+// load is how much of the host's scarcer resource is used.
+func (c *seat) load(used usage) float64 {
 	return max(share(used.milliCPU, c.room.milliCPU), share(used.memoryBytes, c.room.memoryBytes))
 }
 

@@ -1,9 +1,9 @@
 // Package super is the manager of all processes of the system.
 //
 // Every core runs a Super. Always, it hears the heartbeats of all hosts and
-// answers agents (views, reports) and clients (reads, artifacts). One of them
-// at a time holds the super lease and leads: it alone takes writes, judges
-// hosts, and turns what is wanted into placements.
+// answers agents (views, reports) and clients (reads, plans, reasons, events,
+// artifacts). One of them at a time holds the super lease and leads: it alone
+// takes writes, judges hosts, and turns what is wanted into placements.
 //
 //	       lease taken                    lease lost or ctx ends
 //	waiting -----------> leading: round, round, ... -------------> waiting
@@ -14,7 +14,8 @@
 //
 // Invariants: nothing is stopped because something is absent, a stop is a
 // record; a round that cannot hear a majority of the cores moves nothing; the
-// only writes are batches behind the lease.
+// only writes are batches behind the lease. Events tell what these batches and
+// the reports meant: nothing reads them to decide, nothing waits for them.
 package super
 
 import (

@@ -88,6 +88,7 @@ that fail.`,
 		c.upCommand(), c.downCommand(), c.agentCommand(),
 		c.validateCommand(), c.deployCommand(), c.scaleCommand(), c.stopCommand(),
 		c.appsCommand(), c.psCommand(), c.hostsCommand(), c.statusCommand(), c.logsCommand(),
+		c.historyCommand(), c.rollbackCommand(), c.restartCommand(), c.planCommand(), c.eventsCommand(), c.whyCommand(),
 		c.callCommand(), c.versionCommand(), c.builtinCommand(),
 	)
 	return root
