@@ -12,6 +12,9 @@ type DeployRequest struct {
 	App    App      `json:"app"`
 	// DryRun checks everything a deploy checks and changes nothing.
 	DryRun bool `json:"dry_run,omitempty"`
+	// CheckIndex is that of a plan: Refused when the app has changed since.
+	// 0: whatever there is.
+	CheckIndex uint64 `json:"check_index,omitempty"`
 }
 
 // DeployReply names the version that is wanted now. Unchanged is true when the

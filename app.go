@@ -24,6 +24,9 @@ type Service struct {
 	Stop      Stop              `json:"stop"`
 	Spread    string            `json:"spread"`            // "host" or "none": a preference
 	Require   []string          `json:"require,omitempty"` // constraints on host labels: all must hold
+	// Restart counts the restarts that were asked for: not a key of the spec,
+	// kept from version to version by super.
+	Restart int `json:"restart,omitempty"`
 }
 
 // Artifact names the executable of a service. Exactly one of SHA256 and

@@ -107,6 +107,7 @@ func TestTemplate(t *testing.T) {
 		"resources": func(s *kbroker.Service) { s.Resources.MemoryBytes++ },
 		"health":    func(s *kbroker.Service) { s.Health.Ready = kbroker.HealthAlive },
 		"stop":      func(s *kbroker.Service) { s.Stop.Signal = "SIGINT" },
+		"restart":   func(s *kbroker.Service) { s.Restart++ },
 	} {
 		s := base
 		change(&s)

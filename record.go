@@ -51,7 +51,10 @@ type AppVersion struct {
 	Version int       `json:"version"`
 	App     App       `json:"app"`
 	Created time.Time `json:"created"` // wall clock, for display
-	Cause   string    `json:"cause"`   // deploy, scale, rollback
+	Cause   string    `json:"cause"`   // deploy, scale, rollback to N, restart
+	// Request names the request that made it, where one sent twice would make
+	// two.
+	Request string `json:"request,omitempty"`
 }
 
 // Placement says that a host must run an instance, or (Stop) that it must not
@@ -70,6 +73,9 @@ type Placement struct {
 	// the exit.
 	Stop       bool   `json:"stop,omitempty"`
 	StopReason string `json:"stop_reason,omitempty"`
+	// Replace says why the instance is to be replaced, a new one first; empty:
+	// it is not.
+	Replace string `json:"replace,omitempty"`
 	// Template is the hash of what the process is started from. A changed
 	// template makes a new instance; anything else is updated in place.
 	Template string  `json:"template"`

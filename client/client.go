@@ -7,7 +7,8 @@
 // core the queue group picks. A write that is not answered is sent again too:
 // deploy, scale and stop name the state that is wanted, and super answers one
 // that already holds without writing anything, so that a late or repeated
-// request changes nothing.
+// request changes nothing; rollback and restart carry the name of the request,
+// which super does once.
 package client
 
 import (
@@ -47,6 +48,8 @@ type pace struct {
 	// often new instances are looked for, logWait how long an agent may take
 	// to answer.
 	logEvery, listEvery, logWait time.Duration
+	// eventEvery is the pause between looks for new events.
+	eventEvery time.Duration
 }
 
 var usualPace = pace{
@@ -55,6 +58,7 @@ var usualPace = pace{
 	chunkWait: 2 * time.Second, commitProbe: 2 * time.Second,
 	followEvery: 200 * time.Millisecond, verdictHold: time.Second,
 	logEvery: 250 * time.Millisecond, listEvery: time.Second, logWait: 2 * time.Second,
+	eventEvery: 300 * time.Millisecond,
 }
 
 // Pauses between attempts that nobody took.
@@ -78,13 +82,17 @@ func New(conn *nats.Conn, tenant kbroker.TenantID) *Client {
 // read asks any core. Errors: what the core answered; Unavailable when none
 // did within the budget or ctx.
 func (c *Client) read(ctx context.Context, verb string, req, reply any) error {
-	return c.ask(ctx, question{
+	return c.ask(ctx, c.readOf(verb), req, reply)
+}
+
+func (c *Client) readOf(verb string) question {
+	return question{
 		subject: subjects.Core(verb, c.tenant),
 		attempt: c.pace.readAttempt,
 		budget:  c.pace.readBudget,
 		silent:  kbroker.Errorf(kbroker.Unavailable, "no core answered").WithHint("kbroker status says what the cluster is missing"),
 		nobody:  kbroker.Errorf(kbroker.Unavailable, "no core serves requests").WithHint("kbroker status says what the cluster is missing"),
-	}, req, reply)
+	}
 }
 
 // write asks the leader. Errors: what super answered; NoLeader when nobody

@@ -35,6 +35,7 @@ func (c *cluster) client() *Client {
 		chunkWait: 100 * time.Millisecond, commitProbe: 50 * time.Millisecond,
 		followEvery: 5 * time.Millisecond, verdictHold: 50 * time.Millisecond,
 		logEvery: 5 * time.Millisecond, listEvery: 10 * time.Millisecond, logWait: 200 * time.Millisecond,
+		eventEvery: 5 * time.Millisecond,
 	}
 	return api
 }

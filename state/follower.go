@@ -358,7 +358,7 @@ func (f *follower) read(ctx context.Context, leader bool) (more bool, err error)
 			return false, fmt.Errorf("read stream %s from %d: message %d follows %d, expected %d", f.stream, f.pos+1, m.Sequence, prev, before)
 		}
 		before = m.Sequence
-		left, _ = headerUint(m.Header, "Nats-Num-Pending")
+		left, _ = headerUint(m.Header, headerPending)
 		f.add(message{subject: m.Subject, seq: m.Sequence, header: m.Header, data: m.Data})
 	}
 	return left > 0, nil

@@ -139,6 +139,14 @@ func (r *replica) exited(k PlacementKey) bool {
 	return r.tables.statuses[k].State == kbroker.StateExited
 }
 
+// status is the last status of an instance.
+func (r *replica) status(k PlacementKey) (kbroker.Status, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, ok := r.tables.statuses[k]
+	return s, ok
+}
+
 func (r *replica) headRevision(host kbroker.HostID) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -38,6 +38,7 @@ const (
 	headerBatch     = "Nats-Batch-Id"
 	headerCommit    = "Nats-Batch-Commit"
 	headerMarker    = "Nats-Marker-Reason"
+	headerPending   = "Nats-Num-Pending"
 )
 
 // readAttempt bounds one read through a stream's leader.

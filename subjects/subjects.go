@@ -13,6 +13,7 @@
 //	kb.ping.<incarnation>                   one process answers its agent
 //	kb.changed.<key>                        every change of the control store, republished
 //	kb.reported.<key>                       every change of the status store, republished
+//	event.<tenant>.<app>.<instance>         one event in the event stream; _ for what it is not about
 //
 // Every name in a subject has passed kbroker.CheckName (or is made of such
 // names), so a builder never has to escape.
@@ -42,6 +43,9 @@ const (
 	VerbJoin   = "join"
 	VerbDrain  = "drain"
 	VerbRemove = "remove"
+
+	VerbRollback = "rollback"
+	VerbRestart  = "restart"
 )
 
 // Verbs of kb.core: answered by any core.
@@ -54,6 +58,10 @@ const (
 	VerbPlacement     = "placement"
 	VerbArtifactBegin = "put"
 	VerbArtifactGet   = "get"
+	VerbHistory       = "history"
+	VerbPlan          = "plan"
+	VerbEvents        = "events"
+	VerbWhy           = "why"
 )
 
 // VerbLogs is a verb of kb.host.

@@ -186,6 +186,7 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.Host(host, verb):                              subjects.Host(host, verb),
 			subjects.Upload(host, "s1"):                            subjects.Upload(host, "s1"),
 			subjects.Ping(kbroker.Incarnation(instance + ".00")):   subjects.Ping(kbroker.Incarnation(instance + ".00")),
+			subjects.Event(tenant, app, instance):                  subjects.EventAll,
 		}
 		for subject, own := range subscriptions {
 			for _, pattern := range subscriptions {

@@ -54,6 +54,18 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 			return decision{}, err
 		}
 		return decideStop(v, r)
+	case subjects.VerbRollback:
+		var r kbroker.RollbackRequest
+		if err := parse(body, &r, &r.Tenant, tenant); err != nil {
+			return decision{}, err
+		}
+		return t.rollback(ctx, v, r, now)
+	case subjects.VerbRestart:
+		var r kbroker.RestartRequest
+		if err := parse(body, &r, &r.Tenant, tenant); err != nil {
+			return decision{}, err
+		}
+		return decideRestart(v, r, now)
 	case subjects.VerbDemand:
 		var r kbroker.DemandRequest
 		if err := parse(body, &r, &r.Demand.Tenant, tenant); err != nil {
@@ -137,10 +149,14 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 	}
 	k := state.AppKey{Tenant: r.Tenant, App: r.App.Name}
 	rec, known := v.Apps[k]
+	r.App.Services = keepRestarts(r.App.Services, v.Versions[k][rec.Version].App)
 	if known && rec.Rollout.State != kbroker.RolloutFailed && sameApp(v.Versions[k][rec.Version].App, r.App) {
 		reply := kbroker.DeployReply{Version: rec.Version, Unchanged: !rec.Stopped}
 		if !rec.Stopped || r.DryRun {
 			return decision{reply: reply}, nil
+		}
+		if err := unmoved(v, k, r.CheckIndex); err != nil {
+			return decision{}, err
 		}
 		rec.Stopped = false
 		rec.Rollout = kbroker.Rollout{State: kbroker.RolloutRunning, From: lastGood(rec), Started: now}
@@ -148,6 +164,9 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 	}
 	if r.DryRun {
 		return decision{reply: kbroker.DeployReply{Version: rec.Latest + 1}}, nil
+	}
+	if err := unmoved(v, k, r.CheckIndex); err != nil {
+		return decision{}, err
 	}
 	return newVersion(v, k, r.App, "deploy", now), nil
 }

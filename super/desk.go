@@ -149,7 +149,12 @@ func (d *desk) report(ctx context.Context, m *nats.Msg) (any, error) {
 	if d.removed(r.Host, r.Generation) {
 		return nil, removedError(r.Host)
 	}
-	return d.store.Report(ctx, r)
+	was := d.known(r)
+	reply, err := d.store.Report(ctx, r)
+	if err == nil && reply.Accepted || errors.Is(err, kbroker.Unavailable) {
+		d.tellReport(r, was)
+	}
+	return reply, err
 }
 
 // api answers the reads of clients, instances and allocators.
@@ -166,6 +171,12 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		return d.uploads.begin(ctx, tenant, d.cfg.Host, m.Data)
 	case subjects.VerbArtifactGet:
 		return d.serving.get(ctx, tenant, m.Data)
+	case subjects.VerbPlan:
+		return decoded(ctx, m.Data, tenant, d.plan)
+	case subjects.VerbEvents:
+		return decoded(ctx, m.Data, tenant, d.events)
+	case subjects.VerbWhy:
+		return decoded(ctx, m.Data, tenant, d.why)
 	}
 	var r kbroker.ListRequest
 	if len(m.Data) > 0 {
@@ -174,7 +185,7 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		}
 	}
 	r.Tenant = tenant
-	v := d.read(ctx)
+	v, _ := d.read(ctx)
 	switch verb {
 	case subjects.VerbApps:
 		return appRows(v, r), nil
@@ -184,6 +195,8 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		return hostRows(v, r.All, d.sight()), nil
 	case subjects.VerbStatus:
 		return d.status(ctx, v), nil
+	case subjects.VerbHistory:
+		return historyRows(v, state.AppKey{Tenant: tenant, App: r.App})
 	case subjects.VerbVersion:
 		_, version, err := lookup(v, tenant, r.App)
 		return version, err
@@ -203,13 +216,14 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 
 // read is a barriered view, or what this core knows when the store cannot be
 // written: people must be able to look at a cluster that has lost its majority.
-func (d *desk) read(ctx context.Context) *state.View {
+// current says which.
+func (d *desk) read(ctx context.Context) (v *state.View, current bool) {
 	ctx, cancel := context.WithTimeout(ctx, readBarrier)
 	defer cancel()
 	if v, err := d.store.View(ctx); err == nil {
-		return v
+		return v, true
 	}
-	return d.store.Peek()
+	return d.store.Peek(), false
 }
 
 // gone reports whether a host's agent is not there: what it reported is old.

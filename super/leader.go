@@ -50,6 +50,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	defer log.Info("not leading any more", "host", l.cfg.Host)
 
 	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock()}
+	t.tell(kbroker.Event{Kind: kbroker.EventLeader, Host: l.cfg.Host, Epoch: lease.Epoch(), Message: fmt.Sprintf("host %s leads", l.cfg.Host)})
 	commands := make(chan *nats.Msg, maxCommands)
 	sub, err := l.cfg.Conn.Subscribe(subjects.SuperAll(), func(m *nats.Msg) {
 		select {
@@ -103,6 +104,7 @@ type term struct {
 	log    *slog.Logger
 	memory *memory
 	sawAt  time.Duration // when a majority's words were last there
+	minutes
 
 	mu      sync.Mutex
 	answers []kbroker.HeardReply
@@ -118,7 +120,9 @@ func (t *term) round(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("view: %w", err)
 	}
+	t.settleDoubt(v)
 	w := t.world(v)
+	t.tellSuspects(w.Verdict)
 	changes := Plan(w)
 	if len(changes) == 0 {
 		return nil
@@ -126,7 +130,9 @@ func (t *term) round(ctx context.Context) error {
 	for _, c := range changes {
 		t.log.Info("plan", "change", c.String())
 	}
-	if err := t.lease.Commit(ctx, v, changes); err != nil {
+	err = t.lease.Commit(ctx, v, changes)
+	t.tellChanges(v, changes, err)
+	if err != nil {
 		return fmt.Errorf("commit %d changes: %w", len(changes), err)
 	}
 	return nil
@@ -236,6 +242,7 @@ func (t *term) commands(ctx context.Context, m *nats.Msg, waiting <-chan *nats.M
 	for range maxCommands {
 		changed, err := t.command(ctx, m, &v)
 		if err != nil {
+			t.tellRefused(m, err)
 			respondError(t.log, m, err)
 		}
 		if changed {
@@ -281,6 +288,7 @@ func (t *term) command(ctx context.Context, m *nats.Msg, v **state.View) (change
 			t.log.Info(verb, "change", c.String())
 		}
 		err = t.lease.Commit(ctx, *v, d.changes)
+		t.tellChanges(*v, d.changes, err)
 		switch {
 		case err == nil:
 			respond(t.log, m, d.reply)

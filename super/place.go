@@ -35,8 +35,16 @@ type seats struct {
 	draft *draft
 	need  usage
 	fit   []seat
-	unfit []string // hosts that never can, and why
+	unfit []refusal // hosts that cannot, whatever room they have
 }
+
+// refusal is why a host does not take an instance.
+type refusal struct {
+	host kbroker.HostID
+	why  []string // all of it, the most telling first
+}
+
+func (r refusal) String() string { return string(r.host) + ": " + r.why[0] }
 
 type seat struct {
 	host kbroker.HostID
@@ -58,7 +66,7 @@ func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
 		if !h.Member() {
 			continue
 		}
-		why := unfit(h, s)
+		why := ""
 		switch {
 		case d.blocked[name]:
 			why = "has a record that this build cannot read"
@@ -69,8 +77,12 @@ func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
 		case h.Drain != nil:
 			why = string(kbroker.HostDraining)
 		}
+		all := unmet(h, s)
 		if why != "" {
-			out.unfit = append(out.unfit, string(name)+": "+why)
+			all = append([]string{why}, all...)
+		}
+		if len(all) > 0 {
+			out.unfit = append(out.unfit, refusal{name, all})
 			continue
 		}
 		out.fit = append(out.fit, seat{name, usageOf(h.Capacity), same[name]})
@@ -89,8 +101,7 @@ func (s *seats) take() kbroker.HostID {
 		if after.milliCPU > c.room.milliCPU || after.memoryBytes > c.room.memoryBytes {
 			continue
 		}
-		load := max(share(used.milliCPU, c.room.milliCPU), share(used.memoryBytes, c.room.memoryBytes))
-		if best < 0 || c.same < s.fit[best].same || c.same == s.fit[best].same && load < bestLoad {
+		if load := c.load(used); best < 0 || c.before(load, s.fit[best], bestLoad) {
 			best, bestLoad = i, load
 		}
 	}
@@ -99,6 +110,34 @@ func (s *seats) take() kbroker.HostID {
 	}
 	s.fit[best].same++
 	return s.fit[best].host
+}
+
+// before reports whether c, with its load, is to be taken before another.
+func (c *seat) before(load float64, other seat, otherLoad float64) bool {
+	if c.same != other.same {
+		return c.same < other.same
+	}
+	return load < otherLoad
+}
+
+// load is how much of the host's scarcer resource is used.
+func (c *seat) load(used usage) float64 {
+	return max(share(used.milliCPU, c.room.milliCPU), share(used.memoryBytes, c.room.memoryBytes))
+}
+
+// free is what no instance has reserved.
+func (s *seats) free(c seat) usage { return c.room.minus(s.draft.reserved[c.host]) }
+
+// lacks says what the host does not have for one more instance.
+func (s *seats) lacks(c seat) (why []string) {
+	free := s.free(c)
+	if s.need.milliCPU > free.milliCPU {
+		why = append(why, fmt.Sprintf("needs %.2f cpu, %.2f are free", float64(s.need.milliCPU)/1000, float64(max(free.milliCPU, 0))/1000))
+	}
+	if s.need.memoryBytes > free.memoryBytes {
+		why = append(why, fmt.Sprintf("needs %d MiB memory, %d MiB are free", s.need.memoryBytes>>20, max(free.memoryBytes, 0)>>20))
+	}
+	return why
 }
 
 // frees reports whether a host that can run the service has room for one more
@@ -115,14 +154,13 @@ func (s *seats) frees(p kbroker.Placement) bool {
 
 // refusals says, host by host, why take found none.
 func (s *seats) refusals() string {
-	out := slices.Clone(s.unfit)
+	var out []string
+	for _, r := range s.unfit {
+		out = append(out, r.String())
+	}
 	for _, c := range s.fit {
-		used := s.draft.reserved[c.host]
-		free := c.room.minus(used)
-		if s.need.milliCPU > free.milliCPU {
-			out = append(out, fmt.Sprintf("%s: needs %.2f cpu, %.2f are free", c.host, float64(s.need.milliCPU)/1000, float64(max(free.milliCPU, 0))/1000))
-		} else {
-			out = append(out, fmt.Sprintf("%s: needs %d MiB memory, %d MiB are free", c.host, s.need.memoryBytes>>20, max(free.memoryBytes, 0)>>20))
+		if why := s.lacks(c); len(why) > 0 {
+			out = append(out, refusal{c.host, why}.String())
 		}
 	}
 	if n := len(out); n > maxRefusals {
@@ -136,19 +174,26 @@ func (s *seats) refusals() string {
 
 // unfit says why a host can never run s as it is, or "".
 func unfit(h kbroker.Host, s kbroker.Service) string {
+	if all := unmet(h, s); len(all) > 0 {
+		return all[0]
+	}
+	return ""
+}
+
+// unmet are all reasons why a host can never run s as it is.
+func unmet(h kbroker.Host, s kbroker.Service) (all []string) {
 	if arch := h.Labels["arch"]; s.Artifact.Arch != "" && arch != s.Artifact.Arch {
-		return fmt.Sprintf("the program is built for %s, the host is %s", s.Artifact.Arch, arch)
+		all = append(all, fmt.Sprintf("the program is built for %s, the host is %s", s.Artifact.Arch, arch))
 	}
 	for _, text := range s.Require {
 		c, err := spec.ParseConstraint(text)
 		if err != nil {
-			return err.Error()
-		}
-		if !c.Match(h.Labels) {
-			return "does not meet " + text
+			all = append(all, err.Error())
+		} else if !c.Match(h.Labels) {
+			all = append(all, "does not meet "+text)
 		}
 	}
-	return ""
+	return all
 }
 
 func share(used, of int64) float64 {

@@ -63,7 +63,7 @@ func (a *appDraft) stand(s kbroker.Service) standing {
 	template := kbroker.Template(s)
 	for _, p := range a.live(a.key, func(p kbroker.Placement) bool { return p.Service == s.Name }) {
 		host, known := a.hosts[p.Host]
-		if p.Template != template || known && unfit(host, s) != "" {
+		if p.Template != template || p.Replace != "" || known && unfit(host, s) != "" {
 			at.old = append(at.old, p)
 			continue
 		}
@@ -128,7 +128,7 @@ func (a *appDraft) roll(s kbroker.Service, at standing) {
 	slices.SortStableFunc(at.old, func(p, q kbroker.Placement) int { return cmp.Compare(a.worth(p), a.worth(q)) })
 	for _, p := range at.old {
 		if seats.frees(p) && (answering > 1 || a.failing(p)) {
-			a.stop(p, fmt.Sprintf("makes room for version %d", a.rec.Version))
+			a.stop(p, cmp.Or(p.Replace, fmt.Sprintf("makes room for version %d", a.rec.Version)))
 			return
 		}
 	}
@@ -320,6 +320,7 @@ func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 }
 
 func (a *appDraft) shedOne(p kbroker.Placement, reason string) {
+	reason = cmp.Or(p.Replace, reason)
 	if a.draining(p) {
 		reason = fmt.Sprintf("host %s is draining", p.Host)
 	}

@@ -1,9 +1,9 @@
 // Package super is the manager of all processes of the system.
 //
 // Every core runs a Super. Always, it hears the heartbeats of all hosts and
-// answers agents (views, reports) and clients (reads, artifacts). One of them
-// at a time holds the super lease and leads: it alone takes writes, judges
-// hosts, and turns what is wanted into placements.
+// answers agents (views, reports) and clients (reads, plans, reasons, events,
+// artifacts). One of them at a time holds the super lease and leads: it alone
+// takes writes, judges hosts, and turns what is wanted into placements.
 //
 //	       lease taken                    lease lost or ctx ends
 //	waiting -----------> leading: round, round, ... -------------> waiting
@@ -14,7 +14,8 @@
 //
 // Invariants: nothing is stopped because something is absent, a stop is a
 // record; a round that cannot hear a majority of the cores moves nothing; the
-// only writes are batches behind the lease.
+// only writes are batches behind the lease. Events tell what these batches and
+// the reports meant: nothing reads them to decide, nothing waits for them.
 package super
 
 import (
@@ -67,7 +68,9 @@ type Super struct {
 	cfg   Config
 	log   *slog.Logger
 	heard *heard
-	store atomic.Pointer[state.Store] // nil until the broker answers
+	// journal takes what was decided and what was seen.
+	journal *journal
+	store   atomic.Pointer[state.Store] // nil until the broker answers
 }
 
 // New returns a Super; Run does everything.
@@ -84,7 +87,9 @@ func New(cfg Config) (*Super, error) {
 	if cfg.Times == (state.Times{}) {
 		cfg.Times = state.Tuned
 	}
-	return &Super{cfg: cfg, log: cfg.Log, heard: newHeard(cfg.Host, cfg.Clock)}, nil
+	return &Super{
+		cfg: cfg, log: cfg.Log, heard: newHeard(cfg.Host, cfg.Clock), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
+	}, nil
 }
 
 // openRetry is the pause between attempts to open a store that has no leader yet.
@@ -107,7 +112,7 @@ func (s *Super) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var all sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 4)
 	run := func(name string, part func(context.Context) error) {
 		all.Go(func() {
 			if err := part(ctx); err != nil {
@@ -117,6 +122,7 @@ func (s *Super) Run(ctx context.Context) error {
 		})
 	}
 	run("store", store.Run)
+	run("journal", func(ctx context.Context) error { return s.journal.run(ctx, store) })
 	run("desk", newDesk(s, store).run)
 	run("leader", func(ctx context.Context) error { return newLeader(s, store).run(ctx) })
 	all.Wait()

@@ -67,32 +67,7 @@ func (c *cluster) deploy(services ...kbroker.Service) {
 }
 
 // apply is what the store does with a batch.
-func (c *cluster) apply(changes []state.Change) {
-	for _, change := range changes {
-		switch x := change.(type) {
-		case state.PutApp:
-			c.view.Apps[state.AppKey{Tenant: x.Record.Tenant, App: x.Record.App}] = x.Record
-		case state.PutVersion:
-			k := state.AppKey{Tenant: x.Version.Tenant, App: x.Version.App.Name}
-			if c.view.Versions[k] == nil {
-				c.view.Versions[k] = map[int]kbroker.AppVersion{}
-			}
-			c.view.Versions[k][x.Version.Version] = x.Version
-		case state.PutPlacement:
-			c.view.Placements[keyOf(x.Placement)] = x.Placement
-		case state.DropPlacement:
-			delete(c.view.Placements, x.Key)
-		case state.PutHost:
-			c.view.Hosts[x.Host.Name] = x.Host
-		case state.DropHost:
-			delete(c.view.Hosts, x.Host)
-		case state.PutDemand:
-			c.view.Demands[state.AppKey{Tenant: x.Demand.Tenant, App: x.Demand.App}] = x.Demand
-		default:
-			c.t.Fatalf("unknown change %T", change)
-		}
-	}
-}
+func (c *cluster) apply(changes []state.Change) { apply(&c.view, changes) }
 
 // world is what the leader would see now.
 func (c *cluster) world() World {

@@ -26,6 +26,7 @@ type deployed struct {
 
 func (c *cli) deployCommand() *cobra.Command {
 	var detach bool
+	var checkIndex uint64
 	cmd := &cobra.Command{
 		Use:   "deploy FILE",
 		Short: "Build, upload and run an application, or a new version of it",
@@ -37,20 +38,22 @@ The build lines run in the folder of FILE. The cluster checks the spec before
 anything is uploaded. Deploying what runs already changes nothing.`,
 		Example: `  kbroker deploy examples/hello/app.yaml
   kbroker deploy app.yaml --detach
-  kbroker deploy app.yaml --timeout 1m`,
+  kbroker deploy app.yaml --timeout 1m
+  kbroker deploy --check-index 81985529216486 app.yaml   # as kbroker plan said, or not at all`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeSpec,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, cancel := c.within(cmd.Context(), 0)
 			defer cancel()
-			return c.deploy(ctx, args[0], detach)
+			return c.deploy(ctx, args[0], checkIndex, detach)
 		},
 	}
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait for the rollout")
+	cmd.Flags().Uint64Var(&checkIndex, "check-index", 0, "refuse (4) when the app has changed since the `PLAN` of this index")
 	return cmd
 }
 
-func (c *cli) deploy(ctx context.Context, file string, detach bool) error {
+func (c *cli) deploy(ctx context.Context, file string, checkIndex uint64, detach bool) error {
 	doc, err := readSpec(file)
 	if err != nil {
 		return err
@@ -92,7 +95,7 @@ func (c *cli) deploy(ctx context.Context, file string, detach bool) error {
 			return err
 		}
 	}
-	reply, err := api.Deploy(ctx, *app)
+	reply, err := api.DeployPlanned(ctx, *app, checkIndex)
 	if err != nil {
 		return locate(doc, app, err)
 	}

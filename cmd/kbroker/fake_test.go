@@ -79,6 +79,9 @@ func (f *fakeCore) encode(v any) []byte {
 
 func (f *fakeCore) core(m *nats.Msg) (any, error) {
 	verb, _, _ := subjects.ParseAPI(m.Subject)
+	if reply, known, err := f.told(verb, m); known {
+		return reply, err
+	}
 	if verb == subjects.VerbArtifactBegin {
 		var r kbroker.ArtifactBegin
 		if err := json.Unmarshal(m.Data, &r); err != nil {
@@ -197,6 +200,8 @@ func (f *fakeCore) super(m *nats.Msg) (any, error) {
 			return nil, kbroker.Errorf(kbroker.NotFound, "there is no app %q", r.App)
 		}
 		f.writes = append(f.writes, "scale "+string(r.App)+" "+string(r.Service)+" "+strconv.Itoa(r.Count))
+	case subjects.VerbRollback, subjects.VerbRestart:
+		return f.undone(verb, m)
 	case subjects.VerbStop:
 		var r kbroker.StopRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
@@ -220,6 +225,9 @@ func (f *fakeCore) deploy(r kbroker.DeployRequest) (any, error) {
 		if !r.DryRun && s.Artifact.Builtin == "" && f.stored[s.Artifact.SHA256] == nil {
 			return nil, kbroker.Errorf(kbroker.Invalid, "service %s: artifact %.12s has not been uploaded", s.Name, s.Artifact.SHA256)
 		}
+	}
+	if r.CheckIndex != 0 && r.CheckIndex != fakeIndex {
+		return nil, kbroker.Errorf(kbroker.Refused, "app %q has changed since that plan was made", r.App.Name).WithHint("plan again")
 	}
 	if !r.DryRun {
 		f.writes = append(f.writes, "deploy "+string(r.App.Name))

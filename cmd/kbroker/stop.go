@@ -22,8 +22,8 @@ func (c *cli) stopCommand() *cobra.Command {
 		Use:   "stop APP",
 		Short: "Stop all instances of an application",
 		Long: `Stop all instances of an application and wait until the last has gone, at most
-two minutes unless --timeout says. Its spec and versions stay: deploy starts it
-again.`,
+two minutes unless --timeout says. Its spec and versions stay: restart or
+deploy starts it again.`,
 		Example:           "  kbroker stop hello",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeApps,

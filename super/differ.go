@@ -1,0 +1,154 @@
+package super
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/kbroker/kbroker"
+)
+
+// differences says in a few words what changed from one spec to another, a line
+// for each service that did, sorted by its name.
+func differences(before, after kbroker.App) []string {
+	out := []string{}
+	for _, d := range serviceDiffs(before, after) {
+		switch d.change {
+		case kbroker.ServiceNew:
+			out = append(out, fmt.Sprintf("%s: new, count %s", d.name, countText(d.after.Count)))
+		case kbroker.ServiceRemoved:
+			out = append(out, string(d.name)+": removed")
+		case kbroker.ServiceChanged:
+			out = append(out, string(d.name)+": "+strings.Join(d.words, "; "))
+		}
+	}
+	return out
+}
+
+// serviceDiff is one service in two specs.
+type serviceDiff struct {
+	name          kbroker.ServiceName
+	change        kbroker.ServiceChange
+	before, after kbroker.Service
+	words         []string // what differs
+}
+
+// serviceDiffs compares all services of two specs, sorted by name.
+func serviceDiffs(before, after kbroker.App) []serviceDiff {
+	var out []serviceDiff
+	for _, s := range after.Services {
+		d := serviceDiff{name: s.Name, change: kbroker.ServiceNew, after: s}
+		if was, ok := before.Service(s.Name); ok {
+			d.before, d.words, d.change = *was, changedWords(*was, s), kbroker.ServiceUnchanged
+			if len(d.words) > 0 {
+				d.change = kbroker.ServiceChanged
+			}
+		}
+		out = append(out, d)
+	}
+	for _, s := range before.Services {
+		if _, ok := after.Service(s.Name); !ok {
+			out = append(out, serviceDiff{name: s.Name, change: kbroker.ServiceRemoved, before: s})
+		}
+	}
+	slices.SortFunc(out, func(a, b serviceDiff) int { return strings.Compare(string(a.name), string(b.name)) })
+	return out
+}
+
+// changedWords says what differs between two forms of a service. Where a program
+// was found and how it was built are no difference.
+func changedWords(a, b kbroker.Service) []string {
+	var words []string
+	say := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
+	if a.Count != b.Count {
+		say("count %s -> %s", countText(a.Count), countText(b.Count))
+	}
+	switch {
+	case b.Artifact.SHA256 == unbuilt:
+		words = append(words, unbuiltText)
+	case a.Artifact.SHA256 != b.Artifact.SHA256 || a.Artifact.Builtin != b.Artifact.Builtin || a.Artifact.Arch != b.Artifact.Arch:
+		say("program changed")
+	}
+	if !slices.Equal(a.Args, b.Args) {
+		say("args changed")
+	}
+	words = append(words, envWords(a.Env, b.Env)...)
+	if a.Resources.CPU != b.Resources.CPU {
+		say("cpu %g -> %g", a.Resources.CPU, b.Resources.CPU)
+	}
+	if a.Resources.MemoryBytes != b.Resources.MemoryBytes {
+		say("memory %s -> %s", memoryText(a.Resources.MemoryBytes), memoryText(b.Resources.MemoryBytes))
+	}
+	if a.Spread != b.Spread {
+		say("spread %s -> %s", a.Spread, b.Spread)
+	}
+	if gone, come := without(a.Require, b.Require), without(b.Require, a.Require); len(gone)+len(come) > 0 {
+		for _, r := range gone {
+			say("no longer requires %s", r)
+		}
+		for _, r := range come {
+			say("requires %s", r)
+		}
+	}
+	for _, part := range []struct {
+		name string
+		a, b any
+	}{{"health", a.Health, b.Health}, {"update rules", a.Update, b.Update}, {"stop rules", a.Stop, b.Stop}} {
+		if !reflect.DeepEqual(part.a, part.b) {
+			say("%s changed", part.name)
+		}
+	}
+	if a.Restart != b.Restart {
+		say("restarted")
+	}
+	if len(words) == 0 && !sameApp(kbroker.App{Services: []kbroker.Service{a}}, kbroker.App{Services: []kbroker.Service{b}}) {
+		say("other settings changed")
+	}
+	return words
+}
+
+// envWords names the variables that differ, never their values: some are
+// secrets.
+func envWords(a, b map[string]string) (words []string) {
+	names := map[string]bool{}
+	for n := range a {
+		names[n] = true
+	}
+	for n := range b {
+		names[n] = true
+	}
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		was, before := a[n]
+		is, after := b[n]
+		switch {
+		case !before:
+			words = append(words, "env "+n+" added")
+		case !after:
+			words = append(words, "env "+n+" removed")
+		case was != is:
+			words = append(words, "env "+n+" changed")
+		}
+	}
+	return words
+}
+
+// without are the strings of a that are not in b.
+func without(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
+}
+
+func countText(c kbroker.Count) string {
+	if c.Min == c.Max {
+		return fmt.Sprint(c.Min)
+	}
+	return fmt.Sprintf("%d-%d", c.Min, c.Max)
+}
+
+func memoryText(bytes int64) string {
+	if bytes%(1<<20) == 0 {
+		return fmt.Sprintf("%dMiB", bytes>>20)
+	}
+	return fmt.Sprintf("%dB", bytes)
+}

@@ -1,0 +1,48 @@
+package super
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+func TestChangedWords(t *testing.T) {
+	base := service(3)
+	base.Env = map[string]string{"A": "1", "B": "secret"}
+	base.Require = []string{"disk == ssd"}
+	for _, tc := range []struct {
+		name   string
+		change func(*kbroker.Service)
+		want   []string
+	}{
+		{"nothing", func(*kbroker.Service) {}, nil},
+		{"where it was built", func(s *kbroker.Service) { s.Build, s.Run, s.Artifact.Path = "make", "bin/x", "/x" }, nil},
+		{"a count", func(s *kbroker.Service) { s.Count = kbroker.Count{Min: 2, Max: 20} }, []string{"count 3 -> 2-20"}},
+		{"a program", func(s *kbroker.Service) { s.Artifact.SHA256 = "two" }, []string{"program changed"}},
+		{"a program that is not built", func(s *kbroker.Service) { s.Artifact.SHA256 = unbuilt }, []string{unbuiltText}},
+		{"environment, never its values", func(s *kbroker.Service) { s.Env = map[string]string{"B": "other", "C": "x"} }, []string{"env A removed", "env B changed", "env C added"}},
+		{"resources", func(s *kbroker.Service) { s.Resources = kbroker.Resources{CPU: 1.5, MemoryBytes: 128 << 20} }, []string{"cpu 0.1 -> 1.5", "memory 64MiB -> 128MiB"}},
+		{"constraints", func(s *kbroker.Service) { s.Require = []string{"gpu == yes"} }, []string{"no longer requires disk == ssd", "requires gpu == yes"}},
+		{"rules", func(s *kbroker.Service) { s.Health.Interval, s.Update.Parallel, s.Stop.Grace = time.Hour, 9, time.Hour }, []string{"health changed", "update rules changed", "stop rules changed"}},
+		{"args and spread", func(s *kbroker.Service) { s.Args, s.Spread = []string{"-v"}, "none" }, []string{"args changed", "spread host -> none"}},
+		{"a restart", func(s *kbroker.Service) { s.Restart++ }, []string{"restarted"}},
+		{"what has no word of its own", func(s *kbroker.Service) { s.Artifact.SizeBytes++ }, []string{"other settings changed"}},
+	} {
+		other := base
+		tc.change(&other)
+		if got := changedWords(base, other); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}
+
+func TestDifferencesNameServicesThatComeAndGo(t *testing.T) {
+	web, api := service(2), service(1)
+	api.Name = "api"
+	got := differences(kbroker.App{Services: []kbroker.Service{web}}, kbroker.App{Services: []kbroker.Service{api}})
+	if want := []string{"api: new, count 1", "web: removed"}; !slices.Equal(got, want) {
+		t.Errorf("differences are %q, want %q", got, want)
+	}
+}

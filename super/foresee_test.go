@@ -1,0 +1,289 @@
+package super
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+// planOf plans the deploy of services on what the cluster is now.
+func (c *cluster) planOf(services ...kbroker.Service) (kbroker.PlanReply, error) {
+	w := c.world()
+	return decidePlan(w.View, w.Verdict, kbroker.PlanRequest{Tenant: tenant, App: kbroker.App{Name: "shop", Services: services}}, time.Time{})
+}
+
+// whole is a form that passes the rules of specs.
+func whole(t *testing.T, change func(*kbroker.Service)) kbroker.Service {
+	return shop(t, change).Services[0]
+}
+
+func TestDecidePlan(t *testing.T) {
+	base := func(s *kbroker.Service) { s.Count = kbroker.Count{Min: 3, Max: 3} }
+	for _, tc := range []struct {
+		name    string
+		running func(*kbroker.Service) // nil: the app is new
+		wanted  func(*kbroker.Service)
+		change  kbroker.ServiceChange
+		mode    kbroker.ChangeMode
+		starts  int
+		leaves  int
+		lacking int
+	}{
+		{"a new app", nil, base, kbroker.ServiceNew, kbroker.ModeStart, 3, 0, 0},
+		{"what runs already", base, base, kbroker.ServiceUnchanged, "", 0, 0, 0},
+		{"more instances", base, func(s *kbroker.Service) { s.Count = kbroker.Count{Min: 5, Max: 5} }, kbroker.ServiceChanged, kbroker.ModeStart, 2, 0, 0},
+		{"fewer instances", base, func(s *kbroker.Service) { s.Count = kbroker.Count{Min: 1, Max: 1} }, kbroker.ServiceChanged, kbroker.ModeStop, 0, 2, 0},
+		{"another program", base, func(s *kbroker.Service) { s.Artifact.SHA256 = s.Artifact.SHA256[1:] + "b" }, kbroker.ServiceChanged, kbroker.ModeRolling, 3, 3, 0},
+		{"a program that is not built", base, func(s *kbroker.Service) { s.Artifact.SHA256 = "" }, kbroker.ServiceChanged, kbroker.ModeRolling, 3, 3, 0},
+		{"other update rules", base, func(s *kbroker.Service) { s.Update.Parallel = 2 }, kbroker.ServiceChanged, kbroker.ModeInPlace, 0, 0, 0},
+		{"more than fits", base, func(s *kbroker.Service) {
+			s.Count, s.Resources.CPU = kbroker.Count{Min: 5, Max: 5}, 0.9
+		}, kbroker.ServiceChanged, kbroker.ModeRolling, 3, 2, 1}, // an old one stays: its leaving makes no room
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newCluster(t, 2)
+			for name, h := range c.view.Hosts {
+				h.Capacity.CPU = map[kbroker.HostID]float64{"h1": 2, "h2": 1}[name]
+				c.view.Hosts[name] = h
+			}
+			if tc.running != nil {
+				c.deploy(whole(t, tc.running))
+				c.settle()
+			}
+			p, err := c.planOf(whole(t, tc.wanted))
+			if err != nil {
+				t.Fatal(err)
+			}
+			lacking := 0
+			for _, u := range p.Unplaced {
+				lacking += u.Count
+				if len(u.Hosts) != 2 || len(u.Hosts[0].Why) == 0 {
+					t.Errorf("unplaced %+v, want the reason of each of 2 hosts", u)
+				}
+			}
+			s := p.Services[0]
+			if s.Change != tc.change || s.Mode != tc.mode || p.Starts != tc.starts || p.Leaves != tc.leaves || lacking != tc.lacking {
+				t.Errorf("plan is %s, %q, %d start, %d leave, %d lack a host; want %s, %q, %d, %d, %d", s.Change, s.Mode, p.Starts, p.Leaves, lacking, tc.change, tc.mode, tc.starts, tc.leaves, tc.lacking)
+			}
+			if p.Unchanged != (tc.change == kbroker.ServiceUnchanged) {
+				t.Errorf("unchanged is %t of a service that is %s", p.Unchanged, s.Change)
+			}
+		})
+	}
+}
+
+func TestAPlanShowsWhatIsRemovedAndChangesNothing(t *testing.T) {
+	c := newCluster(t, 2)
+	api := whole(t, func(s *kbroker.Service) { s.Name = "api" })
+	c.deploy(api, whole(t, nil))
+	c.settle()
+	before := fmt.Sprint(c.view.Apps, c.view.Placements, c.view.Versions)
+	p, err := c.planOf(api)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Services) != 2 || p.Services[1].Change != kbroker.ServiceRemoved || p.Services[1].Mode != kbroker.ModeStop || p.Leaves != 3 || p.Starts != 0 {
+		t.Errorf("plan is %+v, want web removed with its 3 instances", p)
+	}
+	if after := fmt.Sprint(c.view.Apps, c.view.Placements, c.view.Versions); after != before {
+		t.Error("planning changed the view")
+	}
+	if _, err := c.planOf(whole(t, func(s *kbroker.Service) { s.Require = []string{"disk == ssd"} })); !errors.Is(errorOf(err), kbroker.Invalid) {
+		t.Errorf("a plan that no host can run: %v, want invalid as its deploy", err)
+	}
+}
+
+// TestPlansComeTrue: what a plan foresees is what happens, whatever else runs.
+func TestPlansComeTrue(t *testing.T) {
+	first := whole(t, nil)
+	rapid.Check(t, func(r *rapid.T) {
+		c := newCluster(t, rapid.IntRange(1, 5).Draw(r, "hosts"))
+		draw := func(label string) kbroker.Service {
+			s := first
+			n := rapid.IntRange(0, 8).Draw(r, label+" count")
+			s.Count = kbroker.Count{Min: n, Max: n}
+			s.Resources.CPU = rapid.SampledFrom([]float64{0.1, 0.3, 0.9}).Draw(r, label+" cpu")
+			s.Update.Parallel = rapid.IntRange(1, 3).Draw(r, label+" parallel")
+			s.Artifact.SHA256 = fmt.Sprintf("%064d", rapid.IntRange(1, 2).Draw(r, label+" program"))
+			return s
+		}
+		other := newVersion(&c.view, state.AppKey{Tenant: tenant, App: "other"}, kbroker.App{Name: "other", Services: []kbroker.Service{draw("other")}}, "deploy", time.Time{})
+		c.apply(other.changes)
+		c.deploy(draw("first"))
+		c.settle()
+		next := draw("next")
+		p, err := c.planOf(next)
+		if err != nil {
+			r.Fatal(err)
+		}
+		want := map[kbroker.HostID]int{}
+		mine := func() map[kbroker.HostID]int {
+			out := map[kbroker.HostID]int{}
+			for host, ps := range c.live() {
+				for _, q := range ps {
+					if q.App == "shop" {
+						out[host]++
+					}
+				}
+			}
+			return out
+		}
+		maps.Copy(want, mine())
+		for _, i := range p.Start {
+			want[i.Host]++
+		}
+		for _, i := range p.Leave {
+			want[i.Host]--
+		}
+		maps.DeleteFunc(want, func(_ kbroker.HostID, n int) bool { return n == 0 })
+		d, err := decideDeploy(&c.view, kbroker.DeployRequest{Tenant: tenant, App: kbroker.App{Name: "shop", Services: []kbroker.Service{next}}, CheckIndex: p.CheckIndex}, time.Time{})
+		if err != nil {
+			r.Fatal(err)
+		}
+		c.apply(d.changes)
+		c.settle()
+		if got := mine(); !reflect.DeepEqual(got, want) {
+			r.Fatalf("per host run %v, the plan said %v (start %v, leave %v)", got, want, p.Start, p.Leave)
+		}
+	})
+}
+
+func TestTheCheckIndexSeesWhatChangesAndNothingElse(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(whole(t, nil))
+	c.settle()
+	last := checkIndex(&c.view, webKey)
+	if last == 0 || last >= 1<<indexBits {
+		t.Fatalf("index %d is not from 1 to below 2^%d", last, indexBits)
+	}
+	for range 100 {
+		c.step()
+	}
+	if got := checkIndex(&c.view, webKey); got != last {
+		t.Errorf("the index of a quiet cluster went from %d to %d", last, got)
+	}
+	other := newVersion(&c.view, state.AppKey{Tenant: tenant, App: "other"}, kbroker.App{Name: "other", Services: []kbroker.Service{service(2)}}, "deploy", time.Time{})
+	c.apply(other.changes)
+	c.settle()
+	if got := checkIndex(&c.view, webKey); got != last {
+		t.Errorf("another app's deploy changed the index from %d to %d", last, got)
+	}
+	seen := map[uint64]string{last: "nothing"}
+	for _, step := range []struct {
+		what string
+		do   func()
+	}{
+		{"a version", func() { c.deploy(form("two", 3)); c.settle() }},
+		{"the way back to the same", func() { c.rollback(1); c.settle() }},
+		{"a restart", func() { c.restart(""); c.settle() }},
+		{"a restart of one instance", func() { c.restart(c.liveNames()[0]) }},
+		{"a lost host", func() { c.settle(); c.down["h3"] = true; c.settle() }},
+		{"a demand", func() {
+			c.apply([]state.Change{state.PutDemand{Demand: kbroker.Demand{Tenant: tenant, App: "shop", Epoch: 1, Wanted: map[kbroker.ServiceName]int{"web": 2}}}})
+		}},
+		{"a stop", func() {
+			d, err := decideStop(&c.view, kbroker.StopRequest{Tenant: tenant, App: "shop"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.apply(d.changes)
+		}},
+	} {
+		step.do()
+		got := checkIndex(&c.view, webKey)
+		if before, ok := seen[got]; ok {
+			t.Errorf("the index after %s is that after %s", step.what, before)
+		}
+		seen[got] = step.what
+	}
+}
+
+func TestADeployOfAnOldPlanIsRefused(t *testing.T) {
+	c := newCluster(t, 2)
+	c.deploy(whole(t, nil))
+	c.settle()
+	next := whole(t, func(s *kbroker.Service) { s.Args = []string{"-v"} })
+	p, err := c.planOf(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := kbroker.DeployRequest{Tenant: tenant, App: kbroker.App{Name: "shop", Services: []kbroker.Service{next}}, CheckIndex: p.CheckIndex}
+	d, err := decideDeploy(&c.view, request, time.Time{})
+	if err != nil || len(d.changes) == 0 {
+		t.Fatalf("deploy of a fresh plan: %v with %d changes", err, len(d.changes))
+	}
+	stale := request
+	stale.CheckIndex++
+	if _, err := decideDeploy(&c.view, stale, time.Time{}); !errors.Is(errorOf(err), kbroker.Refused) {
+		t.Errorf("deploy of a plan of another state: %v, want refused", err)
+	}
+	c.apply(d.changes)
+	if d, err := decideDeploy(&c.view, request, time.Time{}); err != nil || len(d.changes) != 0 {
+		t.Errorf("the same deploy sent again after a lost answer: %v with %d changes, want unchanged", err, len(d.changes))
+	}
+}
+
+func TestHostFitsSayWhatRefusesAndWhoIsNext(t *testing.T) {
+	c := newCluster(t, 5)
+	set := func(name kbroker.HostID, change func(*kbroker.Host)) {
+		h := c.view.Hosts[name]
+		change(&h)
+		c.view.Hosts[name] = h
+	}
+	set("h2", func(h *kbroker.Host) { h.Capacity = kbroker.Resources{CPU: 0.05, MemoryBytes: 1 << 20} })
+	set("h3", func(h *kbroker.Host) { h.Labels["arch"] = "arm64" })
+	set("h4", func(h *kbroker.Host) { h.State = kbroker.HostLost })
+	s := service(1)
+	s.Require = []string{"host != h3"}
+	c.deploy(s)
+	c.down["h4"], c.silent["h4"] = true, time.Hour
+	c.settle()
+	d := newDraft(c.world())
+	fits := map[kbroker.HostID]kbroker.HostFit{}
+	var next kbroker.HostID
+	for _, f := range d.hostFits(webKey, s) {
+		fits[f.Host] = f
+		if f.Rank == 1 {
+			next = f.Host
+		}
+	}
+	for host, want := range map[kbroker.HostID][]string{
+		"h1": {}, "h5": {},
+		"h2": {"needs 0.10 cpu, 0.05 are free", "needs 64 MiB memory, 1 MiB are free"},
+		"h3": {"the program is built for amd64, the host is arm64", "does not meet host != h3"},
+		"h4": {"lost"},
+	} {
+		if f := fits[host]; !slices.Equal(f.Why, want) || f.Fits != (len(want) == 0) {
+			t.Errorf("host %s fits %t, refuses by %q; want %q", host, f.Fits, f.Why, want)
+		}
+	}
+	live := d.live(webKey, func(p kbroker.Placement) bool { return p.Service == "web" })
+	if take := d.seats(s, live).take(); take != next || take == "" {
+		t.Errorf("next is %q, but %q would be taken", next, take)
+	}
+}
+
+// A core answers a plan within a second; a large rolling one is the worst.
+func BenchmarkForeseeALargeRollout(b *testing.B) {
+	c := newCluster(b, 100)
+	c.deploy(form("one", 500))
+	for range 5 {
+		c.step()
+	}
+	w := c.world()
+	changes := newVersion(w.View, webKey, kbroker.App{Name: "shop", Services: []kbroker.Service{form("two", 500)}}, "deploy", time.Time{}).changes
+	for b.Loop() {
+		if look := foresee(w.View, w.Verdict, webKey, changes); len(look.start) != 500 || !look.settled {
+			b.Fatalf("%d start (settled: %t), want 500", len(look.start), look.settled)
+		}
+	}
+}
