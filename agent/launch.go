@@ -125,6 +125,9 @@ func (a *Agent) fork(path string, args []string, r record) (*process, record, er
 		return nil, r, errors.Join(fmt.Errorf("identify the started process: %w", err), cmd.Process.Kill(), cmd.Wait())
 	}
 	r.procID = s.procID
+	if err := expose(r.PID); err != nil {
+		a.log.Warn("a process keeps the agent's protection from the OOM killer", "instance", k.Instance, "pid", r.PID, "err", err)
+	}
 	p, err := newProcess(r.Incarnation, r.procID, cmd, &a.scanner, a.log.With("instance", k.Instance))
 	if err != nil {
 		return nil, r, errors.Join(fmt.Errorf("watch the started process: %w", err), cmd.Process.Kill(), cmd.Wait())

@@ -21,11 +21,12 @@ the program on disk is executed in the same process, see kbroker agent upgrade.
 Every flag can also be given in the file of --config (a flag's name with _ for -)
 and in the environment (KBROKER_AGENT_ and the name in capitals); a flag wins over
 the environment, the environment over the file. Once a host belongs to a cluster,
-its directory knows name, role, ports and cluster, and --dir is enough.`,
+its directory knows name, role, ports and cluster, and --dir is enough.
+kbroker agent config prints a file with every setting and what it means.`,
 		Example: `  kbroker agent --dir /var/lib/kbroker --name a --found --advertise 10.0.0.1
   kbroker agent --dir /var/lib/kbroker --name b --join 10.0.0.1:4222 --advertise 10.0.0.2
   kbroker agent --dir /var/lib/kbroker --name w --join 10.0.0.1:4222 --role worker
-  kbroker agent --config /etc/kbroker.yaml`,
+  kbroker agent --config /etc/kbroker/agent.yaml`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,19 +42,9 @@ its directory knows name, role, ports and cluster, and --dir is enough.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&configFile, "config", "", "read settings from this YAML `file`")
-	f.String("dir", defaultAgentDir, "data directory of the host")
-	f.String("name", "", "permanent name of the host (default: the machine's)")
-	f.String("role", "", "core or worker (default: core)")
-	f.Bool("found", false, "found a new cluster, unless the directory belongs to one")
-	f.String("advertise", "", "the `IP` that other hosts and clients reach a core at")
-	f.StringSlice("join", nil, "client addresses (`HOST:PORT`) of cores to join through")
-	f.Int("client-port", 0, "port for clients (default: picked once)")
-	f.Int("route-port", 0, "port for the other cores (default: picked once)")
-	f.StringToString("label", nil, "labels of the host, for constraints, as `KEY=VALUE`")
-	f.Bool("stock-raft", false, "the broker's own raft timing: slower failover, more patience with slow disks")
-	must(cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{string(kbroker.RoleCore), string(kbroker.RoleWorker)}, cobra.ShellCompDirectiveNoFileComp)))
-	must(cmd.MarkFlagDirname("dir"))
 	must(cmd.MarkFlagFilename("config", "yaml", "yml"))
+	addSettingFlags(cmd)
+	cmd.AddCommand(c.agentConfigCommand(), c.agentInstallCommand())
 	return cmd
 }
 

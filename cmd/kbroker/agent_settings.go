@@ -51,23 +51,79 @@ func agentKeys() []string {
 	return keys
 }
 
+// defaultAgentSettings are what holds where nothing else is said.
+func defaultAgentSettings() agentSettings { return agentSettings{Dir: defaultAgentDir} }
+
 // loadAgentSettings merges file, environment and flags, the later over the
-// earlier, over the flags' defaults. Errors are Invalid and name the place.
+// earlier, over the defaults. Errors are Invalid and name the place.
 func loadAgentSettings(path string, flags *pflag.FlagSet) (agentSettings, error) {
-	s := agentSettings{Dir: defaultAgentDir}
-	// Label keys may contain dots: no setting nests by its name.
-	ko := koanf.New("\x00")
-	if path != "" {
-		if err := ko.Load(file.Provider(path), settingsFile{path}); err != nil {
-			if _, ok := errors.AsType[*kbroker.Error](err); ok {
-				return s, err
-			}
-			return s, inputError(path, err)
+	layers, err := agentLayers(path, flags)
+	if err != nil {
+		return agentSettings{}, err
+	}
+	return mergeLayers(layers)
+}
+
+// layer is what one source says about an agent's settings.
+type layer struct {
+	source string // "file", "environment" or "flag"
+	values *koanf.Koanf
+}
+
+// newSettings holds settings by name. Label keys may contain dots: no setting
+// nests by its name.
+func newSettings() *koanf.Koanf { return koanf.New("\x00") }
+
+// mergeLayers lays each layer over those before it and over the defaults.
+// Labels add up; of any other setting the last value holds.
+func mergeLayers(layers []layer) (agentSettings, error) {
+	s, ko := defaultAgentSettings(), newSettings()
+	for _, l := range layers {
+		if err := ko.Merge(l.values); err != nil {
+			return s, fmt.Errorf("merge settings: %w", err)
 		}
 	}
+	if err := ko.Unmarshal("", &s); err != nil {
+		return s, kbroker.Errorf(kbroker.Invalid, "settings of the agent: %v", err)
+	}
+	// An empty list is none: settings can be compared.
+	for _, f := range reflect.ValueOf(&s).Elem().Fields() {
+		if k := f.Kind(); (k == reflect.Slice || k == reflect.Map) && f.Len() == 0 {
+			f.SetZero()
+		}
+	}
+	return s, s.validate()
+}
+
+// agentLayers reads the sources of settings, the weakest first: the file at
+// path (none if it is empty), the environment, flags.
+func agentLayers(path string, flags *pflag.FlagSet) ([]layer, error) {
+	fromFile := newSettings()
+	if path != "" {
+		if err := fromFile.Load(file.Provider(path), settingsFile{path}); err != nil {
+			if _, ok := errors.AsType[*kbroker.Error](err); ok {
+				return nil, err
+			}
+			return nil, inputError(path, err)
+		}
+	}
+	fromEnv, err := agentEnvironment()
+	if err != nil {
+		return nil, err
+	}
+	fromFlags := newSettings()
+	if err := fromFlags.Load(confmap.Provider(givenFlags(flags), ""), nil); err != nil {
+		return nil, fmt.Errorf("read flags: %w", err)
+	}
+	return []layer{{sourceFile, fromFile}, {sourceEnvironment, fromEnv}, {sourceFlag, fromFlags}}, nil
+}
+
+// agentEnvironment reads the settings in the environment. A variable that
+// looks like one and is none is an error.
+func agentEnvironment() (*koanf.Koanf, error) {
+	ko, keys := newSettings(), agentKeys()
 	var unknown []string
-	keys := agentKeys()
-	fromEnv := env.Provider("\x00", env.Opt{Prefix: agentEnvPrefix, TransformFunc: func(name, value string) (string, any) {
+	provider := env.Provider("\x00", env.Opt{Prefix: agentEnvPrefix, TransformFunc: func(name, value string) (string, any) {
 		key := strings.ToLower(strings.TrimPrefix(name, agentEnvPrefix))
 		switch {
 		case value == "":
@@ -82,20 +138,14 @@ func loadAgentSettings(path string, flags *pflag.FlagSet) (agentSettings, error)
 		}
 		return key, value
 	}})
-	if err := ko.Load(fromEnv, nil); err != nil {
-		return s, fmt.Errorf("read environment: %w", err)
+	if err := ko.Load(provider, nil); err != nil {
+		return nil, fmt.Errorf("read environment: %w", err)
 	}
 	if len(unknown) > 0 {
-		return s, kbroker.Errorf(kbroker.Invalid, "there is no setting %s", strings.Join(unknown, ", ")).
+		return nil, kbroker.Errorf(kbroker.Invalid, "there is no setting %s", strings.Join(unknown, ", ")).
 			WithHint("settings are %s", strings.Join(keys, ", "))
 	}
-	if err := ko.Load(confmap.Provider(givenFlags(flags), ""), nil); err != nil {
-		return s, fmt.Errorf("read flags: %w", err)
-	}
-	if err := ko.Unmarshal("", &s); err != nil {
-		return s, kbroker.Errorf(kbroker.Invalid, "settings of the agent: %v", err)
-	}
-	return s, s.validate()
+	return ko, nil
 }
 
 // givenFlags are the settings that the command line gave.

@@ -164,16 +164,8 @@ func (l *localCluster) save() error {
 	if err != nil {
 		return fmt.Errorf("encode cluster: %w", err)
 	}
-	f, err := os.CreateTemp(l.dir, localFile+".*")
-	if err != nil {
+	if err := replaceFile(filepath.Join(l.dir, localFile), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write cluster: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write cluster: %w", err), os.Remove(f.Name()))
-	}
-	if err := os.Rename(f.Name(), filepath.Join(l.dir, localFile)); err != nil {
-		return errors.Join(fmt.Errorf("write cluster: %w", err), os.Remove(f.Name()))
 	}
 	c := client.Context{Tenant: kbroker.DefaultTenant}
 	for _, h := range l.cores() {
