@@ -94,3 +94,15 @@ func (a *App) Service(name ServiceName) (*Service, bool) {
 	}
 	return nil, false
 }
+
+// DefaultService is the service that is meant where only the app is named: the
+// one of the same name, else its only one.
+func (a *App) DefaultService() (*Service, bool) {
+	if s, ok := a.Service(ServiceName(a.Name)); ok {
+		return s, true
+	}
+	if len(a.Services) != 1 {
+		return nil, false
+	}
+	return &a.Services[0], true
+}

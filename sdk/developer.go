@@ -49,12 +49,10 @@ func fromSpec(file string) (Target, error) {
 	if err != nil {
 		return Target{}, err
 	}
-	if _, ok := app.Service(kbroker.ServiceName(app.Name)); ok {
-		return Service(string(app.Name)), nil
-	}
-	if len(app.Services) != 1 {
+	service, ok := app.DefaultService()
+	if !ok {
 		return Target{}, kbroker.Errorf(kbroker.Invalid, "%s has %d services, and none is called %s", file, len(app.Services), app.Name).
 			WithHint("say which one this program is with the option sdk.As")
 	}
-	return Service(string(app.Name) + "/" + string(app.Services[0].Name)), nil
+	return Service(string(app.Name) + "/" + string(service.Name)), nil
 }

@@ -39,6 +39,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, err io.Writer) i
 		// Cobra's own errors: unknown commands and flags, missing arguments.
 		failure = usageError(failure, root, args)
 	}
+	if child, ok := errors.AsType[endedWith](failure); ok {
+		return int(child)
+	}
 	if failure != nil {
 		c.printError(failure)
 	}
@@ -88,6 +91,7 @@ that fail.`,
 		c.upCommand(), c.downCommand(), c.agentCommand(),
 		c.validateCommand(), c.deployCommand(), c.scaleCommand(), c.stopCommand(),
 		c.appsCommand(), c.psCommand(), c.hostsCommand(), c.statusCommand(), c.logsCommand(),
+		c.initCommand(), c.runCommand(),
 		c.drainCommand(), c.undrainCommand(), c.removeCommand(),
 		c.historyCommand(), c.rollbackCommand(), c.restartCommand(), c.planCommand(), c.eventsCommand(), c.whyCommand(),
 		c.callCommand(), c.versionCommand(), c.builtinCommand(),

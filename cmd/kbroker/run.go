@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
+)
+
+// Environment of a program that `run` starts.
+const (
+	envInstanceFile = "KBROKER_INSTANCE"
+	envURL          = "NATS_URL"
+)
+
+// runLookup bounds the question whether the app is deployed.
+const runLookup = 2 * time.Second
+
+// endedWith is how a program ended that `run` has started: its own exit code is
+// that of the command, and it has said itself what there was to say.
+type endedWith int
+
+func (e endedWith) Error() string { return fmt.Sprintf("the program ended with %d", int(e)) }
+
+func (c *cli) runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run [APP/SERVICE] -- CMD [ARG...]",
+		Short: "Run a local program as an instance of a service",
+		Long: `Run a local program as an instance of a service, for development: its output is
+in this terminal, and it gets its share of the service's requests, beside the
+instances that the cluster runs. The app need not be deployed. Without
+APP/SERVICE the app.yaml of the working directory says who the program is.
+
+The first interrupt is passed on to the program, so that it finishes what it has
+begun; the second one kills it. Its exit code is that of the command.`,
+		Example: `  kbroker run -- go run .
+  kbroker run shop/cart -- ./bin/cart --verbose`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch dash := cmd.ArgsLenAtDash(); {
+			case dash < 0:
+				return kbroker.Errorf(kbroker.Invalid, "which program? it comes after --").WithHint("usage: %s", cmd.UseLine())
+			case dash > 1:
+				return kbroker.Errorf(kbroker.Invalid, "%q is not the name of one service", strings.Join(args[:dash], " ")).WithHint("usage: %s", cmd.UseLine())
+			case dash == len(args):
+				return kbroker.Errorf(kbroker.Invalid, "there is no program after --").WithHint("usage: %s", cmd.UseLine())
+			}
+			return nil
+		},
+		ValidArgsFunction: c.completeApps,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dash := cmd.ArgsLenAtDash()
+			app, service, err := developed(args[:dash])
+			if err != nil {
+				return err
+			}
+			return c.run(cmd.Context(), app, service, args[dash:])
+		},
+	}
+	return cmd
+}
+
+// developed is the service that a program on this machine is: the one named, or
+// the one that the app.yaml of the working directory means.
+func developed(names []string) (kbroker.AppName, kbroker.ServiceName, error) {
+	if len(names) == 1 {
+		app, service, err := serviceName(names[0])
+		if service == "" {
+			service = kbroker.ServiceName(app)
+		}
+		return app, service, err
+	}
+	doc, err := readSpec(specFile)
+	if err != nil {
+		return "", "", err
+	}
+	app := doc.App()
+	service, ok := app.DefaultService()
+	if !ok {
+		return "", "", kbroker.Errorf(kbroker.Invalid, "%s has %d services, and none is called %s", specFile, len(app.Services), app.Name).
+			WithHint("say which one this program is: kbroker run %s/SERVICE -- ...", app.Name)
+	}
+	return app.Name, service.Name, nil
+}
+
+// run starts a program as a development instance and waits for its end.
+func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.ServiceName, command []string) error {
+	path, err := exec.LookPath(command[0])
+	if err != nil {
+		return kbroker.Errorf(kbroker.Invalid, "there is no program %q: %v", command[0], errors.Unwrap(err)).WithHint("name a file, such as ./bin/%s, or a program in PATH", filepath.Base(command[0]))
+	}
+	api, target, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	known := isDeployed(ctx, api, app)
+	api.Close()
+	dir, err := os.MkdirTemp("", "kbroker-run-")
+	if err != nil {
+		return fmt.Errorf("run %s: %w", command[0], err)
+	}
+	defer os.RemoveAll(dir)
+	instance := developmentInstance(target, app, service)
+	file := filepath.Join(dir, "instance.json")
+	b, err := json.Marshal(instance)
+	if err == nil {
+		err = os.WriteFile(file, b, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("run %s: %w", command[0], err)
+	}
+	c.say("%s runs as %s of %s/%s; to call it: kbroker call %s/%s METHOD ...", command[0], instance.Instance, app, service, app, service)
+	if !known {
+		c.say("%s is not deployed on this cluster: this is its only instance", app)
+	}
+	cmd := exec.Command(path, command[1:]...)
+	cmd.Args[0] = command[0]
+	cmd.Env = runEnviron(os.Environ(), file, target.Servers)
+	cmd.Stdout, cmd.Stderr = c.out, c.err
+	return c.attend(ctx, cmd)
+}
+
+// isDeployed reports whether the cluster knows the app; when nobody answers it
+// is taken to.
+func isDeployed(ctx context.Context, api *client.Client, app kbroker.AppName) bool {
+	ctx, cancel := context.WithTimeout(ctx, runLookup)
+	defer cancel()
+	_, err := api.App(ctx, app)
+	return !errors.Is(err, kbroker.NotFound)
+}
+
+// developmentInstance is an instance without a host: no placement ends it.
+func developmentInstance(target client.Target, app kbroker.AppName, service kbroker.ServiceName) kbroker.InstanceFile {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	start := hex.EncodeToString(b[:])
+	name := fmt.Sprintf("%s-%s-dev%s", app, service, start[:4])
+	return kbroker.InstanceFile{
+		Tenant: target.Tenant, App: app, Service: service, Servers: target.Servers,
+		Instance: kbroker.InstanceID(name), Incarnation: kbroker.Incarnation(name + "." + start),
+	}
+}
+
+// runEnviron is this process's environment, with who the program is for the SDK
+// and with the servers for everybody else.
+func runEnviron(environ []string, file string, servers []string) []string {
+	var kept []string
+	for _, e := range environ {
+		if !strings.HasPrefix(e, envInstanceFile+"=") && !strings.HasPrefix(e, envURL+"=") {
+			kept = append(kept, e)
+		}
+	}
+	return append(kept, envInstanceFile+"="+file, envURL+"="+strings.Join(servers, ","))
+}
+
+// attend starts cmd in a process group of its own, passes signals on, and
+// returns when it has ended and nothing of its group is left.
+func (c *cli) attend(ctx context.Context, cmd *exec.Cmd) error {
+	// A terminal's interrupt reaches this process alone: passed on once, to all
+	// of the group, a program sees it once.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	stdin, err := cmd.StdinPipe() // the terminal itself would stop another group that reads it
+	if err != nil {
+		return fmt.Errorf("run %s: %w", cmd.Path, err)
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		return kbroker.Errorf(kbroker.Invalid, "cannot start %s: %v", cmd.Path, err)
+	}
+	group := -cmd.Process.Pid
+	go func() { // ends with the input, at the latest with this process: a read of a terminal cannot be called off
+		_, _ = io.Copy(stdin, c.in)
+		_ = stdin.Close()
+	}()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	told, asked := false, ctx.Done()
+	tell := func(s syscall.Signal) {
+		if told {
+			s = syscall.SIGKILL
+		}
+		told = true
+		_ = syscall.Kill(group, s) // what has ended needs no signal
+	}
+	for {
+		select {
+		case err := <-ended:
+			_ = syscall.Kill(group, syscall.SIGKILL) // what it has left behind
+			return childExit(err)
+		case s := <-signals:
+			asked = nil // the same signal ends ctx, too
+			tell(s.(syscall.Signal))
+		case <-asked:
+			asked = nil
+			select {
+			case s := <-signals:
+				tell(s.(syscall.Signal))
+			default:
+				tell(syscall.SIGTERM)
+			}
+		}
+	}
+}
+
+// childExit is the error of a program's end; nil for 0. By a signal: 128 and its
+// number, as shells say it.
+func childExit(err error) error {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return err
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return endedWith(128 + int(status.Signal()))
+	}
+	return endedWith(exit.ExitCode())
+}
