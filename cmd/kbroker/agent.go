@@ -54,6 +54,7 @@ its directory knows name, role, ports and cluster, and --dir is enough.`,
 	must(cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{string(kbroker.RoleCore), string(kbroker.RoleWorker)}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.MarkFlagDirname("dir"))
 	must(cmd.MarkFlagFilename("config", "yaml", "yml"))
+	cmd.AddCommand(c.agentUpgradeCommand())
 	return cmd
 }
 
