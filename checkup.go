@@ -17,7 +17,8 @@ type Checkup struct {
 
 	// Stuck: the agent's loop did not answer; what it knows is missing below.
 	Stuck bool `json:"stuck,omitempty"`
-	// Proven: it has a complete view, received since it last connected.
+	// Proven: it has a complete view, received since it last connected. A host
+	// on which nothing was ever placed has none.
 	Proven bool `json:"proven"`
 	// Instances that it runs, and Unreported statuses that no core has
 	// acknowledged.

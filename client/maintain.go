@@ -109,7 +109,7 @@ func notBack(got kbroker.Checkup, process string) string {
 	switch {
 	case got.Process == process:
 		return fmt.Sprintf("the agent of host %s has not restarted", got.Host)
-	case !got.Proven:
+	case !got.Proven && got.Instances > 0:
 		return fmt.Sprintf("the agent of host %s has not received its view", got.Host)
 	case core == nil:
 		return ""
