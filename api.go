@@ -217,6 +217,9 @@ type HostRow struct {
 	Client    string            `json:"client,omitempty"`
 	Version   string            `json:"version,omitempty"`
 	HeardAgo  *float64          `json:"heard_ago_s"`
+	// Drain and Maintenance as in Host.
+	Drain       *Drain       `json:"drain,omitempty"`
+	Maintenance *Maintenance `json:"maintenance,omitempty"`
 }
 
 // AppRow is one row of `apps`.

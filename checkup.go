@@ -17,7 +17,8 @@ type Checkup struct {
 
 	// Stuck: the agent's loop did not answer; what it knows is missing below.
 	Stuck bool `json:"stuck,omitempty"`
-	// Proven: it has a complete view, received since it last connected.
+	// Proven: it has a complete view, received since it last connected. A host
+	// on which nothing was ever placed has none.
 	Proven bool `json:"proven"`
 	// Instances that it runs, and Unreported statuses that no core has
 	// acknowledged.
@@ -87,9 +88,26 @@ type CoreCheckup struct {
 	Leader   bool            `json:"leader"`   // the meta group has one; without, what follows up to Replicas is empty
 	Current  map[HostID]bool `json:"current"`  // its cores; true: caught up
 	Replicas int             `json:"replicas"` // of the stream with the fewest; 0: not known
-	// Settled: every stream was looked at and has all its replicas, there and
-	// current; Unsettled names those that have not.
-	Settled   bool     `json:"settled"`
-	Unsettled []string `json:"unsettled,omitempty"`
-	Writable  bool     `json:"writable"` // this core's canary write was acknowledged lately
+	// Settled: every stream has all its replicas, there and current, and no core
+	// is changing; Unsettled names what speaks against it.
+	Settled   bool   `json:"settled"`
+	Unsettled string `json:"unsettled,omitempty"`
+	// Mirrored: there are two cores, and each stream has a copy that follows on
+	// the other one.
+	Mirrored bool            `json:"mirrored,omitempty"`
+	Streams  []StreamCheckup `json:"streams,omitempty"`
+	Writable bool            `json:"writable"` // this core's canary write was acknowledged lately
+}
+
+// StreamCheckup is a stream as its leader sees it.
+type StreamCheckup struct {
+	Name     string `json:"name"`
+	Replicas int    `json:"replicas"` // wanted
+	Current  int    `json:"current"`  // there and caught up
+	Lag      uint64 `json:"lag"`      // entries that the replica furthest behind lacks
+	Leader   HostID `json:"leader,omitempty"`
+	// Mirror is the core that holds its copy, where there are two; MirrorLag the
+	// messages that the copy lacks.
+	Mirror    HostID `json:"mirror,omitempty"`
+	MirrorLag uint64 `json:"mirror_lag,omitempty"`
 }

@@ -136,6 +136,8 @@ type Host struct {
 	// Drain is set while the host gives its instances to others and takes no new
 	// ones.
 	Drain *Drain `json:"drain,omitempty"`
+	// Maintenance is set while the host has leave to go down.
+	Maintenance *Maintenance `json:"maintenance,omitempty"`
 }
 
 // Drain is an operator's wish that a host becomes empty.

@@ -70,6 +70,8 @@ type Config struct {
 	// those that the cores tell are added. nil: only those.
 	Servers func() []string
 	Version string
+	// Core tells what the broker of this core sees, within ctx; nil on a worker.
+	Core func(ctx context.Context) kbroker.CoreCheckup
 	// Executable is this binary: builtin programs run as `Executable builtin
 	// NAME`.
 	Executable string
@@ -103,6 +105,7 @@ type Agent struct {
 	cache    *cache
 	outputs  *outputs
 	janitor  *janitor
+	checker  *checker
 	scanner  scanner
 	slots    chan struct{}
 
@@ -147,6 +150,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a.heart = newHeart(cfg, a.viewer.stir)
 	a.janitor = &janitor{dir: cfg.Dir, scanner: &a.scanner, log: cfg.Log}
+	a.checker = &checker{cfg: cfg, log: cfg.Log, scanner: &a.scanner, census: a.census, unsaid: a.reporter.unsaid}
 	return a, nil
 }
 
@@ -185,6 +189,7 @@ func (a *Agent) Run(parent context.Context) error {
 	}
 	part("reports", a.reporter.run)
 	part("output", a.outputs.run)
+	part("checkup", a.checker.run)
 	part("janitor", func(ctx context.Context) error { return a.janitor.run(ctx, a.census, state.Boottime) })
 	held := a.view.Head.Revision
 	part("view", func(ctx context.Context) error {

@@ -43,6 +43,10 @@ func (a accounts) apply(o *server.Options) {
 const (
 	reconnectWait   = 50 * time.Millisecond
 	reconnectJitter = 50 * time.Millisecond
+	// inProcessWrite bounds one write to an in-process connection. A lame duck
+	// greets who comes back to it and then neither reads nor closes the pipe: with
+	// the usual minute, the connection, and who closes it, hang that long.
+	inProcessWrite = 2 * time.Second
 )
 
 // connect opens an in-process connection to s that comes back by itself.
@@ -55,6 +59,7 @@ func connect(s *server.Server, opts ...nats.Option) (*nats.Conn, error) {
 		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
 		nats.PingInterval(pingInterval),
 		nats.MaxPingsOutstanding(maxPingsOut),
+		nats.FlusherTimeout(inProcessWrite),
 	}, opts...)...)
 }
 

@@ -197,7 +197,7 @@ func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) e
 	if cfg.StockRaft {
 		times = state.Stock
 	}
-	a, err := newAgent(cfg, dir, m, conn, times)
+	a, err := newAgent(cfg, dir, m, conn, times, nil)
 	if err != nil {
 		return err
 	}
@@ -232,7 +232,10 @@ func runAll(ctx context.Context, parts map[string]func(context.Context) error) e
 	return all
 }
 
-func newAgent(cfg Config, dir *agent.Dir, m *membership, conn *nats.Conn, times state.Times) (*agent.Agent, error) {
+func newAgent(
+	cfg Config, dir *agent.Dir, m *membership, conn *nats.Conn, times state.Times,
+	core func(context.Context) kbroker.CoreCheckup,
+) (*agent.Agent, error) {
 	capacity, err := agent.DetectCapacity()
 	if err != nil {
 		return nil, fmt.Errorf("detect capacity: %w", err)
@@ -246,7 +249,7 @@ func newAgent(cfg Config, dir *agent.Dir, m *membership, conn *nats.Conn, times 
 	return agent.New(agent.Config{
 		Dir: dir, Host: m.Host, Role: m.Role, Generation: m.Generation, Conn: conn, Labels: labels, Capacity: capacity,
 		Client: m.Client, Route: m.Route, Servers: m.servers, Version: Version, Executable: executable,
-		Times: times, Log: cfg.Log.With("component", "agent"),
+		Times: times, Core: core, Log: cfg.Log.With("component", "agent"),
 	})
 }
 
@@ -256,7 +259,8 @@ func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *na
 	if !b.RaftTuned() {
 		times = state.Stock
 	}
-	a, err := newAgent(cfg, dir, m, conn, times)
+	core := func(ctx context.Context) kbroker.CoreCheckup { return coreCheckup(ctx, b) }
+	a, err := newAgent(cfg, dir, m, conn, times, core)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -267,21 +271,6 @@ func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *na
 		Look:    b.Look,
 	})
 	return a, s, err
-}
-
-// membersOf is what the broker sees of its members, for super.
-func membersOf(b *broker.Broker) super.Members {
-	seen := b.Members()
-	out := super.Members{
-		Known: seen.Leader, Current: seen.Current, Replicas: seen.Replicas, Writable: b.Writable(),
-		Unsettled: seen.Unsettled, Alone: map[kbroker.HostID]string{},
-	}
-	for _, s := range seen.Streams {
-		if s.Replicas == 1 && s.Leader != "" {
-			out.Alone[s.Leader] = s.Name
-		}
-	}
-	return out
 }
 
 // Running reports whether an agent holds the data directory, and its pid.

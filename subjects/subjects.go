@@ -9,7 +9,7 @@
 //	kb.beat.<host>                          heartbeats: every core hears and answers
 //	kb.heard                                the leader asks every core whom it has heard
 //	kb.artifact.<core>.<session>            chunks of one upload, to the core that took it
-//	kb.host.<host>.<verb>                   one host's agent answers (logs)
+//	kb.host.<host>.<verb>                   one host's agent answers (logs, checkup)
 //	kb.ping.<incarnation>                   one process answers its agent
 //	kb.changed.<key>                        every change of the control store, republished
 //	kb.reported.<key>                       every change of the status store, republished
@@ -46,6 +46,7 @@ const (
 
 	VerbRollback = "rollback"
 	VerbRestart  = "restart"
+	VerbMaintain = "maintain"
 )
 
 // Verbs of kb.core: answered by any core.
@@ -64,8 +65,11 @@ const (
 	VerbWhy           = "why"
 )
 
-// VerbLogs is a verb of kb.host.
-const VerbLogs = "logs"
+// Verbs of kb.host: answered by the host's agent.
+const (
+	VerbLogs    = "logs"
+	VerbCheckup = "checkup"
+)
 
 // Method is where requests to a method of a service go.
 func Method(app kbroker.AppName, service kbroker.ServiceName, method string) string {

@@ -90,6 +90,12 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 		}
 		return decideRemove(v, r, t.cfg.Members(), t.world(v).Verdict, now)
+	case subjects.VerbMaintain:
+		var r kbroker.MaintainRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+		return t.maintain(ctx, v, r, now)
 	}
 	return decision{}, kbroker.Errorf(kbroker.Invalid, "super does not know %q", verb)
 }

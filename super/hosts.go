@@ -146,7 +146,7 @@ func decideRemove(v *state.View, r kbroker.RemoveRequest, m Members, verdict Ver
 			return decision{}, err
 		}
 	}
-	h.State, h.Since, h.Drain = kbroker.HostRemoved, now, nil
+	h.State, h.Since, h.Drain, h.Maintenance = kbroker.HostRemoved, now, nil, nil
 	return decision{[]state.Change{state.PutHost{Host: h}}, kbroker.HostReply{}}, nil
 }
 

@@ -14,6 +14,7 @@ import (
 type memory struct {
 	ready    map[state.PlacementKey]seen[kbroker.Incarnation]
 	hosts    map[kbroker.HostID]seen[kbroker.HostState]
+	leaves   map[kbroker.HostID]seen[string] // holders of Host.Maintenance
 	progress map[state.AppKey]progress
 }
 
@@ -35,6 +36,7 @@ type seen[T comparable] struct {
 func newMemory() *memory {
 	return &memory{
 		ready: map[state.PlacementKey]seen[kbroker.Incarnation]{}, hosts: map[kbroker.HostID]seen[kbroker.HostState]{},
+		leaves:   map[kbroker.HostID]seen[string]{},
 		progress: map[state.AppKey]progress{},
 	}
 }
@@ -60,9 +62,12 @@ func (m *memory) see(v *state.View, now time.Duration) {
 			settled[app]++
 		}
 	}
-	hosts := map[kbroker.HostID]seen[kbroker.HostState]{}
+	hosts, leaves := map[kbroker.HostID]seen[kbroker.HostState]{}, map[kbroker.HostID]seen[string]{}
 	for name, h := range v.Hosts {
 		hosts[name] = keep(m.hosts, name, h.State, now)
+		if h.Maintenance != nil {
+			leaves[name] = keep(m.leaves, name, h.Maintenance.Holder, now)
+		}
 	}
 	advance := map[state.AppKey]progress{}
 	for k, a := range v.Apps {
@@ -79,7 +84,7 @@ func (m *memory) see(v *state.View, now time.Duration) {
 		}
 		advance[k] = p
 	}
-	m.ready, m.hosts, m.progress = ready, hosts, advance
+	m.ready, m.hosts, m.leaves, m.progress = ready, hosts, leaves, advance
 }
 
 // blind notes that nothing can be planned: that is no fault of a rollout.
@@ -111,6 +116,11 @@ func (m *memory) readyFor(now time.Duration) map[state.PlacementKey]time.Duratio
 
 func (m *memory) inState(now time.Duration) map[kbroker.HostID]time.Duration {
 	return ages(m.hosts, now)
+}
+
+// leaveFor is how long each host has had its leave to go down.
+func (m *memory) leaveFor(now time.Duration) map[kbroker.HostID]time.Duration {
+	return ages(m.leaves, now)
 }
 
 func (m *memory) stalled(now time.Duration) map[state.AppKey]time.Duration {

@@ -110,7 +110,7 @@ func hostRows(v *state.View, all bool, see sight) []kbroker.HostRow {
 		}
 		row := kbroker.HostRow{
 			Name: h.Name, Role: h.Role, State: h.State, Super: h.Name == see.leader,
-			Capacity: h.Capacity, Labels: h.Labels, Client: h.Client,
+			Capacity: h.Capacity, Labels: h.Labels, Client: h.Client, Drain: h.Drain, Maintenance: h.Maintenance,
 		}
 		if row.Labels == nil {
 			row.Labels = map[string]string{}

@@ -1,0 +1,67 @@
+package broker
+
+import (
+	"fmt"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker/internal/wait"
+)
+
+// doors counts the connections that were made.
+type doors struct {
+	*server.Server
+	n atomic.Int32
+}
+
+func (d *doors) InProcessConn() (net.Conn, error) {
+	d.n.Add(1)
+	return d.Server.InProcessConn()
+}
+
+// TestAConnectionIsClosedDuringALameDuck: one that was sent away came back, and
+// is neither read nor closed until the server stops.
+func TestAConnectionIsClosedDuringALameDuck(t *testing.T) {
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
+		LameDuckGracePeriod: time.Millisecond, LameDuckDuration: time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server is not ready")
+	}
+	in := &doors{Server: s}
+	var conns []*nats.Conn
+	for range 2 { // sent away one after the other
+		c, err := connect(s, nats.InProcessServer(in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.LameDuckShutdown() }()
+	t.Cleanup(func() { s.Shutdown(); <-ended })
+	wait.Until(t, 30*time.Second, func() error {
+		if n := int(in.n.Load()); n == len(conns) {
+			return fmt.Errorf("%d connections were made, none came back", n)
+		}
+		return nil
+	})
+	began := time.Now()
+	for _, c := range conns {
+		c.Close()
+	}
+	if took := time.Since(began); took > 5*inProcessWrite {
+		t.Errorf("closed after %v, want a write's %v for each", took, inProcessWrite)
+	}
+}

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
+	"github.com/kbroker/kbroker/node"
+)
+
+const (
+	// upgradeTimeout is how long a host may take to be back.
+	upgradeTimeout = 2 * time.Minute
+	// leaveTimeout bounds asking for the leave, and giving it back.
+	leaveTimeout = 30 * time.Second
+)
+
+// upgradeResult is what `agent upgrade` prints.
+type upgradeResult struct {
+	Host     kbroker.HostID `json:"host"`
+	From     string         `json:"from"` // version before
+	To       string         `json:"to"`
+	Replaced bool           `json:"replaced"`           // by --binary
+	Previous string         `json:"previous,omitempty"` // where the old program is kept
+	TookS    float64        `json:"took_s"`             // from the signal until it was back
+}
+
+func (c *cli) agentUpgradeCommand() *cobra.Command {
+	u := upgrade{cli: c}
+	cmd := &cobra.Command{
+		Use:   "upgrade",
+		Short: "Upgrade or restart this host's agent without failing a request",
+		Long: `Upgrade this host's agent, or restart it, without failing a request: applications
+run on, and none of them is restarted. Run it on the host, as the user of the agent.
+
+It asks the cluster for leave (one host at a time; refused, exit code 4, while
+another core is down or behind), puts the program of --binary in the place of the
+agent's and keeps the old one as .previous, has the agent execute it, and waits
+until the host is ready, its core has caught up and writes succeed. Without
+--binary the program that is on disk now is executed: what a package manager has
+put there. The data directory names the cluster; no context is needed.
+
+Several hosts are upgraded in turn, each when the one before is done:
+  for h in a b c; do
+    scp kbroker $h:/tmp/kbroker && ssh $h kbroker agent upgrade --binary /tmp/kbroker || break
+  done
+Exit code 1: the host is not back in time; the output says how to go back, and the
+hosts that follow are refused. kbroker doctor names hosts of other versions.`,
+		Example: `  kbroker agent upgrade --binary /tmp/kbroker
+  kbroker agent upgrade --dir .kbroker/h1`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return u.run(cmd.Context()) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&u.dir, "dir", defaultAgentDir, "data directory of the host")
+	f.StringVar(&u.binary, "binary", "", "the new program, a `file`")
+	must(cmd.MarkFlagDirname("dir"))
+	must(cmd.MarkFlagFilename("binary"))
+	return cmd
+}
+
+// upgrade is one of one host.
+type upgrade struct {
+	*cli
+	dir, binary string
+
+	limit  time.Duration
+	member node.Member
+	result upgradeResult
+}
+
+func (u *upgrade) run(ctx context.Context) error {
+	if err := needLinux(); err != nil {
+		return err
+	}
+	if err := u.prepare(ctx); err != nil {
+		return err
+	}
+	// The directory knows its cluster; what the environment names may be another.
+	target := client.Target{Servers: u.member.Servers, Tenant: kbroker.DefaultTenant, Source: u.member.Source}
+	api, err := client.Open(ctx, target, "kbroker agent upgrade")
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	rows, err := api.Hosts(ctx, false)
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if r.Name == u.member.Host {
+			u.result.From = r.Version
+		}
+	}
+	holder := rand.Text()
+	asking, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	leave, err := api.Maintain(asking, u.member.Host, holder)
+	if err != nil {
+		return err
+	}
+	if leave.Warning != "" {
+		u.say("warning: %s", leave.Warning)
+	}
+	begun, err := u.restart(ctx, api)
+	if err != nil && begun {
+		// The leave is kept: who upgrades host after host is to stop here.
+		return err
+	}
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	if endErr := api.EndMaintain(ending, u.member.Host, holder); endErr != nil {
+		u.say("warning: the leave is not given back, it lapses within %v: %v", kbroker.MaintenanceLimit, endErr)
+	}
+	if err != nil {
+		return err
+	}
+	return u.print(u.result, u.text)
+}
+
+// prepare checks all that can be checked without the cluster.
+func (u *upgrade) prepare(ctx context.Context) (err error) {
+	if u.server != "" {
+		return kbroker.Errorf(kbroker.Invalid, "the data directory names the cluster").WithHint("leave --context out; --dir names the directory")
+	}
+	u.limit = upgradeTimeout
+	if u.timeout > 0 {
+		u.limit = time.Duration(u.timeout)
+	}
+	if u.limit > kbroker.MaintenanceLimit {
+		return kbroker.Errorf(kbroker.Invalid, "--timeout is %v, the leave of a host lapses after %v", u.limit, kbroker.MaintenanceLimit)
+	}
+	if u.member, err = node.MemberOf(u.dir); err != nil {
+		return err
+	}
+	u.result.Host = u.member.Host
+	program := u.binary
+	if program == "" {
+		program = u.member.Program
+	}
+	version, err := node.CheckProgram(ctx, program)
+	u.result.To = version.Version
+	return err
+}
+
+// restart replaces the program, has the agent execute it and waits for it. begun:
+// the agent was asked.
+func (u *upgrade) restart(ctx context.Context, api *client.Client) (begun bool, err error) {
+	if u.binary != "" {
+		if u.result.Replaced, err = node.ReplaceProgram(u.binary, u.member.Program); err != nil {
+			return false, err
+		}
+		if u.result.Replaced {
+			u.result.Previous = u.member.Program + node.PreviousSuffix
+			u.say("%s is replaced, the old one is %s", u.member.Program, u.result.Previous)
+		}
+	}
+	at := time.Now()
+	if err := node.AskRestart(u.dir); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, u.limit)
+	defer cancel()
+	got, err := api.FollowRestart(ctx, u.member.Host, u.member.Process, func(missing string) { u.say("waiting: %s", missing) })
+	took := time.Since(at)
+	u.result.TookS = took.Seconds()
+	switch {
+	case errors.Is(err, kbroker.DeadlineExceeded):
+		return true, kbroker.Errorf(kbroker.Failed, "host %s is not back after %v: %v", u.member.Host, u.limit, err).WithHint("%s", u.wayBack())
+	case err != nil:
+		return true, err
+	case got.Version != u.result.To:
+		return true, kbroker.Errorf(kbroker.Failed, "host %s runs version %s, not %s", u.member.Host, got.Version, u.result.To).WithHint("%s", u.wayBack())
+	}
+	return true, nil
+}
+
+// wayBack says how to run what ran before.
+func (u *upgrade) wayBack() string {
+	h := fmt.Sprintf("the agent's log says why (journalctl -u kbroker, or agent.log in %s). ", u.dir)
+	if u.result.Replaced {
+		h += fmt.Sprintf("Back to the old program: mv %s %s && ", u.result.Previous, u.member.Program)
+	} else {
+		h += "To start it again: "
+	}
+	if pid, alive, err := node.Running(u.dir); err == nil && alive {
+		return h + fmt.Sprintf("kill -USR2 %d", pid)
+	}
+	return h + fmt.Sprintf("systemctl restart kbroker, or %s agent --dir %s", u.member.Program, u.dir)
+}
+
+func (u *upgrade) text(w io.Writer) {
+	r := u.result
+	what := fmt.Sprintf("version %s", r.To)
+	if r.From != r.To && r.From != "" {
+		what = fmt.Sprintf("version %s instead of %s", r.To, r.From)
+	}
+	fmt.Fprintf(w, "host %s runs %s, back after %.1f s\n", r.Host, what, r.TookS)
+}
