@@ -353,9 +353,11 @@ type loadRun struct {
 	err            error // how it ended
 }
 
-func (c *cluster) startLoad(duration time.Duration) *loadRun {
+// startLoad starts the load; args are further flags of it.
+func (c *cluster) startLoad(duration time.Duration, args ...string) *loadRun {
 	c.t.Helper()
-	l := &loadRun{t: c.t, cmd: c.client(context.Background(), loadBin, "-rate", "500", "-duration", duration.String())}
+	args = append([]string{"-rate", "500", "-duration", duration.String()}, args...)
+	l := &loadRun{t: c.t, cmd: c.client(context.Background(), loadBin, args...)}
 	l.cmd.Stdout, l.cmd.Stderr = &l.stdout, &l.stderr
 	if err := l.cmd.Start(); err != nil {
 		c.t.Fatalf("start the load: %v", err)

@@ -97,7 +97,8 @@ func (c *labCluster) losePower(victim *netlab.Host, role string) {
 	c.t.Helper()
 	c.answers()
 	servers := c.servers()
-	load := c.startLoad(5 * time.Minute)
+	own := "nats://" + victim.IP.String() + ":" + labClientPort
+	load := c.startLoad(5*time.Minute, "-at", own) // it is told of the others
 	probed := c.startProbes(servers)
 	written := c.startWrites(servers)
 	<-time.After(3 * time.Second) // of load, probes and writes
@@ -113,7 +114,6 @@ func (c *labCluster) losePower(victim *netlab.Host, role string) {
 	}
 	p := probed()
 	p.show(c.t, fault)
-	own := "nats://" + victim.IP.String() + ":" + labClientPort
 	var rest []string
 	for _, s := range servers {
 		if s != own {
