@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -181,19 +180,4 @@ func replicas(servers []string) (map[string][]string, error) {
 		out[s.Config.Name] = on
 	}
 	return out, nil
-}
-
-// inOrder is an error when leases went back: somebody wrote under an epoch after
-// a later one had been taken.
-func inOrder(leases []leaseWrite) error {
-	slices.SortFunc(leases, func(a, b leaseWrite) int { return int(a.Sequence) - int(b.Sequence) })
-	var all error
-	for i := 1; i < len(leases); i++ {
-		a, b := leases[i-1], leases[i]
-		if b.Epoch < a.Epoch || b.Epoch == a.Epoch && b.Holder != a.Holder {
-			all = errors.Join(all, fmt.Errorf("%s wrote as super under epoch %d at %d, after %s under epoch %d at %d",
-				b.Holder, b.Epoch, b.Sequence, a.Holder, a.Epoch, a.Sequence))
-		}
-	}
-	return all
 }
