@@ -39,6 +39,7 @@ var mayImport = map[string][]string{
 	"sdk/sdktest":        {"node", "sdk"},
 	"cmd/kbroker":        {"node", "client", "spec", "sdk"},
 	"e2e":                {"client", "sdk"},
+	"e2e/netlab":         {},
 	"internal/ownership": {"subjects"},
 	"internal/connect":   {"subjects"},
 	"internal/natstest":  {"internal/wait"},
@@ -48,7 +49,7 @@ var mayImport = map[string][]string{
 
 // testOnly are the packages that nothing but tests, and they themselves, may
 // import.
-var testOnly = []string{"internal/natstest", "internal/wait"}
+var testOnly = []string{"internal/natstest", "internal/wait", "e2e/netlab"}
 
 // confined are modules that only these packages may import, in tests too.
 var confined = map[string][]string{

@@ -1,10 +1,10 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -81,7 +81,7 @@ func (c *cluster) whole(timeout time.Duration) {
 // status is what `status` prints; with exit code 3 too, if it prints anything.
 func (c *cluster) status() (kbroker.StatusReply, error) {
 	var s kbroker.StatusReply
-	cmd := exec.Command(kbrokerBin, "status", "-o", "json", "--context", c.dir)
+	cmd := c.client(context.Background(), kbrokerBin, "status", "-o", "json", "--context", c.dir)
 	out, err := cmd.Output()
 	if jErr := json.Unmarshal(out, &s); jErr != nil {
 		return s, fmt.Errorf("status printed %q: %w, %w", out, jErr, err)
@@ -93,14 +93,22 @@ func (c *cluster) status() (kbroker.StatusReply, error) {
 // process is, and its two allocators; and holds that nothing else runs beside.
 func (c *cluster) settled(timeout time.Duration, app string, want int) {
 	c.t.Helper()
+	c.allSettled(timeout, map[string]int{app: want})
+}
+
+// allSettled is settled for several apps beside each other.
+func (c *cluster) allSettled(timeout time.Duration, want map[string]int) {
+	c.t.Helper()
 	wait.Until(c.t, timeout, func() error {
-		rows, err := c.ready(app, app, want, nil)
-		if err != nil {
-			return err
-		}
-		more, err := c.ready(app, string(kbroker.AllocatorService), 2, nil)
-		if err != nil {
-			return err
+		var rows []kbroker.InstanceRow
+		for app, count := range want {
+			for service, n := range map[string]int{app: count, string(kbroker.AllocatorService): 2} {
+				ready, err := c.ready(app, service, n, nil)
+				if err != nil {
+					return err
+				}
+				rows = append(rows, ready...)
+			}
 		}
 		running := c.processes("")
 		for pid, cmd := range running {
@@ -108,14 +116,14 @@ func (c *cluster) settled(timeout time.Duration, app string, want int) {
 				delete(running, pid)
 			}
 		}
-		for _, r := range append(rows, more...) {
+		for _, r := range rows {
 			if _, ok := running[*r.PID]; !ok {
 				return fmt.Errorf("%s is ready with pid %d, which does not run", *r.Instance, *r.PID)
 			}
 			delete(running, *r.PID)
 		}
 		if len(running) > 0 {
-			return fmt.Errorf("processes that no row names: %v; rows: %s", running, show(append(rows, more...)))
+			return fmt.Errorf("processes that no row names: %v; rows: %s", running, show(rows))
 		}
 		return nil
 	})

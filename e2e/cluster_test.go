@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	if job := os.Getenv(childEnv); job != "" {
+		return child(job)
+	}
 	dir, err := os.MkdirTemp("", "kbroker-e2e-bin-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -55,11 +58,28 @@ func needLong(t *testing.T) {
 	}
 }
 
-// cluster is one that `kbroker up` runs in a directory of the test.
+// cluster is one that `kbroker up` runs in a directory of the test; or one on
+// other hosts, whose context is in that directory.
 type cluster struct {
 	t     *testing.T
 	dir   string
 	hosts int
+
+	// Both are nil for one on this machine: how to run a program where the
+	// cluster's people are, and the live processes of a host (empty: of all).
+	command func(ctx context.Context, program string, args ...string) *exec.Cmd
+	inside  func(host string) map[int]string
+}
+
+// client is a program that uses the cluster.
+func (c *cluster) client(ctx context.Context, program string, args ...string) *exec.Cmd {
+	command := exec.CommandContext
+	if c.command != nil {
+		command = c.command
+	}
+	cmd := command(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "KBROKER_DIR="+c.dir)
+	return cmd
 }
 
 // up starts a cluster; when the test ends it is taken down, and nothing may be
@@ -144,6 +164,9 @@ func (c *cluster) ports() []string {
 // processes are the live processes of the cluster, or of one of its hosts: the
 // agents by their command line, the others by their environment.
 func (c *cluster) processes(host string) map[int]string {
+	if c.inside != nil {
+		return c.inside(host)
+	}
 	dir := c.dir
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real
@@ -178,8 +201,7 @@ func (c *cluster) processes(host string) map[int]string {
 func (c *cluster) try(args ...string) (out string, code int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, kbrokerBin, args...)
-	cmd.Env = append(os.Environ(), "KBROKER_DIR="+c.dir)
+	cmd := c.client(ctx, kbrokerBin, args...)
 	raw, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -199,8 +221,7 @@ func (c *cluster) must(args ...string) string {
 
 // list runs a command that prints one JSON array.
 func list[T any](c *cluster, args ...string) ([]T, error) {
-	cmd := exec.Command(kbrokerBin, append(args, "-o", "json")...)
-	cmd.Env = append(os.Environ(), "KBROKER_DIR="+c.dir)
+	cmd := c.client(context.Background(), kbrokerBin, append(args, "-o", "json")...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -312,37 +333,58 @@ type result struct {
 // holds that no request failed.
 func (c *cluster) load(duration time.Duration) (end func() result) {
 	c.t.Helper()
-	cmd := exec.Command(loadBin, "-rate", "500", "-duration", duration.String())
-	cmd.Env = append(os.Environ(), "KBROKER_DIR="+c.dir)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Start(); err != nil {
-		c.t.Fatalf("start the load: %v", err)
-	}
-	ended := false
-	c.t.Cleanup(func() {
-		if !ended {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-	})
+	l := c.startLoad(duration)
 	return func() result {
 		c.t.Helper()
-		ended = true
-		err := cmd.Wait()
-		var r result
-		if jErr := json.Unmarshal(bytes.TrimSpace(stdout.Bytes()), &r); jErr != nil {
-			c.t.Fatalf("the load printed %q (%v): %s", stdout.String(), err, stderr.String())
+		r := l.wait()
+		if l.err != nil || r.Failed > 0 || r.Words != r.WordsLocal {
+			c.t.Errorf("load failed (%v): %s\n%s", l.err, show(r), l.stderr.String())
 		}
-		if err != nil || r.Failed > 0 || r.Words != r.WordsLocal {
-			c.t.Errorf("load failed (%v): %s\n%s", err, stdout.String(), stderr.String())
-		}
-		if r.Requests == 0 {
-			c.t.Error("the load sent nothing")
-		}
-		c.t.Logf("load: %s", bytes.TrimSpace(stdout.Bytes()))
 		return r
 	}
+}
+
+// loadRun is a load that runs.
+type loadRun struct {
+	t              *testing.T
+	cmd            *exec.Cmd
+	stdout, stderr bytes.Buffer
+	ended          bool
+	err            error // how it ended
+}
+
+// startLoad starts the load; args are further flags of it.
+func (c *cluster) startLoad(duration time.Duration, args ...string) *loadRun {
+	c.t.Helper()
+	args = append([]string{"-rate", "500", "-duration", duration.String()}, args...)
+	l := &loadRun{t: c.t, cmd: c.client(context.Background(), loadBin, args...)}
+	l.cmd.Stdout, l.cmd.Stderr = &l.stdout, &l.stderr
+	if err := l.cmd.Start(); err != nil {
+		c.t.Fatalf("start the load: %v", err)
+	}
+	c.t.Cleanup(func() {
+		if !l.ended {
+			_ = l.cmd.Process.Kill()
+			_ = l.cmd.Wait()
+		}
+	})
+	return l
+}
+
+// wait returns what the load says at its end.
+func (l *loadRun) wait() result {
+	l.t.Helper()
+	l.ended = true
+	l.err = l.cmd.Wait()
+	var r result
+	if err := json.Unmarshal(bytes.TrimSpace(l.stdout.Bytes()), &r); err != nil {
+		l.t.Fatalf("the load printed %q (%v): %s", l.stdout.String(), l.err, l.stderr.String())
+	}
+	if r.Requests == 0 {
+		l.t.Error("the load sent nothing")
+	}
+	l.t.Logf("load: %s", bytes.TrimSpace(l.stdout.Bytes()))
+	return r
 }
 
 func show(v any) string {

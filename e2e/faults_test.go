@@ -102,11 +102,14 @@ func answering(c *cluster) error {
 	return nil
 }
 
-// allReady is nil when every host is ready.
+// allReady is nil when as many hosts as there should be are there and ready.
 func allReady(c *cluster) error {
 	rows, err := list[kbroker.HostRow](c, "hosts")
 	if err != nil {
 		return err
+	}
+	if len(rows) != c.hosts {
+		return fmt.Errorf("%d hosts, want %d: %s", len(rows), c.hosts, show(rows))
 	}
 	for _, h := range rows {
 		if h.State != kbroker.HostReady {

@@ -41,6 +41,6 @@ func TestGrowUnderLoad(t *testing.T) {
 	c.whole(20 * time.Second)
 	t.Logf("replaced after %v", time.Since(began).Round(10*time.Millisecond))
 	end()
-	w.check()
+	w.check(t)
 	c.settled(20*time.Second, "wordcount", 3)
 }

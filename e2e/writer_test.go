@@ -6,28 +6,44 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
+	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker/client"
-	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
 
 // writer makes compare-and-set writes to the control store, one after the other,
 // and remembers what was acknowledged.
 type writer struct {
-	c    *cluster
-	nc   *nats.Conn
-	end  context.CancelFunc
-	done chan struct{}
+	nc     *nats.Conn
+	prefix string // of its keys; nobody else writes them
+	end    context.CancelFunc
+	done   chan struct{}
 
 	acked  map[string]uint64 // sequence by key
 	values map[string]string
 	writes int
-	gap    time.Duration
+	gap    time.Duration // the longest time without an acknowledgement
+	gapAt  time.Time     // when it began
 	lost   error
+}
+
+// readBack bounds how long it may take to read all acknowledged writes back.
+const readBack = 30 * time.Second
+
+// startWriter lets a writer begin on a connection, which stays the caller's.
+func startWriter(nc *nats.Conn) *writer {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &writer{
+		nc: nc, prefix: "test." + strconv.FormatInt(time.Now().UnixNano(), 36) + ".", end: cancel,
+		done: make(chan struct{}), acked: map[string]uint64{}, values: map[string]string{},
+	}
+	go w.run(ctx)
+	return w
 }
 
 func (c *cluster) writer() *writer {
@@ -36,28 +52,41 @@ func (c *cluster) writer() *writer {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	nc, err := nats.Connect(target.Servers[0], nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
-		nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+	nc, err := connectTo(target.Servers[0])
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	w := &writer{c: c, nc: nc, end: cancel, done: make(chan struct{}), acked: map[string]uint64{}, values: map[string]string{}}
-	go w.run(ctx)
+	w := startWriter(nc)
 	c.t.Cleanup(func() {
-		cancel()
-		<-w.done
+		w.stop()
 		nc.Close()
 	})
 	return w
+}
+
+// connectTo makes a connection that leaves a silent server as those of the
+// product do, and never gives up. It begins with the first server.
+func connectTo(servers ...string) (*nats.Conn, error) {
+	return nats.Connect(strings.Join(servers, ","), nats.DontRandomize(), nats.Timeout(time.Second),
+		nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+		nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+}
+
+// stop ends the writes.
+func (w *writer) stop() {
+	w.end()
+	<-w.done
 }
 
 func (w *writer) run(ctx context.Context) {
 	defer close(w.done)
 	const keys = 50
 	for n, last := 0, time.Now(); ctx.Err() == nil && w.lost == nil; n++ {
-		w.write(ctx, "test.key."+strconv.Itoa(n%keys), strconv.Itoa(n))
-		w.gap, last = max(w.gap, time.Since(last)), time.Now()
+		w.write(ctx, w.prefix+strconv.Itoa(n%keys), strconv.Itoa(n))
+		if took := time.Since(last); took > w.gap {
+			w.gap, w.gapAt = took, last
+		}
+		last = time.Now()
 	}
 }
 
@@ -127,25 +156,38 @@ func (w *writer) read(ctx context.Context, key string) (seq uint64, value string
 	return r.Message.Seq, string(r.Message.Data), nil
 }
 
-// check ends the writes and reads every acknowledged one back.
-func (w *writer) check() {
-	w.c.t.Helper()
-	w.end()
-	<-w.done
-	if w.lost != nil {
-		w.c.t.Error(w.lost)
+// verify ends the writes and reads every acknowledged one back.
+func (w *writer) verify() error {
+	w.stop()
+	switch {
+	case w.lost != nil:
+		return w.lost
+	case w.writes == 0:
+		return errors.New("no write was acknowledged")
 	}
-	if w.writes == 0 {
-		w.c.t.Error("no write was acknowledged")
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), readBack)
+	defer cancel()
 	for key, want := range w.acked {
-		wait.Until(w.c.t, 10*time.Second, func() error {
-			seq, value, err := w.read(context.Background(), key)
-			if err == nil && seq < want {
-				err = fmt.Errorf("key %s holds %q at %d; %q was acknowledged at %d", key, value, seq, w.values[key], want)
+		for {
+			seq, value, err := w.read(ctx, key)
+			if err == nil && seq >= want {
+				break
 			}
-			return err
-		})
+			if ctx.Err() != nil {
+				return fmt.Errorf("key %s holds %q at %d (%w); %q was acknowledged at %d", key, value, seq, err, w.values[key], want)
+			}
+			<-time.After(20 * time.Millisecond)
+		}
 	}
-	w.c.t.Logf("%d acknowledged writes, none lost; longest time without one %v", w.writes, w.gap.Round(time.Millisecond))
+	return nil
+}
+
+// check holds that no acknowledged write is lost.
+func (w *writer) check(t *testing.T) {
+	t.Helper()
+	if err := w.verify(); err != nil {
+		t.Errorf("after %d acknowledged writes: %v", w.writes, err)
+		return
+	}
+	t.Logf("%d acknowledged writes, none lost; longest time without one %v", w.writes, w.gap.Round(time.Millisecond))
 }

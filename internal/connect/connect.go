@@ -11,6 +11,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +28,9 @@ const (
 	// the third tick.
 	pingInterval = time.Second
 	maxPingsOut  = 2
+	// writeTimeout bounds one write to a server: as long as two pings. nats.go
+	// writes under the lock that its pings and callers need, for a minute.
+	writeTimeout = maxPingsOut * pingInterval
 	// After a round over all known servers the pause is random between
 	// reconnectMin and reconnectMax, the latter doubling with every round up
 	// to reconnectCap: a thousand processes must not come back in step.
@@ -69,6 +73,7 @@ func dial(ctx context.Context, d *dialer, servers []string, name string, extra [
 		nats.Timeout(attemptTimeout),
 		nats.PingInterval(pingInterval),
 		nats.MaxPingsOutstanding(maxPingsOut),
+		nats.FlusherTimeout(writeTimeout),
 		nats.MaxReconnects(-1),
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.ReconnectBufSize(reconnectBuffer),
@@ -107,7 +112,20 @@ func (d *dialer) Dial(network, address string) (net.Conn, error) {
 		return nil, err
 	}
 	d.conn = conn
-	return conn, nil
+	return leaving{conn}, nil
+}
+
+// leaving is a connection that is closed when a write takes too long, so that
+// its reader reports it. nats.go does so itself only when a part was written;
+// else it drops what it had to send and stays.
+type leaving struct{ net.Conn }
+
+func (l leaving) Write(b []byte) (int, error) {
+	n, err := l.Conn.Write(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		_ = l.Close() // its reader reports it
+	}
+	return n, err
 }
 
 func (d *dialer) begin() (context.Context, error) {

@@ -1,0 +1,183 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"testing"
+	"time"
+)
+
+// childEnv makes this test binary do one job, of the jobs below, until its
+// standard input ends: a client of a cluster has to be where that cluster can be
+// reached. It prints its report as one line of JSON.
+const childEnv = "KBROKER_TEST_E2E_CHILD"
+
+const (
+	writerJob = "writer"
+	proberJob = "prober"
+	// replicasJob does not wait for the end of standard input.
+	replicasJob = "replicas"
+)
+
+// child does a job, named in the environment, on the cores of the command line.
+func child(job string) int {
+	servers := os.Args[1:]
+	var err error
+	var report any
+	switch job {
+	case writerJob:
+		report, err = writeUntilTold(servers)
+	case proberJob:
+		report, err = probeUntilTold(servers)
+	case replicasJob:
+		report, err = replicas(servers)
+	default:
+		err = fmt.Errorf("there is no job %q", job)
+	}
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(report)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// told returns when the parent has closed standard input.
+func told() { _, _ = io.Copy(io.Discard, os.Stdin) }
+
+// childRun is a child that runs.
+type childRun struct {
+	t              *testing.T
+	cmd            *exec.Cmd
+	stdin          io.Closer
+	stdout, stderr bytes.Buffer
+	ended          bool
+}
+
+// startChild starts this binary where the cluster's people are.
+func (c *cluster) startChild(job string, servers []string) *childRun {
+	c.t.Helper()
+	r := &childRun{t: c.t, cmd: c.client(context.Background(), os.Args[0], servers...)}
+	r.cmd.Env = append(r.cmd.Env, childEnv+"="+job)
+	r.cmd.Stdout, r.cmd.Stderr = &r.stdout, &r.stderr
+	stdin, err := r.cmd.StdinPipe()
+	if err == nil {
+		r.stdin, err = stdin, r.cmd.Start()
+	}
+	if err != nil {
+		c.t.Fatalf("start the %s: %v", job, err)
+	}
+	c.t.Cleanup(func() {
+		if !r.ended {
+			_ = r.cmd.Process.Kill()
+			_ = r.cmd.Wait()
+		}
+	})
+	return r
+}
+
+// report ends the child and takes what it says.
+func (r *childRun) report(into any) {
+	r.t.Helper()
+	r.ended = true
+	_ = r.stdin.Close()
+	err := r.cmd.Wait()
+	if err == nil {
+		err = json.Unmarshal(r.stdout.Bytes(), into)
+	}
+	if err != nil {
+		r.t.Fatalf("a child printed %q (%v): %s", r.stdout.String(), err, r.stderr.String())
+	}
+}
+
+// writes is what a writer says.
+type writes struct {
+	Acknowledged int           `json:"acknowledged"`
+	Gap          time.Duration `json:"gap"` // the longest time without one
+	GapAt        time.Time     `json:"gap_at"`
+	Lost         string        `json:"lost"`
+}
+
+func writeUntilTold(servers []string) (writes, error) {
+	nc, err := connectTo(servers...)
+	if err != nil {
+		return writes{}, err
+	}
+	defer nc.Close()
+	w := startWriter(nc)
+	told()
+	r := writes{}
+	if err := w.verify(); err != nil {
+		r.Lost = err.Error()
+	}
+	r.Acknowledged, r.Gap, r.GapAt = w.writes, w.gap, w.gapAt
+	return r, nil
+}
+
+// startWrites makes compare-and-set writes beside what the test does; end reads
+// them back and holds that no acknowledged one is lost.
+func (c *cluster) startWrites(servers []string) (end func()) {
+	c.t.Helper()
+	r := c.startChild(writerJob, servers)
+	return func() {
+		c.t.Helper()
+		var w writes
+		r.report(&w)
+		if w.Lost != "" {
+			c.t.Errorf("after %d acknowledged writes: %s", w.Acknowledged, w.Lost)
+			return
+		}
+		c.t.Logf("%d acknowledged writes, 0 lost; longest time without one %v, from %s on",
+			w.Acknowledged, w.Gap.Round(time.Millisecond), w.GapAt.UTC().Format("15:04:05.000"))
+	}
+}
+
+// replicas are, by stream, the cores that have it and have caught up. Empty while
+// nobody answers.
+func replicas(servers []string) (map[string][]string, error) {
+	nc, err := connectTo(servers...)
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	reply, err := nc.Request("$JS.API.STREAM.LIST", nil, time.Second)
+	if err != nil {
+		return nil, nil
+	}
+	var list struct {
+		Streams []struct {
+			Config  struct{ Name string }
+			Cluster struct {
+				Leader   string
+				Replicas []struct {
+					Name    string
+					Current bool
+					Offline bool
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal(reply.Data, &list); err != nil {
+		return nil, err
+	}
+	out := map[string][]string{}
+	for _, s := range list.Streams {
+		on := []string{s.Cluster.Leader}
+		for _, r := range s.Cluster.Replicas {
+			if r.Current && !r.Offline {
+				on = append(on, r.Name)
+			}
+		}
+		slices.Sort(on)
+		out[s.Config.Name] = on
+	}
+	return out, nil
+}
