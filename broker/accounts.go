@@ -43,6 +43,10 @@ func (a accounts) apply(o *server.Options) {
 const (
 	reconnectWait   = 50 * time.Millisecond
 	reconnectJitter = 50 * time.Millisecond
+	// writeWithin bounds one write. A server that is about to stop may take a
+	// connection and never read from it; until the write ends, Close waits, by
+	// default for a minute.
+	writeWithin = 2 * time.Second
 )
 
 // connect opens an in-process connection to s that comes back by itself.
@@ -55,6 +59,7 @@ func connect(s *server.Server, opts ...nats.Option) (*nats.Conn, error) {
 		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
 		nats.PingInterval(pingInterval),
 		nats.MaxPingsOutstanding(maxPingsOut),
+		nats.FlusherTimeout(writeWithin),
 	}, opts...)...)
 }
 
