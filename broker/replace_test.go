@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -174,7 +175,7 @@ func (f *fleet) ended(name kbroker.HostID) {
 	select {
 	case <-gone:
 	case <-time.After(20 * time.Second):
-		_ = c.cmd.Process.Kill()
+		_ = c.cmd.Process.Signal(syscall.SIGQUIT) // its log says where it is
 		<-gone
 		f.t.Errorf("the removed %s goes on", name)
 	}
