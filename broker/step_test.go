@@ -86,7 +86,8 @@ func TestStep(t *testing.T) {
 		{"it is not retired while the size disagrees with the members", with(members(two, "a", "b", "c"), func(o *observation) { o.size = 4 }), action{}},
 		{
 			"a retired witness that is a member again is removed again",
-			with(members(two, "b", "a", "c", "a.witness?"), func(o *observation) { o.witness, o.leader = false, "b" }), action{deed: removeWitness},
+			with(members(two, "b", "a", "c", "a.witness?"), func(o *observation) { o.witness, o.leader = false, "b" }),
+			action{deed: removeWitness},
 		},
 
 		{"the leader's host raises the first stream by name", streams(three, r1("s2", "a"), r1("s1", "a"), r3("s0")), action{deed: raiseStream, stream: "s1"}},
