@@ -42,15 +42,8 @@ func (n *Namespace) Command(ctx context.Context, program string, args ...string)
 // Process is one that Start started.
 type Process struct {
 	PID  int
-	done chan struct{}
-	err  error
+	done chan struct{} // closed when it has ended
 }
-
-// Done is closed when the process has ended.
-func (p *Process) Done() <-chan struct{} { return p.done }
-
-// Err is how the process ended; valid after Done.
-func (p *Process) Err() error { return p.err }
 
 // Start starts a process in the background, its output appended to Output. It
 // ends by itself, by a fault, or with the lab.
@@ -67,7 +60,7 @@ func (n *Namespace) Start(program string, args ...string) *Process {
 	p := &Process{PID: cmd.Process.Pid, done: make(chan struct{})}
 	go func() { // reap waits for it
 		defer close(p.done)
-		p.err = cmd.Wait()
+		_ = cmd.Wait() // how it ended is in Output
 	}()
 	n.mu.Lock()
 	defer n.mu.Unlock()
