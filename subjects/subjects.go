@@ -341,6 +341,12 @@ func AllocatorLease(t kbroker.TenantID, a kbroker.AppName) string {
 	return ownershipPrefix(t, a) + "lease.alloc"
 }
 
+// IsAllocatorLease reports whether a subject is that of an app's AllocatorLease.
+func IsAllocatorLease(subject string) bool {
+	t := strings.Split(subject, ".")
+	return len(t) == 5 && AllocatorLease(kbroker.TenantID(t[1]), kbroker.AppName(t[2])) == subject
+}
+
 func ownershipPrefix(t kbroker.TenantID, a kbroker.AppName) string {
 	return "own." + string(t) + "." + string(a) + "."
 }

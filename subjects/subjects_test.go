@@ -229,6 +229,9 @@ func TestStreamNamesAreApart(t *testing.T) {
 			if lease := subjects.AllocatorLease(tenant, app); !matches(all, lease) {
 				t.Errorf("the lease %q is not in the stream of %q", lease, all)
 			}
+			if lease := subjects.AllocatorLease(tenant, app); !subjects.IsAllocatorLease(lease) || subjects.IsAllocatorLease(lease+".x") || subjects.IsAllocatorLease(all) {
+				t.Errorf("the lease %q is not told from other subjects", lease)
+			}
 			seen[stream] = who
 		}
 		if stream := subjects.Artifacts(tenant); strings.ContainsAny(stream, ". *>/\\") || seen[stream] != "" {

@@ -1,0 +1,159 @@
+package state
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// Steps of a rescue.
+const (
+	// rescueEpochs are added to every epoch, and to the revision of every head:
+	// the copy may lack the last ones that the lost cluster gave away, and what
+	// acts by one of those must be older than all that follows.
+	rescueEpochs = 1_000_000
+	// rescueInstances are added to the number of an app's next instance for the
+	// same reason: a name is used once.
+	rescueInstances = 1_000
+)
+
+// Rescue decides what becomes of the records of a lost cluster in the one that
+// is made of their copies. Pure, and for one pass over all streams.
+//
+//   - Every other core is removed; workers stay.
+//   - Epochs, and the revisions of heads, are higher than any that was given
+//     away: what still runs anywhere leaves, and is started again.
+//   - Leases are released.
+//   - Statuses and the numbers of reports are dropped: agents say them again.
+//   - Everything else, also what this build does not know, is as it was.
+type Rescue struct {
+	host kbroker.HostID // founds the new cluster
+	now  time.Time      // wall clock, for display
+
+	member bool // a record says that the host was a member
+	lost   []kbroker.HostID
+	heads  map[kbroker.HostID]kbroker.Head
+	on     map[kbroker.HostID][]kbroker.Placement
+}
+
+// NewRescue begins the rescue by a host.
+func NewRescue(host kbroker.HostID, now time.Time) *Rescue {
+	return &Rescue{host: host, now: now, heads: map[kbroker.HostID]kbroker.Head{}, on: map[kbroker.HostID][]kbroker.Placement{}}
+}
+
+// Lost are the cores that the records seen so far have removed, by name.
+func (r *Rescue) Lost() []kbroker.HostID { return slices.Sorted(slices.Values(r.lost)) }
+
+// Change returns what to store in place of a stored message; with nil, at the
+// end of each stream, what to store behind it. Refused: a record that must be
+// changed is not readable, or the copy ends before the host had joined.
+func (r *Rescue) Change(stream string, m *nats.Msg) ([]*nats.Msg, error) {
+	switch {
+	case stream == subjects.StatusStream:
+		return nil, nil
+	case stream == subjects.ControlStream && m == nil:
+		return r.end()
+	case m == nil:
+		return nil, nil
+	case stream == subjects.ControlStream:
+		return r.record(m)
+	case subjects.IsAllocatorLease(m.Subject):
+		return release(m)
+	}
+	return []*nats.Msg{m}, nil
+}
+
+// record changes one record of the control store.
+func (r *Rescue) record(m *nats.Msg) ([]*nats.Msg, error) {
+	rec := decode(message{subject: m.Subject, header: m.Header, data: m.Data}, subjects.ControlKey)
+	switch {
+	case rec.gone:
+		return nil, nil // nobody has seen it in the new cluster
+	case rec.err != nil:
+		return nil, unreadable(m.Subject, rec.err)
+	}
+	switch rec.id.Table {
+	case subjects.NonceTable, subjects.CanaryTable:
+		return nil, nil // each core writes its own
+	case subjects.LeaseTable:
+		return release(m)
+	}
+	switch v := rec.value.(type) {
+	case kbroker.AppRecord:
+		v.NextInstance += rescueInstances
+		return written(m, v), nil
+	case kbroker.Demand:
+		v.Epoch += rescueEpochs
+		return written(m, v), nil
+	case kbroker.Placement:
+		v.Epoch += rescueEpochs
+		r.on[v.Host] = append(r.on[v.Host], v)
+		return written(m, v), nil
+	case kbroker.Head:
+		r.heads[v.Host] = v
+		return nil, nil // follows when all placements are known
+	case kbroker.Host:
+		return written(m, r.judge(v)), nil
+	}
+	return []*nats.Msg{m}, nil
+}
+
+// judge says what becomes of a host.
+func (r *Rescue) judge(h kbroker.Host) kbroker.Host {
+	switch {
+	case !h.Member():
+	case h.Name == r.host:
+		r.member = true
+		h.Maintenance = nil // it was given by who is not there any more
+	case h.Role == kbroker.RoleCore:
+		r.lost = append(r.lost, h.Name)
+		h.State, h.Since, h.Drain, h.Maintenance = kbroker.HostRemoved, r.now, nil, nil
+	}
+	return h
+}
+
+// end returns the heads of all hosts that had one, or have placements.
+func (r *Rescue) end() ([]*nats.Msg, error) {
+	if !r.member {
+		return nil, kbroker.Errorf(kbroker.Refused, "the copy does not know host %s as a member: it was not whole yet", r.host).
+			WithHint("nothing can be rescued from it")
+	}
+	for host := range r.on {
+		if _, ok := r.heads[host]; !ok {
+			r.heads[host] = kbroker.Head{Host: host}
+		}
+	}
+	var out []*nats.Msg
+	for _, host := range slices.Sorted(maps.Keys(r.heads)) {
+		out = append(out, newRecord(subjects.Control(subjects.KeyHead(host)), kbroker.Head{
+			Host: host, Revision: r.heads[host].Revision + rescueEpochs,
+			Count: len(r.on[host]), Hash: kbroker.PlacementsHash(r.on[host]),
+		}))
+	}
+	return out, nil
+}
+
+// release gives a lease back that nobody can hold any more.
+func release(m *nats.Msg) ([]*nats.Msg, error) {
+	var l leaseRecord
+	if err := json.Unmarshal(m.Data, &l); err != nil {
+		return nil, unreadable(m.Subject, err)
+	}
+	l.Epoch += rescueEpochs
+	l.Released = true
+	return written(m, l), nil
+}
+
+// written is a record in place of the one in m.
+func written(m *nats.Msg, v any) []*nats.Msg { return []*nats.Msg{newRecord(m.Subject, v)} }
+
+func unreadable(subject string, err error) error {
+	return kbroker.Errorf(kbroker.Refused, "the record %s is not readable: %v", subject, err).
+		WithHint("a newer kbroker may have written it; rescue with that one")
+}
