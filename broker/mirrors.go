@@ -37,6 +37,10 @@ var (
 	streamMetaFile = "meta.inf"
 )
 
+// answerHeaders are what the server adds to a stored message when it answers a
+// direct get.
+var answerHeaders = []string{server.JSStream, server.JSSequence, server.JSTimeStamp, server.JSSubject, server.JSLastSequence, server.JSNumPending}
+
 // Mirrors are the streams of a lost cluster of two that its second core holds,
 // open for reading: the mirrors, and what it held itself. They are read from a
 // copy of their files by a server without a cluster: nothing in the directory is
@@ -213,6 +217,9 @@ func (m *Mirrors) Each(ctx context.Context, s MirroredStream, yield func(*nats.M
 		}
 		if err != nil {
 			return fmt.Errorf("read copy %s at %d: %w", s.stored, next, err)
+		}
+		for _, name := range answerHeaders {
+			raw.Header.Del(name)
 		}
 		if err := yield(&nats.Msg{Subject: raw.Subject, Header: raw.Header, Data: raw.Data}); err != nil {
 			return err

@@ -51,6 +51,14 @@ func TestTheFounderOfTwoIsLostAndItsCopyRestored(t *testing.T) {
 	w.stop()
 	sameContent(t, nc, subjects.ControlStream, subjects.MirrorOf(subjects.ControlStream, "b"))
 	sameContent(t, nc, "many", subjects.MirrorOf("many", "b"))
+	contents := map[string]string{}
+	for k := range w.acked {
+		m, err := last(nc, subjects.ControlStream, subjects.Control(k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		contents[k] = string(m.Data)
+	}
 	founder.kill()
 	if err := second.stop(); err != nil {
 		t.Fatal(err)
@@ -117,11 +125,14 @@ func TestTheFounderOfTwoIsLostAndItsCopyRestored(t *testing.T) {
 			t.Errorf("%s key: %v, %v, want nothing or a marker", k, m, err)
 		}
 	}
+	if m, err := last(nc, "many", "many.1"); err != nil || len(m.Header) != 0 {
+		t.Errorf("a message without headers has %q (%v)", m.Header, err)
+	}
 	// Sequences are new, contents are not.
 	for k, sequence := range w.acked {
-		old, err := last(nc, subjects.ControlStream, subjects.Control(k))
-		if err != nil || string(old.Data) == "" {
-			t.Errorf("key %s, acknowledged as %d: %v, %v", k, sequence, old, err)
+		now, err := last(nc, subjects.ControlStream, subjects.Control(k))
+		if err != nil || contents[k] == "" || string(now.Data) != contents[k] {
+			t.Errorf("key %s, acknowledged as %d with %q: %v, %v", k, sequence, contents[k], now, err)
 		}
 	}
 	info, err := streamOf(nc, subjects.ControlStream)
