@@ -52,6 +52,8 @@ type membership struct {
 	Generation  int    `json:"generation"` // of the admission
 	// Removed: the cluster has removed this host; it never runs again.
 	Removed bool `json:"removed,omitempty"`
+	// RescuedFrom is the cluster whose second core this host was; see Rescue.
+	RescuedFrom string `json:"rescued_from,omitempty"`
 
 	mu    sync.Mutex
 	Cores []kbroker.CoreAddr `json:"cores"` // the others
@@ -98,12 +100,14 @@ func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*
 		}
 	}
 	if cfg.Found {
-		m.ClusterID, m.Founded, m.Generation = "kb-"+strings.ToLower(rand.Text()[:12]), true, 1
+		m.ClusterID, m.Founded, m.Generation = newClusterID(), true, 1
 	} else if err := m.join(ctx, cfg.Join, cfg.Labels, log); err != nil {
 		return nil, err
 	}
 	return m, m.save()
 }
+
+func newClusterID() string { return "kb-" + strings.ToLower(rand.Text()[:12]) }
 
 // joinAgain asks again for an admission that this host did not use: it may have
 // been taken back, and another host be joining now.
@@ -282,23 +286,23 @@ func (m *membership) save() error {
 	if err != nil {
 		return fmt.Errorf("marshal membership: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(m.path), membershipFile+"-*")
+	return writeDurably(m.path, append(raw, '\n'))
+}
+
+// writeDurably replaces a file so that a crash leaves the old or the new one.
+func writeDurably(path string, content []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+"-*")
 	if err != nil {
-		return fmt.Errorf("write membership: %w", err)
+		return fmt.Errorf("write %s: %w", path, err)
 	}
-	_, err = f.Write(append(raw, '\n'))
+	_, err = f.Write(content)
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write membership: %w", err), os.Remove(f.Name()))
+		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
 	}
-	if err := os.Rename(f.Name(), m.path); err != nil {
-		return errors.Join(fmt.Errorf("write membership: %w", err), os.Remove(f.Name()))
+	if err := os.Rename(f.Name(), path); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
 	}
-	d, err := os.Open(filepath.Dir(m.path))
-	if err != nil {
-		return fmt.Errorf("write membership: %w", err)
-	}
-	defer d.Close()
-	return d.Sync()
+	return syncPath(filepath.Dir(path))
 }
 
 // servers are the cores' client URLs: a core's own first, and those that a worker

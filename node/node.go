@@ -84,6 +84,11 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer dir.Close()
+	if done, err := endRescue(dir.Path); err != nil {
+		return err
+	} else if done != nil {
+		cfg.Log.Info("ended a rescue that was cut off", "component", "node", "object", done.Old)
+	}
 	m, err := establish(ctx, dir.Path, cfg, cfg.Log.With("component", "node"))
 	if err != nil {
 		if ctx.Err() != nil {

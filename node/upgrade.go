@@ -35,18 +35,9 @@ type Member struct {
 // MemberOf tells which host's agent runs on a data directory. NotFound when none
 // runs, or the directory belongs to no cluster.
 func MemberOf(dir string) (Member, error) {
-	m := membership{}
-	source := filepath.Join(dir, membershipFile)
-	raw, err := os.ReadFile(source)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Member{}, kbroker.Errorf(kbroker.NotFound, "%s is not the data directory of a host", dir).
-			WithHint("name it with --dir; a cluster of kbroker up has one for each host, such as .kbroker/h1")
-	}
-	if err == nil {
-		err = json.Unmarshal(raw, &m)
-	}
+	m, err := readMember(dir)
 	if err != nil {
-		return Member{}, fmt.Errorf("read %s: %w", source, err)
+		return Member{}, err
 	}
 	if m.Removed {
 		return Member{}, m.errRemoved()
@@ -59,7 +50,7 @@ func MemberOf(dir string) (Member, error) {
 		return Member{}, kbroker.Errorf(kbroker.NotFound, "no agent runs on %s", dir).
 			WithHint("there is nothing to restart: start it with kbroker agent --dir %s, or systemctl start kbroker", dir)
 	}
-	out := Member{Host: m.Host, Role: m.Role, Source: source, Process: holder.Process, Program: holder.Executable}
+	out := Member{Host: m.Host, Role: m.Role, Source: m.path, Process: holder.Process, Program: holder.Executable}
 	own := ""
 	if m.Client != "" {
 		own = url(m.Client)
@@ -73,6 +64,23 @@ func MemberOf(dir string) (Member, error) {
 		out.Servers = append(out.Servers, own)
 	}
 	return out, nil
+}
+
+// readMember reads who the host of a data directory is. NotFound: it is not one.
+func readMember(dir string) (*membership, error) {
+	m := &membership{path: filepath.Join(dir, membershipFile)}
+	raw, err := os.ReadFile(m.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, kbroker.Errorf(kbroker.NotFound, "%s is not the data directory of a host", dir).
+			WithHint("name it with --dir; a cluster of kbroker up has one for each host, such as .kbroker/h1")
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, m)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", m.path, err)
+	}
+	return m, nil
 }
 
 // CheckProgram tells the version of a program that is to run on this machine.

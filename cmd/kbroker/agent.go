@@ -44,7 +44,7 @@ kbroker agent config prints a file with every setting and what it means.`,
 	f.StringVar(&configFile, "config", "", "read settings from this YAML `file`")
 	must(cmd.MarkFlagFilename("config", "yaml", "yml"))
 	addSettingFlags(cmd)
-	cmd.AddCommand(c.agentConfigCommand(), c.agentInstallCommand(), c.agentUpgradeCommand())
+	cmd.AddCommand(c.agentConfigCommand(), c.agentInstallCommand(), c.agentUpgradeCommand(), c.agentRescueCommand())
 	return cmd
 }
 

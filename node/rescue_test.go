@@ -1,0 +1,248 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// The second of two hosts is rescued: refused while it runs and while the other
+// answers, and it changes nothing unless it is finished; then the same directory
+// starts as a cluster of one, which another host joins.
+func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
+	work := t.TempDir()
+	dir := func(host string) string { return filepath.Join(work, host) }
+	stopFounder := start(t, Config{Dir: dir("a"), Name: "a", Found: true, Advertise: "127.0.0.1"})
+	founder := awaitLeader(t, dir("a"))
+	stopSecond := start(t, Config{Dir: dir("b"), Name: "b", Join: []string{founder.Client}, Advertise: "127.0.0.1"})
+	awaitCopies(t, founder.Client, "b")
+	refused(t, dir("b"), "another agent holds")
+	if err := stopSecond(); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir("b"), "core a of cluster "+founder.ClusterID+" is not lost")
+	if err := stopFounder(); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir("a"), "it has the data itself")
+
+	before := listing(t, dir("b"))
+	r := begin(t, dir("b"))
+	if r.Host != "b" || r.ClusterID != founder.ClusterID || !slices.Equal(r.Lost, []kbroker.HostID{"a"}) || r.Ended != nil {
+		t.Errorf("found %+v, want b of %s that has lost a", r, founder.ClusterID)
+	}
+	control := slices.IndexFunc(r.Streams, func(s RescuedStream) bool { return s.Name == subjects.ControlStream })
+	if control < 0 || r.Streams[control].Messages == 0 || time.Since(r.Newest()) > time.Minute {
+		t.Errorf("found streams %+v", r.Streams)
+	}
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Finish(canceled); err == nil {
+		t.Error("a rescue that was called off succeeded")
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if after := listing(t, dir("b")); after != before {
+		t.Errorf("the directory of a rescue that was not finished was\n%s\nand is\n%s", before, after)
+	}
+
+	r = begin(t, dir("b"))
+	done, err := r.Finish(t.Context())
+	if err := errors.Join(err, r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if done.ClusterID == founder.ClusterID || done.Old != filepath.Join(r.dir.Path, "broker.of-"+founder.ClusterID) {
+		t.Errorf("made %+v out of %s", done, founder.ClusterID)
+	}
+	if _, err := os.Stat(filepath.Join(done.Old, "identity.json")); err != nil {
+		t.Errorf("the old data: %v", err)
+	}
+	refused(t, dir("b"), "was rescued already")
+	// Its settings still say whom it joined once.
+	start(t, Config{Dir: dir("b"), Name: "b", Join: []string{founder.Client}, Advertise: "127.0.0.1"})
+	rescued := awaitLeader(t, dir("b"))
+	if rescued.ClusterID != done.ClusterID || !rescued.Founded || len(rescued.Cores) != 0 || rescued.RescuedFrom != founder.ClusterID {
+		t.Errorf("the host is %+v", rescued)
+	}
+	start(t, Config{Dir: dir("c"), Name: "c", Join: []string{rescued.Client}, Advertise: "127.0.0.1"})
+	awaitCopies(t, rescued.Client, "c")
+	if err := Run(t.Context(), Config{Dir: dir("d"), Name: "a", Join: []string{rescued.Client}, Advertise: "127.0.0.1"}); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a new host under the name of the lost one: %v, want refused", err)
+	}
+}
+
+func begin(t *testing.T, dir string) *Rescue {
+	t.Helper()
+	r, err := BeginRescue(t.Context(), dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// refused holds that a rescue is, with a reason and a hint.
+func refused(t *testing.T, dir, why string) {
+	t.Helper()
+	r, err := BeginRescue(t.Context(), dir, nil)
+	if err == nil {
+		t.Fatalf("the rescue of %s began (%v), want it refused: %s", dir, r.Close(), why)
+	}
+	if e := kbroker.AsError(err); e.Code != kbroker.Refused || !strings.Contains(e.Message, why) || e.Hint == "" {
+		t.Errorf("the rescue of %s: %v (hint %q), want refused: %s", dir, err, e.Hint, why)
+	}
+}
+
+// awaitCopies waits until each stream has a copy, and the host is a member.
+func awaitCopies(t *testing.T, addr string, second kbroker.HostID) {
+	t.Helper()
+	nc, err := nats.Connect(url(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	wait.Until(t, 30*time.Second, func() error {
+		reply, err := nc.Request(subjects.Host(second, subjects.VerbCheckup), []byte("{}"), 2*time.Second)
+		if err != nil {
+			return err
+		}
+		var got kbroker.Checkup
+		if err := json.Unmarshal(reply.Data, &got); err != nil {
+			return err
+		}
+		if got.Core == nil || !got.Core.Mirrored {
+			return fmt.Errorf("the checkup of %s is %s", second, reply.Data)
+		}
+		return nil
+	})
+}
+
+// listing of a directory, without what its lock writes.
+func listing(t *testing.T, dir string) string {
+	t.Helper()
+	var list strings.Builder
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.Name() == "agent.json" || path == dir {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			fmt.Fprintln(&list, path, info.Size(), info.ModTime())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.String()
+}
+
+// Whatever step it was killed behind: the next one ends the swap, also if it is
+// killed in turn.
+func TestASwapIsEndedWhereItWasCutOff(t *testing.T) {
+	was := &membership{ClusterID: "kb-old", Host: "b", Role: kbroker.RoleCore, Fingerprint: "f", Generation: 3, Client: "c", Route: "r", Cores: []kbroker.CoreAddr{{Host: "a"}}}
+	steps := []struct {
+		name string
+		do   func(dir string) error
+	}{
+		{"the intent", func(dir string) error {
+			return writeIntent(dir, intent{Old: oldDir("kb-old"), Membership: was.rescued("kb-new")})
+		}},
+		{"the old directory's move", func(dir string) error { return os.Rename(brokerDir(dir), filepath.Join(dir, "broker.of-kb-old")) }},
+		{"the new directory's move", func(dir string) error { return os.Rename(filepath.Join(dir, freshDir), brokerDir(dir)) }},
+		{"the membership", func(dir string) error {
+			m := was.rescued("kb-new")
+			m.path = filepath.Join(dir, membershipFile)
+			return m.save()
+		}},
+	}
+	for n := range len(steps) + 1 {
+		name := "before the intent"
+		if n > 0 {
+			name = "behind " + steps[n-1].name
+		}
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for sub, content := range map[string]string{brokerDir(dir): "old", filepath.Join(dir, freshDir): "new"} {
+				if err := errors.Join(os.Mkdir(sub, 0o700), os.WriteFile(filepath.Join(sub, "content"), []byte(content), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			was.path = filepath.Join(dir, membershipFile)
+			if err := was.save(); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range steps[:n] {
+				if err := s.do(dir); err != nil {
+					t.Fatal(err)
+				}
+			}
+			done, err := endRescue(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]string{"broker": "new", "broker.of-kb-old": "old"}
+			id := "kb-new"
+			if n == 0 {
+				want, id = map[string]string{"broker": "old", "broker.rescue": "new"}, "kb-old"
+			}
+			if (done != nil) != (n > 0) {
+				t.Errorf("ended %+v", done)
+			}
+			for sub, content := range want {
+				if b, err := os.ReadFile(filepath.Join(dir, sub, "content")); err != nil || string(b) != content {
+					t.Errorf("%s has %q (%v), want %q", sub, b, err, content)
+				}
+			}
+			m, err := readMember(dir)
+			if err != nil || m.ClusterID != id || m.Host != "b" || m.Generation != 3 || m.Founded != (n > 0) {
+				t.Errorf("the membership is %+v (%v), want that of %s", m, err, id)
+			}
+			if again, err := endRescue(dir); again != nil || err != nil {
+				t.Errorf("ended twice: %+v, %v", again, err)
+			}
+		})
+	}
+}
+
+func TestRescueIsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		member string // the file; empty: there is none
+		want   kbroker.Code
+		says   string
+	}{
+		"a directory of nobody":         {"", kbroker.NotFound, "not the data directory of a host"},
+		"a host that waits to join":     {`{"host":"b","role":"core"}`, kbroker.Refused, "has not joined"},
+		"a removed host":                {`{"host":"b","role":"core","cluster_id":"kb-x","removed":true}`, kbroker.Refused, "was removed"},
+		"a worker":                      {`{"host":"b","role":"worker","cluster_id":"kb-x"}`, kbroker.Refused, "is a worker"},
+		"a core without a copy":         {`{"host":"b","role":"core","cluster_id":"kb-x"}`, kbroker.Refused, "there is no copy"},
+		"a core that rescued itself":    {`{"host":"b","role":"core","cluster_id":"kb-x","founded":true,"rescued_from":"kb-y"}`, kbroker.Refused, "rescued already"},
+		"a core whose cluster is alone": {`{"host":"b","role":"core","cluster_id":"kb-x","founded":true}`, kbroker.Refused, "the data itself"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if tc.member != "" {
+				if err := os.WriteFile(filepath.Join(dir, membershipFile), []byte(tc.member), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := BeginRescue(t.Context(), dir, nil)
+			if e := kbroker.AsError(err); err == nil || e.Code != tc.want || !strings.Contains(e.Message, tc.says) || e.Hint == "" {
+				t.Errorf("%v (hint %q), want %s: %s", err, e.Hint, tc.want, tc.says)
+			}
+		})
+	}
+}
