@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -64,6 +65,9 @@ func BeginRescue(ctx context.Context, path string, log *slog.Logger) (_ *Rescue,
 	if _, err := readMember(path); err != nil {
 		return nil, err
 	}
+	if err := ownedByMe(path); err != nil {
+		return nil, err
+	}
 	r := &Rescue{log: log}
 	if r.dir, err = agent.Lock(path); err != nil {
 		return nil, err
@@ -90,6 +94,20 @@ func BeginRescue(ctx context.Context, path string, log *slog.Logger) (_ *Rescue,
 		return nil, err
 	}
 	return r, r.read(ctx)
+}
+
+// ownedByMe refuses who is not the owner of a data directory: its agent could
+// not read what is written.
+func ownedByMe(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("look at the data directory: %w", err)
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok && int(s.Uid) != os.Geteuid() {
+		return kbroker.Errorf(kbroker.Refused, "%s belongs to user %d, and this runs as user %d", path, s.Uid, os.Geteuid()).
+			WithHint("run it as the agent's user")
+	}
+	return nil
 }
 
 // rescuable refuses who has no copy of others.

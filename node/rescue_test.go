@@ -218,6 +218,65 @@ func TestASwapIsEndedWhereItWasCutOff(t *testing.T) {
 	}
 }
 
+// Whoever comes next ends a rescue that was cut off: the next rescue, or an
+// agent (this one is of a removed host, and runs no further).
+func TestARescueIsEndedByTheNextOne(t *testing.T) {
+	for name, end := range map[string]func(dir string) error{
+		"rescue": func(dir string) error {
+			r, err := BeginRescue(t.Context(), dir, nil)
+			if err != nil {
+				return err
+			}
+			if r.Ended == nil || r.Ended.ClusterID != "kb-new" || r.Ended.Old != filepath.Join(r.dir.Path, "broker.of-kb-old") {
+				t.Errorf("ended %+v", r.Ended)
+			}
+			return r.Close()
+		},
+		"agent": func(dir string) error {
+			err := Run(t.Context(), Config{Dir: dir})
+			if err == nil || !strings.Contains(err.Error(), "was removed from cluster kb-new") {
+				return fmt.Errorf("the agent ended with %w", err)
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			was := &membership{path: filepath.Join(dir, membershipFile), ClusterID: "kb-old", Host: "b", Role: kbroker.RoleCore}
+			next := was.rescued("kb-new")
+			next.Removed = true
+			err := errors.Join(os.Mkdir(brokerDir(dir), 0o700), os.Mkdir(filepath.Join(dir, freshDir), 0o700), was.save(),
+				writeIntent(dir, intent{Old: oldDir("kb-old"), Membership: next}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := end(dir); err != nil {
+				t.Error(err)
+			}
+			for _, sub := range []string{"broker", "broker.of-kb-old"} {
+				if _, err := os.Stat(filepath.Join(dir, sub)); err != nil {
+					t.Error(err)
+				}
+			}
+			if m, err := readMember(dir); err != nil || m.ClusterID != "kb-new" {
+				t.Errorf("the membership is %+v (%v)", m, err)
+			}
+		})
+	}
+}
+
+func TestARescueByAnotherUserIsRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give a directory to another user")
+	}
+	dir := t.TempDir()
+	err := errors.Join(os.WriteFile(filepath.Join(dir, membershipFile), []byte(`{"host":"b","role":"core","cluster_id":"kb-x"}`), 0o600), os.Chown(dir, 4711, -1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir, "belongs to user 4711")
+}
+
 func TestRescueIsRefused(t *testing.T) {
 	for name, tc := range map[string]struct {
 		member string // the file; empty: there is none
