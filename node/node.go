@@ -1,7 +1,8 @@
 // Package node is the composition root of a host: it turns a configuration
 // into running parts and stops them in order.
 //
-//	lock the directory -> who am I (membership.json; found or join)
+//	lock the directory -> end a rescue that was cut off (swap.go)
+//	-> who am I (membership.json; found or join)
 //	  core:   -> broker -> agent (heartbeats at once) and super (when JetStream answers)
 //	  worker: -> agent, as a client of the cores
 //
