@@ -156,7 +156,13 @@ func (m *Mirrors) open(log *slog.Logger) error {
 	m.server = s
 	fatal := make(chan error, 1)
 	// That a mirror's source is not there is said again and again.
-	s.SetLoggerV2(&logger{log: log.With("server", o.ServerName), fatal: func(err error) { fatal <- err }}, false, false, false)
+	first := func(err error) {
+		select {
+		case fatal <- err:
+		default:
+		}
+	}
+	s.SetLoggerV2(&logger{log: log.With("server", o.ServerName), fatal: first}, false, false, false)
 	s.Start()
 	if !s.ReadyForConnections(mirrorsOpenWithin) {
 		select {
