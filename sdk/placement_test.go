@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -104,19 +105,18 @@ func TestAnInstanceAsksWhenItsConnectionIsBack(t *testing.T) {
 	s := natstest.Start(t)
 	p := newProxy(t, s)
 	a := newApp(p.url, "echo-echo-1")
-	answer := make(chan []byte, 1)
+	var record atomic.Pointer[[]byte] // stays once it is written: the first question may be answered late
 	core := s.Connect(t)
 	_, err := core.QueueSubscribe(subjects.Core(subjects.VerbPlacement, kbroker.DefaultTenant), subjects.QueueCore, func(m *nats.Msg) {
 		var q kbroker.PlacementRequest
 		if err := json.Unmarshal(m.Data, &q); err != nil || q.Host != "h1" || q.Instance != "echo-echo-1" {
 			t.Errorf("asked %s, want host and instance", m.Data)
 		}
-		select {
-		case b := <-answer:
-			_ = m.Respond(b)
-		default: // not found: no reason to leave
-			_ = m.RespondMsg(errorReply(m.Reply, nil, kbroker.Errorf(kbroker.NotFound, "no placement")))
+		if b := record.Load(); b != nil {
+			_ = m.Respond(*b)
+			return
 		}
+		_ = m.RespondMsg(errorReply(m.Reply, nil, kbroker.Errorf(kbroker.NotFound, "no placement"))) // no reason to leave
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,8 @@ func TestAnInstanceAsksWhenItsConnectionIsBack(t *testing.T) {
 	}
 	r := start(t, a)
 	p.cut()
-	answer <- placed(t, a.identity, 6, true) // written, and published to nobody
+	written := placed(t, a.identity, 6, true) // and published to nobody
+	record.Store(&written)
 	p.lead(s)
 	if err := r.ended(t); err != nil {
 		t.Errorf("Run: %v, want nil", err)
