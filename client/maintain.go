@@ -44,8 +44,10 @@ func (c *Client) Checkup(ctx context.Context, host kbroker.HostID) (kbroker.Chec
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return out, kbroker.Errorf(kbroker.Unavailable, "the agent of host %s is not there", host)
+	case errors.Is(err, context.DeadlineExceeded):
+		return out, kbroker.Errorf(kbroker.Unavailable, "the agent of host %s does not answer", host)
 	case err != nil:
-		return out, kbroker.Errorf(kbroker.Unavailable, "the agent of host %s does not answer: %v", host, err)
+		return out, kbroker.Errorf(kbroker.Unavailable, "the agent of host %s: %v", host, err)
 	}
 	return out, decode(m, &out)
 }

@@ -9,11 +9,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/natstest"
+	"github.com/kbroker/kbroker/node"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -47,6 +49,7 @@ func newFakeCore(t testing.TB) *fakeCore {
 		subjects.SuperAll():                        f.super,
 		subjects.Upload("h1", "*"):                 f.chunk,
 		subjects.Host("h1", subjects.VerbLogs):     f.logs,
+		subjects.Host("h1", subjects.VerbCheckup):  f.checkup,
 		subjects.Method("hello", "hello", "greet"): f.greet,
 	} {
 		if _, err := conn.Subscribe(subject, func(m *nats.Msg) {
@@ -252,6 +255,15 @@ func (f *fakeCore) chunk(m *nats.Msg) (any, error) {
 		return nil, err
 	}
 	return kbroker.ArtifactChunkReply{Received: offset + int64(copy(file[offset:], m.Data))}, nil
+}
+
+// checkup is that of a host with a clock of its own and nothing else to say.
+func (f *fakeCore) checkup(*nats.Msg) (any, error) {
+	return kbroker.Checkup{
+		Host: "h1", Role: kbroker.RoleCore, Version: node.Version, PID: 4711, Now: time.Now(), Proven: true,
+		Disk: kbroker.DiskCheckup{Path: "/data/h1", FreeBytes: 50 << 30, TotalBytes: 100 << 30},
+		Core: &kbroker.CoreCheckup{Fresh: true, Leader: f.leader, Settled: true, Mirrored: true, Writable: f.leader},
+	}, nil
 }
 
 func (f *fakeCore) logs(m *nats.Msg) (any, error) {

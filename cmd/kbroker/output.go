@@ -100,14 +100,6 @@ func encodeJSON(w io.Writer, v any, indent string) error {
 	return e.Encode(v)
 }
 
-// counted is a number of things in words.
-func counted(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
-}
-
 // say tells a person how the work goes; programs read results only.
 func (c *cli) say(format string, args ...any) {
 	if c.output == formatTable {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
 	"github.com/kbroker/kbroker/spec"
 )
 
@@ -133,7 +134,7 @@ var planMarks = map[kbroker.ServiceChange][2]string{
 
 func (c *cli) planService(w io.Writer, p kbroker.PlanReply, s kbroker.ServicePlan) {
 	mark := planMarks[s.Change]
-	count := counted(s.After, "instance")
+	count := client.Counted(s.After, "instance")
 	if s.Before != s.After {
 		count = fmt.Sprintf("%d -> %s", s.Before, count)
 	}

@@ -78,8 +78,8 @@ func (c *cli) statusText(w io.Writer, s kbroker.StatusReply, t client.Target) {
 	fmt.Fprintf(w, "leader     %s\n", leader)
 	fmt.Fprintf(w, "writable   %s\n", writable)
 	fmt.Fprintf(w, "hosts      %d of %d up\n", s.HostsUp, s.Hosts)
-	fmt.Fprintf(w, "cores      %d of %d up, %s\n", s.CoresUp, s.Cores, counted(s.Replicas, "replica"))
-	fmt.Fprintf(w, "instances  %d of %d ready, in %s\n", s.Ready, s.Instances, counted(s.Apps, "app"))
+	fmt.Fprintf(w, "cores      %d of %d up, %s\n", s.CoresUp, s.Cores, client.Counted(s.Replicas, "replica"))
+	fmt.Fprintf(w, "instances  %d of %d ready, in %s\n", s.Ready, s.Instances, client.Counted(s.Apps, "app"))
 	if len(s.Alarms) == 0 {
 		fmt.Fprintf(w, "alarms     none\n")
 	}

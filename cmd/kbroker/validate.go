@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
 	"github.com/kbroker/kbroker/spec"
 )
 
@@ -34,7 +35,7 @@ its line, its column and what to do. Asks no cluster and builds nothing.`,
 			}
 			app := doc.App()
 			return c.print(app, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: app %s is valid, %s\n", args[0], app.Name, counted(len(app.Services), "service"))
+				fmt.Fprintf(w, "%s: app %s is valid, %s\n", args[0], app.Name, client.Counted(len(app.Services), "service"))
 			})
 		},
 	}

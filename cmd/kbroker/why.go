@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
 )
 
 func (c *cli) whyCommand() *cobra.Command {
@@ -142,7 +143,7 @@ func (c *cli) whyInstanceText(w io.Writer, name string, i kbroker.WhyInstance) {
 		fmt.Fprintf(w, "placement  none\n")
 	}
 	if s := i.Status; s != nil {
-		fmt.Fprintf(w, "reported   %s, version %d, epoch %d, %s", s.State, s.Version, s.Epoch, counted(s.Restarts, "restart"))
+		fmt.Fprintf(w, "reported   %s, version %d, epoch %d, %s", s.State, s.Version, s.Epoch, client.Counted(s.Restarts, "restart"))
 		if s.PID > 0 {
 			fmt.Fprintf(w, ", pid %d", s.PID)
 		}
