@@ -218,12 +218,12 @@ func (r *Rescue) Finish(ctx context.Context) (Rescued, error) {
 	if err == nil {
 		err = syncTree(fresh)
 	}
-	if err == nil {
-		err = writeIntent(r.dir.Path, intent{Old: oldDir(r.ClusterID), Membership: next})
-	}
 	if err != nil {
 		// The next one deletes what could not be deleted now.
 		return Rescued{}, errors.Join(err, os.RemoveAll(fresh))
+	}
+	if err := writeIntent(r.dir.Path, intent{Old: oldDir(r.ClusterID), Membership: next}); err != nil {
+		return Rescued{}, err // it may be there all the same: the next one looks
 	}
 	done, err := endRescue(r.dir.Path)
 	if err != nil {
