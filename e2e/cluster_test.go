@@ -133,34 +133,6 @@ func (c *cluster) showLogs() {
 	}
 }
 
-// ports are the addresses on which the cluster's processes listen now.
-func (c *cluster) ports() []string {
-	inodes := map[string]bool{}
-	for pid := range c.processes("") {
-		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-		for _, fd := range fds {
-			if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, "socket:[") {
-				inodes[strings.Trim(target[len("socket:"):], "[]")] = true
-			}
-		}
-	}
-	raw, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		c.t.Fatalf("read the kernel's sockets: %v", err)
-	}
-	var out []string
-	for line := range strings.Lines(string(raw)) {
-		f := strings.Fields(line)
-		if len(f) > 9 && f[3] == "0A" && inodes[f[9]] {
-			_, hex, _ := strings.Cut(f[1], ":")
-			if port, err := strconv.ParseUint(hex, 16, 16); err == nil {
-				out = append(out, fmt.Sprintf("127.0.0.1:%d", port))
-			}
-		}
-	}
-	return out
-}
-
 // processes are the live processes of the cluster, or of one of its hosts: the
 // agents by their command line, the others by their environment.
 func (c *cluster) processes(host string) map[int]string {

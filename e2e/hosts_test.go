@@ -127,6 +127,14 @@ func TestWorkers(t *testing.T) {
 	if len(used) != workers || used["h1"] {
 		t.Errorf("60 instances use %d hosts, want the %d workers", len(used), workers)
 	}
+	on := c.workersOn()
+	t.Logf("workers on each core: %v", on)
+	for _, host := range []string{"h1", "h2", "h3"} {
+		// 50 by chance on three: fewer than 5 on one in 1 of 12,000 runs.
+		if on[host] < 5 {
+			t.Errorf("%d of %d workers are connected to %s", on[host], workers, host)
+		}
+	}
 	c.must("drain", "h10", "--timeout", "30s")
 	began = time.Now()
 	c.kill("h20", false)
@@ -134,6 +142,22 @@ func TestWorkers(t *testing.T) {
 		return string(*r.Host) != "h20" && string(*r.Host) != "h10"
 	})
 	t.Logf("what a killed worker ran is ready elsewhere after %v", time.Since(began).Round(10*time.Millisecond))
+
+	began = time.Now()
+	lost := other(c.super())
+	c.kill(lost, false)
+	wait.Until(t, 20*time.Second, func() error {
+		sum, on := 0, c.workersOn()
+		for _, n := range on {
+			sum += n
+		}
+		if sum != workers-1 || on[lost] > 0 {
+			return fmt.Errorf("with %s dead the workers are on %v", lost, on)
+		}
+		return nil
+	})
+	t.Logf("the workers of a killed core are on the others after %v: %v", time.Since(began).Round(10*time.Millisecond), c.workersOn())
+	c.waitReady(10*time.Second, "hello", "hello", 60, nil)
 }
 
 // usage is what a process holds in memory, and has had of the processors.
