@@ -142,7 +142,7 @@ func (t *term) round(ctx context.Context) error {
 func (t *term) world(v *state.View) World {
 	now := t.cfg.Clock()
 	t.memory.see(v, now)
-	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now)}
+	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now), LeaveFor: t.memory.leaveFor(now)}
 	verdict := Judge(v, h, t.cfg.Times)
 	if verdict.Blind {
 		t.memory.blind(now)

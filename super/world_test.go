@@ -89,7 +89,7 @@ func (c *cluster) hearing() Hearing {
 		answer.Age[name] = c.silent[name]
 		answer.Beat[name] = kbroker.Heartbeat{Host: name, Labels: h.Labels, Capacity: h.Capacity, Client: h.Client, Route: h.Route}
 	}
-	h := Hearing{InState: c.memory.inState(c.now)}
+	h := Hearing{InState: c.memory.inState(c.now), LeaveFor: c.memory.leaveFor(c.now)}
 	for name := range c.view.Hosts {
 		if !c.down[name] {
 			a := answer
