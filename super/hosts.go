@@ -191,33 +191,42 @@ func instancesOn(v *state.View, host kbroker.HostID) []string {
 	return left
 }
 
-// coreNeeded says why a core cannot be removed now, or nil. What changes besides
-// must have ended; of a core that is gone, only all others must be there.
+// coreNeeded says why a core cannot be removed now, or nil. One that is there
+// goes while all others are there and caught up, and nothing else changes. Of
+// others, one that is not there may be gone as well, or removed: where two are,
+// the broker lets neither go before both are removed. Those that stay must be a
+// majority of its members; of less than three, the witness is one, or there is
+// no leader.
 func coreNeeded(v *state.View, h kbroker.Host, f facts) error {
 	there := h.State != kbroker.HostJoining && !f.gone(h)
 	now := func(why string, args ...any) error {
 		return kbroker.Errorf(kbroker.Refused, "core %s cannot be removed now: %s", h.Name, fmt.Sprintf(why, args...)).
 			WithHint("cores change one at a time: try again when kbroker doctor finds nothing")
 	}
-	except := h.Name // what happens to it ends with its removal
-	if there {
-		except = ""
+	why := f.change(v, "")
+	if !there {
+		why = f.arrival(v, h.Name) // what happens to it ends with its removal
 	}
-	if why := f.change(v, except); why != "" {
+	if why != "" {
 		return now("%s", why)
 	}
-	others := 0
+	others, well := 0, 0
 	for _, o := range sortedHosts(v) {
 		if o.Name == h.Name || !o.Member() || o.Role != kbroker.RoleCore {
 			continue
 		}
 		others++
-		if f.verdict.States[o.Name] != kbroker.HostReady || !f.Current[o.Name] {
+		switch {
+		case f.verdict.States[o.Name] == kbroker.HostReady && f.Current[o.Name]:
+			well++
+		case there || !f.gone(o):
 			return kbroker.Errorf(kbroker.Refused, "core %s cannot be removed while core %s is not current", h.Name, o.Name).
 				WithHint("members change one at a time: bring %s back, or wait until it has caught up", o.Name)
 		}
 	}
 	switch {
+	case len(f.Current) >= safeCores && well < len(f.Current)/2+1:
+		return now("%d of the broker's %d members would be there", well, len(f.Current))
 	case h.State == kbroker.HostJoining:
 		return nil
 	case others == 0:

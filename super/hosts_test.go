@@ -194,6 +194,34 @@ func TestDecideRemove(t *testing.T) {
 			cores: 3, host: "h3", want: kbroker.Refused,
 			prepare: func(c *cluster, m *Members) { c.lose("h3"); m.Current["h3"], m.Replicas = false, 0 },
 		},
+		"a dead one of three, beyond the share": {
+			cores: 3, host: "h3", prepare: func(c *cluster, m *Members) { c.dead(m, "h3", "w1") },
+		},
+		"a dead worker that runs something, beyond the share": {
+			cores: 3, host: "w1", prepare: func(c *cluster, m *Members) { c.dead(m, "h3", "w1") },
+		},
+		"the first of two dead ones of five": {
+			cores: 5, host: "h5", prepare: func(c *cluster, m *Members) { c.dead(m, "h4", "h5") },
+		},
+		"the second of two dead ones of five, while the broker waits for it": {
+			cores: 5, host: "h4", prepare: func(c *cluster, m *Members) { c.dead(m, "h4", "h5"); c.removed("h5") },
+		},
+		"a live one while a dead one that was removed is still a member of the broker": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(c *cluster, m *Members) { c.dead(m, "h5"); c.removed("h5") },
+		},
+		"a live one of five while another is dead": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(c *cluster, m *Members) { c.dead(m, "h5", "w1") },
+		},
+		"a dead one while another is silent only for the broker": {
+			cores: 5, host: "h5", want: kbroker.Refused, prepare: func(c *cluster, m *Members) { c.dead(m, "h5", "w1"); m.Current["h4"] = false },
+		},
+		"a dead one when fewer than half of the broker's members stay": {
+			cores: 5, host: "h3", want: kbroker.Refused, prepare: func(c *cluster, m *Members) {
+				c.dead(m, "h3", "h4", "h5")
+				c.removed("h4")
+				c.removed("h5")
+			},
+		},
 		"a lost one that is heard again and still runs something": {
 			cores: 4, host: "h4", want: kbroker.Refused,
 			prepare: func(c *cluster, _ *Members) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -36,6 +37,10 @@ type Hearing struct {
 type Verdict struct {
 	// States has ready, suspect or lost for every member that has been seen.
 	States map[kbroker.HostID]kbroker.HostState
+	// Dead are hosts that a majority has not heard for as long as makes a host
+	// lost, but that are more than may be given up without an operator. None
+	// while Blind.
+	Dead map[kbroker.HostID]bool
 	// Blind: no majority of the cores answers, so nothing may be planned.
 	Blind bool
 	// Alarms are for people: also why hosts that are silent are not declared
@@ -115,7 +120,15 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 	}
 	if share := max(1, hosts/3); counted > share {
 		if len(dead) > 0 {
-			out.Alarms = append(out.Alarms, fmt.Sprintf("%d of %d hosts are lost or suspect, at most %d are re-placed; bring hosts back", counted, hosts, share))
+			out.Dead = map[kbroker.HostID]bool{}
+			var names []string
+			for _, name := range dead {
+				out.Dead[name] = true
+				names = append(names, "kbroker remove "+string(name))
+			}
+			out.Alarms = append(out.Alarms, fmt.Sprintf(
+				"%d of %d hosts are lost or suspect, at most %d are re-placed; bring hosts back, and take out those that are gone for good: %s",
+				counted, hosts, share, strings.Join(names[:min(len(names), maxRefusals)], ", ")))
 		}
 		return out
 	}

@@ -2,6 +2,7 @@ package super
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -162,6 +163,25 @@ func TestAnUpgradeMovesNothing(t *testing.T) {
 	}
 }
 
+// TestJudgeBeyondTheShare: who is dead is known, and the alarm says what an
+// operator can do about it.
+func TestJudgeBeyondTheShare(t *testing.T) {
+	c, m := newCluster(t, 3), &Members{Current: map[kbroker.HostID]bool{}}
+	c.dead(m, "h3", "w1")
+	c.silent["w1"] = state.Tuned.Suspect // not for long enough
+	v := c.world().Verdict
+	if !v.Dead["h3"] || v.Dead["w1"] || v.States["h3"] != kbroker.HostSuspect {
+		t.Errorf("dead are %v, h3 is %s; want h3 dead and suspect", v.Dead, v.States["h3"])
+	}
+	if len(v.Alarms) != 1 || !strings.Contains(v.Alarms[0], "kbroker remove h3") || strings.Contains(v.Alarms[0], "w1") {
+		t.Errorf("alarms are %v, want one that names the removal of h3", v.Alarms)
+	}
+	c.down["h2"] = true
+	if v := c.world().Verdict; !v.Blind || len(v.Dead) > 0 {
+		t.Errorf("blind %t, dead %v; want nobody dead while blind", v.Blind, v.Dead)
+	}
+}
+
 // TestJudgeShare: whatever is heard, no more hosts become lost than the share.
 func TestJudgeShare(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
@@ -178,10 +198,15 @@ func TestJudgeShare(t *testing.T) {
 			}
 		}
 		var words []kbroker.HeardReply
-		for range n/2 + 1 {
+		for range rapid.IntRange(n/2, n/2+1).Draw(r, "answers") {
 			words = append(words, answer(time.Hour, heard))
 		}
 		v := Judge(&c.view, Hearing{Answers: answers(words...)}, state.Tuned)
+		for name := range v.Dead {
+			if v.Blind || heard[name] < state.Tuned.Lost || v.States[name] == kbroker.HostReady {
+				r.Fatalf("%s is dead (blind %t): it is %s, heard %v ago", name, v.Blind, v.States[name], heard[name])
+			}
+		}
 		fresh, bad := 0, 0
 		for name, s := range v.States {
 			if s == kbroker.HostLost && c.view.Hosts[name].State != kbroker.HostLost {

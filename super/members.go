@@ -92,7 +92,17 @@ func (f facts) onLeave(v *state.View, except kbroker.HostID) (host kbroker.HostI
 // change is the change of cores that keeps another one, of host except, from
 // beginning; empty: there is none, as far as anybody can tell.
 func (f facts) change(v *state.View, except kbroker.HostID) string {
-	joining, expelling := f.joining(v, except), f.expelling(v, except)
+	why := f.arrival(v, except)
+	if gone := f.expelling(v, except); why == "" && gone != "" {
+		why = fmt.Sprintf("core %s is being removed", gone)
+	}
+	return why
+}
+
+// arrival is change without removals: those of cores that are gone help each
+// other on.
+func (f facts) arrival(v *state.View, except kbroker.HostID) string {
+	joining := f.joining(v, except)
 	leaving, left := f.onLeave(v, except)
 	switch {
 	case f.Stale != "":
@@ -101,16 +111,16 @@ func (f facts) change(v *state.View, except kbroker.HostID) string {
 		return "the broker has no leader"
 	case joining != "":
 		return fmt.Sprintf("core %s is joining", joining)
-	case expelling != "":
-		return fmt.Sprintf("core %s is being removed", expelling)
 	case leaving != "":
 		return fmt.Sprintf("host %s is in maintenance for another %v at most", leaving, left.Round(time.Second))
 	}
 	return ""
 }
 
-// gone reports whether a host that was there is lost, by the word of a majority
-// now: one that is heard again is not.
+// gone reports whether a host that was there is not any more, by the word of a
+// majority now: it is lost, or as silent as one that is. One that is heard again
+// is there.
 func (f facts) gone(h kbroker.Host) bool {
-	return !f.verdict.Blind && h.State != kbroker.HostJoining && f.verdict.States[h.Name] == kbroker.HostLost
+	return !f.verdict.Blind && h.State != kbroker.HostJoining &&
+		(f.verdict.States[h.Name] == kbroker.HostLost || f.verdict.Dead[h.Name])
 }

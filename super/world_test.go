@@ -114,6 +114,18 @@ func (c *cluster) leave(host kbroker.HostID) {
 	c.world()
 }
 
+// dead takes hosts away for longer than any may be silent, all at once; a worker
+// w1 is one of the hosts then. The broker does not see its cores current.
+func (c *cluster) dead(m *Members, hosts ...kbroker.HostID) {
+	c.view.Hosts["w1"] = kbroker.Host{Name: "w1", Role: kbroker.RoleWorker, State: kbroker.HostReady}
+	for _, h := range hosts {
+		c.down[h], c.silent[h] = true, state.Tuned.Lost
+		if c.view.Hosts[h].Role == kbroker.RoleCore {
+			m.Current[h] = false
+		}
+	}
+}
+
 // removed is what the store has of a host that was taken out of the cluster.
 func (c *cluster) removed(host kbroker.HostID) {
 	h := c.view.Hosts[host]
