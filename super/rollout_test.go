@@ -415,6 +415,75 @@ func TestADrainWaitsForRoomUnlessItIsForced(t *testing.T) {
 	}
 }
 
+// TestAForcedDrainIsForcedWhateverRolls: two hosts, each full with one instance,
+// and one of them is drained by force.
+func TestAForcedDrainIsForcedWhateverRolls(t *testing.T) {
+	full := func(version string) kbroker.Service {
+		s := service(2)
+		s.Resources.CPU = 1.5
+		s.Args = []string{version}
+		return s
+	}
+	for name, tc := range map[string]struct {
+		broken bool // the new version
+		before int  // seconds from its deploy to the drain
+	}{
+		"while a rollout runs":                  {before: 1},
+		"before a rollout has begun":            {before: 0},
+		"while a rollout runs that is to fail":  {broken: true, before: 10},
+		"after a rollout has failed":            {broken: true, before: 90},
+		"when nothing rolls, and one is broken": {before: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 2)
+			c.deploy(full("1"))
+			c.settle()
+			c.broken[2] = tc.broken
+			if tc.before >= 0 {
+				c.deploy(full("2"))
+			} else { // the other one crashes from now on
+				c.broken[1] = true
+				for _, p := range c.live()["h1"] {
+					c.keep(keyOf(p))
+				}
+				c.settle()
+			}
+			for range tc.before {
+				c.step()
+			}
+			c.drain("h1", true)
+			for range 10 {
+				c.step()
+			}
+			if on := c.live()["h1"]; len(on) != 0 { // its allocator has room elsewhere
+				t.Errorf("h1 still has %v, rollout %+v", on, c.view.Apps[webKey].Rollout)
+			}
+			if on := c.live()["h2"]; len(on) != 1 {
+				t.Errorf("h2 has %v, want its instance", on)
+			}
+		})
+	}
+}
+
+// TestAForcedDrainWaitsForWhatHasRoom: with room elsewhere it is a drain as any
+// other.
+func TestAForcedDrainWaitsForWhatHasRoom(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(6))
+	c.settle()
+	changed := service(6)
+	changed.Args = []string{"x"}
+	c.deploy(changed)
+	c.step()
+	c.drain("h2", true)
+	for range 120 {
+		c.stepAnswering(6)
+	}
+	if len(c.view.On("h2")) != 0 || c.count() != 6 {
+		t.Errorf("%v", c.live())
+	}
+}
+
 func TestADrainDuringAFailedRolloutKeepsTheOldVersion(t *testing.T) {
 	c := newCluster(t, 3)
 	c.deploy(service(3))
