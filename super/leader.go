@@ -157,7 +157,7 @@ func (t *term) world(v *state.View) World {
 	t.alarms = alarms
 	t.mu.Unlock()
 	return World{
-		View: v, Verdict: verdict, InState: h.InState,
+		View: v, Verdict: verdict, InState: h.InState, LeaveFor: h.LeaveFor,
 		ReadyFor: t.memory.readyFor(now), Stalled: t.memory.stalled(now), Now: time.Now().UTC(),
 	}
 }

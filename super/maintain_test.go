@@ -126,3 +126,23 @@ func TestALeaveIsTakenOnceAndGivenBack(t *testing.T) {
 		t.Errorf("without a holder: %v, want invalid", err)
 	}
 }
+
+// TestALapsedLeaveIsCleared, so that a new leader, who counts anew, does not
+// keep others waiting for it.
+func TestALapsedLeaveIsCleared(t *testing.T) {
+	c, m := maintained(t, 3)
+	c.settle()
+	c.leave("h1")
+	c.now += kbroker.MaintenanceLimit - time.Second
+	if changes := c.round(); len(changes) != 0 || c.view.Hosts["h1"].Maintenance == nil {
+		t.Errorf("planned %v before the leave lapses, want nothing", changes)
+	}
+	c.now += time.Second
+	if changes := c.round(); len(changes) != 1 || c.view.Hosts["h1"].Maintenance != nil {
+		t.Errorf("planned %v, want the lapsed leave cleared and nothing else", changes)
+	}
+	c.memory = newMemory() // a new leader
+	if _, err := c.maintain(kbroker.MaintainRequest{Host: "h2", Holder: "me"}, m); err != nil {
+		t.Errorf("the leave of another: %v", err)
+	}
+}

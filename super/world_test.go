@@ -77,7 +77,7 @@ func (c *cluster) world() World {
 	c.memory.see(&v, c.now)
 	h := c.hearing()
 	return World{
-		View: &v, Verdict: Judge(&v, h, state.Tuned), InState: h.InState,
+		View: &v, Verdict: Judge(&v, h, state.Tuned), InState: h.InState, LeaveFor: h.LeaveFor,
 		ReadyFor: c.memory.readyFor(c.now), Stalled: c.memory.stalled(c.now),
 	}
 }
