@@ -267,12 +267,16 @@ func (a *appDraft) relabel(p kbroker.Placement, s kbroker.Service) kbroker.Place
 }
 
 // add places n more instances and returns how many found a host; the others
-// are recorded as unplaced, with the reason.
+// are recorded as unplaced, with the reason. They are spread among those that
+// stay: what is to be replaced leaves in an order of its own.
 func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 	if n <= 0 {
 		return 0
 	}
-	seats := a.seats(s, a.live(a.key, func(p kbroker.Placement) bool { return p.Service == s.Name }))
+	template := kbroker.Template(s)
+	seats := a.seats(s, a.live(a.key, func(p kbroker.Placement) bool {
+		return p.Service == s.Name && p.Template == template && p.Replace == ""
+	}))
 	for ; placed < n; placed++ {
 		host := seats.take()
 		if host == "" {
@@ -283,7 +287,7 @@ func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 		}
 		p := kbroker.Placement{
 			Tenant: a.key.Tenant, App: a.key.App, Service: s.Name, Host: host, Version: version, Epoch: 1,
-			Instance: a.newInstance(s.Name), Template: kbroker.Template(s), Spec: s,
+			Instance: a.newInstance(s.Name), Template: template, Spec: s,
 		}
 		if lost := a.lost[s.Name]; len(lost) > 0 {
 			p.Backoff, a.lost[s.Name] = lost[0].Backoff, lost[1:]

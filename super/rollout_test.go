@@ -2,9 +2,12 @@ package super
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/state"
@@ -413,6 +416,41 @@ func TestADrainWaitsForRoomUnlessItIsForced(t *testing.T) {
 	if n := len(c.live()["h1"]); n != 0 || c.count() != 1 {
 		t.Errorf("by force: %v", c.live())
 	}
+}
+
+// TestARollingRestartKeepsTheSpread: whatever runs beside it, and however many
+// change at a time, what was spread evenly is so afterwards.
+func TestARollingRestartKeepsTheSpread(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		hosts := rapid.IntRange(2, 5).Draw(r, "hosts")
+		c := newCluster(t, hosts)
+		s := service(hosts * rapid.IntRange(1, 2).Draw(r, "each"))
+		s.Update.Parallel = rapid.IntRange(1, 3).Draw(r, "parallel")
+		c.deploy(s)
+		c.settle()
+		for i, h := range sortedHosts(&c.view) { // loaded unevenly by another app
+			p := kbroker.Placement{Tenant: tenant, App: "other", Instance: kbroker.InstanceID(fmt.Sprintf("other-x-%d", i)), Host: h.Name, Epoch: 1}
+			p.Spec.Resources.CPU = rapid.SampledFrom([]float64{0, 0.3, 0.6, 0.9}).Draw(r, "load")
+			c.view.Placements[keyOf(p)] = p
+		}
+		d, err := decideRestart(&c.view, kbroker.RestartRequest{Tenant: tenant, App: webKey.App}, time.Time{})
+		if err != nil {
+			r.Fatal(err)
+		}
+		c.apply(d.changes)
+		c.settle()
+		for _, h := range sortedHosts(&c.view) {
+			n := 0
+			for _, p := range c.live()[h.Name] {
+				if p.App == webKey.App {
+					n++
+				}
+			}
+			if want := s.Count.Min / hosts; n != want {
+				r.Fatalf("%s runs %d, want %d as before: %v", h.Name, n, want, c.live())
+			}
+		}
+	})
 }
 
 // TestAForcedDrainIsForcedWhateverRolls: two hosts, each full with one instance,
