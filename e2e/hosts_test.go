@@ -223,6 +223,39 @@ func TestHalfOfFourHosts(t *testing.T) {
 	c.settled(20*time.Second, "wordcount", 8)
 }
 
+// TestHalfOfFourHostsForGood: half of the hosts are gone for good. What they ran
+// is placed elsewhere once the operator has removed them.
+func TestHalfOfFourHostsForGood(t *testing.T) {
+	needLong(t)
+	c := up(t, 4)
+	c.must("deploy", "../examples/wordcount/app.yaml")
+	c.must("scale", "wordcount", "8")
+	c.waitReady(10*time.Second, "wordcount", "wordcount", 8, nil)
+	victim := other(c.super())
+	for _, host := range []string{victim, "h4"} {
+		if c.signal(host, "", syscall.SIGKILL) == 0 {
+			t.Fatalf("host %s has no process", host)
+		}
+	}
+	for _, host := range []string{victim, "h4"} {
+		wait.Until(t, 15*time.Second, func() error {
+			out, code := c.try("remove", host)
+			if code != 0 {
+				return fmt.Errorf("remove of %s: exit code %d: %s", host, code, out)
+			}
+			return nil
+		})
+	}
+	for _, r := range c.waitReady(20*time.Second, "wordcount", "wordcount", 8, nil) {
+		if host := string(*r.Host); host == victim || host == "h4" {
+			t.Errorf("%s is on %s, which is removed", *r.Instance, host)
+		}
+	}
+	if rows := c.hostRows(); len(rows) != 2 {
+		t.Errorf("hosts are %s, want two", show(rows))
+	}
+}
+
 // placed says which instance is where.
 func placed(rows []kbroker.InstanceRow) string {
 	where := map[string]string{}

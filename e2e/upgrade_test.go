@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,12 +26,10 @@ func TestUpgradeEachHost(t *testing.T) {
 	c := upgradable(t)
 	c.must("deploy", "../examples/wordcount/app.yaml")
 	c.must("deploy", c.once())
-	before := map[kbroker.InstanceID]int{}
 	for _, app := range []string{"wordcount", "once"} {
-		for _, r := range c.waitReady(20*time.Second, app, app, 3, nil) {
-			before[*r.Instance] = *r.PID
-		}
+		c.waitReady(20*time.Second, app, app, 3, nil)
 	}
+	before := c.incarnations()
 	const duration = 60 * time.Second
 	end := c.load(duration)
 	endOnce := c.callOnce(200)
@@ -47,15 +46,31 @@ func TestUpgradeEachHost(t *testing.T) {
 	}
 	endOnce()
 	end()
-	rows, err := list[kbroker.InstanceRow](c, "ps")
-	if err != nil {
-		t.Fatal(err)
+	if after := c.incarnations(); !maps.Equal(before, after) {
+		t.Errorf("instances are\n%v, want the processes of before:\n%v", after, before)
 	}
-	for _, r := range rows {
-		if pid, ours := before[*r.Instance]; ours && (*r.PID != pid || r.Restarts != 0) {
-			t.Errorf("%s: pid %d, %d restarts; want pid %d and none", *r.Instance, *r.PID, r.Restarts, pid)
+}
+
+// incarnations are the processes of all instances, allocators too, once each is
+// ready: none that was not there before, none moved, none restarted.
+func (c *cluster) incarnations() map[kbroker.InstanceID]string {
+	c.t.Helper()
+	out := map[kbroker.InstanceID]string{}
+	wait.Until(c.t, 20*time.Second, func() error {
+		clear(out)
+		rows, err := list[kbroker.InstanceRow](c, "ps")
+		if err != nil {
+			return err
 		}
-	}
+		for _, r := range rows {
+			if r.State != kbroker.StateReady || r.PID == nil || r.Host == nil {
+				return fmt.Errorf("not all are ready: %s", show(rows))
+			}
+			out[*r.Instance] = fmt.Sprintf("pid %d on %s, %d restarts", *r.PID, *r.Host, r.Restarts)
+		}
+		return nil
+	})
+	return out
 }
 
 // TestUpgradeIsRefused while another core is dead.

@@ -77,7 +77,7 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 		if err := json.Unmarshal(body, &r); err != nil {
 			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 		}
-		return decideJoin(v, r, t.cfg.Members(), t.world(v).Verdict, t.cfg.ClusterID, now)
+		return t.join(ctx, v, r, now)
 	case subjects.VerbDrain:
 		var r kbroker.DrainRequest
 		if err := json.Unmarshal(body, &r); err != nil {
@@ -89,7 +89,7 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 		if err := json.Unmarshal(body, &r); err != nil {
 			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 		}
-		return decideRemove(v, r, t.cfg.Members(), t.world(v).Verdict, now)
+		return t.remove(ctx, v, r, now)
 	case subjects.VerbMaintain:
 		var r kbroker.MaintainRequest
 		if err := json.Unmarshal(body, &r); err != nil {

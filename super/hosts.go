@@ -1,6 +1,7 @@
 package super
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -19,10 +20,21 @@ const (
 	firstGeneration = 1
 )
 
+// join admits a host. What would admit a core is decided again after a look at
+// the broker: those that wait ask four times a second, and need none.
+func (t *term) join(ctx context.Context, v *state.View, r kbroker.JoinRequest, now time.Time) (decision, error) {
+	d, err := decideJoin(v, r, t.facts(v), t.cfg.ClusterID, now)
+	if err != nil || len(d.changes) == 0 || r.Role != kbroker.RoleCore {
+		return d, err
+	}
+	return decideJoin(v, r, t.look(ctx, v), t.cfg.ClusterID, now)
+}
+
 // decideJoin admits a host. Cores join one at a time and only while every core
-// is current: two fresh members at once could outvote the cluster that they
-// join. Workers are clients of the cores: any number, at any time.
-func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict, clusterID string, now time.Time) (decision, error) {
+// is current and nothing else changes: two fresh members at once could outvote
+// the cluster that they join. Workers are clients of the cores: any number, at
+// any time.
+func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string, now time.Time) (decision, error) {
 	if err := kbroker.CheckName("host", string(r.Host)); err != nil {
 		return decision{}, err
 	}
@@ -42,14 +54,17 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict
 		case h.State == kbroker.HostJoining:
 			joining = true
 			wait = fmt.Sprintf("host %s is joining", h.Name)
-		case r.Role == kbroker.RoleCore && (verdict.States[h.Name] != kbroker.HostReady || !m.Current[h.Name]):
+		case r.Role == kbroker.RoleCore && (f.verdict.States[h.Name] != kbroker.HostReady || !f.Current[h.Name]):
 			wait = fmt.Sprintf("host %s is not current", h.Name)
 		default:
 			admitted.Cores = append(admitted.Cores, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
 		}
 	}
-	if r.Role == kbroker.RoleWorker {
+	switch {
+	case r.Role == kbroker.RoleWorker:
 		wait = ""
+	case wait == "":
+		wait = f.change(v, r.Host)
 	}
 	switch {
 	case same && r.ClusterID == clusterID:
@@ -65,7 +80,7 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict
 	case r.Role == kbroker.RoleCore && cores >= maxCores && !joining:
 		return decision{}, kbroker.Errorf(kbroker.Refused, "the cluster has %d cores, more make it slower and not safer", cores).
 			WithHint("join as a worker: --role worker")
-	case r.Role == kbroker.RoleCore && !m.Known:
+	case r.Role == kbroker.RoleCore && !f.Known:
 		wait = "the broker has no leader"
 	case len(admitted.Cores) == 0 && wait == "":
 		wait = "the founding host has not been heard yet"
@@ -88,9 +103,13 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, m Members, verdict Verdict
 func member(v *state.View, name kbroker.HostID) (kbroker.Host, error) {
 	h := v.Hosts[name]
 	if !h.Member() {
-		return h, kbroker.Errorf(kbroker.NotFound, "there is no host %q", name).WithHint("`kbroker hosts` lists them")
+		return h, noHost(name)
 	}
 	return h, nil
+}
+
+func noHost(name kbroker.HostID) error {
+	return kbroker.Errorf(kbroker.NotFound, "there is no host %q", name).WithHint("`kbroker hosts` lists them")
 }
 
 // decideDrain has a host emptied, or lets it take instances again.
@@ -120,29 +139,42 @@ func decideDrain(v *state.View, r kbroker.DrainRequest, now time.Time) (decision
 	return decision{[]state.Change{state.PutHost{Host: h}}, kbroker.HostReply{}}, nil
 }
 
+// remove takes a host out; for a core the broker is looked at first.
+func (t *term) remove(ctx context.Context, v *state.View, r kbroker.RemoveRequest, now time.Time) (decision, error) {
+	f := t.facts(v)
+	if h := v.Hosts[r.Host]; h.Member() && h.Role == kbroker.RoleCore {
+		f = t.look(ctx, v)
+	}
+	return decideRemove(v, r, f, now)
+}
+
 // decideRemove takes a host out of the cluster for good. One that is there must
 // be empty; one that is gone must not be needed: what its store alone holds
-// would be lost with it.
-func decideRemove(v *state.View, r kbroker.RemoveRequest, m Members, verdict Verdict, now time.Time) (decision, error) {
-	h := v.Hosts[r.Host]
-	if h.State == kbroker.HostRemoved {
+// would be lost with it. A member of the broker without a record, whose
+// admission was taken back before it appeared, is removed like one that joins.
+func decideRemove(v *state.View, r kbroker.RemoveRequest, f facts, now time.Time) (decision, error) {
+	h, known := v.Hosts[r.Host]
+	if _, member := f.Current[r.Host]; member && !known {
+		h = kbroker.Host{Name: r.Host, Role: kbroker.RoleCore, State: kbroker.HostJoining, Generation: firstGeneration}
+	}
+	switch left, gone := instancesOn(v, h.Name), f.gone(h); {
+	case h.State == kbroker.HostRemoved:
 		return decision{reply: kbroker.HostReply{Unchanged: true}}, nil
-	}
-	h, err := member(v, r.Host)
-	if err != nil {
-		return decision{}, err
-	}
-	there := h.State != kbroker.HostLost && verdict.States[h.Name] != kbroker.HostLost && h.State != kbroker.HostJoining
-	if there && verdict.States[h.Name] != kbroker.HostReady {
-		return decision{}, kbroker.Errorf(kbroker.Refused, "host %s is %s, neither there nor lost", h.Name, verdict.States[h.Name]).
+	case !h.Member():
+		return decision{}, noHost(r.Host)
+	case f.verdict.Blind:
+		return decision{}, kbroker.Errorf(kbroker.Refused, "host %s cannot be removed now: too few cores answer to say which hosts are there", h.Name).
+			WithHint("try again in a moment; kbroker status says how many answer")
+	case h.State == kbroker.HostJoining || gone:
+	case f.verdict.States[h.Name] != kbroker.HostReady:
+		return decision{}, kbroker.Errorf(kbroker.Refused, "host %s is %s, neither there nor lost", h.Name, f.verdict.States[h.Name]).
 			WithHint("try again in a moment; kbroker status says why it is not declared lost")
-	}
-	if left := instancesOn(v, h.Name); there && len(left) > 0 {
+	case len(left) > 0:
 		return decision{}, kbroker.Errorf(kbroker.Refused, "host %s still has %d instances", h.Name, len(left)).
 			WithHint("kbroker drain %s first; there are %s", h.Name, strings.Join(left[:min(len(left), maxRefusals)], ", "))
 	}
 	if h.Role == kbroker.RoleCore {
-		if err := coreNeeded(v, h, m, verdict, there); err != nil {
+		if err := coreNeeded(v, h, f); err != nil {
 			return decision{}, err
 		}
 	}
@@ -159,34 +191,57 @@ func instancesOn(v *state.View, host kbroker.HostID) []string {
 	return left
 }
 
-// coreNeeded says why a core cannot be removed now, or nil.
-func coreNeeded(v *state.View, h kbroker.Host, m Members, verdict Verdict, there bool) error {
-	others := 0
+// coreNeeded says why a core cannot be removed now, or nil. One that is there
+// goes while all others are there and caught up, and nothing else changes. Of
+// others, one that is not there may be gone as well, or removed: where two are,
+// the broker lets neither go before both are removed. Those that stay must be a
+// majority of its members; of less than three, the witness is one, or there is
+// no leader.
+func coreNeeded(v *state.View, h kbroker.Host, f facts) error {
+	there := h.State != kbroker.HostJoining && !f.gone(h)
+	now := func(why string, args ...any) error {
+		return kbroker.Errorf(kbroker.Refused, "core %s cannot be removed now: %s", h.Name, fmt.Sprintf(why, args...)).
+			WithHint("cores change one at a time: try again when kbroker doctor finds nothing")
+	}
+	why := f.change(v, "")
+	if !there {
+		why = f.arrival(v, h.Name) // what happens to it ends with its removal
+	}
+	if why != "" {
+		return now("%s", why)
+	}
+	others, well := 0, 0
 	for _, o := range sortedHosts(v) {
 		if o.Name == h.Name || !o.Member() || o.Role != kbroker.RoleCore {
 			continue
 		}
 		others++
-		if o.State == kbroker.HostJoining || verdict.States[o.Name] != kbroker.HostReady || !m.Current[o.Name] {
+		switch {
+		case f.verdict.States[o.Name] == kbroker.HostReady && f.Current[o.Name]:
+			well++
+		case there || !f.gone(o):
 			return kbroker.Errorf(kbroker.Refused, "core %s cannot be removed while core %s is not current", h.Name, o.Name).
 				WithHint("members change one at a time: bring %s back, or wait until it has caught up", o.Name)
 		}
 	}
 	switch {
+	case len(f.Current) >= safeCores && well < len(f.Current)/2+1:
+		return now("%d of the broker's %d members would be there", well, len(f.Current))
 	case h.State == kbroker.HostJoining:
 		return nil
 	case others == 0:
 		return kbroker.Errorf(kbroker.Refused, "%s is the only core: it is the cluster", h.Name).
 			WithHint("join another core first; a cluster of `up` is ended with kbroker down --delete")
-	case m.Alone[h.Name] != "":
-		return kbroker.Errorf(kbroker.Refused, "core %s alone holds stream %s", h.Name, m.Alone[h.Name]).
+	case f.Alone[h.Name] != "":
+		return kbroker.Errorf(kbroker.Refused, "core %s alone holds stream %s", h.Name, f.Alone[h.Name]).
 			WithHint("with a third core every stream gets three replicas; then it can be removed")
+	case f.Replicas == 0:
+		return now("a stream has no leader that answers; what it holds may be on %s", h.Name)
 	case there && others < safeCores && others+1 >= safeCores:
 		return kbroker.Errorf(kbroker.Refused, "without core %s the cluster has %d cores, and the loss of one more stops all changes", h.Name, others).
 			WithHint("join another core first, then remove %s", h.Name)
-	case there && m.Unsettled != "":
-		return kbroker.Errorf(kbroker.Refused, "core %s cannot be removed now: %s", h.Name, m.Unsettled).
-			WithHint("try again when kbroker doctor finds nothing")
+	case there && f.Unsettled != "":
+		return now("%s", f.Unsettled)
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ func TestDecideJoin(t *testing.T) {
 	request := kbroker.JoinRequest{Host: "h2", Role: kbroker.RoleCore, Client: "127.0.0.1:1", Route: "127.0.0.1:2", Fingerprint: "two"}
 	ask := func(r kbroker.JoinRequest, m Members) (kbroker.JoinReply, error) {
 		t.Helper()
-		d, err := decideJoin(&c.view, r, m, c.world().Verdict, "kb-test", time.Time{})
+		d, err := decideJoin(&c.view, r, c.facts(m), "kb-test", time.Time{})
 		if err != nil {
 			return kbroker.JoinReply{}, err
 		}
@@ -64,7 +64,7 @@ func TestDecideJoin(t *testing.T) {
 	full := newCluster(t, maxCores)
 	sixth := request
 	sixth.Host = "h6"
-	if _, err := decideJoin(&full.view, sixth, members, full.world().Verdict, "kb-test", time.Time{}); !errors.Is(err, kbroker.Refused) {
+	if _, err := decideJoin(&full.view, sixth, full.facts(members), "kb-test", time.Time{}); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("a sixth core: %v, want refused", err)
 	}
 }
@@ -76,7 +76,7 @@ func TestDecideJoinOfARemovedName(t *testing.T) {
 	}
 	members := Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true, "h2": true}}
 	join := func(r kbroker.JoinRequest) (kbroker.JoinReply, error) {
-		d, err := decideJoin(&c.view, r, members, c.world().Verdict, "kb-test", time.Time{})
+		d, err := decideJoin(&c.view, r, c.facts(members), "kb-test", time.Time{})
 		if err != nil {
 			return kbroker.JoinReply{}, err
 		}
@@ -158,6 +158,87 @@ func TestDecideRemove(t *testing.T) {
 			cores: 4, host: "h4", want: kbroker.Refused,
 			prepare: func(_ *cluster, m *Members) { m.Current["h2"] = false },
 		},
+		"one of five while the broker does not tell how it is": {
+			cores: 5, host: "h4", want: kbroker.Refused,
+			prepare: func(_ *cluster, m *Members) { m.Stale = "the broker does not tell" },
+		},
+		"a lost one while the broker does not tell how it is": {
+			cores: 3, host: "h3", want: kbroker.Refused,
+			prepare: func(c *cluster, m *Members) {
+				c.lose("h3")
+				m.Current["h3"], m.Stale = false, "the broker does not tell"
+			},
+		},
+		"one of five while the broker has no leader": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(_ *cluster, m *Members) { m.Known = false },
+		},
+		"one of five while another that was removed is still a member of the broker": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(c *cluster, _ *Members) { c.removed("h5") },
+		},
+		"one of five after another that was removed has left the broker": {
+			cores: 5, host: "h4", prepare: func(c *cluster, m *Members) { c.removed("h5"); delete(m.Current, "h5") },
+		},
+		"one of five while another has leave to go down": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(c *cluster, _ *Members) { c.leave("h1") },
+		},
+		"one of five that has leave to go down itself": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(c *cluster, _ *Members) { c.leave("h4") },
+		},
+		"one of five after the leave of another has lapsed": {
+			cores: 5, host: "h4", prepare: func(c *cluster, _ *Members) { c.leave("h1"); c.now += kbroker.MaintenanceLimit },
+		},
+		"one of five while a member of the broker has no record": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(_ *cluster, m *Members) { m.Current["h6"] = true },
+		},
+		"a lost one of three while a stream has no leader": {
+			cores: 3, host: "h3", want: kbroker.Refused,
+			prepare: func(c *cluster, m *Members) { c.lose("h3"); m.Current["h3"], m.Replicas = false, 0 },
+		},
+		"a dead one of three, beyond the share": {
+			cores: 3, host: "h3", prepare: func(c *cluster, m *Members) { c.dead(m, "h3", "w1") },
+		},
+		"a dead worker that runs something, beyond the share": {
+			cores: 3, host: "w1", prepare: func(c *cluster, m *Members) { c.dead(m, "h3", "w1") },
+		},
+		"the first of two dead ones of five": {
+			cores: 5, host: "h5", prepare: func(c *cluster, m *Members) { c.dead(m, "h4", "h5") },
+		},
+		"the second of two dead ones of five, while the broker waits for it": {
+			cores: 5, host: "h4", prepare: func(c *cluster, m *Members) { c.dead(m, "h4", "h5"); c.removed("h5") },
+		},
+		"a live one while a dead one that was removed is still a member of the broker": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(c *cluster, m *Members) { c.dead(m, "h5"); c.removed("h5") },
+		},
+		"a live one of five while another is dead": {
+			cores: 5, host: "h4", want: kbroker.Refused, prepare: func(c *cluster, m *Members) { c.dead(m, "h5", "w1") },
+		},
+		"a dead one while another is silent only for the broker": {
+			cores: 5, host: "h5", want: kbroker.Refused, prepare: func(c *cluster, m *Members) { c.dead(m, "h5", "w1"); m.Current["h4"] = false },
+		},
+		"a dead one when fewer than half of the broker's members stay": {
+			cores: 5, host: "h3", want: kbroker.Refused, prepare: func(c *cluster, m *Members) {
+				c.dead(m, "h3", "h4", "h5")
+				c.removed("h4")
+				c.removed("h5")
+			},
+		},
+		"a lost one that is heard again and still runs something": {
+			cores: 4, host: "h4", want: kbroker.Refused,
+			prepare: func(c *cluster, _ *Members) {
+				c.deploy(service(8))
+				c.settle()
+				h := c.view.Hosts["h4"]
+				h.State = kbroker.HostLost
+				c.view.Hosts["h4"] = h
+			},
+		},
+		"a lost one of three while hardly a core answers": {
+			cores: 3, host: "h3", want: kbroker.Refused,
+			prepare: func(c *cluster, m *Members) { c.lose("h3"); m.Current["h3"] = false; c.down["h2"] = true },
+		},
+		"a member of the broker whose admission was taken back": {
+			cores: 3, host: "h4", prepare: func(_ *cluster, m *Members) { m.Current["h4"] = false },
+		},
 		"one of four that still runs something": {
 			cores: 4, host: "h4", want: kbroker.Refused,
 			prepare: func(c *cluster, _ *Members) { c.deploy(service(8)); c.settle() },
@@ -183,15 +264,14 @@ func TestDecideRemove(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t, tc.cores)
-			m := Members{Known: true, Current: map[kbroker.HostID]bool{}}
+			m := Members{Known: true, Writable: true, Replicas: 3, Current: map[kbroker.HostID]bool{}}
 			for h := range c.view.Hosts {
 				m.Current[h] = true
 			}
 			if tc.prepare != nil {
 				tc.prepare(c, &m)
 			}
-			w := c.world()
-			d, err := decideRemove(w.View, kbroker.RemoveRequest{Host: tc.host}, m, w.Verdict, time.Time{})
+			d, err := decideRemove(&c.view, kbroker.RemoveRequest{Host: tc.host}, c.facts(m), time.Time{})
 			if tc.want != "" {
 				if !errors.Is(err, tc.want) || tc.want == kbroker.Refused && kbroker.AsError(err).Hint == "" {
 					t.Fatalf("%v, want %s with a hint", err, tc.want)
@@ -205,10 +285,38 @@ func TestDecideRemove(t *testing.T) {
 			if h := c.view.Hosts[tc.host]; h.State != kbroker.HostRemoved {
 				t.Errorf("it is %s", h.State)
 			}
-			w = c.world()
-			again, err := decideRemove(w.View, kbroker.RemoveRequest{Host: tc.host}, m, w.Verdict, time.Time{})
+			again, err := decideRemove(&c.view, kbroker.RemoveRequest{Host: tc.host}, c.facts(m), time.Time{})
 			if err != nil || !again.reply.(kbroker.HostReply).Unchanged {
 				t.Errorf("removed again: %+v, %v; want unchanged", again, err)
+			}
+		})
+	}
+}
+
+// TestDecideJoinWhileSomethingElseChanges: a core waits, a worker does not.
+func TestDecideJoinWhileSomethingElseChanges(t *testing.T) {
+	for name, tc := range map[string]struct {
+		prepare func(c *cluster, m *Members)
+		waits   string // for
+	}{
+		"a removed core is still a member of the broker": {func(c *cluster, _ *Members) { c.removed("h3") }, "h3 is being removed"},
+		"a removed core has left the broker":             {func(c *cluster, m *Members) { c.removed("h3"); delete(m.Current, "h3") }, ""},
+		"a core has leave to go down":                    {func(c *cluster, _ *Members) { c.leave("h2") }, "h2 is in maintenance"},
+		"a member of the broker has no record":           {func(_ *cluster, m *Members) { m.Current["h4"] = true }, "h4 is joining"},
+		"the broker does not tell how it is":             {func(_ *cluster, m *Members) { m.Stale = "it does not tell" }, "it does not tell"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, m := maintained(t, 3)
+			tc.prepare(c, m)
+			for _, r := range []kbroker.JoinRequest{{Host: "h5", Role: kbroker.RoleCore}, {Host: "w5", Role: kbroker.RoleWorker}} {
+				d, err := decideJoin(&c.view, r, c.facts(*m), "kb-test", time.Time{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				reply := d.reply.(kbroker.JoinReply)
+				if admitted := tc.waits == "" || r.Role == kbroker.RoleWorker; reply.Admitted != admitted || !admitted && !strings.Contains(reply.Wait, tc.waits) {
+					t.Errorf("%s: %+v, want admitted %t, or to wait for %q", r.Role, reply, admitted, tc.waits)
+				}
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -14,6 +15,13 @@ import (
 // may be re-placed.
 const lostWindow = 10 * time.Minute
 
+// restartSilence is how long a host that has leave to go down may be silent
+// before it is judged as any other. Its applications run on meanwhile. A core
+// stops within 10 s (its clients leave, then it is cut off), its next program is
+// heard within a second of its start: three times that, as a machine that
+// restarts is busy.
+const restartSilence = 30 * time.Second
+
 // Hearing is what the leader knows of the hosts' liveness in one round.
 type Hearing struct {
 	// Answers are the cores' words, gathered lately.
@@ -21,12 +29,18 @@ type Hearing struct {
 	// InState is how long each host has had its recorded state, as far as this
 	// leader knows; a state that it found counts from then.
 	InState map[kbroker.HostID]time.Duration
+	// LeaveFor is how long each host has had its leave to go down, likewise.
+	LeaveFor map[kbroker.HostID]time.Duration
 }
 
 // Verdict is the judgement on all hosts.
 type Verdict struct {
 	// States has ready, suspect or lost for every member that has been seen.
 	States map[kbroker.HostID]kbroker.HostState
+	// Dead are hosts that a majority has not heard for as long as makes a host
+	// lost, but that are more than may be given up without an operator. None
+	// while Blind.
+	Dead map[kbroker.HostID]bool
 	// Blind: no majority of the cores answers, so nothing may be planned.
 	Blind bool
 	// Alarms are for people: also why hosts that are silent are not declared
@@ -40,7 +54,9 @@ type Verdict struct {
 
 // Judge decides which hosts are ready, suspect or lost. Pure.
 //
-// A host is lost when no core of a majority has heard it for Times.Lost.
+// A host is lost when no core of a majority has heard it for Times.Lost, one that
+// has leave to go down for restartSilence: until then that one is suspect, and
+// counts against nothing.
 // Without a majority's answers nobody's state changes. Lost hosts of the last
 // ten minutes and hosts that are suspect now may together be at most
 // max(1, hosts/3); beyond that no further host is lost and an alarm says so.
@@ -78,7 +94,11 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 		if !judged(host) {
 			continue
 		}
-		age := silence(answers, host.Name)
+		age, bound := silence(answers, host.Name), t.Lost
+		restarts := host.Maintenance != nil && h.LeaveFor[host.Name] < kbroker.MaintenanceLimit
+		if restarts {
+			bound = max(bound, restartSilence)
+		}
 		_, heard := out.Beats[host.Name]
 		switch {
 		case host.State == kbroker.HostLost && !heard:
@@ -90,15 +110,25 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 			out.States[host.Name] = kbroker.HostReady
 		default:
 			out.States[host.Name] = kbroker.HostSuspect
-			counted++
-			if age >= t.Lost {
+			if !restarts || age >= bound {
+				counted++
+			}
+			if age >= bound {
 				dead = append(dead, host.Name)
 			}
 		}
 	}
 	if share := max(1, hosts/3); counted > share {
 		if len(dead) > 0 {
-			out.Alarms = append(out.Alarms, fmt.Sprintf("%d of %d hosts are lost or suspect, at most %d are re-placed; bring hosts back", counted, hosts, share))
+			out.Dead = map[kbroker.HostID]bool{}
+			var names []string
+			for _, name := range dead {
+				out.Dead[name] = true
+				names = append(names, "kbroker remove "+string(name))
+			}
+			out.Alarms = append(out.Alarms, fmt.Sprintf(
+				"%d of %d hosts are lost or suspect, at most %d are re-placed; bring hosts back, and take out those that are gone for good: %s",
+				counted, hosts, share, strings.Join(names[:min(len(names), maxRefusals)], ", ")))
 		}
 		return out
 	}

@@ -2,6 +2,7 @@ package super
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +88,100 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestJudgeAHostOnLeave: for the time that a restart takes it is suspect at most,
+// and does not keep others from being lost; then it is judged as any other.
+func TestJudgeAHostOnLeave(t *testing.T) {
+	for name, tc := range map[string]struct {
+		silent  time.Duration // h3, which has leave
+		leave   time.Duration // for how long it has it
+		h4, h5  time.Duration // silent, without leave
+		want    map[kbroker.HostID]kbroker.HostState
+		alarmed bool
+	}{
+		"it restarts":                        {silent: 6 * time.Second, leave: 10 * time.Second, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect}},
+		"it restarts slowly":                 {silent: restartSilence - time.Second, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect}},
+		"it does not come back":              {silent: restartSilence, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostLost}},
+		"it is silent when its leave lapses": {silent: 6 * time.Second, leave: kbroker.MaintenanceLimit, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostLost}},
+		"another is lost while it restarts": {
+			silent: 6 * time.Second, leave: 10 * time.Second, h4: 6 * time.Second,
+			want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect, "h4": kbroker.HostLost},
+		},
+		"another is lost and it does not come back": {
+			silent: restartSilence, leave: time.Minute, h4: 6 * time.Second, alarmed: true,
+			want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect, "h4": kbroker.HostSuspect},
+		},
+		"two others are silent while it restarts": {
+			silent: 6 * time.Second, leave: 10 * time.Second, h4: 6 * time.Second, h5: 6 * time.Second, alarmed: true,
+			want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect, "h4": kbroker.HostSuspect, "h5": kbroker.HostSuspect},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 5)
+			c.leave("h3")
+			heard := quiet{"h1": 0, "h2": 0, "h3": tc.silent, "h4": tc.h4, "h5": tc.h5}
+			words := answers(answer(time.Hour, heard), answer(time.Hour, heard), answer(time.Hour, heard))
+			words[2].Core = "h4" // h3, which answers nobody, is not asked
+			if tc.h4 > 0 {
+				words[2].Core = "h5"
+			}
+			if tc.h5 > 0 {
+				c.view.Hosts["h5"] = kbroker.Host{Name: "h5", Role: kbroker.RoleWorker, State: kbroker.HostReady}
+				c.view.Hosts["h4"] = kbroker.Host{Name: "h4", Role: kbroker.RoleWorker, State: kbroker.HostReady}
+				words = words[:2]
+			}
+			v := Judge(&c.view, Hearing{Answers: words, LeaveFor: map[kbroker.HostID]time.Duration{"h3": tc.leave}}, state.Tuned)
+			for host, want := range tc.want {
+				if v.States[host] != want {
+					t.Errorf("%s is %s, want %s", host, v.States[host], want)
+				}
+			}
+			if v.Blind || (len(v.Alarms) > 0) != tc.alarmed {
+				t.Errorf("blind %t, alarms %v; want alarms: %t", v.Blind, v.Alarms, tc.alarmed)
+			}
+		})
+	}
+}
+
+// TestAnUpgradeMovesNothing: a host that has leave and is silent for longer than
+// any other may be keeps its instances.
+func TestAnUpgradeMovesNothing(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(6))
+	c.settle()
+	before := fmt.Sprint(c.names("h1"), c.names("h2"), c.names("h3"))
+	c.leave("h2")
+	c.down["h2"] = true
+	for range 2 * int(state.Tuned.Lost/time.Second) {
+		if changes := c.step(); len(changes) > 0 {
+			t.Fatalf("planned %v while h2 restarts, want nothing", changes)
+		}
+	}
+	c.down["h2"] = false
+	c.settle()
+	if after := fmt.Sprint(c.names("h1"), c.names("h2"), c.names("h3")); after != before {
+		t.Errorf("instances are %s, want those of before: %s", after, before)
+	}
+}
+
+// TestJudgeBeyondTheShare: who is dead is known, and the alarm says what an
+// operator can do about it.
+func TestJudgeBeyondTheShare(t *testing.T) {
+	c, m := newCluster(t, 3), &Members{Current: map[kbroker.HostID]bool{}}
+	c.dead(m, "h3", "w1")
+	c.silent["w1"] = state.Tuned.Suspect // not for long enough
+	v := c.world().Verdict
+	if !v.Dead["h3"] || v.Dead["w1"] || v.States["h3"] != kbroker.HostSuspect {
+		t.Errorf("dead are %v, h3 is %s; want h3 dead and suspect", v.Dead, v.States["h3"])
+	}
+	if len(v.Alarms) != 1 || !strings.Contains(v.Alarms[0], "kbroker remove h3") || strings.Contains(v.Alarms[0], "w1") {
+		t.Errorf("alarms are %v, want one that names the removal of h3", v.Alarms)
+	}
+	c.down["h2"] = true
+	if v := c.world().Verdict; !v.Blind || len(v.Dead) > 0 {
+		t.Errorf("blind %t, dead %v; want nobody dead while blind", v.Blind, v.Dead)
+	}
+}
+
 // TestJudgeShare: whatever is heard, no more hosts become lost than the share.
 func TestJudgeShare(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
@@ -103,10 +198,15 @@ func TestJudgeShare(t *testing.T) {
 			}
 		}
 		var words []kbroker.HeardReply
-		for range n/2 + 1 {
+		for range rapid.IntRange(n/2, n/2+1).Draw(r, "answers") {
 			words = append(words, answer(time.Hour, heard))
 		}
 		v := Judge(&c.view, Hearing{Answers: answers(words...)}, state.Tuned)
+		for name := range v.Dead {
+			if v.Blind || heard[name] < state.Tuned.Lost || v.States[name] == kbroker.HostReady {
+				r.Fatalf("%s is dead (blind %t): it is %s, heard %v ago", name, v.Blind, v.States[name], heard[name])
+			}
+		}
 		fresh, bad := 0, 0
 		for name, s := range v.States {
 			if s == kbroker.HostLost && c.view.Hosts[name].State != kbroker.HostLost {

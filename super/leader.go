@@ -142,7 +142,7 @@ func (t *term) round(ctx context.Context) error {
 func (t *term) world(v *state.View) World {
 	now := t.cfg.Clock()
 	t.memory.see(v, now)
-	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now)}
+	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now), LeaveFor: t.memory.leaveFor(now)}
 	verdict := Judge(v, h, t.cfg.Times)
 	if verdict.Blind {
 		t.memory.blind(now)
@@ -157,7 +157,7 @@ func (t *term) world(v *state.View) World {
 	t.alarms = alarms
 	t.mu.Unlock()
 	return World{
-		View: v, Verdict: verdict, InState: h.InState,
+		View: v, Verdict: verdict, InState: h.InState, LeaveFor: h.LeaveFor,
 		ReadyFor: t.memory.readyFor(now), Stalled: t.memory.stalled(now), Now: time.Now().UTC(),
 	}
 }

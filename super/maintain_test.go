@@ -13,7 +13,7 @@ import (
 // maintained is a cluster whose cores are well, and one worker.
 func maintained(t *testing.T, cores int) (*cluster, *Members) {
 	c := newCluster(t, cores)
-	m := &Members{Known: true, Writable: true, Current: map[kbroker.HostID]bool{}}
+	m := &Members{Known: true, Writable: true, Replicas: 3, Current: map[kbroker.HostID]bool{}}
 	for h := range c.view.Hosts {
 		m.Current[h] = true
 	}
@@ -22,8 +22,7 @@ func maintained(t *testing.T, cores int) (*cluster, *Members) {
 }
 
 func (c *cluster) maintain(r kbroker.MaintainRequest, m *Members) (kbroker.MaintainReply, error) {
-	w := c.world()
-	d, err := decideMaintain(w.View, r, *m, w.Verdict, c.memory.leaveFor(c.now), time.Unix(1, 0))
+	d, err := decideMaintain(&c.view, r, c.facts(*m), time.Unix(1, 0))
 	if err != nil {
 		return kbroker.MaintainReply{}, err
 	}
@@ -32,12 +31,6 @@ func (c *cluster) maintain(r kbroker.MaintainRequest, m *Members) (kbroker.Maint
 }
 
 func TestDecideMaintain(t *testing.T) {
-	leave := func(c *cluster, host kbroker.HostID) {
-		h := c.view.Hosts[host]
-		h.Maintenance = &kbroker.Maintenance{Holder: "another"}
-		c.view.Hosts[host] = h
-		c.world() // from here on the leader counts
-	}
 	for name, tc := range map[string]struct {
 		cores   int
 		prepare func(c *cluster, m *Members)
@@ -49,20 +42,20 @@ func TestDecideMaintain(t *testing.T) {
 		"a worker":                                         {cores: 3, host: "w1"},
 		"the only core, with a warning":                    {cores: 1, host: "h1", warned: true},
 		"one of two cores, with a warning":                 {cores: 2, host: "h1", warned: true},
-		"a core while another host has leave":              {cores: 3, host: "h2", refused: "h1 is in maintenance", prepare: func(c *cluster, _ *Members) { leave(c, "h1") }},
-		"a worker while another host has leave":            {cores: 3, host: "w1", refused: "h1 is in maintenance", prepare: func(c *cluster, _ *Members) { leave(c, "h1") }},
-		"a host whose own upgrade somebody else has begun": {cores: 3, host: "h1", refused: "h1 is in maintenance", prepare: func(c *cluster, _ *Members) { leave(c, "h1") }},
+		"a core while another host has leave":              {cores: 3, host: "h2", refused: "h1 is in maintenance", prepare: func(c *cluster, _ *Members) { c.leave("h1") }},
+		"a worker while another host has leave":            {cores: 3, host: "w1", refused: "h1 is in maintenance", prepare: func(c *cluster, _ *Members) { c.leave("h1") }},
+		"a host whose own upgrade somebody else has begun": {cores: 3, host: "h1", refused: "h1 is in maintenance", prepare: func(c *cluster, _ *Members) { c.leave("h1") }},
 		"a core while the leave of another is about to lapse": {
 			cores: 3, host: "h2", refused: "h1 is in maintenance",
-			prepare: func(c *cluster, _ *Members) { leave(c, "h1"); c.now += kbroker.MaintenanceLimit - time.Second },
+			prepare: func(c *cluster, _ *Members) { c.leave("h1"); c.now += kbroker.MaintenanceLimit - time.Second },
 		},
 		"a core after the leave of another has lapsed": {
 			cores: 3, host: "h2",
-			prepare: func(c *cluster, _ *Members) { leave(c, "h1"); c.now += kbroker.MaintenanceLimit },
+			prepare: func(c *cluster, _ *Members) { c.leave("h1"); c.now += kbroker.MaintenanceLimit },
 		},
 		"the same host after a crashed upgrade has lapsed": {
 			cores: 3, host: "h1",
-			prepare: func(c *cluster, _ *Members) { leave(c, "h1"); c.now += kbroker.MaintenanceLimit },
+			prepare: func(c *cluster, _ *Members) { c.leave("h1"); c.now += kbroker.MaintenanceLimit },
 		},
 		"a core while another is silent": {
 			cores: 3, host: "h2", refused: "core h3 is suspect",
@@ -72,6 +65,12 @@ func TestDecideMaintain(t *testing.T) {
 		"a worker while a core is lost":          {cores: 3, host: "w1", prepare: func(c *cluster, _ *Members) { c.lose("h3") }},
 		"a core while another has not caught up": {cores: 3, host: "h2", refused: "core h3 has not caught up", prepare: func(_ *cluster, m *Members) { m.Current["h3"] = false }},
 		"a core while a stream is not settled":   {cores: 3, host: "h2", refused: "2 of 3 replicas", prepare: func(_ *cluster, m *Members) { m.Unsettled = "stream x has 2 of 3 replicas current" }},
+		"a core while one that was removed is still a member of the broker": {
+			cores: 4, host: "h2", refused: "h4 is being removed", prepare: func(c *cluster, _ *Members) { c.removed("h4") },
+		},
+		"a core while the broker does not tell how it is": {
+			cores: 3, host: "h2", refused: "it does not tell", prepare: func(_ *cluster, m *Members) { m.Stale = "it does not tell" },
+		},
 		"a worker while a stream is not settled": {cores: 3, host: "w1", prepare: func(_ *cluster, m *Members) { m.Unsettled = "stream x has 2 of 3 replicas current" }},
 		"a core while the canary fails":          {cores: 3, host: "h2", refused: "does not take writes", prepare: func(_ *cluster, m *Members) { m.Writable = false }},
 		"a core while the broker has no leader":  {cores: 3, host: "h2", refused: "no leader", prepare: func(_ *cluster, m *Members) { *m = Members{} }},
@@ -125,5 +124,25 @@ func TestALeaveIsTakenOnceAndGivenBack(t *testing.T) {
 	}
 	if _, err := c.maintain(kbroker.MaintainRequest{Host: "h1"}, m); !errors.Is(err, kbroker.Invalid) {
 		t.Errorf("without a holder: %v, want invalid", err)
+	}
+}
+
+// TestALapsedLeaveIsCleared, so that a new leader, who counts anew, does not
+// keep others waiting for it.
+func TestALapsedLeaveIsCleared(t *testing.T) {
+	c, m := maintained(t, 3)
+	c.settle()
+	c.leave("h1")
+	c.now += kbroker.MaintenanceLimit - time.Second
+	if changes := c.round(); len(changes) != 0 || c.view.Hosts["h1"].Maintenance == nil {
+		t.Errorf("planned %v before the leave lapses, want nothing", changes)
+	}
+	c.now += time.Second
+	if changes := c.round(); len(changes) != 1 || c.view.Hosts["h1"].Maintenance != nil {
+		t.Errorf("planned %v, want the lapsed leave cleared and nothing else", changes)
+	}
+	c.memory = newMemory() // a new leader
+	if _, err := c.maintain(kbroker.MaintainRequest{Host: "h2", Holder: "me"}, m); err != nil {
+		t.Errorf("the leave of another: %v", err)
 	}
 }

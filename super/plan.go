@@ -23,6 +23,8 @@ type World struct {
 	Verdict Verdict
 	// InState is how long each host has had its recorded state.
 	InState map[kbroker.HostID]time.Duration
+	// LeaveFor is how long each host has had its leave to go down.
+	LeaveFor map[kbroker.HostID]time.Duration
 	// ReadyFor is how long the leader has seen each instance ready without a
 	// break in the same incarnation.
 	ReadyFor map[state.PlacementKey]time.Duration
@@ -125,7 +127,7 @@ func (d *draft) put(p kbroker.Placement) {
 }
 
 // judgeHosts records the verdict, what heartbeats say of the hosts, and the
-// joins that came to an end.
+// joins and leaves that came to an end.
 func (d *draft) judgeHosts() {
 	for name, beat := range d.w.Verdict.Beats {
 		// A member of the broker without a record: the founder, or a host whose
@@ -137,6 +139,9 @@ func (d *draft) judgeHosts() {
 	for name, host := range d.hosts {
 		if d.blocked[name] || !host.Member() {
 			continue
+		}
+		if host.Maintenance != nil && d.w.LeaveFor[name] >= kbroker.MaintenanceLimit {
+			host.Maintenance = nil // it lapsed; a new leader would count anew
 		}
 		beat, heard := d.w.Verdict.Beats[name]
 		to := host.State

@@ -112,12 +112,16 @@ func (a *appDraft) roll(s kbroker.Service, at standing) {
 	a.shed(leaving, len(leaving)-(at.want-at.settled), fmt.Sprintf("replaced by version %d", a.rec.Version))
 	unsettled := max(len(at.current)-at.settled, 0)
 	step := min(s.Update.Parallel-unsettled, at.want-len(at.current))
-	if step <= 0 {
+	placed := a.add(s, a.rec.Version, step)
+	if placed > 0 || a.leaving(s.Name) || step > 0 && unsettled == 0 && a.makeRoom(s, at) {
 		return
 	}
-	if placed := a.add(s, a.rec.Version, step); placed > 0 || unsettled > 0 || a.leaving(s.Name) {
-		return
-	}
+	a.force(s, leaving)
+}
+
+// makeRoom stops an old instance that others can spare, where that lets a new one
+// in.
+func (a *appDraft) makeRoom(s kbroker.Service, at standing) bool {
 	answering := at.settled
 	for _, p := range at.old {
 		if a.ready(p) {
@@ -129,20 +133,26 @@ func (a *appDraft) roll(s kbroker.Service, at standing) {
 	for _, p := range at.old {
 		if seats.frees(p) && (answering > 1 || a.failing(p)) {
 			a.stop(p, cmp.Or(p.Replace, fmt.Sprintf("makes room for version %d", a.rec.Version)))
-			return
+			return true
 		}
 	}
-	a.force(at.moving, step)
+	return false
 }
 
-// force stops up to n instances that no other host can take, on hosts that are
-// drained by force.
-func (a *appDraft) force(moving []kbroker.Placement, n int) {
-	for _, p := range moving {
-		if n > 0 && a.hosts[p.Host].Drain.Force {
-			a.stop(p, fmt.Sprintf("host %s is drained by force, and no other has room", p.Host))
-			n--
+// force stops instances on hosts that are drained by force, as many as may
+// change at a time, if no other host has room for one of s. What else the
+// service waits for does not matter then.
+func (a *appDraft) force(s kbroker.Service, leaving []kbroker.Placement) {
+	left := s.Update.Parallel
+	for _, p := range leaving {
+		if drain := a.hosts[p.Host].Drain; drain == nil || !drain.Force || left == 0 {
+			continue
 		}
+		if a.seats(s, nil).take() != "" {
+			return
+		}
+		a.stop(p, fmt.Sprintf("host %s is drained by force, and no other has room", p.Host))
+		left--
 	}
 }
 
@@ -200,15 +210,18 @@ func (a *appDraft) hold(s, good kbroker.Service, at standing) {
 		}
 		stay = append(stay, p)
 	}
-	working := len(at.current) - len(failing)
+	working, placed := len(at.current)-len(failing), 0
 	if len(stay)+len(leave) > 0 || a.missed(s.Name) {
 		missing := at.want - len(stay) - len(leave) - working
 		moved := min(len(leave), at.want-len(stay)-working, max(0, good.Update.Parallel-(len(stay)-settled)))
-		a.add(good, lastGood(*a.rec), max(0, missing)+max(0, moved))
+		placed = a.add(good, lastGood(*a.rec), max(0, missing)+max(0, moved))
 	}
 	a.shed(leave, len(leave)-max(0, at.want-settled-working), "")
 	a.shed(stay, len(stay)-at.want, "scaled down")
 	a.shed(failing, len(failing)-s.Update.Parallel, fmt.Sprintf("version %d failed", a.rec.Version))
+	if placed == 0 && !a.leaving(s.Name) {
+		a.force(good, leave)
+	}
 }
 
 // keep keeps a service that the wanted version no longer has as it was, until
@@ -254,12 +267,16 @@ func (a *appDraft) relabel(p kbroker.Placement, s kbroker.Service) kbroker.Place
 }
 
 // add places n more instances and returns how many found a host; the others
-// are recorded as unplaced, with the reason.
+// are recorded as unplaced, with the reason. They are spread among those that
+// stay: what is to be replaced leaves in an order of its own.
 func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 	if n <= 0 {
 		return 0
 	}
-	seats := a.seats(s, a.live(a.key, func(p kbroker.Placement) bool { return p.Service == s.Name }))
+	template := kbroker.Template(s)
+	seats := a.seats(s, a.live(a.key, func(p kbroker.Placement) bool {
+		return p.Service == s.Name && p.Template == template && p.Replace == ""
+	}))
 	for ; placed < n; placed++ {
 		host := seats.take()
 		if host == "" {
@@ -270,7 +287,7 @@ func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 		}
 		p := kbroker.Placement{
 			Tenant: a.key.Tenant, App: a.key.App, Service: s.Name, Host: host, Version: version, Epoch: 1,
-			Instance: a.newInstance(s.Name), Template: kbroker.Template(s), Spec: s,
+			Instance: a.newInstance(s.Name), Template: template, Spec: s,
 		}
 		if lost := a.lost[s.Name]; len(lost) > 0 {
 			p.Backoff, a.lost[s.Name] = lost[0].Backoff, lost[1:]

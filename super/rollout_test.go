@@ -2,9 +2,12 @@ package super
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/state"
@@ -412,6 +415,110 @@ func TestADrainWaitsForRoomUnlessItIsForced(t *testing.T) {
 	c.settle()
 	if n := len(c.live()["h1"]); n != 0 || c.count() != 1 {
 		t.Errorf("by force: %v", c.live())
+	}
+}
+
+// TestARollingRestartKeepsTheSpread: whatever runs beside it, and however many
+// change at a time, what was spread evenly is so afterwards.
+func TestARollingRestartKeepsTheSpread(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		hosts := rapid.IntRange(2, 5).Draw(r, "hosts")
+		c := newCluster(t, hosts)
+		s := service(hosts * rapid.IntRange(1, 2).Draw(r, "each"))
+		s.Update.Parallel = rapid.IntRange(1, 3).Draw(r, "parallel")
+		c.deploy(s)
+		c.settle()
+		for i, h := range sortedHosts(&c.view) { // loaded unevenly by another app
+			p := kbroker.Placement{Tenant: tenant, App: "other", Instance: kbroker.InstanceID(fmt.Sprintf("other-x-%d", i)), Host: h.Name, Epoch: 1}
+			p.Spec.Resources.CPU = rapid.SampledFrom([]float64{0, 0.3, 0.6, 0.9}).Draw(r, "load")
+			c.view.Placements[keyOf(p)] = p
+		}
+		d, err := decideRestart(&c.view, kbroker.RestartRequest{Tenant: tenant, App: webKey.App}, time.Time{})
+		if err != nil {
+			r.Fatal(err)
+		}
+		c.apply(d.changes)
+		c.settle()
+		for _, h := range sortedHosts(&c.view) {
+			n := 0
+			for _, p := range c.live()[h.Name] {
+				if p.App == webKey.App {
+					n++
+				}
+			}
+			if want := s.Count.Min / hosts; n != want {
+				r.Fatalf("%s runs %d, want %d as before: %v", h.Name, n, want, c.live())
+			}
+		}
+	})
+}
+
+// TestAForcedDrainIsForcedWhateverRolls: two hosts, each full with one instance,
+// and one of them is drained by force.
+func TestAForcedDrainIsForcedWhateverRolls(t *testing.T) {
+	full := func(version string) kbroker.Service {
+		s := service(2)
+		s.Resources.CPU = 1.5
+		s.Args = []string{version}
+		return s
+	}
+	for name, tc := range map[string]struct {
+		broken bool // the new version
+		before int  // seconds from its deploy to the drain
+	}{
+		"while a rollout runs":                  {before: 1},
+		"before a rollout has begun":            {before: 0},
+		"while a rollout runs that is to fail":  {broken: true, before: 10},
+		"after a rollout has failed":            {broken: true, before: 90},
+		"when nothing rolls, and one is broken": {before: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 2)
+			c.deploy(full("1"))
+			c.settle()
+			c.broken[2] = tc.broken
+			if tc.before >= 0 {
+				c.deploy(full("2"))
+			} else { // the other one crashes from now on
+				c.broken[1] = true
+				for _, p := range c.live()["h1"] {
+					c.keep(keyOf(p))
+				}
+				c.settle()
+			}
+			for range tc.before {
+				c.step()
+			}
+			c.drain("h1", true)
+			for range 10 {
+				c.step()
+			}
+			if on := c.live()["h1"]; len(on) != 0 { // its allocator has room elsewhere
+				t.Errorf("h1 still has %v, rollout %+v", on, c.view.Apps[webKey].Rollout)
+			}
+			if on := c.live()["h2"]; len(on) != 1 {
+				t.Errorf("h2 has %v, want its instance", on)
+			}
+		})
+	}
+}
+
+// TestAForcedDrainWaitsForWhatHasRoom: with room elsewhere it is a drain as any
+// other.
+func TestAForcedDrainWaitsForWhatHasRoom(t *testing.T) {
+	c := newCluster(t, 3)
+	c.deploy(service(6))
+	c.settle()
+	changed := service(6)
+	changed.Args = []string{"x"}
+	c.deploy(changed)
+	c.step()
+	c.drain("h2", true)
+	for range 120 {
+		c.stepAnswering(6)
+	}
+	if len(c.view.On("h2")) != 0 || c.count() != 6 {
+		t.Errorf("%v", c.live())
 	}
 }
 

@@ -44,6 +44,9 @@ type Members struct {
 	// Unsettled says why no core should go down now: a replica is behind or
 	// missing, a change of members is under way. Empty: nothing speaks against it.
 	Unsettled string
+	// Stale says why all this may be old. Empty: it was looked at just now, or
+	// nobody asked for that.
+	Stale string
 }
 
 // Config of a Super.

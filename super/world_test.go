@@ -75,23 +75,62 @@ func (c *cluster) world() World {
 	v.Apps, v.Placements, v.Hosts = maps.Clone(v.Apps), maps.Clone(v.Placements), maps.Clone(v.Hosts)
 	v.Statuses = maps.Clone(v.Statuses)
 	c.memory.see(&v, c.now)
+	h := c.hearing()
+	return World{
+		View: &v, Verdict: Judge(&v, h, state.Tuned), InState: h.InState, LeaveFor: h.LeaveFor,
+		ReadyFor: c.memory.readyFor(c.now), Stalled: c.memory.stalled(c.now),
+	}
+}
+
+// hearing is what the cores that are up say of the hosts.
+func (c *cluster) hearing() Hearing {
 	answer := kbroker.HeardReply{Looking: time.Hour, Age: map[kbroker.HostID]time.Duration{}, Beat: map[kbroker.HostID]kbroker.Heartbeat{}}
-	for name, h := range v.Hosts {
+	for name, h := range c.view.Hosts {
 		answer.Age[name] = c.silent[name]
 		answer.Beat[name] = kbroker.Heartbeat{Host: name, Labels: h.Labels, Capacity: h.Capacity, Client: h.Client, Route: h.Route}
 	}
-	h := Hearing{InState: c.memory.inState(c.now)}
-	for name := range v.Hosts {
+	h := Hearing{InState: c.memory.inState(c.now), LeaveFor: c.memory.leaveFor(c.now)}
+	for name := range c.view.Hosts {
 		if !c.down[name] {
 			a := answer
 			a.Core = name
 			h.Answers = append(h.Answers, a)
 		}
 	}
-	return World{
-		View: &v, Verdict: Judge(&v, h, state.Tuned), InState: h.InState,
-		ReadyFor: c.memory.readyFor(c.now), Stalled: c.memory.stalled(c.now),
+	return h
+}
+
+// facts are what the leader knows, with what the broker says.
+func (c *cluster) facts(m Members) facts {
+	w := c.world()
+	return facts{m, w.Verdict, c.memory.leaveFor(c.now)}
+}
+
+// leave gives a host leave to go down; from here on the leader counts.
+func (c *cluster) leave(host kbroker.HostID) {
+	h := c.view.Hosts[host]
+	h.Maintenance = &kbroker.Maintenance{Holder: "another"}
+	c.view.Hosts[host] = h
+	c.world()
+}
+
+// dead takes hosts away for longer than any may be silent, all at once; a worker
+// w1 is one of the hosts then. The broker does not see its cores current.
+func (c *cluster) dead(m *Members, hosts ...kbroker.HostID) {
+	c.view.Hosts["w1"] = kbroker.Host{Name: "w1", Role: kbroker.RoleWorker, State: kbroker.HostReady}
+	for _, h := range hosts {
+		c.down[h], c.silent[h] = true, state.Tuned.Lost
+		if c.view.Hosts[h].Role == kbroker.RoleCore {
+			m.Current[h] = false
+		}
 	}
+}
+
+// removed is what the store has of a host that was taken out of the cluster.
+func (c *cluster) removed(host kbroker.HostID) {
+	h := c.view.Hosts[host]
+	h.State, h.Drain, h.Maintenance = kbroker.HostRemoved, nil, nil
+	c.view.Hosts[host] = h
 }
 
 // agents let every agent that is up do what its placements say.
