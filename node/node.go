@@ -6,8 +6,8 @@
 //	  core:   -> broker -> agent (heartbeats at once) and super (when JetStream answers)
 //	  worker: -> agent, as a client of the cores
 //
-// When one part ends, all end: agent and super first, then the broker.
-// Applications keep running, except on a host that was removed from its cluster.
+// When one part ends, all end: agent and super first, then the broker, then the
+// heartbeat. Applications keep running, except on a host that was removed from its cluster.
 package node
 
 import (
@@ -22,8 +22,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -33,7 +31,6 @@ import (
 	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/state"
-	"github.com/kbroker/kbroker/super"
 )
 
 // Config of a host. Where a field is not given and the data directory knows it
@@ -119,77 +116,6 @@ func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
 	return errors.Join(m.errRemoved(), err)
 }
 
-// runCore runs a host with a broker.
-func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
-	var planner atomic.Pointer[super.Super] // nil until the broker listens
-	removed := func() []kbroker.HostID {
-		if s := planner.Load(); s != nil {
-			return s.Removed()
-		}
-		return nil
-	}
-	b, err := broker.New(broker.Config{
-		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID,
-		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
-		Removed: removed, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
-	})
-	if err != nil {
-		return err
-	}
-	brokerCtx, stopBroker := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopBroker()
-	brokerEnded := make(chan error, 1)
-	var brokerRun sync.WaitGroup
-	brokerRun.Go(func() { brokerEnded <- b.Run(brokerCtx) })
-	defer brokerRun.Wait()
-	defer stopBroker()
-
-	partsCtx, stopParts := context.WithCancel(ctx)
-	defer stopParts()
-	partsEnded := make(chan error, 1)
-	var partsRun sync.WaitGroup
-	partsRun.Go(func() { partsEnded <- runParts(partsCtx, cfg, dir, m, b, &planner) })
-	defer partsRun.Wait()
-	defer stopParts()
-
-	select {
-	case err := <-partsEnded:
-		stopBroker()
-		return errors.Join(err, <-brokerEnded)
-	case err := <-brokerEnded:
-		stopParts()
-		if err == nil {
-			err = fmt.Errorf("the broker ended")
-		}
-		return errors.Join(fmt.Errorf("broker: %w", err), <-partsEnded)
-	}
-}
-
-// runParts runs what lives on the broker: agent and super.
-func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, planner *atomic.Pointer[super.Super]) error {
-	select {
-	case <-b.Listening():
-	case <-ctx.Done():
-		return nil
-	}
-	conn, err := b.Connect(nats.Name("kbroker agent " + string(m.Host)))
-	if err != nil {
-		return fmt.Errorf("connect to the own broker: %w", err)
-	}
-	defer conn.Close()
-	a, s, err := parts(cfg, dir, m, b, conn)
-	if err != nil {
-		return err
-	}
-	planner.Store(s)
-	return runAll(ctx, map[string]func(context.Context) error{
-		"agent": a.Run, "super": s.Run,
-		"membership": func(ctx context.Context) error {
-			return m.follow(ctx, s.Cores, s.Removed, cfg.Log.With("component", "node"))
-		},
-	})
-}
-
 // runWorker runs a host without a broker: a client of the cores.
 func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
 	cores := connect.Target{Servers: m.servers(), Source: m.path}
@@ -209,7 +135,8 @@ func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) e
 	}
 	nobody := func() []kbroker.HostID { return nil }
 	return runAll(ctx, map[string]func(context.Context) error{
-		"agent": a.Run,
+		"heartbeat": a.Beat,
+		"agent":     a.Run,
 		"membership": func(ctx context.Context) error {
 			return m.follow(ctx, a.Cores, nobody, cfg.Log.With("component", "node"))
 		},
@@ -257,26 +184,6 @@ func newAgent(
 		Client: m.Client, Route: m.Route, Servers: m.servers, Version: Version, Executable: executable,
 		Times: times, Core: core, Log: cfg.Log.With("component", "agent"),
 	})
-}
-
-// parts are what runs on the broker of a core.
-func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *nats.Conn) (*agent.Agent, *super.Super, error) {
-	times := state.Tuned
-	if !b.RaftTuned() {
-		times = state.Stock
-	}
-	core := func(ctx context.Context) kbroker.CoreCheckup { return coreCheckup(ctx, b) }
-	a, err := newAgent(cfg, dir, m, conn, times, core)
-	if err != nil {
-		return nil, nil, err
-	}
-	s, err := super.New(super.Config{
-		Host: m.Host, Process: dir.Process, Earlier: dir.Earlier, ClusterID: m.ClusterID, Found: m.Founded,
-		Dir: filepath.Join(dir.Path, "core"), Conn: conn, Times: times, Log: cfg.Log.With("component", "super"),
-		Members: func() super.Members { return membersOf(b) },
-		Look:    b.Look,
-	})
-	return a, s, err
 }
 
 // Running reports whether an agent holds the data directory, and its pid.
