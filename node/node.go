@@ -94,6 +94,10 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return err
 	}
+	if m.Removed {
+		// The agent before may have been killed while it ended them.
+		return errors.Join(m.errRemoved(), m.leave(ctx, dir))
+	}
 	run := runCore
 	if m.Role == kbroker.RoleWorker {
 		run = runWorker
@@ -101,19 +105,20 @@ func Run(ctx context.Context, cfg Config) error {
 	err = run(ctx, cfg, dir, m)
 	removed, lookErr := broker.Removed(brokerDir(dir.Path))
 	if removed || errors.Is(err, agent.ErrRemoved) {
-		return m.leave(context.WithoutCancel(ctx), dir)
+		return errors.Join(m.errRemoved(), m.leave(ctx, dir))
 	}
 	return errors.Join(err, lookErr)
 }
 
-// leave ends what a removed host runs; its directory never runs anything again.
+// leave ends what a removed host runs, whether ctx ends or not; its directory
+// never runs anything again.
 func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
 	m.Removed = true
 	err := m.save()
-	if _, sweepErr := agent.Sweep(ctx, dir.Path, removedGrace); sweepErr != nil {
+	if _, sweepErr := agent.Sweep(context.WithoutCancel(ctx), dir.Path, removedGrace); sweepErr != nil {
 		err = errors.Join(err, fmt.Errorf("end the applications of a removed host: %w", sweepErr))
 	}
-	return errors.Join(m.errRemoved(), err)
+	return err
 }
 
 // runWorker runs a host without a broker: a client of the cores.
