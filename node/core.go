@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -24,11 +25,15 @@ type core struct {
 	m       *membership
 	broker  *broker.Broker
 	planner atomic.Pointer[super.Super] // nil until the broker listens
+	gone    atomic.Bool                 // the host was removed
 }
 
-// runCore runs a host with a broker.
+// runCore runs a host with a broker. On one that was removed nothing else runs:
+// its applications are ended, and the broker leaves when it is no member any more.
+// agent.ErrRemoved: the broker alone knows of the removal.
 func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
 	c := &core{cfg: cfg, dir: dir, m: m}
+	c.gone.Store(m.Removed)
 	var err error
 	c.broker, err = broker.New(broker.Config{
 		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID,
@@ -54,26 +59,48 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 	})
 	both.Go(func() {
 		defer stopBroker()
-		partsErr = c.runParts(partsCtx, beatCtx, stopBroker)
+		if !m.Removed {
+			partsErr = c.runParts(partsCtx, beatCtx, stopBroker)
+		}
+		if !c.gone.Load() {
+			return
+		}
+		if !m.Removed {
+			partsErr = m.leave(ctx, dir)
+		}
+		cfg.Log.Info("this host was removed; its broker waits until it is no member any more", "component", "node", "host", m.Host)
+		<-partsCtx.Done()
 	})
 	both.Wait()
-	if brokerErr != nil {
+	expelled, err := broker.Removed(brokerDir(dir.Path))
+	switch {
+	case expelled && m.Removed:
+		brokerErr = nil // it said so
+	case expelled:
+		brokerErr = agent.ErrRemoved
+	case brokerErr != nil:
 		brokerErr = fmt.Errorf("broker: %w", brokerErr)
 	}
-	return errors.Join(brokerErr, partsErr)
+	return errors.Join(brokerErr, partsErr, err)
 }
 
+// removed are the hosts that were removed. This one may have heard of it from
+// another core, before its own store knew.
 func (c *core) removed() []kbroker.HostID {
+	var all []kbroker.HostID
 	if s := c.planner.Load(); s != nil {
-		return s.Removed()
+		all = s.Removed()
 	}
-	return nil
+	if c.gone.Load() && !slices.Contains(all, c.m.Host) {
+		all = append(all, c.m.Host)
+	}
+	return all
 }
 
 // runParts runs what lives on the broker, agent and super, until ctx or one of
-// them ends. Then it calls stopBroker, and returns when beatCtx has ended: the
-// broker waits for its clients, and a host that is silent for as long is lost to
-// the others.
+// them ends, or the host was removed. If not, it calls stopBroker then, and
+// returns when beatCtx has ended: the broker waits for its clients, and a host
+// that is silent for as long is lost to the others.
 func (c *core) runParts(ctx, beatCtx context.Context, stopBroker func()) error {
 	select {
 	case <-c.broker.Listening():
@@ -98,6 +125,7 @@ func (c *core) runParts(ctx, beatCtx context.Context, stopBroker func()) error {
 	beat.Go(func() {
 		defer cancel()
 		beatErr = a.Beat(beatCtx)
+		c.gone.Store(errors.Is(beatErr, agent.ErrRemoved))
 	})
 	err = runAll(ctx, map[string]func(context.Context) error{
 		"agent": a.Run, "super": s.Run,
@@ -105,7 +133,9 @@ func (c *core) runParts(ctx, beatCtx context.Context, stopBroker func()) error {
 			return c.m.follow(ctx, s.Cores, s.Removed, c.cfg.Log.With("component", "node"))
 		},
 	})
-	stopBroker()
+	if !c.gone.Load() {
+		stopBroker()
+	}
 	beat.Wait()
 	if beatErr != nil {
 		beatErr = fmt.Errorf("heartbeat: %w", beatErr)

@@ -94,20 +94,27 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return err
 	}
+	expelled, expelledErr := broker.Removed(brokerDir(dir.Path))
+	joined, joinedErr := broker.Joined(brokerDir(dir.Path))
+	if err := errors.Join(expelledErr, joinedErr); err != nil {
+		return err
+	}
+	if m.Removed || expelled { // the agent before may have been killed while it did this
+		err = m.leave(ctx, dir)
+	}
+	switch {
+	case m.Role == kbroker.RoleWorker && !m.Removed:
+		err = runWorker(ctx, cfg, dir, m)
+	case m.Role == kbroker.RoleCore && (!m.Removed || joined && !expelled):
+		err = errors.Join(err, runCore(ctx, cfg, dir, m))
+	}
+	if errors.Is(err, agent.ErrRemoved) {
+		err = m.leave(ctx, dir)
+	}
 	if m.Removed {
-		// The agent before may have been killed while it ended them.
-		return errors.Join(m.errRemoved(), m.leave(ctx, dir))
+		err = errors.Join(m.errRemoved(), err)
 	}
-	run := runCore
-	if m.Role == kbroker.RoleWorker {
-		run = runWorker
-	}
-	err = run(ctx, cfg, dir, m)
-	removed, lookErr := broker.Removed(brokerDir(dir.Path))
-	if removed || errors.Is(err, agent.ErrRemoved) {
-		return errors.Join(m.errRemoved(), m.leave(ctx, dir))
-	}
-	return errors.Join(err, lookErr)
+	return err
 }
 
 // leave ends what a removed host runs, whether ctx ends or not; its directory

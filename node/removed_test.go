@@ -1,14 +1,22 @@
 package node
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // application is a process as an agent of dir would have started it.
@@ -51,5 +59,77 @@ func TestTheNextStartEndsWhatARemovedHostRuns(t *testing.T) {
 			}
 			awaitEnd(t, app)
 		})
+	}
+}
+
+// TestABrokerOfARemovedHostStaysWhileItIsAMember: two that left before they were
+// taken out of the group could leave it without a majority. The host hears of its
+// removal before the cluster knows: the broker alone runs on, after a restart
+// too, until the cluster has removed it.
+func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
+	work := t.TempDir()
+	dirB := filepath.Join(work, "b")
+	start(t, Config{Dir: filepath.Join(work, "a"), Name: "a", Found: true, Advertise: "127.0.0.1"})
+	a := awaitLeader(t, filepath.Join(work, "a"))
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	run := func(ctx context.Context) {
+		ended <- Run(ctx, Config{Dir: dirB, Name: "b", Join: []string{a.Client}, Advertise: "127.0.0.1"})
+	}
+	go run(ctx)
+	awaitCopies(t, a.Client, "b")
+	nc, err := nats.Connect(url(a.Client))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	forged, err := nc.Subscribe(subjects.Heartbeat("b"), func(m *nats.Msg) {
+		_ = m.Respond([]byte(`{"removed":true}`)) // to a host that asks no more
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := application(t, dirB)
+	awaitEnd(t, app)
+	if err := forged.Unsubscribe(); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := Removed(dirB); err != nil || !removed {
+		t.Errorf("its directory says removed: %t, %v", removed, err)
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, kbroker.Refused) {
+		t.Errorf("stopped, it ended with %v, want refused", err)
+	}
+	go run(t.Context())
+	awaitCopies(t, a.Client, "a")
+
+	body, err := json.Marshal(kbroker.RemoveRequest{Host: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait.Until(t, 30*time.Second, func() error { // not while it is suspect
+		select {
+		case err := <-ended:
+			t.Fatalf("the broker of a member ended with %v", err)
+		default:
+		}
+		reply, err := nc.Request(subjects.Super(subjects.VerbRemove, kbroker.DefaultTenant), body, 5*time.Second)
+		if err == nil && reply.Header.Get(subjects.HeaderCode) != "" {
+			err = fmt.Errorf("not removed: %s", reply.Data)
+		}
+		return err
+	})
+	select {
+	case err := <-ended:
+		if !errors.Is(err, kbroker.Refused) {
+			t.Errorf("it ended with %v, want refused", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the broker of a core that is no member goes on")
+	}
+	if expelled, err := broker.Removed(brokerDir(dirB)); err != nil || !expelled {
+		t.Errorf("its broker saw that it is no member: %t, %v", expelled, err)
 	}
 }
