@@ -65,3 +65,34 @@ func TestAConnectionIsClosedDuringALameDuck(t *testing.T) {
 		t.Errorf("closed after %v, want a write's %v for each", took, inProcessWrite)
 	}
 }
+
+// TestACoreThatIsBackIsARefuge, as soon as it is current: while the one before
+// was about to stop it was none.
+func TestACoreThatIsBackIsARefuge(t *testing.T) {
+	a := start(t, configOf(t, "a", true))
+	a.awaitReady(15 * time.Second)
+	if a.refuge() {
+		t.Error("the only core has somebody to hand over to")
+	}
+	b := start(t, configOf(t, "b", false, a.cfg))
+	refuge := func(within time.Duration) {
+		t.Helper()
+		wait.Until(t, within, func() error {
+			if !a.refuge() {
+				return fmt.Errorf("a has nobody to hand over to; it sees %+v", a.Members().Current)
+			}
+			return nil
+		})
+	}
+	b.awaitReady(15 * time.Second)
+	refuge(5 * time.Second)
+	if err := b.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if a.refuge() {
+		t.Error("a core that has stopped is somebody to hand over to")
+	}
+	again := start(t, b.cfg)
+	again.awaitReady(15 * time.Second)
+	refuge(2 * time.Second)
+}
