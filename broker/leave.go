@@ -33,18 +33,16 @@ func (b *Broker) stop() error {
 	if b.system != nil {
 		defer b.system.Close()
 	}
+	var lameDuck sync.WaitGroup // Shutdown ends it
 	if b.core != nil && b.refuge() {
 		left := make(chan struct{})
-		go func() {
+		lameDuck.Go(func() {
 			defer close(left)
 			b.core.LameDuckShutdown()
-		}()
+		})
 		b.awaitClients(left)
-		defer func() { <-left }() // Shutdown ends it
 	}
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
+	err := stopsWithin(stopWithin, func() {
 		if b.core != nil {
 			b.core.Shutdown()
 			b.core.WaitForShutdown()
@@ -53,12 +51,27 @@ func (b *Broker) stop() error {
 			w.Shutdown()
 			w.WaitForShutdown()
 		}
+		lameDuck.Wait()
+	})
+	if err != nil {
+		return fmt.Errorf("nats server %s: %w", b.cfg.Host, err)
+	}
+	return nil
+}
+
+// stopsWithin is an error when stop has not returned within the bound; it runs on
+// then, in a process that is about to end.
+func stopsWithin(bound time.Duration, stop func()) error {
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stop()
 	}()
 	select {
 	case <-stopped:
 		return nil
-	case <-time.After(stopWithin):
-		return fmt.Errorf("nats server %s does not stop", b.cfg.Host)
+	case <-time.After(bound):
+		return fmt.Errorf("it does not stop within %v", bound)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -95,4 +96,22 @@ func TestACoreThatIsBackIsARefuge(t *testing.T) {
 	again := start(t, b.cfg)
 	again.awaitReady(15 * time.Second)
 	refuge(2 * time.Second)
+}
+
+// TestAStopThatHangsIsAnError once the bound has passed, not before.
+func TestAStopThatHangsIsAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		began := time.Now()
+		if err := stopsWithin(stopWithin, func() { <-release }); err == nil {
+			t.Error("no error")
+		}
+		if took := time.Since(began); took != stopWithin {
+			t.Errorf("returned after %v, want %v", took, stopWithin)
+		}
+		if err := stopsWithin(stopWithin, func() { time.Sleep(stopWithin - 1) }); err != nil {
+			t.Errorf("a stop within the bound: %v", err)
+		}
+	})
 }
