@@ -12,14 +12,11 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -28,7 +25,6 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
-	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/state"
 )
@@ -66,9 +62,6 @@ func version() string {
 	return "(devel)"
 }
 
-// removedGrace is how long applications on a removed host may take to leave.
-const removedGrace = 10 * time.Second
-
 // Run runs the host until ctx ends, then returns nil; applications keep
 // running. Errors: Refused - another agent holds Dir, or the cluster does not
 // admit this host, or has removed it: then its applications have been ended;
@@ -94,18 +87,17 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return err
 	}
-	expelled, expelledErr := broker.Removed(brokerDir(dir.Path))
-	joined, joinedErr := broker.Joined(brokerDir(dir.Path))
-	if err := errors.Join(expelledErr, joinedErr); err != nil {
+	out, err := m.isOut(ctx, dir.Path)
+	if err != nil {
 		return err
 	}
-	if m.Removed || expelled { // the agent before may have been killed while it did this
+	if m.Removed || out { // the agent before may have been killed while it did this
 		err = m.leave(ctx, dir)
 	}
 	switch {
 	case m.Role == kbroker.RoleWorker && !m.Removed:
 		err = runWorker(ctx, cfg, dir, m)
-	case m.Role == kbroker.RoleCore && (!m.Removed || joined && !expelled):
+	case m.Role == kbroker.RoleCore && !out:
 		err = errors.Join(err, runCore(ctx, cfg, dir, m))
 	}
 	if errors.Is(err, agent.ErrRemoved) {
@@ -113,17 +105,6 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	if m.Removed {
 		err = errors.Join(m.errRemoved(), err)
-	}
-	return err
-}
-
-// leave ends what a removed host runs, whether ctx ends or not; its directory
-// never runs anything again.
-func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
-	m.Removed = true
-	err := m.save()
-	if _, sweepErr := agent.Sweep(context.WithoutCancel(ctx), dir.Path, removedGrace); sweepErr != nil {
-		err = errors.Join(err, fmt.Errorf("end the applications of a removed host: %w", sweepErr))
 	}
 	return err
 }
@@ -200,19 +181,6 @@ func newAgent(
 
 // Running reports whether an agent holds the data directory, and its pid.
 func Running(dir string) (pid int, alive bool, err error) { return agent.Running(dir) }
-
-// Removed reports whether the cluster has removed the host of a data directory.
-func Removed(dir string) (bool, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, membershipFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	var m membership
-	if err == nil {
-		err = json.Unmarshal(raw, &m)
-	}
-	return m.Removed, err
-}
 
 // Sweep ends every process that was started for the data directory; see
 // agent.Sweep.

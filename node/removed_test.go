@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -131,5 +134,65 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 	}
 	if expelled, err := broker.Removed(brokerDir(dirB)); err != nil || !expelled {
 		t.Errorf("its broker saw that it is no member: %t, %v", expelled, err)
+	}
+}
+
+// TestACoreWithoutItsStoreAsksWhetherItWasRemoved: it was, and was killed after
+// its server had dropped the store and before that was noted.
+func TestACoreWithoutItsStoreAsksWhetherItWasRemoved(t *testing.T) {
+	for name, tc := range map[string]struct {
+		cluster string
+		state   kbroker.HostState
+		removed bool
+	}{
+		"a core that was removed":             {cluster: "test", state: kbroker.HostRemoved, removed: true},
+		"a core whose store is damaged":       {cluster: "test", state: kbroker.HostLost},
+		"one whose port is another cluster's": {cluster: "other", state: kbroker.HostRemoved},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := natstest.StartCluster(t, 3)
+			rows, err := json.Marshal([]kbroker.HostRow{{Name: "h1", State: kbroker.HostReady}, {Name: "h2", State: tc.state}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = srv.Connect(t, 0).Subscribe(subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), func(m *nats.Msg) {
+				var r kbroker.ListRequest
+				if err := errors.Join(json.Unmarshal(m.Data, &r), m.Respond(rows)); err != nil || !r.All {
+					t.Errorf("asked with %q: %v", m.Data, err)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			m := &membership{
+				path: filepath.Join(dir, membershipFile), ClusterID: tc.cluster, Host: "h2", Role: kbroker.RoleCore,
+				Client: "127.0.0.1:1", Route: "127.0.0.1:2",
+				Cores: []kbroker.CoreAddr{{Host: "h3", Client: "127.0.0.1:3"}, {Host: "h1", Client: strings.TrimPrefix(srv.URL(0), "nats://")}},
+			}
+			err = errors.Join(m.save(), os.Mkdir(brokerDir(dir), 0o700),
+				os.WriteFile(filepath.Join(brokerDir(dir), "identity.json"), []byte(`{"cluster_id":"`+tc.cluster+`","host":"h2"}`), 0o600),
+				os.WriteFile(filepath.Join(brokerDir(dir), "joined"), nil, 0o600))
+			if err != nil {
+				t.Fatal(err)
+			}
+			app := application(t, dir)
+			if err := Run(t.Context(), Config{Dir: dir}); !errors.Is(err, kbroker.Refused) {
+				t.Errorf("the host ended with %v, want refused", err)
+			}
+			if tc.removed {
+				awaitEnd(t, app)
+			}
+			select {
+			case <-app:
+				if !tc.removed {
+					t.Error("the application was ended")
+				}
+			default:
+			}
+			if removed, err := Removed(dir); err != nil || removed != tc.removed {
+				t.Errorf("the directory is that of a removed host: %t, %v, want %t", removed, err, tc.removed)
+			}
+		})
 	}
 }
