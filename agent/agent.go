@@ -89,11 +89,12 @@ func (c *Config) validate() error {
 	return kbroker.CheckName("host", string(c.Host))
 }
 
-// ErrRemoved ends Run when the cluster has removed this host. What it runs is
+// ErrRemoved ends Beat when the cluster has removed this host. What it runs is
 // still there then, and has to go: Sweep.
 var ErrRemoved = errors.New("this host was removed from the cluster")
 
-// Agent runs a host's instances. Run may be called once.
+// Agent runs a host's instances. Run and Beat may be called once each, side by
+// side.
 type Agent struct {
 	cfg  Config
 	log  *slog.Logger
@@ -158,15 +159,29 @@ func New(cfg Config) (*Agent, error) {
 // for concurrent use.
 func (a *Agent) Cores() []kbroker.CoreAddr { return a.heart.known() }
 
+// Beat says each second that this host is there, until ctx ends, then returns
+// nil; ErrRemoved when the cluster has removed it. It waits for nothing, and so
+// begins before Run; it ends after Run where the host needs time to stop, for a
+// host that is silent meanwhile is judged lost.
+func (a *Agent) Beat(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := a.heart.run(ctx, func() { cancel(ErrRemoved) }); err != nil {
+		return err
+	}
+	if context.Cause(ctx) == ErrRemoved {
+		return ErrRemoved
+	}
+	return nil
+}
+
 // Run works until parent ends, then returns nil; the instances run on, for the
 // next agent to adopt. Any other return is a failure that a retry in here would
-// not cure: ErrRemoved, or the data directory cannot be read.
+// not cure: the data directory cannot be read.
 func (a *Agent) Run(parent context.Context) error {
 	ctx, cancel := context.WithCancelCause(parent)
 	defer a.work.Wait()
 	defer cancel(nil)
-	a.heart.removed = func() { cancel(ErrRemoved) }
-	// The heartbeat comes before everything else, and waits for nothing.
 	part := func(name string, run func(context.Context) error) {
 		a.work.Go(func() {
 			if err := run(ctx); err != nil {
@@ -174,7 +189,6 @@ func (a *Agent) Run(parent context.Context) error {
 			}
 		})
 	}
-	part("heartbeat", a.heart.run)
 	if err := prepareProcess(); err != nil {
 		return err
 	}

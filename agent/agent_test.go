@@ -347,3 +347,35 @@ func TestLogsAreServed(t *testing.T) {
 		}
 	}
 }
+
+// TestAHostThatWasRemovedHearsIt in the answer to its heartbeat; what runs is
+// left to Sweep.
+func TestAHostThatWasRemovedHearsIt(t *testing.T) {
+	c := newCore(t)
+	a, release := c.newAgent(t.TempDir())
+	defer release()
+	beat := make(chan error, 1)
+	go func() { beat <- a.Beat(t.Context()) }()
+	wait.Until(t, 5*time.Second, func() error {
+		if a.Cores() == nil {
+			return errors.New("no answer was heard")
+		}
+		return nil
+	})
+	select {
+	case err := <-beat:
+		t.Fatalf("a member's heartbeat ended with %v", err)
+	default:
+	}
+	c.mu.Lock()
+	c.removed = true
+	c.mu.Unlock()
+	select {
+	case err := <-beat:
+		if !errors.Is(err, ErrRemoved) {
+			t.Errorf("the heartbeat ended with %v, want %v", err, ErrRemoved)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the heartbeat goes on")
+	}
+}

@@ -29,8 +29,6 @@ type heart struct {
 	beat  kbroker.Heartbeat
 	// behind is called when the cores know a newer head for behindFor.
 	behind func()
-	// removed is called when a core knows that this host was removed.
-	removed func()
 
 	mu    sync.Mutex
 	held  uint64             // revision of the view that is held
@@ -38,14 +36,19 @@ type heart struct {
 	cores []kbroker.CoreAddr // as last heard
 }
 
-// run beats until ctx ends; the first beat leaves at once.
-func (h *heart) run(ctx context.Context) error {
+// run beats until ctx ends; the first beat leaves at once. removed is called when
+// a core knows that this host was removed.
+func (h *heart) run(ctx context.Context, removed func()) error {
 	body, err := json.Marshal(h.beat)
 	if err != nil {
 		return fmt.Errorf("encode heartbeat: %w", err)
 	}
 	inbox := h.conn.NewRespInbox()
-	sub, err := h.conn.Subscribe(inbox, h.hear)
+	sub, err := h.conn.Subscribe(inbox, func(m *nats.Msg) {
+		if h.hear(m) {
+			removed() // no core can know less of it later
+		}
+	})
 	if err != nil {
 		return fmt.Errorf("subscribe to heartbeat replies: %w", err)
 	}
@@ -66,15 +69,14 @@ func (h *heart) run(ctx context.Context) error {
 	}
 }
 
-// hear takes one core's answer.
-func (h *heart) hear(m *nats.Msg) {
+// hear takes one core's answer; true if it says that this host was removed.
+func (h *heart) hear(m *nats.Msg) (removed bool) {
 	var r kbroker.HeartbeatReply
 	if err := json.Unmarshal(m.Data, &r); err != nil {
-		return // a core of another version: the next one may be understood
+		return false // a core of another version: the next one may be understood
 	}
 	if r.Removed {
-		h.removed() // no core can know less of it later
-		return
+		return true
 	}
 	now := state.Boottime()
 	h.mu.Lock()
@@ -92,6 +94,7 @@ func (h *heart) hear(m *nats.Msg) {
 	if late {
 		h.behind()
 	}
+	return false
 }
 
 // holds tells which revision the agent has.
@@ -129,7 +132,7 @@ func (h *heart) servers(own []string) []string {
 
 func newHeart(cfg Config, behind func()) *heart {
 	return &heart{
-		conn: cfg.Conn, every: cfg.Times.Heartbeat, behind: behind, removed: func() {},
+		conn: cfg.Conn, every: cfg.Times.Heartbeat, behind: behind,
 		beat: kbroker.Heartbeat{
 			Host: cfg.Host, Role: cfg.Role, Process: cfg.Dir.Process, PID: os.Getpid(), Generation: cfg.Generation,
 			Labels: cfg.Labels, Capacity: cfg.Capacity, Client: cfg.Client, Route: cfg.Route, Version: cfg.Version,

@@ -139,6 +139,7 @@ type core struct {
 	gone     map[kbroker.InstanceID]bool
 	beats    []kbroker.Heartbeat
 	head     uint64 // told in heartbeat replies; 0: that of view
+	removed  bool   // likewise
 	files    map[string][]byte
 	pieces   int
 }
@@ -219,7 +220,7 @@ func (c *core) onBeat(m *nats.Msg) any {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.beats = append(c.beats, b)
-	r := kbroker.HeartbeatReply{Core: "c1", HeadRevision: c.view.Head.Revision, Cores: []kbroker.CoreAddr{{Host: "c9", Client: "10.0.0.9:4222"}}}
+	r := kbroker.HeartbeatReply{Core: "c1", HeadRevision: c.view.Head.Revision, Removed: c.removed, Cores: []kbroker.CoreAddr{{Host: "c9", Client: "10.0.0.9:4222"}}}
 	if c.head > 0 {
 		r.HeadRevision = c.head
 	}
@@ -345,8 +346,8 @@ type running struct {
 	stop func()
 }
 
-// startAgent runs an agent on dir until the test ends, and ends its instances.
-func (c *core) startAgent(dir string) *running {
+// newAgent makes an agent of dir that does not run yet; release gives dir up.
+func (c *core) newAgent(dir string) (a *Agent, release func()) {
 	c.t.Helper()
 	d, err := Lock(dir)
 	if err != nil {
@@ -358,27 +359,39 @@ func (c *core) startAgent(dir string) *running {
 	}
 	conn := c.srv.Connect(c.t, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
 	log := slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	a, err := New(Config{
+	a, err = New(Config{
 		Dir: d, Host: testHost, Role: kbroker.RoleWorker, Conn: conn, Servers: func() []string { return []string{c.srv.URL} },
 		Executable: exe, Version: "test", Log: log, Labels: DefaultLabels(testHost, kbroker.RoleCore),
 	})
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	return a, func() {
+		conn.Close()
+		if err := d.Close(); err != nil {
+			c.t.Error(err)
+		}
+	}
+}
+
+// startAgent runs an agent on dir until the test ends, and ends its instances.
+func (c *core) startAgent(dir string) *running {
+	c.t.Helper()
+	a, release := c.newAgent(dir)
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
+	var both sync.WaitGroup
+	var beat, ran error
+	both.Go(func() { beat = a.Beat(ctx) })
+	both.Go(func() { ran = a.Run(ctx) })
 	var once sync.Once
 	stop := func() {
 		once.Do(func() {
 			cancel()
-			if err := <-done; err != nil {
-				c.t.Errorf("Run: %v", err)
+			both.Wait()
+			if err := errors.Join(beat, ran); err != nil {
+				c.t.Errorf("the agent ended with %v", err)
 			}
-			conn.Close()
-			if err := d.Close(); err != nil {
-				c.t.Error(err)
-			}
+			release()
 		})
 	}
 	c.t.Cleanup(func() {

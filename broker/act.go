@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
@@ -72,12 +73,15 @@ func (b *Broker) retireWitness() error {
 	return nil
 }
 
-// expelled: the operator has removed this core, and the meta leader does not
-// have it as a member. A core that was down when it was removed hears nothing
-// from that leader, and so asks.
+// expelled: the operator has removed this core, and it is no member of the meta
+// group: its server says so, or the meta leader does not have it. A core that was
+// down when it was removed hears nothing from that leader, and so asks.
 func (m *membership) expelled(ctx context.Context, o observation) bool {
 	if !slices.Contains(o.removed, o.host) {
 		return false
+	}
+	if m.b.putOut() {
+		return true
 	}
 	if o.leader == "" {
 		meta, err := m.askMetaLeader(ctx, server.EventFilterOptions{})
@@ -87,6 +91,23 @@ func (m *membership) expelled(ctx context.Context, o observation) bool {
 		o.leader, o.size, o.peers = meta.Leader, meta.Size, peersOf(meta.Leader, meta.Replicas)
 	}
 	return o.size == len(o.peers) && !o.member(string(o.host))
+}
+
+// putOut: the core's server says that it was removed from the meta group, and has
+// turned its JetStream off, as it does then. What it says alone is no more than a
+// line of a log.
+func (b *Broker) putOut() bool { return b.saidRemoved.Load() && !b.core.JetStreamEnabled() }
+
+// awaitRecord is the round of a core that was put out, and that knows of no
+// removal by the operator: that is on its way, or there was none.
+func (m *membership) awaitRecord(now time.Time) (time.Duration, error) {
+	if m.putOutAt.IsZero() {
+		m.putOutAt = now
+	}
+	if now.Sub(m.putOutAt) < recordWithin {
+		return changeEvery, nil
+	}
+	return 0, fmt.Errorf("nats server %s was removed from the meta group, and host %s is not known as removed", m.b.core.Name(), m.b.cfg.Host)
 }
 
 // leaveForGood remembers that this core was removed, and says so.

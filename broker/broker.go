@@ -97,9 +97,10 @@ type Broker struct {
 	looks     chan chan<- struct{} // to the membership loop; it closes what it gets
 	fatal     chan error           // capacity 1: the first is what Run returns
 	core      *server.Server
-	expelled  atomic.Bool // the core's server says that it was removed
-	system    *nats.Conn  // in SYS, from listening to the end
+	system    *nats.Conn // in SYS, from listening to the end
 	others    leavers
+	// saidRemoved: the log of the core's server says that it was removed.
+	saidRemoved atomic.Bool
 
 	mu      sync.Mutex // guards what follows
 	witness *server.Server
@@ -299,7 +300,7 @@ func (b *Broker) startServer(ctx context.Context, o *server.Options, noise []str
 	}
 	l := &logger{log: b.log.With("server", o.ServerName), noise: noise, fatal: b.fail}
 	if o.ServerName == string(b.cfg.Host) {
-		l.expelled = func() { b.expelled.Store(true) }
+		l.removed = func() { b.saidRemoved.Store(true) }
 	}
 	s.SetLoggerV2(l, false, false, false)
 	s.Start()

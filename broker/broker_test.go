@@ -1,10 +1,15 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -296,4 +301,104 @@ func TestStoreBytesCountsWhatIsThere(t *testing.T) {
 	if all, err := storeBytes(dir); err != nil || all <= 0 {
 		t.Errorf("storeBytes = %d, %v, want a share of the disk", all, err)
 	}
+}
+
+// TestAClientCannotRemoveACore: what a client sends gets into the server's log,
+// where the server also says that it was removed.
+func TestAClientCannotRemoveACore(t *testing.T) {
+	heard := make(chan string, 256)
+	cfg := configOf(t, "a", true)
+	cfg.Log = slog.New(slog.NewTextHandler(lines(heard), nil))
+	h := start(t, cfg)
+	h.awaitReady(15 * time.Second)
+	conn, err := net.Dial("tcp", cfg.ClientAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintf(conn, "CONNECT {}\r\nSUB %s\r\n", removedText); err != nil {
+		t.Fatal(err)
+	}
+	for said := ""; !strings.Contains(said, removedText); {
+		select {
+		case said = <-heard:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the server's log does not have what the client sent")
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for range 2 { // one round of the membership loop for sure
+		if err := h.Look(ctx); err != nil {
+			t.Fatalf("the membership loop does not look: %v", err)
+		}
+	}
+	if err := h.stop(); err != nil {
+		t.Errorf("the broker ended with %v", err)
+	}
+	if removed, err := Removed(cfg.Dir); err != nil || removed {
+		t.Errorf("the directory is that of a removed core: %t, %v", removed, err)
+	}
+}
+
+// TestACoreThatIsPutOutWaitsForTheRecord: only a removal by the operator ends a
+// core for good.
+func TestACoreThatIsPutOutWaitsForTheRecord(t *testing.T) {
+	a := start(t, configOf(t, "a", true))
+	a.awaitReady(15 * time.Second)
+	createControl(t, a.conn())
+	var known atomic.Bool
+	cfg := configOf(t, "b", false, a.cfg)
+	cfg.Removed = func() []kbroker.HostID {
+		if known.Load() {
+			return []kbroker.HostID{"b"}
+		}
+		return nil
+	}
+	b := start(t, cfg)
+	b.awaitReady(15 * time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	m := &membership{b: a.Broker, system: a.system}
+	if err := m.act(ctx, action{deed: removeCore, host: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	wait.Until(t, 10*time.Second, func() error {
+		if b.core.JetStreamEnabled() {
+			return errors.New("the JetStream of b is on")
+		}
+		return nil
+	})
+	for range 2 { // one round for sure
+		if err := b.Look(ctx); err != nil {
+			t.Fatalf("the membership loop does not look: %v", err)
+		}
+	}
+	if removed, err := Removed(cfg.Dir); err != nil || removed {
+		t.Errorf("without a record the directory is that of a removed core: %t, %v", removed, err)
+	}
+	known.Store(true)
+	select {
+	case err := <-b.done:
+		b.done <- err
+		if !errors.Is(err, kbroker.Refused) {
+			t.Errorf("the broker ended with %v, want refused", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("a core that was removed goes on")
+	}
+	if removed, err := Removed(cfg.Dir); err != nil || !removed {
+		t.Errorf("the directory is that of a removed core: %t, %v", removed, err)
+	}
+}
+
+// lines are what is written, as long as there is room.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	select {
+	case l <- string(b):
+	default:
+	}
+	return len(b), nil
 }

@@ -76,15 +76,11 @@ func claimDir(dir string, want identity, knowsCores bool) (identity, error) {
 	if removed {
 		return identity{}, refuseRemoved(have.Host, dir)
 	}
-	joined, err := exists(filepath.Join(dir, joinedFile))
+	gone, err := StoreGone(dir)
 	if err != nil {
 		return identity{}, err
 	}
-	meta, err := exists(filepath.Join(dir, storeDir, metaDir))
-	if err != nil {
-		return identity{}, err
-	}
-	if joined && !meta {
+	if gone {
 		return identity{}, kbroker.Errorf(kbroker.Refused, "the store of host %s in %s is gone: it was deleted, or the host was removed from the cluster", have.Host, dir).
 			WithHint("remove the host from the cluster, then join under a new name with an empty directory")
 	}
@@ -165,3 +161,15 @@ func Joined(dir string) (bool, error) { return exists(filepath.Join(dir, joinedF
 // Removed reports whether the core whose broker has this directory has been
 // removed from its cluster, as its broker saw it.
 func Removed(dir string) (bool, error) { return exists(filepath.Join(dir, removedFile)) }
+
+// StoreGone reports whether the core whose broker has this directory has been a
+// member, and has no store any more: it was deleted, or dropped by the server when
+// the core was removed. New refuses such a directory.
+func StoreGone(dir string) (bool, error) {
+	joined, err := Joined(dir)
+	if err != nil || !joined {
+		return false, err
+	}
+	there, err := exists(filepath.Join(dir, storeDir, metaDir))
+	return err == nil && !there, err
+}

@@ -3,6 +3,7 @@ package broker
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,9 +25,6 @@ const (
 	// second), stopWithin the blunt one after it.
 	leaveWithin = clientsLeave + sendAway + 2*time.Second
 	stopWithin  = 5 * time.Second
-	// leavingFor is how long a core that said it stops counts as leaving: it may
-	// be back under the same name.
-	leavingFor = 10 * time.Second
 )
 
 // stop ends all servers. With other cores there, leaderships are moved to them
@@ -35,18 +33,16 @@ func (b *Broker) stop() error {
 	if b.system != nil {
 		defer b.system.Close()
 	}
+	var lameDuck sync.WaitGroup // Shutdown ends it
 	if b.core != nil && b.refuge() {
 		left := make(chan struct{})
-		go func() {
+		lameDuck.Go(func() {
 			defer close(left)
 			b.core.LameDuckShutdown()
-		}()
+		})
 		b.awaitClients(left)
-		defer func() { <-left }() // Shutdown ends it
 	}
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
+	err := stopsWithin(stopWithin, func() {
 		if b.core != nil {
 			b.core.Shutdown()
 			b.core.WaitForShutdown()
@@ -55,12 +51,27 @@ func (b *Broker) stop() error {
 			w.Shutdown()
 			w.WaitForShutdown()
 		}
+		lameDuck.Wait()
+	})
+	if err != nil {
+		return fmt.Errorf("nats server %s: %w", b.cfg.Host, err)
+	}
+	return nil
+}
+
+// stopsWithin is an error when stop has not returned within the bound; it runs on
+// then, in a process that is about to end.
+func stopsWithin(bound time.Duration, stop func()) error {
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stop()
 	}()
 	select {
 	case <-stopped:
 		return nil
-	case <-time.After(stopWithin):
-		return fmt.Errorf("nats server %s does not stop", b.cfg.Host)
+	case <-time.After(bound):
+		return fmt.Errorf("it does not stop within %v", bound)
 	}
 }
 
@@ -89,8 +100,12 @@ func (b *Broker) awaitClients(left <-chan struct{}) {
 
 // refuge: there is another core that is current and does not stop as well.
 func (b *Broker) refuge() bool {
+	routes, err := b.core.Routez(nil)
+	if err != nil {
+		return false
+	}
 	for host, current := range b.Members().Current {
-		if current && host != b.cfg.Host && !b.others.leaving(host) {
+		if current && host != b.cfg.Host && !b.others.leaving(host, routes.Routes) {
 			return true
 		}
 	}
@@ -112,10 +127,10 @@ func outsiders(s *server.Server) (n int) {
 	return n
 }
 
-// leavers knows which cores said that they stop. Safe for concurrent use.
+// leavers knows which servers said that they stop. Safe for concurrent use.
 type leavers struct {
-	mu   sync.Mutex // guards what follows
-	said map[kbroker.HostID]time.Time
+	mu   sync.Mutex                // guards what follows
+	said map[kbroker.HostID]string // the id of a host's server that said so last
 }
 
 // listen notes the servers that become lame ducks or shut down, as long as the
@@ -125,7 +140,7 @@ func (l *leavers) listen(system *nats.Conn) error {
 		_, err := system.Subscribe("$SYS.SERVER.*."+event, func(m *nats.Msg) {
 			var said server.ServerInfo
 			if err := json.Unmarshal(m.Data, &said); err == nil {
-				l.note(said.Name, time.Now())
+				l.note(kbroker.HostID(said.Name), said.ID)
 			}
 		})
 		if err != nil {
@@ -135,18 +150,23 @@ func (l *leavers) listen(system *nats.Conn) error {
 	return nil
 }
 
-func (l *leavers) note(name string, now time.Time) {
+func (l *leavers) note(host kbroker.HostID, server string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.said == nil {
-		l.said = map[kbroker.HostID]time.Time{}
+		l.said = map[kbroker.HostID]string{}
 	}
-	l.said[kbroker.HostID(name)] = now
+	l.said[host] = server
 }
 
-func (l *leavers) leaving(host kbroker.HostID) bool {
+// leaving: the host's server said that it stops, and no other one of that name
+// has come since. A server has an id of its own at each start; the routes tell
+// which ones are there.
+func (l *leavers) leaving(host kbroker.HostID, routes []*server.RouteInfo) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	said, ok := l.said[host]
-	return ok && time.Since(said) < leavingFor
+	return ok && !slices.ContainsFunc(routes, func(r *server.RouteInfo) bool {
+		return r.RemoteName == string(host) && r.RemoteID != said
+	})
 }

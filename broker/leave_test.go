@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -64,4 +65,53 @@ func TestAConnectionIsClosedDuringALameDuck(t *testing.T) {
 	if took := time.Since(began); took > 5*inProcessWrite {
 		t.Errorf("closed after %v, want a write's %v for each", took, inProcessWrite)
 	}
+}
+
+// TestACoreThatIsBackIsARefuge, as soon as it is current: while the one before
+// was about to stop it was none.
+func TestACoreThatIsBackIsARefuge(t *testing.T) {
+	a := start(t, configOf(t, "a", true))
+	a.awaitReady(15 * time.Second)
+	if a.refuge() {
+		t.Error("the only core has somebody to hand over to")
+	}
+	b := start(t, configOf(t, "b", false, a.cfg))
+	refuge := func(within time.Duration) {
+		t.Helper()
+		wait.Until(t, within, func() error {
+			if !a.refuge() {
+				return fmt.Errorf("a has nobody to hand over to; it sees %+v", a.Members().Current)
+			}
+			return nil
+		})
+	}
+	b.awaitReady(15 * time.Second)
+	refuge(5 * time.Second)
+	if err := b.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if a.refuge() {
+		t.Error("a core that has stopped is somebody to hand over to")
+	}
+	again := start(t, b.cfg)
+	again.awaitReady(15 * time.Second)
+	refuge(2 * time.Second)
+}
+
+// TestAStopThatHangsIsAnError once the bound has passed, not before.
+func TestAStopThatHangsIsAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		began := time.Now()
+		if err := stopsWithin(stopWithin, func() { <-release }); err == nil {
+			t.Error("no error")
+		}
+		if took := time.Since(began); took != stopWithin {
+			t.Errorf("returned after %v, want %v", took, stopWithin)
+		}
+		if err := stopsWithin(stopWithin, func() { time.Sleep(stopWithin - 1) }); err != nil {
+			t.Errorf("a stop within the bound: %v", err)
+		}
+	})
 }

@@ -23,7 +23,7 @@ var coreNoise = []string{
 
 // removedText is what a server says when it learns that it was removed from the
 // meta group, before it turns its JetStream off.
-const removedText = "our server was removed from the cluster"
+const removedText = "JetStream being DISABLED, our server was removed from the cluster"
 
 // witnessNoise is what a witness says on its ordered way out, besides.
 var witnessNoise = append([]string{removedText}, coreNoise...)
@@ -34,8 +34,8 @@ type logger struct {
 	log   *slog.Logger
 	noise []string
 	fatal func(error)
-	// expelled is called when the server says that it was removed; may be nil.
-	expelled func()
+	// removed is called when the log says that the server was removed; may be nil.
+	removed func()
 }
 
 func (l *logger) Noticef(format string, v ...any) {
@@ -63,8 +63,8 @@ func (l *logger) Debugf(format string, v ...any) {
 func (l *logger) Tracef(string, ...any) {}
 
 func (l *logger) loud(level slog.Level, message, text string) {
-	if l.expelled != nil && strings.Contains(text, removedText) {
-		l.expelled()
+	if l.removed != nil && text == removedText {
+		l.removed()
 	}
 	for _, n := range l.noise {
 		if strings.Contains(text, n) {

@@ -32,6 +32,10 @@ const (
 	streamsTimeout = time.Second
 	changeTimeout  = time.Second
 
+	// recordWithin is how long a core that the meta group has put out waits for
+	// the word that the operator has removed it.
+	recordWithin = 10 * time.Second
+
 	// leaderlessFor this long is told to the operator.
 	leaderlessFor = 10 * time.Second
 
@@ -54,6 +58,7 @@ type membership struct {
 
 	leaderless time.Time // since when; zero: there is a leader
 	told       bool
+	putOutAt   time.Time // when this core's server was first seen put out
 	nudged     time.Time
 	nudges     int
 }
@@ -89,8 +94,10 @@ func (m *membership) round(ctx context.Context) (time.Duration, error) {
 	b := m.b
 	o := m.observe(ctx)
 	switch {
-	case b.expelled.Load(), m.expelled(ctx, o):
+	case m.expelled(ctx, o):
 		return 0, b.leaveForGood()
+	case b.core.Running() && b.putOut():
+		return m.awaitRecord(time.Now())
 	case !b.core.Running() || !b.core.JetStreamEnabled():
 		return 0, fmt.Errorf("nats server %s: JetStream is off: its disk failed or filled up", b.cfg.Host)
 	}

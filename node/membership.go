@@ -65,8 +65,8 @@ func (m *membership) errRemoved() error {
 		WithHint("to join again, give it an empty data directory; the name of a core is used once")
 }
 
-// establish returns who this host is: from its directory, or by founding a
-// cluster, or by being admitted to one.
+// establish returns who this host is: from its directory, which may say that it
+// was removed, or by founding a cluster, or by being admitted to one.
 func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*membership, error) {
 	m := &membership{path: filepath.Join(dir, membershipFile)}
 	raw, err := os.ReadFile(m.path)
@@ -81,7 +81,7 @@ func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*
 	}
 	differs := m.agrees(cfg)
 	if m.Removed {
-		return nil, m.errRemoved()
+		return m, nil
 	}
 	if m.ClusterID != "" {
 		if differs != nil {

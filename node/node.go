@@ -6,34 +6,27 @@
 //	  core:   -> broker -> agent (heartbeats at once) and super (when JetStream answers)
 //	  worker: -> agent, as a client of the cores
 //
-// When one part ends, all end: agent and super first, then the broker.
-// Applications keep running, except on a host that was removed from its cluster.
+// When one part ends, all end: agent and super first, then the broker, then the
+// heartbeat. Applications keep running, except on a host that was removed from its cluster.
 package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
-	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/state"
-	"github.com/kbroker/kbroker/super"
 )
 
 // Config of a host. Where a field is not given and the data directory knows it
@@ -69,9 +62,6 @@ func version() string {
 	return "(devel)"
 }
 
-// removedGrace is how long applications on a removed host may take to leave.
-const removedGrace = 10 * time.Second
-
 // Run runs the host until ctx ends, then returns nil; applications keep
 // running. Errors: Refused - another agent holds Dir, or the cluster does not
 // admit this host, or has removed it: then its applications have been ended;
@@ -97,97 +87,26 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return err
 	}
-	run := runCore
-	if m.Role == kbroker.RoleWorker {
-		run = runWorker
-	}
-	err = run(ctx, cfg, dir, m)
-	removed, lookErr := broker.Removed(brokerDir(dir.Path))
-	if removed || errors.Is(err, agent.ErrRemoved) {
-		return m.leave(context.WithoutCancel(ctx), dir)
-	}
-	return errors.Join(err, lookErr)
-}
-
-// leave ends what a removed host runs; its directory never runs anything again.
-func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
-	m.Removed = true
-	err := m.save()
-	if _, sweepErr := agent.Sweep(ctx, dir.Path, removedGrace); sweepErr != nil {
-		err = errors.Join(err, fmt.Errorf("end the applications of a removed host: %w", sweepErr))
-	}
-	return errors.Join(m.errRemoved(), err)
-}
-
-// runCore runs a host with a broker.
-func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
-	var planner atomic.Pointer[super.Super] // nil until the broker listens
-	removed := func() []kbroker.HostID {
-		if s := planner.Load(); s != nil {
-			return s.Removed()
-		}
-		return nil
-	}
-	b, err := broker.New(broker.Config{
-		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID,
-		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
-		Removed: removed, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
-	})
+	out, err := m.isOut(ctx, dir.Path)
 	if err != nil {
 		return err
 	}
-	brokerCtx, stopBroker := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopBroker()
-	brokerEnded := make(chan error, 1)
-	var brokerRun sync.WaitGroup
-	brokerRun.Go(func() { brokerEnded <- b.Run(brokerCtx) })
-	defer brokerRun.Wait()
-	defer stopBroker()
-
-	partsCtx, stopParts := context.WithCancel(ctx)
-	defer stopParts()
-	partsEnded := make(chan error, 1)
-	var partsRun sync.WaitGroup
-	partsRun.Go(func() { partsEnded <- runParts(partsCtx, cfg, dir, m, b, &planner) })
-	defer partsRun.Wait()
-	defer stopParts()
-
-	select {
-	case err := <-partsEnded:
-		stopBroker()
-		return errors.Join(err, <-brokerEnded)
-	case err := <-brokerEnded:
-		stopParts()
-		if err == nil {
-			err = fmt.Errorf("the broker ended")
-		}
-		return errors.Join(fmt.Errorf("broker: %w", err), <-partsEnded)
+	if m.Removed || out { // the agent before may have been killed while it did this
+		err = m.leave(ctx, dir)
 	}
-}
-
-// runParts runs what lives on the broker: agent and super.
-func runParts(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, planner *atomic.Pointer[super.Super]) error {
-	select {
-	case <-b.Listening():
-	case <-ctx.Done():
-		return nil
+	switch {
+	case m.Role == kbroker.RoleWorker && !m.Removed:
+		err = runWorker(ctx, cfg, dir, m)
+	case m.Role == kbroker.RoleCore && !out:
+		err = errors.Join(err, runCore(ctx, cfg, dir, m))
 	}
-	conn, err := b.Connect(nats.Name("kbroker agent " + string(m.Host)))
-	if err != nil {
-		return fmt.Errorf("connect to the own broker: %w", err)
+	if errors.Is(err, agent.ErrRemoved) {
+		err = m.leave(ctx, dir)
 	}
-	defer conn.Close()
-	a, s, err := parts(cfg, dir, m, b, conn)
-	if err != nil {
-		return err
+	if m.Removed {
+		err = errors.Join(m.errRemoved(), err)
 	}
-	planner.Store(s)
-	return runAll(ctx, map[string]func(context.Context) error{
-		"agent": a.Run, "super": s.Run,
-		"membership": func(ctx context.Context) error {
-			return m.follow(ctx, s.Cores, s.Removed, cfg.Log.With("component", "node"))
-		},
-	})
+	return err
 }
 
 // runWorker runs a host without a broker: a client of the cores.
@@ -209,7 +128,8 @@ func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) e
 	}
 	nobody := func() []kbroker.HostID { return nil }
 	return runAll(ctx, map[string]func(context.Context) error{
-		"agent": a.Run,
+		"heartbeat": a.Beat,
+		"agent":     a.Run,
 		"membership": func(ctx context.Context) error {
 			return m.follow(ctx, a.Cores, nobody, cfg.Log.With("component", "node"))
 		},
@@ -259,41 +179,8 @@ func newAgent(
 	})
 }
 
-// parts are what runs on the broker of a core.
-func parts(cfg Config, dir *agent.Dir, m *membership, b *broker.Broker, conn *nats.Conn) (*agent.Agent, *super.Super, error) {
-	times := state.Tuned
-	if !b.RaftTuned() {
-		times = state.Stock
-	}
-	core := func(ctx context.Context) kbroker.CoreCheckup { return coreCheckup(ctx, b) }
-	a, err := newAgent(cfg, dir, m, conn, times, core)
-	if err != nil {
-		return nil, nil, err
-	}
-	s, err := super.New(super.Config{
-		Host: m.Host, Process: dir.Process, Earlier: dir.Earlier, ClusterID: m.ClusterID, Found: m.Founded,
-		Dir: filepath.Join(dir.Path, "core"), Conn: conn, Times: times, Log: cfg.Log.With("component", "super"),
-		Members: func() super.Members { return membersOf(b) },
-		Look:    b.Look,
-	})
-	return a, s, err
-}
-
 // Running reports whether an agent holds the data directory, and its pid.
 func Running(dir string) (pid int, alive bool, err error) { return agent.Running(dir) }
-
-// Removed reports whether the cluster has removed the host of a data directory.
-func Removed(dir string) (bool, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, membershipFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	var m membership
-	if err == nil {
-		err = json.Unmarshal(raw, &m)
-	}
-	return m.Removed, err
-}
 
 // Sweep ends every process that was started for the data directory; see
 // agent.Sweep.

@@ -269,7 +269,6 @@ func TestEstablishRefuses(t *testing.T) {
 		"a role that is none":        {cfg: Config{Name: "w1", Role: "boss", Advertise: "127.0.0.1", Join: []string{"x"}}, want: kbroker.Invalid},
 		"a name that is taken":       {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}}, want: kbroker.Refused},
 		"a damaged file":             {file: "{", want: kbroker.Refused},
-		"a host that was removed":    {file: `{"cluster_id":"kb-test","host":"h2","role":"core","removed":true}`, want: kbroker.Refused},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -282,7 +281,7 @@ func TestEstablishRefuses(t *testing.T) {
 			if !errors.Is(err, tc.want) {
 				t.Fatalf("%v, want code %s", err, tc.want)
 			}
-			if m, err := readMembership(dir); err == nil && m.ClusterID != "" && !m.Removed {
+			if m, err := readMembership(dir); err == nil && m.ClusterID != "" {
 				t.Errorf("a refused host is a member: %+v", m)
 			}
 		})

@@ -134,11 +134,18 @@ func (n *network) first(ctx context.Context, on linkEvents) (*link, error) {
 	return l.made(conn), err
 }
 
-// second makes a link to one of servers, or fails.
+// second makes a link to one of servers, or fails. Each attempt has a link of its
+// own: one that came second is closed, and that is no loss of the first.
 func (n *network) second(ctx context.Context, servers []string, on linkEvents) (*link, error) {
-	l := &link{lost: make(chan struct{}), stage: coming}
-	conn, err := n.target.ConnectTo(ctx, servers, n.name, n.options(l, on)...)
-	return l.made(conn), err
+	links := make([]*link, len(servers))
+	conn, i, err := n.target.ConnectTo(ctx, servers, n.name, func(i int) []nats.Option {
+		links[i] = &link{lost: make(chan struct{}), stage: coming}
+		return n.options(links[i], on)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return links[i].made(conn), nil
 }
 
 func (l *link) made(conn *nats.Conn) *link {

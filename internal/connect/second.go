@@ -48,7 +48,11 @@ func (t Target) Others(conn *nats.Conn) []string {
 // connects in the background, also not that of an instance: Unavailable if none
 // answered within a second each, or before ctx ended. Once it is connected, all
 // servers of t are there to reconnect to.
-func (t Target) ConnectTo(ctx context.Context, servers []string, name string, extra ...nats.Option) (*nats.Conn, error) {
+//
+// extra, which may be nil, gives the options of the attempt on servers[i]; attempts
+// that came second are closed, with whatever that calls. ConnectTo returns the i of
+// the connection.
+func (t Target) ConnectTo(ctx context.Context, servers []string, name string, extra func(i int) []nats.Option) (_ *nats.Conn, i int, _ error) {
 	attempts, cancel := context.WithCancel(ctx)
 	made := make(chan attempt, len(servers))
 	var running sync.WaitGroup
@@ -67,32 +71,40 @@ func (t Target) ConnectTo(ctx context.Context, servers []string, name string, ex
 		select {
 		case <-next.C:
 			if begun < len(servers) {
-				server := servers[begun]
-				running.Go(func() { made <- t.try(attempts, server, name, extra) })
+				a := attempt{server: begun}
+				var options []nats.Option
+				if extra != nil {
+					options = extra(begun)
+				}
+				running.Go(func() {
+					a.conn, a.err = t.try(attempts, servers[a.server], name, options)
+					made <- a
+				})
 				begun++
 				next.Reset(nextServer)
 			}
 		case a := <-made:
 			if a.err == nil {
-				return a.conn, nil
+				return a.conn, a.server, nil
 			}
 			failed++
 			err = a.err
 			next.Reset(0)
 		case <-ctx.Done():
-			return nil, t.unreachable(servers, ctx.Err())
+			return nil, 0, t.unreachable(servers, ctx.Err())
 		}
 	}
-	return nil, t.unreachable(servers, err)
+	return nil, 0, t.unreachable(servers, err)
 }
 
 type attempt struct {
-	conn *nats.Conn
-	err  error
+	server int // which one
+	conn   *nats.Conn
+	err    error
 }
 
 // try connects to one server, with all of t known for later.
-func (t Target) try(ctx context.Context, server, name string, extra []nats.Option) attempt {
+func (t Target) try(ctx context.Context, server, name string, extra []nats.Option) (*nats.Conn, error) {
 	pool := []string{server}
 	for _, s := range t.Servers {
 		if s != server {
@@ -105,5 +117,5 @@ func (t Target) try(ctx context.Context, server, name string, extra []nats.Optio
 	if errors.Is(err, errOneServer) {
 		err = errors.New("no answer")
 	}
-	return attempt{conn, err}
+	return conn, err
 }

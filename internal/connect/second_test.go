@@ -48,7 +48,11 @@ func TestConnectToDoesNotWaitForAFrozenServer(t *testing.T) {
 	s := natstest.Start(t)
 	servers := []string{refused(t), silent(t), silent(t), s.URL}
 	began := time.Now()
-	nc, err := Target{Servers: servers, Instance: &kbroker.InstanceFile{}}.ConnectTo(t.Context(), servers, "test")
+	var tried []int
+	nc, to, err := Target{Servers: servers, Instance: &kbroker.InstanceFile{}}.ConnectTo(t.Context(), servers, "test", func(i int) []nats.Option {
+		tried = append(tried, i)
+		return []nats.Option{nats.Name(servers[i])}
+	})
 	if err != nil {
 		t.Fatalf("connect: %v", err)
 	}
@@ -56,8 +60,11 @@ func TestConnectToDoesNotWaitForAFrozenServer(t *testing.T) {
 	if took := time.Since(began); took > 4*nextServer {
 		t.Errorf("connected after %v, want %v for each frozen server", took, nextServer)
 	}
-	if nc.ConnectedUrl() != s.URL {
-		t.Errorf("connected to %s, want %s", nc.ConnectedUrl(), s.URL)
+	if nc.ConnectedUrl() != s.URL || servers[to] != s.URL {
+		t.Errorf("connected to %s, server %d, want %s", nc.ConnectedUrl(), to, s.URL)
+	}
+	if !slices.Equal(tried, []int{0, 1, 2, 3}) || nc.Opts.Name != s.URL {
+		t.Errorf("tried %v with options of their own, connected with those of %s", tried, nc.Opts.Name)
 	}
 	if got := nc.Servers(); len(got) != len(servers) {
 		t.Errorf("knows %v, want all of %v to reconnect to", got, servers)
@@ -74,7 +81,7 @@ func TestConnectToIsBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			target := Target{Servers: []string{alive.URL}, Source: "test", Instance: &kbroker.InstanceFile{}}
 			began := time.Now()
-			_, err := target.ConnectTo(t.Context(), servers, "test")
+			_, _, err := target.ConnectTo(t.Context(), servers, "test", nil)
 			if !errors.Is(err, kbroker.Unavailable) {
 				t.Errorf("connect: %v, want Unavailable", err)
 			}
@@ -86,7 +93,7 @@ func TestConnectToIsBounded(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), nextServer/2)
 	defer cancel()
 	began := time.Now()
-	if _, err := (Target{}).ConnectTo(ctx, []string{silent(t)}, "test"); !errors.Is(err, kbroker.Unavailable) {
+	if _, _, err := (Target{}).ConnectTo(ctx, []string{silent(t)}, "test", nil); !errors.Is(err, kbroker.Unavailable) {
 		t.Errorf("connect: %v, want Unavailable", err)
 	}
 	if took := time.Since(began); took > attemptTimeout/2 {

@@ -1,0 +1,164 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent"
+	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/super"
+)
+
+// core is a host with a broker.
+type core struct {
+	cfg     Config
+	dir     *agent.Dir
+	m       *membership
+	broker  *broker.Broker
+	planner atomic.Pointer[super.Super] // nil until the broker listens
+	gone    atomic.Bool                 // the host was removed
+}
+
+// runCore runs a host with a broker. On one that was removed nothing else runs:
+// its applications are ended, and the broker leaves when it is no member any more.
+// agent.ErrRemoved: the broker alone knows of the removal.
+func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
+	c := &core{cfg: cfg, dir: dir, m: m}
+	c.gone.Store(m.Removed)
+	var err error
+	c.broker, err = broker.New(broker.Config{
+		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID,
+		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
+		Removed: c.removed, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
+	})
+	if err != nil {
+		return err
+	}
+	partsCtx, stopParts := context.WithCancel(ctx)
+	defer stopParts()
+	brokerCtx, stopBroker := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBroker()
+	beatCtx, stopBeat := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBeat()
+
+	var both sync.WaitGroup
+	var brokerErr, partsErr error
+	both.Go(func() {
+		brokerErr = c.broker.Run(brokerCtx)
+		stopParts()
+		stopBeat()
+	})
+	both.Go(func() {
+		defer stopBroker()
+		if !m.Removed {
+			partsErr = c.runParts(partsCtx, beatCtx, stopBroker)
+		}
+		if !c.gone.Load() {
+			return
+		}
+		if !m.Removed {
+			partsErr = m.leave(ctx, dir)
+		}
+		cfg.Log.Info("this host was removed; its broker waits until it is no member any more", "component", "node", "host", m.Host)
+		<-partsCtx.Done()
+	})
+	both.Wait()
+	expelled, err := broker.Removed(brokerDir(dir.Path))
+	switch {
+	case expelled && m.Removed:
+		brokerErr = nil // it said so
+	case expelled:
+		brokerErr = agent.ErrRemoved
+	case brokerErr != nil:
+		brokerErr = fmt.Errorf("broker: %w", brokerErr)
+	}
+	return errors.Join(brokerErr, partsErr, err)
+}
+
+// removed are the hosts that were removed. This one may have heard of it from
+// another core, before its own store knew.
+func (c *core) removed() []kbroker.HostID {
+	var all []kbroker.HostID
+	if s := c.planner.Load(); s != nil {
+		all = s.Removed()
+	}
+	if c.gone.Load() && !slices.Contains(all, c.m.Host) {
+		all = append(all, c.m.Host)
+	}
+	return all
+}
+
+// runParts runs what lives on the broker, agent and super, until ctx or one of
+// them ends, or the host was removed. If not, it calls stopBroker then, and
+// returns when beatCtx has ended: the broker waits for its clients, and a host
+// that is silent for as long is lost to the others.
+func (c *core) runParts(ctx, beatCtx context.Context, stopBroker func()) error {
+	select {
+	case <-c.broker.Listening():
+	case <-ctx.Done():
+		return nil
+	}
+	conn, err := c.broker.Connect(nats.Name("kbroker agent " + string(c.m.Host)))
+	if err != nil {
+		return fmt.Errorf("connect to the own broker: %w", err)
+	}
+	defer conn.Close()
+	a, s, err := c.parts(conn)
+	if err != nil {
+		return err
+	}
+	c.planner.Store(s)
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var beat sync.WaitGroup
+	var beatErr error
+	beat.Go(func() {
+		defer cancel()
+		beatErr = a.Beat(beatCtx)
+		c.gone.Store(errors.Is(beatErr, agent.ErrRemoved))
+	})
+	err = runAll(ctx, map[string]func(context.Context) error{
+		"agent": a.Run, "super": s.Run,
+		"membership": func(ctx context.Context) error {
+			return c.m.follow(ctx, s.Cores, s.Removed, c.cfg.Log.With("component", "node"))
+		},
+	})
+	if !c.gone.Load() {
+		stopBroker()
+	}
+	beat.Wait()
+	if beatErr != nil {
+		beatErr = fmt.Errorf("heartbeat: %w", beatErr)
+	}
+	return errors.Join(err, beatErr)
+}
+
+// parts are what runs on the broker of a core.
+func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
+	times := state.Tuned
+	if !c.broker.RaftTuned() {
+		times = state.Stock
+	}
+	checkup := func(ctx context.Context) kbroker.CoreCheckup { return coreCheckup(ctx, c.broker) }
+	a, err := newAgent(c.cfg, c.dir, c.m, conn, times, checkup)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := super.New(super.Config{
+		Host: c.m.Host, Process: c.dir.Process, Earlier: c.dir.Earlier, ClusterID: c.m.ClusterID, Found: c.m.Founded,
+		Dir: filepath.Join(c.dir.Path, "core"), Conn: conn, Times: times, Log: c.cfg.Log.With("component", "super"),
+		Members: func() super.Members { return membersOf(c.broker) },
+		Look:    c.broker.Look,
+	})
+	return a, s, err
+}

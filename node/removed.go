@@ -1,0 +1,117 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent"
+	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// A removed host ends what it runs, once it knows:
+//
+//	a core answers its heartbeat so ------> "removed" in membership.json
+//	its broker sees itself put out -------> "removed" beside the broker's store
+//	started without a store, it asks          |
+//	                                          v
+//	                           its applications are ended, at every start
+//
+// The broker of a core runs on until it is put out: a majority may need it.
+
+// removedGrace is how long applications on a removed host may take to leave.
+const removedGrace = 10 * time.Second
+
+// isOut reports, before anything runs, whether this host was a core that the
+// others have put out of their group, and of a removed one that never was in it.
+// A core without its store asks the others: when it was removed, its server drops
+// the store a moment before the removal is noted.
+func (m *membership) isOut(ctx context.Context, dir string) (bool, error) {
+	expelled, err := broker.Removed(brokerDir(dir))
+	if err != nil || expelled {
+		return expelled, err
+	}
+	joined, err := broker.Joined(brokerDir(dir))
+	if err != nil || !joined {
+		return m.Removed, err
+	}
+	gone, err := broker.StoreGone(brokerDir(dir))
+	return err == nil && gone && (m.Removed || m.othersSayRemoved(ctx)), err
+}
+
+// othersSayRemoved asks the other cores, in turn, whether this one was removed.
+// False when none answers.
+func (m *membership) othersSayRemoved(ctx context.Context) bool {
+	for _, c := range m.Cores {
+		rows, err := m.askHosts(ctx, c.Client)
+		if err != nil {
+			continue // the next one may know
+		}
+		// The name of a core is used once: a removed one of this name is this.
+		return slices.ContainsFunc(rows, func(r kbroker.HostRow) bool {
+			return r.Name == m.Host && r.State == kbroker.HostRemoved
+		})
+	}
+	return false
+}
+
+// askHosts asks one core for all hosts that it knows, the removed ones too.
+func (m *membership) askHosts(ctx context.Context, addr string) ([]kbroker.HostRow, error) {
+	conn, err := nats.Connect(url(addr), nats.Name("kbroker hosts"), nats.Timeout(askTimeout), nats.NoReconnect())
+	if err != nil {
+		return nil, fmt.Errorf("connect to core %s: %w", addr, err)
+	}
+	defer conn.Close()
+	if cluster := conn.ConnectedClusterName(); cluster != m.ClusterID {
+		return nil, fmt.Errorf("%s belongs to cluster %q now", addr, cluster)
+	}
+	body, err := json.Marshal(kbroker.ListRequest{All: true})
+	if err != nil {
+		return nil, fmt.Errorf("marshal request: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	reply, err := conn.RequestWithContext(ctx, subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), body)
+	if err != nil {
+		return nil, fmt.Errorf("ask core %s: %w", addr, err)
+	}
+	var rows []kbroker.HostRow
+	if err := json.Unmarshal(reply.Data, &rows); err != nil {
+		return nil, fmt.Errorf("unreadable answer from %s: %w", addr, err)
+	}
+	return rows, nil
+}
+
+// leave ends what a removed host runs, whether ctx ends or not; its directory
+// never runs anything again.
+func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
+	m.Removed = true
+	err := m.save()
+	if _, sweepErr := agent.Sweep(context.WithoutCancel(ctx), dir.Path, removedGrace); sweepErr != nil {
+		err = errors.Join(err, fmt.Errorf("end the applications of a removed host: %w", sweepErr))
+	}
+	return err
+}
+
+// Removed reports whether the cluster has removed the host of a data directory.
+func Removed(dir string) (bool, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, membershipFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	var m membership
+	if err == nil {
+		err = json.Unmarshal(raw, &m)
+	}
+	return m.Removed, err
+}
