@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -92,6 +93,11 @@ func serve(ctx context.Context, cfg Config, self program, asked <-chan os.Signal
 				log.Error("not restarted: the program on disk does not run", "program", self.path, "err", err)
 				continue
 			}
+			select {
+			case err := <-ended: // meanwhile, by itself
+				return false, err
+			default:
+			}
 			log.Info("restarting in place", "program", self.path, "version", Version, "to", version.Version)
 			stop()
 			err = <-ended
@@ -138,8 +144,12 @@ func ProgramVersion(ctx context.Context, path string) (BuildVersion, error) {
 	// In this process's group: the agent's janitor takes it for no orphan.
 	cmd := exec.CommandContext(ctx, path, "version", "-o", "json")
 	cmd.WaitDelay = programKill
-	out, err := cmd.Output()
-	switch exit, failed := errors.AsType[*exec.ExitError](err); {
+	out, complaint := &head{limit: maxVersionBytes}, &head{limit: maxVersionBytes}
+	cmd.Stdout, cmd.Stderr = out, complaint
+	err := cmd.Run()
+	switch _, failed := errors.AsType[*exec.ExitError](err); {
+	case out.more:
+		return v, kbroker.Errorf(kbroker.Refused, "%s is not kbroker: its answer has more than %d bytes", path, maxVersionBytes)
 	case parent.Err() != nil:
 		return v, parent.Err()
 	case ctx.Err() != nil:
@@ -147,13 +157,31 @@ func ProgramVersion(ctx context.Context, path string) (BuildVersion, error) {
 	case errors.Is(err, syscall.ENOEXEC):
 		return v, kbroker.Errorf(kbroker.Refused, "%s is no program for this machine", path)
 	case failed:
-		return v, kbroker.Errorf(kbroker.Refused, "%s does not tell its version: %v: %s", path, err, firstLine(exit.Stderr))
+		return v, kbroker.Errorf(kbroker.Refused, "%s does not tell its version: %v: %s", path, err, firstLine(complaint.data))
 	case err != nil:
 		return v, kbroker.Errorf(kbroker.Refused, "%s does not run: %v", path, err)
-	case len(out) > maxVersionBytes || json.Unmarshal(out, &v) != nil || v.Version == "":
-		return v, kbroker.Errorf(kbroker.Refused, "%s is not kbroker: it answers %q", path, firstLine(out[:min(len(out), maxVersionBytes)]))
+	case json.Unmarshal(out.data, &v) != nil || v.Version == "":
+		return v, kbroker.Errorf(kbroker.Refused, "%s is not kbroker: it answers %q", path, firstLine(out.data))
 	}
 	return v, nil
+}
+
+// head keeps the first limit bytes of what is written to it, and takes no more
+// after them: who writes to it by a pipe is ended by the next write.
+type head struct {
+	limit int
+	data  []byte
+	more  bool
+}
+
+func (h *head) Write(b []byte) (int, error) {
+	n := min(len(b), h.limit-len(h.data))
+	h.data = append(h.data, b[:n]...)
+	if n < len(b) {
+		h.more = true
+		return n, io.ErrShortWrite
+	}
+	return n, nil
 }
 
 func firstLine(b []byte) string {

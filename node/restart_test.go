@@ -158,7 +158,7 @@ func (p *agentProcess) instance(what string, ok func(kbroker.InstanceRow) bool) 
 			return err
 		}
 		for _, found = range rows {
-			if found.Service == "web" && found.PID != nil && ok(found) {
+			if found.Service == "web" && ok(found) {
 				return nil
 			}
 		}
@@ -219,7 +219,7 @@ func (p *agentProcess) logged(text string) error {
 func TestRestartInPlace(t *testing.T) {
 	p := startProcess(t)
 	p.deploy()
-	ready := func(r kbroker.InstanceRow) bool { return r.State == kbroker.StateReady }
+	ready := func(r kbroker.InstanceRow) bool { return r.State == kbroker.StateReady && r.PID != nil }
 	before := p.instance("ready", ready)
 
 	copyProgram(t, p.exe) // another file at the same path
@@ -307,6 +307,7 @@ func TestProgramVersionRefuses(t *testing.T) {
 		"no version":      "#!/bin/sh\necho '{}'\n",
 		"no program":      "x",
 		"one that fails":  "#!/bin/sh\nexit 1\n",
+		"no end":          "#!/bin/sh\nexec yes\n",
 	} {
 		path := filepath.Join(dir, strings.ReplaceAll(name, " ", "-"))
 		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {

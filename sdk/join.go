@@ -48,7 +48,8 @@ func (j *joins) begin(l *link, listen func(*nats.Conn) error) error {
 	return j.enter(l)
 }
 
-// enter joins everything on one more link. errClosed after close.
+// enter joins everything on one more link, or nothing: after an error the
+// link is the caller's to close. errClosed after close.
 func (j *joins) enter(l *link) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -60,6 +61,7 @@ func (j *joins) enter(l *link) error {
 	}
 	for _, s := range j.subs {
 		if err := s.join(l); err != nil {
+			j.drop(l)
 			return err
 		}
 	}
@@ -120,6 +122,11 @@ func (j *joins) leave(l *link) []join {
 func (j *joins) forget(l *link) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.drop(l)
+}
+
+// drop forgets a link. Under mu.
+func (j *joins) drop(l *link) {
 	j.links = slices.DeleteFunc(j.links, func(o *link) bool { return o == l })
 	for _, s := range j.subs {
 		s.on = slices.DeleteFunc(s.on, func(n join) bool { return n.link == l })
