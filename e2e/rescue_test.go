@@ -267,3 +267,58 @@ func (c *cluster) copiesAreThere(w *writer, copied uint64) {
 	}
 	c.t.Logf("of %d acknowledged writes: %d keys up to the copy, all there; %d keys later, %d of them lost their last write", w.writes, held, later, lost)
 }
+
+// TestUpAfterARescue: of two local hosts the first is lost with its data. `up`
+// does not found a second cluster in its place, takes the second as the whole
+// cluster once it was rescued, and grows it.
+func TestUpAfterARescue(t *testing.T) {
+	needLong(t)
+	c := up(t, 2)
+	c.must("deploy", "../examples/wordcount/app.yaml")
+	c.waitReady(20*time.Second, "wordcount", "wordcount", 3, nil)
+	id := c.clusterID("h2")
+	c.kill("h1", false)
+	if err := os.RemoveAll(c.host("h1")); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := c.try("up", "--dir", c.dir, "--timeout", "5s"); code == 0 || !strings.Contains(out, "host h1 has lost its data") {
+		t.Errorf("up without the founder's data: exit code %d, want an error and the reason:\n%s", code, out)
+	}
+	if _, err := os.Stat(c.host("h1")); err == nil {
+		t.Errorf("h1 was started again: %v", c.processes("h1"))
+	}
+	if c.signal("h2", agents, syscall.SIGTERM) != 1 {
+		t.Fatal("h2 has no agent")
+	}
+	wait.Until(t, 15*time.Second, func() error { return c.withoutAgent("h2") })
+	c.must("agent", "rescue", "--dir", c.host("h2"), "--yes")
+	c.must("up", "--dir", c.dir)
+	if now := c.clusterID("h2"); now == id {
+		t.Errorf("h2 is of cluster %s still", id)
+	}
+	c.must("up", "--dir", c.dir, "--hosts", "3")
+	for _, h := range []string{"h3", "h4"} {
+		if of := c.clusterID(h); of != c.clusterID("h2") {
+			t.Errorf("%s is of cluster %s, h2 of %s", h, of, c.clusterID("h2"))
+		}
+	}
+	c.hosts = 3
+	c.whole(30 * time.Second)
+	c.settled(30*time.Second, "wordcount", 3)
+}
+
+// clusterID is the cluster of a host, as its directory says.
+func (c *cluster) clusterID(host string) string {
+	c.t.Helper()
+	var m struct {
+		ClusterID string `json:"cluster_id"`
+	}
+	raw, err := os.ReadFile(filepath.Join(c.host(host), "membership.json"))
+	if err == nil {
+		err = json.Unmarshal(raw, &m)
+	}
+	if err != nil || m.ClusterID == "" {
+		c.t.Fatalf("the cluster of %s is %q, %v", host, m.ClusterID, err)
+	}
+	return m.ClusterID
+}

@@ -5,9 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -103,15 +100,25 @@ func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
 	return err
 }
 
-// Removed reports whether the cluster has removed the host of a data directory.
-func Removed(dir string) (bool, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, membershipFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+// Past tells what became of the host of a data directory.
+type Past struct {
+	// ClusterID is the cluster of which it is, empty when it is of none yet.
+	ClusterID string
+	// RescuedFrom is the cluster of which it was until it was rescued, if it was.
+	RescuedFrom string
+	// Removed: the cluster has removed it.
+	Removed bool
+}
+
+// PastOf reads what became of the host of a data directory, which may not be
+// one yet.
+func PastOf(dir string) (Past, error) {
+	m, err := readMember(dir)
+	if errors.Is(err, kbroker.NotFound) {
+		return Past{}, nil
 	}
-	var m membership
-	if err == nil {
-		err = json.Unmarshal(raw, &m)
+	if err != nil {
+		return Past{}, err
 	}
-	return m.Removed, err
+	return Past{ClusterID: m.ClusterID, RescuedFrom: m.RescuedFrom, Removed: m.Removed}, nil
 }

@@ -98,8 +98,8 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 	if err := forged.Unsubscribe(); err != nil {
 		t.Fatal(err)
 	}
-	if removed, err := Removed(dirB); err != nil || !removed {
-		t.Errorf("its directory says removed: %t, %v", removed, err)
+	if past, err := PastOf(dirB); err != nil || !past.Removed {
+		t.Errorf("its directory says removed: %+v, %v", past, err)
 	}
 	stop()
 	if err := <-ended; !errors.Is(err, kbroker.Refused) {
@@ -190,8 +190,8 @@ func TestACoreWithoutItsStoreAsksWhetherItWasRemoved(t *testing.T) {
 				}
 			default:
 			}
-			if removed, err := Removed(dir); err != nil || removed != tc.removed {
-				t.Errorf("the directory is that of a removed host: %t, %v, want %t", removed, err, tc.removed)
+			if past, err := PastOf(dir); err != nil || past.Removed != tc.removed {
+				t.Errorf("the directory is that of a removed host: %+v, %v, want %t", past, err, tc.removed)
 			}
 		})
 	}

@@ -17,7 +17,6 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/client"
-	"github.com/kbroker/kbroker/node"
 )
 
 const (
@@ -42,8 +41,8 @@ type localHost struct {
 	Role       kbroker.Role   `json:"role,omitempty"` // empty: core
 	ClientPort int            `json:"client_port,omitempty"`
 	RoutePort  int            `json:"route_port,omitempty"`
-	// Removed: the cluster has removed it. It keeps its name, which is not used
-	// again.
+	// Removed: the cluster has removed it, or it has no part in it any more. It
+	// keeps its name, which is not used again.
 	Removed bool `json:"removed,omitempty"`
 }
 
@@ -57,19 +56,6 @@ func (l *localCluster) members() []localHost {
 
 func (l *localCluster) cores() []localHost {
 	return slices.DeleteFunc(l.members(), localHost.worker)
-}
-
-// noteRemoved learns from the hosts' directories which of them the cluster has
-// removed.
-func (l *localCluster) noteRemoved() error {
-	for i, h := range l.Hosts {
-		removed, err := node.Removed(l.hostDir(h.Name))
-		if err != nil {
-			return fmt.Errorf("look at host %s: %w", h.Name, err)
-		}
-		l.Hosts[i].Removed = h.Removed || removed
-	}
-	return nil
 }
 
 func (h localHost) client() string { return net.JoinHostPort(loopback, strconv.Itoa(h.ClientPort)) }

@@ -117,8 +117,12 @@ func (c *cli) up(ctx context.Context, flag string, hosts, cores int, demo bool) 
 	if err != nil {
 		return err
 	}
-	if err := local.noteRemoved(); err != nil {
+	notices, err := local.noteGone()
+	if err != nil {
 		return err
+	}
+	for _, n := range notices {
+		c.say("%s", n)
 	}
 	if hosts == 0 {
 		hosts = max(1, len(local.members()))
@@ -248,22 +252,9 @@ func (r *readiness) look(ctx context.Context) ([]kbroker.HostRow, bool) {
 		r.missing("", err.Error())
 		return nil, false
 	}
-	for _, h := range r.cluster.members() {
-		i := slices.IndexFunc(rows, func(row kbroker.HostRow) bool { return row.Name == h.Name })
-		switch {
-		case i < 0:
-			r.missing(h.Name, fmt.Sprintf("host %s is not admitted", h.Name))
-			return nil, false
-		case rows[i].State != kbroker.HostReady:
-			r.missing(h.Name, fmt.Sprintf("host %s is %s", h.Name, rows[i].State))
-			return nil, false
-		}
-		// For a moment a host still looks ready after its agent was killed.
-		pid, alive, err := node.Running(r.cluster.hostDir(h.Name))
-		if err != nil || !alive || rows[i].PID == nil || pid != *rows[i].PID {
-			r.missing(h.Name, fmt.Sprintf("the cluster has not heard the agent of host %s", h.Name))
-			return nil, false
-		}
+	if host, what := r.cluster.unready(rows); what != "" {
+		r.missing(host, what)
+		return nil, false
 	}
 	s, err := r.api.Status(ctx)
 	switch {
@@ -279,6 +270,30 @@ func (r *readiness) look(ctx context.Context) ([]kbroker.HostRow, bool) {
 		return rows, true
 	}
 	return nil, false
+}
+
+// unready tells what its hosts still miss, and the host whose fault it is, if one
+// host's; empty when nothing.
+func (l *localCluster) unready(rows []kbroker.HostRow) (host kbroker.HostID, what string) {
+	for _, h := range l.Hosts {
+		i := slices.IndexFunc(rows, func(row kbroker.HostRow) bool { return row.Name == h.Name })
+		switch {
+		case h.Removed && i >= 0 && rows[i].State == kbroker.HostReady:
+			return "", fmt.Sprintf("the cluster has not noticed that host %s is gone", h.Name)
+		case h.Removed:
+			continue
+		case i < 0:
+			return h.Name, fmt.Sprintf("host %s is not admitted", h.Name)
+		case rows[i].State != kbroker.HostReady:
+			return h.Name, fmt.Sprintf("host %s is %s", h.Name, rows[i].State)
+		}
+		// For a moment a host still looks ready after its agent was killed.
+		pid, alive, err := node.Running(l.hostDir(h.Name))
+		if err != nil || !alive || rows[i].PID == nil || pid != *rows[i].PID {
+			return h.Name, fmt.Sprintf("the cluster has not heard the agent of host %s", h.Name)
+		}
+	}
+	return "", ""
 }
 
 // missing notes what is missing and tells it on a terminal.
