@@ -143,7 +143,10 @@ func (c *cluster) processes(host string) map[int]string {
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real
 	}
-	mark := dir + "/" + host
+	mark := dir + "/"
+	if host != "" {
+		mark += host + "\x00" // h2 is not h20
+	}
 	out := map[int]string{}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
