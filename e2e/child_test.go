@@ -9,8 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // childEnv makes this test binary do one job, of the jobs below, until its
@@ -21,8 +26,9 @@ const childEnv = "KBROKER_TEST_E2E_CHILD"
 const (
 	writerJob = "writer"
 	proberJob = "prober"
-	// replicasJob does not wait for the end of standard input.
+	// These do not wait for the end of standard input.
 	replicasJob = "replicas"
+	valuesJob   = "values"
 )
 
 // child does a job, named in the environment, on the cores of the command line.
@@ -37,6 +43,8 @@ func child(job string) int {
 		report, err = probeUntilTold(servers)
 	case replicasJob:
 		report, err = replicas(servers)
+	case valuesJob:
+		report, err = valuesOf(servers)
 	default:
 		err = fmt.Errorf("there is no job %q", job)
 	}
@@ -104,6 +112,12 @@ type writes struct {
 	Gap          time.Duration `json:"gap"` // the longest time without one
 	GapAt        time.Time     `json:"gap_at"`
 	Lost         string        `json:"lost"`
+	// Values are those that were acknowledged last, by key, Newest is the last
+	// sequence of them.
+	Values map[string]string `json:"values"`
+	Newest uint64            `json:"newest"`
+	// Open is what was sent last; it may have been applied.
+	Open struct{ Key, Value string } `json:"open"`
 }
 
 func writeUntilTold(servers []string) (writes, error) {
@@ -119,6 +133,7 @@ func writeUntilTold(servers []string) (writes, error) {
 		r.Lost = err.Error()
 	}
 	r.Acknowledged, r.Gap, r.GapAt = w.writes, w.gap, w.gapAt
+	r.Values, r.Newest, r.Open = w.values, newestOf(w), w.open
 	return r, nil
 }
 
@@ -178,6 +193,46 @@ func replicas(servers []string) (map[string][]string, error) {
 		}
 		slices.Sort(on)
 		out[s.Config.Name] = on
+	}
+	return out, nil
+}
+
+// stored is what the control store holds of writers.
+type stored struct {
+	Values map[string]string `json:"values"`
+	// Copied is the last sequence of the copy on h2, 0 if there is none.
+	Copied uint64 `json:"copied"`
+}
+
+func valuesOf(servers []string) (stored, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), readBack)
+	defer cancel()
+	out := stored{Values: map[string]string{}}
+	nc, err := connectTo(servers...)
+	if err != nil {
+		return out, err
+	}
+	defer nc.Close()
+	out.Copied, _ = lastCopied(nc, "h2")
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return out, err
+	}
+	store, err := js.Stream(ctx, subjects.ControlStream)
+	if err != nil {
+		return out, err
+	}
+	prefix := subjects.Control("")
+	info, err := store.Info(ctx, jetstream.WithSubjectFilter(prefix+"test.>"))
+	if err != nil {
+		return out, err
+	}
+	for subject := range info.State.Subjects {
+		m, err := store.GetLastMsgForSubject(ctx, subject)
+		if err != nil {
+			return out, err
+		}
+		out.Values[strings.TrimPrefix(subject, prefix)] = string(m.Data)
 	}
 	return out, nil
 }

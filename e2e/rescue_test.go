@@ -47,7 +47,7 @@ func TestRescueTheSecondHost(t *testing.T) {
 	c.startLoad(time.Minute)
 	ended, running := c.writer(), c.writer()
 	wait.Until(t, 10*time.Second, func() error {
-		if _, err := c.lastCopied(running.nc, "h2"); err != nil {
+		if _, err := lastCopied(running.nc, "h2"); err != nil {
 			return err
 		}
 		return answering(c)
@@ -56,7 +56,7 @@ func TestRescueTheSecondHost(t *testing.T) {
 	ended.stop()
 	var copied uint64
 	wait.Until(t, 10*time.Second, func() (err error) {
-		copied, err = c.lastCopied(running.nc, "h2")
+		copied, err = lastCopied(running.nc, "h2")
 		if newest := newestOf(ended); err == nil && copied < newest {
 			err = fmt.Errorf("the copy has come to %d of %d", copied, newest)
 		}
@@ -200,7 +200,7 @@ func (c *cluster) rescue(host string) (old string) {
 }
 
 // lastCopied is the sequence up to which a host has a copy of the control store.
-func (c *cluster) lastCopied(nc *nats.Conn, host kbroker.HostID) (uint64, error) {
+func lastCopied(nc *nats.Conn, host kbroker.HostID) (uint64, error) {
 	reply, err := nc.Request("$JS.API.STREAM.INFO."+subjects.MirrorOf(subjects.ControlStream, host), nil, time.Second)
 	if err != nil {
 		return 0, err

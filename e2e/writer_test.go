@@ -31,7 +31,7 @@ type writer struct {
 	gapAt  time.Time     // when it began
 	lost   error
 
-	open struct{ key, value string } // sent last; its fate may be unknown
+	open struct{ Key, Value string } // sent last; its fate may be unknown
 }
 
 // readBack bounds how long it may take to read all acknowledged writes back.
@@ -94,7 +94,7 @@ func (w *writer) run(ctx context.Context) {
 
 // write sends one value until its fate is known.
 func (w *writer) write(ctx context.Context, key, value string) {
-	w.open.key, w.open.value = key, value
+	w.open.Key, w.open.Value = key, value
 	for ctx.Err() == nil && w.lost == nil {
 		m := nats.NewMsg(subjects.Control(key))
 		m.Header.Set(nats.ExpectedLastSubjSeqHdr, strconv.FormatUint(w.acked[key], 10))
@@ -174,7 +174,7 @@ func (w *writer) verify() error {
 	for key, want := range w.acked {
 		for {
 			seq, value, err := w.read(ctx, key)
-			if err == nil && (seq == want && value == w.values[key] || seq > want && key == w.open.key && value == w.open.value) {
+			if err == nil && (seq == want && value == w.values[key] || seq > want && key == w.open.Key && value == w.open.Value) {
 				break
 			}
 			if ctx.Err() != nil {
