@@ -9,11 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -213,26 +212,23 @@ func valuesOf(servers []string) (stored, error) {
 		return out, err
 	}
 	defer nc.Close()
-	out.Copied, _ = lastCopied(nc, "h2")
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return out, err
+	out.Copied, _ = lastCopied(nc, "h2") // there may be no copy
+	w := &writer{nc: nc}
+	var info struct {
+		State struct {
+			Subjects map[string]int `json:"subjects"`
+		} `json:"state"`
 	}
-	store, err := js.Stream(ctx, subjects.ControlStream)
-	if err != nil {
-		return out, err
-	}
-	prefix := subjects.Control("")
-	info, err := store.Info(ctx, jetstream.WithSubjectFilter(prefix+"test.>"))
-	if err != nil {
+	ask := nats.NewMsg("$JS.API.STREAM.INFO." + subjects.ControlStream)
+	ask.Data = fmt.Appendf(nil, `{"subjects_filter": %q}`, subjects.Control("test.>"))
+	if err := w.ask(ctx, ask, &info); err != nil {
 		return out, err
 	}
 	for subject := range info.State.Subjects {
-		m, err := store.GetLastMsgForSubject(ctx, subject)
-		if err != nil {
+		key, _ := subjects.ControlKey(subject)
+		if _, out.Values[key], err = w.read(ctx, key); err != nil {
 			return out, err
 		}
-		out.Values[strings.TrimPrefix(subject, prefix)] = string(m.Data)
 	}
 	return out, nil
 }
