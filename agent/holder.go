@@ -35,9 +35,8 @@ func HolderOf(dir string) (h Holder, alive bool, err error) {
 	if err != nil {
 		return h, false, err
 	}
-	// An agent that has the lock and has not written its record yet is given
-	// a moment, one that is on its way out a longer one.
-	for begin := time.Now(); ; <-time.After(lockPoll) {
+	began := time.Now()
+	for wait := (patience{since: began, until: began.Add(exitPatience)}); ; <-time.After(lockPoll) {
 		held, err := isHeld(path)
 		if err != nil {
 			return h, false, err
@@ -46,19 +45,31 @@ func HolderOf(dir string) (h Holder, alive bool, err error) {
 		if err == nil {
 			h = Holder{PID: r.PID, Process: r.Process, Executable: r.Executable, Starts: r.Starts}
 		}
-		patience := lockPatience
-		if err == nil && r.exiting() {
-			patience = exitPatience
-		}
 		switch {
 		case !held:
 			return h, false, nil
 		case err == nil && r.alive():
 			return h, true, nil
-		case time.Since(begin) > patience:
+		case wait.over(time.Now(), err == nil && r.exiting()):
 			return h, false, fmt.Errorf("%s is locked by a process that its %s does not name", path, agentFile)
 		}
 	}
+}
+
+// patience is how long a lock may be held by a process that is not named: an
+// agent that has it and has not written its record yet is given a moment, one
+// that is on its way out a longer one, and a moment from when it was seen last:
+// the lock was looked at before the process.
+type patience struct {
+	since time.Time // the last sign of who is named, at first the begin
+	until time.Time
+}
+
+func (p *patience) over(now time.Time, exiting bool) bool {
+	if exiting {
+		p.since = now
+	}
+	return now.After(p.until) || now.Sub(p.since) > lockPatience
 }
 
 // Running tells whether an agent holds dir, and its pid; see HolderOf.

@@ -66,12 +66,23 @@ func (c *cluster) writer() *writer {
 	return w
 }
 
+// firstConnection bounds how long the first connection may take: on a network
+// that loses frames one attempt may be in vain.
+const firstConnection = 10 * time.Second
+
 // connectTo makes a connection that leaves a silent server as those of the
-// product do, and never gives up. It begins with the first server.
+// product do, and never gives up once it was made. It begins with the first
+// server.
 func connectTo(servers ...string) (*nats.Conn, error) {
-	return nats.Connect(strings.Join(servers, ","), nats.DontRandomize(), nats.Timeout(time.Second),
-		nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
-		nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+	for began := time.Now(); ; {
+		nc, err := nats.Connect(strings.Join(servers, ","), nats.DontRandomize(), nats.Timeout(time.Second),
+			nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+			nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+		if err == nil || time.Since(began) > firstConnection {
+			return nc, err
+		}
+		<-time.After(50 * time.Millisecond)
+	}
 }
 
 // stop ends the writes.
