@@ -166,7 +166,8 @@ func (d *desk) known(r kbroker.ReportRequest) []kbroker.Status {
 // is sent again, and its events then are the same.
 func (d *desk) tellReport(r kbroker.ReportRequest, was []kbroker.Status) {
 	for i, s := range r.Statuses {
-		d.journal.add("agent "+string(r.Host), statusEvents(was[i], s)...)
+		demanded, _ := d.store.Placement(state.PlacementKey{Host: s.Host, Tenant: s.Tenant, Instance: s.Instance})
+		d.journal.add("agent "+string(r.Host), statusEvents(was[i], s, demanded)...)
 	}
 }
 
