@@ -183,6 +183,7 @@ const (
 	StateBackoff   InstanceState = "backoff"   // crashed, waits for its next start
 	StateExited    InstanceState = "exited"    // stopped for good
 	StateUnmanaged InstanceState = "unmanaged" // may run, but its agent is not there; never stored
+	StateUnknown   InstanceState = "unknown"   // what was reported last is no news: its host is lost or was removed; never stored
 )
 
 // Status is what an agent last reported of an instance on its host. Key

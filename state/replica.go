@@ -147,6 +147,14 @@ func (r *replica) status(k PlacementKey) (kbroker.Status, bool) {
 	return s, ok
 }
 
+// placement is what is demanded of an instance.
+func (r *replica) placement(k PlacementKey) (kbroker.Placement, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, ok := r.tables.placements[k]
+	return p, ok
+}
+
 func (r *replica) headRevision(host kbroker.HostID) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -140,6 +140,10 @@ func (s *Store) Hosts() []kbroker.Host { return s.control.hosts() }
 // Host is a host as this core knows it now; the zero Host if it does not.
 func (s *Store) Host(host kbroker.HostID) kbroker.Host { return s.control.host(host) }
 
+// Placement is what is demanded of an instance, as this core's replica has it
+// now; false: nothing.
+func (s *Store) Placement(k PlacementKey) (kbroker.Placement, bool) { return s.control.placement(k) }
+
 // HeadRevision is the revision of the host's head that the replica holds now,
 // 0 for none: what a heartbeat is answered with.
 func (s *Store) HeadRevision(host kbroker.HostID) uint64 { return s.control.headRevision(host) }

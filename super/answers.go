@@ -45,12 +45,33 @@ func (d *desk) verdict(v *state.View) Verdict {
 
 func (d *desk) plan(ctx context.Context, tenant kbroker.TenantID, r kbroker.PlanRequest) (kbroker.PlanReply, error) {
 	r.Tenant = tenant
+	ctx, cancel := context.WithTimeout(ctx, planWithin)
+	defer cancel()
+	done, err := d.oneAtATime(ctx)
+	if err != nil {
+		return kbroker.PlanReply{}, err
+	}
+	defer done()
 	v, current := d.read(ctx)
-	reply, err := decidePlan(v, d.verdict(v), r, time.Now().UTC())
+	reply, err := decidePlan(ctx, v, d.verdict(v), r, time.Now().UTC())
 	if err == nil && !current {
 		reply.Warnings = append(reply.Warnings, "the control store cannot be written; this rests on what core "+string(d.cfg.Host)+" knew last")
 	}
 	return reply, err
+}
+
+// oneAtATime waits until no other plan is being made; done lets the next one
+// begin. Overloaded when that takes too long.
+func (d *desk) oneAtATime(ctx context.Context) (done func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, planWait)
+	defer cancel()
+	select {
+	case d.planning <- struct{}{}:
+		return func() { <-d.planning }, nil
+	case <-ctx.Done():
+		return nil, kbroker.Errorf(kbroker.Overloaded, "core %s is busy with other plans", d.cfg.Host).
+			WithHint("try again in a moment: a core makes one plan at a time")
+	}
 }
 
 func (d *desk) events(ctx context.Context, tenant kbroker.TenantID, r kbroker.EventsRequest) (kbroker.EventsReply, error) {
@@ -145,7 +166,8 @@ func (d *desk) known(r kbroker.ReportRequest) []kbroker.Status {
 // is sent again, and its events then are the same.
 func (d *desk) tellReport(r kbroker.ReportRequest, was []kbroker.Status) {
 	for i, s := range r.Statuses {
-		d.journal.add("agent "+string(r.Host), statusEvents(was[i], s)...)
+		demanded, _ := d.store.Placement(state.PlacementKey{Host: s.Host, Tenant: s.Tenant, Instance: s.Instance})
+		d.journal.add("agent "+string(r.Host), statusEvents(was[i], s, demanded)...)
 	}
 }
 

@@ -29,6 +29,10 @@ const (
 	// answers with what this core knows, before the client, who gives a core one
 	// second, has stopped to listen.
 	readBarrier = 600 * time.Millisecond
+	// planWithin bounds a plan, and planWait how much of it is spent on waiting for
+	// another one: a plan looks far ahead, which takes a processor.
+	planWithin = 2800 * time.Millisecond
+	planWait   = 1500 * time.Millisecond
 	// lookWithin is how long a status waits for a fresh look at the broker.
 	lookWithin = 200 * time.Millisecond
 )
@@ -40,11 +44,13 @@ type desk struct {
 	uploads *uploads
 	serving *serving
 	room    chan struct{}
+	// planning is taken by the one plan that this core makes at a time.
+	planning chan struct{}
 }
 
 func newDesk(s *Super, store *state.Store) *desk {
 	return &desk{
-		Super: s, store: store, room: make(chan struct{}, maxDesk),
+		Super: s, store: store, room: make(chan struct{}, maxDesk), planning: make(chan struct{}, 1),
 		uploads: newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store),
 	}
 }

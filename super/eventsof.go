@@ -112,24 +112,24 @@ func (e *eventDraft) demand(now kbroker.Demand) {
 }
 
 // host compares a host's record with the one before. What of it is no state, a
-// drain for example, is an event of its own kind with the names of the fields.
+// drain for example, is an event of its own kind.
 func (e *eventDraft) host(now kbroker.Host) {
 	e.hosts[now.Name] = now.State
 	was, known := e.view.Hosts[now.Name]
 	say := func(kind kbroker.EventKind, format string, args ...any) {
 		e.add(kbroker.Event{Kind: kind, Host: now.Name, Message: fmt.Sprintf(format, args...)})
 	}
-	switch {
-	case now.Drain != nil && was.Drain == nil:
-		say(kbroker.EventHostChanged, "host %s is draining: what it runs is placed elsewhere", now.Name)
-	case now.Drain == nil && was.Drain != nil && now.State != kbroker.HostRemoved:
-		say(kbroker.EventHostChanged, "host %s takes instances again", now.Name)
+	if now.State != kbroker.HostRemoved { // which ends both
+		for _, text := range []string{drainText(now.Name, was.Drain, now.Drain), leaveText(now.Name, was.Maintenance, now.Maintenance)} {
+			if text != "" {
+				say(kbroker.EventHostChanged, "%s", text)
+			}
+		}
 	}
-	was.Drain = now.Drain
 	switch {
 	case now.State == was.State:
 		if words := hostWords(was, now); len(words) > 0 {
-			say(kbroker.EventHostChanged, "%s", strings.Join(words, "; "))
+			say(kbroker.EventHostChanged, "host %s %s", now.Name, strings.Join(words, "; "))
 		}
 	case now.State == kbroker.HostJoining:
 		say(kbroker.EventHostJoined, "host %s was admitted as %s", now.Name, now.Role)
@@ -148,20 +148,64 @@ func (e *eventDraft) host(now kbroker.Host) {
 	}
 }
 
-// hostWords names the fields of a host's record that differ, as JSON has them.
-// The time of the state goes with the state.
-func hostWords(was, now kbroker.Host) (words []string) {
-	was.Since = now.Since
-	a, b := reflect.ValueOf(was), reflect.ValueOf(now)
-	for i := range a.NumField() {
-		x, y := a.Field(i).Interface(), b.Field(i).Interface()
-		if reflect.DeepEqual(x, y) {
-			continue
-		}
-		name, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("json"), ",")
-		words = append(words, fmt.Sprintf("%s: %v -> %v", name, x, y))
+// drainText says what became of a drain; empty: nothing.
+func drainText(host kbroker.HostID, was, now *kbroker.Drain) string {
+	switch {
+	case was == nil && now != nil && now.Force:
+		return fmt.Sprintf("host %s is draining: what it runs is placed elsewhere, and stopped where no other host has room", host)
+	case was == nil && now != nil:
+		return fmt.Sprintf("host %s is draining: what it runs is placed elsewhere", host)
+	case was != nil && now == nil:
+		return fmt.Sprintf("host %s takes instances again", host)
+	case was != nil && now.Force && !was.Force:
+		return fmt.Sprintf("the drain of host %s is by force now: what no other host has room for is stopped", host)
 	}
+	return ""
+}
+
+// leaveText says what became of a leave to go down; empty: nothing.
+func leaveText(host kbroker.HostID, was, now *kbroker.Maintenance) string {
+	switch {
+	case was == nil && now != nil:
+		return fmt.Sprintf("host %s has leave to go down: it is silent for a moment", host)
+	case was != nil && now == nil:
+		return fmt.Sprintf("the leave of host %s to go down has ended", host)
+	case was != nil && was.Holder != now.Holder:
+		return fmt.Sprintf("the leave of host %s to go down is another one's", host)
+	}
+	return ""
+}
+
+// hostWords says what differs of a host besides its state, its drain and its leave.
+func hostWords(was, now kbroker.Host) (words []string) {
+	say := func(differs bool, format string, args ...any) {
+		if differs {
+			words = append(words, fmt.Sprintf(format, args...))
+		}
+	}
+	say(was.Role != now.Role, "is a %s, before a %s", now.Role, was.Role)
+	say(!maps.Equal(was.Labels, now.Labels), "has %s", labelText(now.Labels))
+	say(was.Capacity != now.Capacity, "has %s, before %s", capacityText(now.Capacity), capacityText(was.Capacity))
+	say(was.Client != now.Client, "takes clients at %s", now.Client)
+	say(was.Route != now.Route, "takes other cores at %s", now.Route)
+	say(was.Fingerprint != now.Fingerprint, "has another data directory")
+	say(was.Generation != now.Generation, "was admitted anew, as number %d of its name", now.Generation)
 	return words
+}
+
+func labelText(labels map[string]string) string {
+	if len(labels) == 0 {
+		return "no labels"
+	}
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		out = append(out, k+"="+labels[k])
+	}
+	return "the labels " + strings.Join(out, ", ")
+}
+
+func capacityText(r kbroker.Resources) string {
+	return fmt.Sprintf("%g cpu and %d MiB of memory", r.CPU, r.MemoryBytes>>20)
 }
 
 // lostOn reports whether a host is lost after the batch.

@@ -131,7 +131,12 @@ func TestEventsOfChanges(t *testing.T) {
 		{"a demand", demand(2, 5), []string{"demand shop: the allocator wants web 5: load"}},
 		{"the same demand of another allocator", demand(2, 2), nil},
 		{"a host that joins", []state.Change{state.PutHost{Host: kbroker.Host{Name: "h9", Role: kbroker.RoleCore, State: kbroker.HostJoining}}}, []string{"host_joined h9: host h9 was admitted as core"}},
-		{"another field of a host", hostIs(func(h *kbroker.Host) { h.Client = "new:1" }), []string{"host_changed h1: client:  -> new:1"}},
+		{"another field of a host", hostIs(func(h *kbroker.Host) { h.Client = "new:1" }), []string{"host_changed h1: host h1 takes clients at new:1"}},
+		{"a drain", hostIs(func(h *kbroker.Host) { h.Drain = &kbroker.Drain{} }), []string{"host_changed h1: host h1 is draining: what it runs is placed elsewhere"}},
+		{"a drain by force", hostIs(func(h *kbroker.Host) { h.Drain = &kbroker.Drain{Force: true} }), []string{"host_changed h1: host h1 is draining: what it runs is placed elsewhere, and stopped where no other host has room"}},
+		{"a leave to go down", hostIs(func(h *kbroker.Host) { h.Maintenance = &kbroker.Maintenance{Holder: "x"} }), []string{"host_changed h1: host h1 has leave to go down: it is silent for a moment"}},
+		{"a host with other labels", hostIs(func(h *kbroker.Host) { h.Labels = map[string]string{"arch": "amd64", "disk": "ssd"} }), []string{"host_changed h1: host h1 has the labels arch=amd64, disk=ssd"}},
+		{"a host with another capacity", hostIs(func(h *kbroker.Host) { h.Capacity = kbroker.Resources{CPU: 4, MemoryBytes: 1 << 30} }), []string{"host_changed h1: host h1 has 4 cpu and 1024 MiB of memory, before 2 cpu and 8192 MiB of memory"}},
 		{"a host that is gone", []state.Change{state.DropHost{Host: "h1"}}, []string{"host_removed h1: host h1 is not a member any more"}},
 		{"an instance that leaves", []state.Change{state.PutPlacement{Placement: stopped}}, []string{"stopped shop-web-1: stopped: scaled down"}},
 		{"an instance that is to be replaced", []state.Change{state.PutPlacement{Placement: marked}}, []string{"replacing shop-web-1: restarted: a new instance comes first, then it leaves"}},
@@ -146,6 +151,74 @@ func TestEventsOfChanges(t *testing.T) {
 				c.view = was
 			}), tc.want...)
 		})
+	}
+}
+
+// TestADrainAndALeaveAreToldToTheirEnd: what follows on a drain or a leave that is
+// there already.
+func TestADrainAndALeaveAreToldToTheirEnd(t *testing.T) {
+	drain, force := &kbroker.Drain{}, &kbroker.Drain{Force: true}
+	one, other := &kbroker.Maintenance{Holder: "one"}, &kbroker.Maintenance{Holder: "other"}
+	for _, tc := range []struct {
+		name     string
+		was, now kbroker.Host
+		want     []string
+	}{
+		{"forced later", kbroker.Host{Drain: drain}, kbroker.Host{Drain: force}, []string{"host_changed h1: the drain of host h1 is by force now: what no other host has room for is stopped"}},
+		{"undrained", kbroker.Host{Drain: force}, kbroker.Host{}, []string{"host_changed h1: host h1 takes instances again"}},
+		{"the leave ends", kbroker.Host{Maintenance: one}, kbroker.Host{}, []string{"host_changed h1: the leave of host h1 to go down has ended"}},
+		{"another has it", kbroker.Host{Maintenance: one}, kbroker.Host{Maintenance: other}, []string{"host_changed h1: the leave of host h1 to go down is another one's"}},
+		{"lost on leave", kbroker.Host{Maintenance: one}, kbroker.Host{Maintenance: one, State: kbroker.HostLost}, []string{"host_lost h1: no core of a majority has heard host h1; what it ran is placed elsewhere"}},
+		{"back, and its leave ends", kbroker.Host{Maintenance: one, State: kbroker.HostLost}, kbroker.Host{}, []string{"host_changed h1: the leave of host h1 to go down has ended", "host_ready h1: host h1 is back"}},
+		{"removed", kbroker.Host{Drain: force, Maintenance: one}, kbroker.Host{State: kbroker.HostRemoved}, []string{"host_removed h1: host h1 was removed; what it ran is placed elsewhere"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, h := range []*kbroker.Host{&tc.was, &tc.now} {
+				h.Name = "h1"
+				if h.State == "" {
+					h.State = kbroker.HostReady
+				}
+			}
+			c := newCluster(t, 0)
+			c.view.Hosts["h1"] = tc.was
+			var got []string
+			for _, e := range eventsOf(&c.view, []state.Change{state.PutHost{Host: tc.now}}) {
+				got = append(got, string(e.Kind)+" "+subjectOfEvent(e)+": "+e.Message)
+			}
+			wantLines(t, got, tc.want...)
+		})
+	}
+}
+
+// TestEveryFieldOfAHostIsToldInWords: whichever changes, there is an event, and
+// none shows what only a programmer reads.
+func TestEveryFieldOfAHostIsToldInWords(t *testing.T) {
+	was := kbroker.Host{Name: "h1", State: kbroker.HostReady, Role: kbroker.RoleCore, Labels: map[string]string{"a": "b"}}
+	full := kbroker.Host{
+		Role: kbroker.RoleWorker, State: kbroker.HostSuspect, Labels: map[string]string{}, Capacity: kbroker.Resources{CPU: 1},
+		Client: "c:1", Route: "r:1", Since: time.Unix(9, 0), Fingerprint: "f", Generation: 2,
+		Drain: &kbroker.Drain{}, Maintenance: &kbroker.Maintenance{},
+	}
+	fields := reflect.TypeFor[kbroker.Host]()
+	for i := range fields.NumField() {
+		name := fields.Field(i).Name
+		if name == "Name" || name == "Since" { // the key, and what goes with the state
+			continue
+		}
+		now := was
+		reflect.ValueOf(&now).Elem().Field(i).Set(reflect.ValueOf(full).Field(i))
+		c := newCluster(t, 0)
+		c.view.Hosts["h1"] = was
+		events := eventsOf(&c.view, []state.Change{state.PutHost{Host: now}})
+		if len(events) != 1 || reflect.DeepEqual(was, now) {
+			t.Errorf("%s: %d events, want one: %+v", name, len(events), events)
+			continue
+		}
+		for _, alien := range []string{"<nil>", "&{", "map[", "->", "0x", "{", "%!"} {
+			if strings.Contains(events[0].Message, alien) {
+				t.Errorf("%s: %q has %q in it", name, events[0].Message, alien)
+			}
+		}
 	}
 }
 
@@ -178,7 +251,7 @@ func TestStatusEvents(t *testing.T) {
 		{"crashed again", status(kbroker.StateReady, crash(1)), status(kbroker.StateBackoff, crash(2)), []string{"crashed: exit code 3: panic", "backoff: crashed 2 times in a row; its next start waits"}},
 		{"the same crash reported again", status(kbroker.StateBackoff, crash(2)), status(kbroker.StateBackoff, crash(2)), nil},
 		{"could not be started", status(kbroker.StateStarting, nil), status(kbroker.StateBackoff, func(s *kbroker.Status) { s.Crashes, s.Message = 1, "no such artifact" }), []string{"crashed: no such artifact"}},
-		{"left by itself, as one does that has seen its tombstone", ready, status(kbroker.StateBackoff, left), []string{"exited: it left by itself: exit code 0"}},
+		{"left by itself", ready, status(kbroker.StateBackoff, left), []string{"exited: it left by itself: exit code 0"}},
 		{"which its agent then concludes", status(kbroker.StateBackoff, left), status(kbroker.StateExited, func(s *kbroker.Status) { left(s); s.Crashes, s.Epoch = 0, 2 }), nil},
 		{"stopped in order", status(kbroker.StateDraining, nil), status(kbroker.StateExited, func(s *kbroker.Status) { left(s); s.Crashes = 0 }), []string{"exited: exit code 0"}},
 		{"stopped before it had a process", status(kbroker.StatePending, nil), status(kbroker.StateExited, nil), []string{"exited: it ended before it had a process"}},
@@ -187,7 +260,7 @@ func TestStatusEvents(t *testing.T) {
 		}), []string{"crashed: out of memory, killed by the kernel"}},
 	} {
 		var got []string
-		events := statusEvents(tc.was, tc.now)
+		events := statusEvents(tc.was, tc.now, kbroker.Placement{Epoch: 1})
 		for _, e := range events {
 			got = append(got, string(e.Kind)+": "+e.Message)
 			if e.By != "agent h1" || e.ID == "" || e.Instance != "shop-web-1" || e.Version != 1 {
@@ -197,9 +270,26 @@ func TestStatusEvents(t *testing.T) {
 		if !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}
-		if again := statusEvents(tc.was, tc.now); !reflect.DeepEqual(again, events) {
+		if again := statusEvents(tc.was, tc.now, kbroker.Placement{Epoch: 1}); !reflect.DeepEqual(again, events) {
 			t.Errorf("%s: the same report again makes %+v, before it made %+v", tc.name, again, events)
 		}
+	}
+}
+
+// TestAStopThatWasAskedForIsToldSo, also of a process that has seen its tombstone
+// before its agent has.
+func TestAStopThatWasAskedForIsToldSo(t *testing.T) {
+	zero := 0
+	was := kbroker.Status{Instance: "shop-web-1", Host: "h1", Epoch: 1, State: kbroker.StateReady}
+	left := was
+	left.State, left.Crashes, left.Exit = kbroker.StateBackoff, 1, &kbroker.Exit{Code: &zero, At: time.Unix(1, 0)}
+	tombstone := kbroker.Placement{Epoch: 2, Stop: true, StopReason: "host h1 is draining"}
+	events := statusEvents(was, left, tombstone)
+	if want := "it left as it was told to, host h1 is draining: exit code 0"; len(events) != 1 || events[0].Kind != kbroker.EventExited || events[0].Message != want {
+		t.Errorf("%+v, want one that says %q", events, want)
+	}
+	if again := statusEvents(was, left, kbroker.Placement{}); len(again) != 1 || again[0].ID != events[0].ID {
+		t.Errorf("the same report, when the tombstone has gone, is another event: %+v", again)
 	}
 }
 

@@ -1,10 +1,10 @@
 package super
 
 import (
+	"context"
 	"fmt"
 	"hash/fnv"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -14,8 +14,12 @@ import (
 )
 
 const (
-	// maxForeseen bounds the rounds that are looked ahead.
-	maxForeseen = 2000
+	// maxForeseen bounds the rounds that are looked ahead. Each costs as much as
+	// the app has instances.
+	maxForeseen = 500
+	// foreseenSteps is in how many rounds a service is rolled then; one with more
+	// instances than that is rolled several at a time.
+	foreseenSteps = 32
 	// longReady is how long an instance that is foreseen has been ready: more
 	// than any min_healthy.
 	longReady = 24 * time.Hour
@@ -29,8 +33,9 @@ var unbuilt = strings.Repeat("0", 64)
 
 const unbuiltText = "program would be built and uploaded"
 
-// decidePlan says what deploying an app would do. Pure.
-func decidePlan(v *state.View, verdict Verdict, r kbroker.PlanRequest, now time.Time) (kbroker.PlanReply, error) {
+// decidePlan says what deploying an app would do. Pure. DeadlineExceeded when ctx
+// ended before the look ahead did.
+func decidePlan(ctx context.Context, v *state.View, verdict Verdict, r kbroker.PlanRequest, now time.Time) (kbroker.PlanReply, error) {
 	k := state.AppKey{Tenant: r.Tenant, App: r.App.Name}
 	rec, known := v.Apps[k]
 	before := v.Versions[k][rec.Version].App
@@ -49,11 +54,22 @@ func decidePlan(v *state.View, verdict Verdict, r kbroker.PlanRequest, now time.
 		App: r.App.Name, Version: reply.Version, From: rec.Version, Unchanged: reply.Unchanged, CheckIndex: checkIndex(v, k),
 		Services: []kbroker.ServicePlan{}, Warnings: planWarnings(v, verdict, k, known, reply.Unchanged),
 	}
-	look := foresee(v, verdict, k, d.changes)
+	look := foresee(ctx, v, verdict, k, d.changes)
+	if ctx.Err() != nil {
+		return kbroker.PlanReply{}, kbroker.Errorf(kbroker.DeadlineExceeded, "the plan of app %q was not ready in time: %d rounds of its rollout were looked at", k.App, look.rounds).
+			WithHint("try again; `kbroker deploy` does not wait for a plan")
+	}
 	out.Starts, out.Leaves, out.Unplaced = len(look.start), len(look.leave), look.unplaced
 	out.Start, out.Leave = look.start[:min(out.Starts, kbroker.MaxPlanned)], look.leave[:min(out.Leaves, kbroker.MaxPlanned)]
 	if !look.settled {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("what happens after %d steps was not looked at", maxForeseen))
+	}
+	for _, s := range r.App.Services {
+		if n := wanted(s, v.Demands[k]); look.rolls(s.Name) && n > foreseenSteps && s.Update.Parallel < (n+foreseenSteps-1)/foreseenSteps {
+			out.Warnings = append(out.Warnings, fmt.Sprintf(
+				"service %s is looked at in strides of %d instances, not %d at a time: what goes to which host may turn out otherwise",
+				s.Name, (n+foreseenSteps-1)/foreseenSteps, s.Update.Parallel))
+		}
 	}
 	r.App.Services = keepRestarts(r.App.Services, before)
 	for _, diff := range serviceDiffs(before, r.App) {
@@ -117,18 +133,31 @@ type outlook struct {
 	start, leave []kbroker.PlannedInstance
 	unplaced     []kbroker.UnplacedPlan
 	settled      bool // nothing more would happen
+	rounds       int  // that were looked at
+}
+
+// rolls reports whether instances of the service are replaced.
+func (o outlook) rolls(service kbroker.ServiceName) bool {
+	of := func(p kbroker.PlannedInstance) bool { return p.Service == service }
+	return slices.ContainsFunc(o.start, of) && slices.ContainsFunc(o.leave, of)
 }
 
 // foresee plans an app again and again on a copy of the view in which the
 // changes were made, every instance on a host that is ready becomes ready and
-// every stop there is confirmed. Pure.
-func foresee(v *state.View, verdict Verdict, k state.AppKey, changes []state.Change) outlook {
-	w := World{View: alone(v, k), Verdict: verdict, ReadyFor: map[state.PlacementKey]time.Duration{}}
+// every stop there is confirmed; it ends early with ctx. Pure.
+func foresee(ctx context.Context, v *state.View, verdict Verdict, k state.AppKey, changes []state.Change) outlook {
+	return foreseeIn(ctx, v, verdict, k, changes, foreseenSteps)
+}
+
+// foreseeIn is foresee in so many steps per service; 0: as many as a rollout has.
+func foreseeIn(ctx context.Context, v *state.View, verdict Verdict, k state.AppKey, changes []state.Change, steps int) outlook {
+	w := World{View: alone(v, k), Verdict: verdict, ReadyFor: map[state.PlacementKey]time.Duration{}, Steps: steps}
 	w.Verdict.Blind = false
 	out := outlook{start: []kbroker.PlannedInstance{}, leave: []kbroker.PlannedInstance{}, unplaced: []kbroker.UnplacedPlan{}}
 	apply(w.View, changes)
 	obey(w)
-	for range maxForeseen {
+	for !out.settled && out.rounds < maxForeseen && ctx.Err() == nil {
+		out.rounds++
 		planned := Plan(w)
 		for _, c := range planned {
 			if put, ok := c.(state.PutPlacement); ok {
@@ -136,9 +165,11 @@ func foresee(v *state.View, verdict Verdict, k state.AppKey, changes []state.Cha
 			}
 		}
 		apply(w.View, planned)
-		if !obey(w) && len(planned) == 0 {
+		switch quiet := !obey(w) && len(planned) == 0; {
+		case quiet && w.Steps > 0:
+			w.Steps = 0 // what strides cannot do, steps may
+		case quiet:
 			out.settled = true
-			break
 		}
 	}
 	d := newDraft(w)
@@ -251,9 +282,8 @@ func obey(w World) (changed bool) {
 		if p.Stop {
 			to = kbroker.StateExited
 		}
-		s := kbroker.Status{State: to, Epoch: p.Epoch}
-		if !reflect.DeepEqual(w.View.Statuses[k], s) {
-			w.View.Statuses[k], changed = s, true
+		if s := w.View.Statuses[k]; s.State != to || s.Epoch != p.Epoch {
+			w.View.Statuses[k], changed = kbroker.Status{State: to, Epoch: p.Epoch}, true
 		}
 		w.ReadyFor[k] = longReady
 	}

@@ -1,12 +1,14 @@
 package super
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"reflect"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -18,7 +20,7 @@ import (
 // planOf plans the deploy of services on what the cluster is now.
 func (c *cluster) planOf(services ...kbroker.Service) (kbroker.PlanReply, error) {
 	w := c.world()
-	return decidePlan(w.View, w.Verdict, kbroker.PlanRequest{Tenant: tenant, App: kbroker.App{Name: "shop", Services: services}}, time.Time{})
+	return decidePlan(context.Background(), w.View, w.Verdict, kbroker.PlanRequest{Tenant: tenant, App: kbroker.App{Name: "shop", Services: services}}, time.Time{})
 }
 
 // whole is a form that passes the rules of specs.
@@ -272,18 +274,131 @@ func TestHostFitsSayWhatRefusesAndWhoIsNext(t *testing.T) {
 	}
 }
 
-// A core answers a plan within a second; a large rolling one is the worst.
-func BenchmarkForeseeALargeRollout(b *testing.B) {
-	c := newCluster(b, 100)
-	c.deploy(form("one", 500))
+// rollout is a world in which an app runs, and the changes that roll it; cpu is
+// what an instance asks for, of two per host.
+func rollout(t testing.TB, hosts, instances int, cpu float64) (World, []state.Change) {
+	c := newCluster(t, hosts)
+	one, two := form("one", instances), form("two", instances)
+	one.Resources.CPU, two.Resources.CPU = cpu, cpu
+	c.deploy(one)
 	for range 5 {
 		c.step()
 	}
 	w := c.world()
-	changes := newVersion(w.View, webKey, kbroker.App{Name: "shop", Services: []kbroker.Service{form("two", 500)}}, "deploy", time.Time{}).changes
-	for b.Loop() {
-		if look := foresee(w.View, w.Verdict, webKey, changes); len(look.start) != 500 || !look.settled {
-			b.Fatalf("%d start (settled: %t), want 500", len(look.start), look.settled)
+	return w, newVersion(w.View, webKey, kbroker.App{Name: "shop", Services: []kbroker.Service{two}}, "deploy", time.Time{}).changes
+}
+
+// TestALargeRolloutIsForeseenInFewRounds: what a round costs grows with the
+// instances, so their number must not.
+func TestALargeRolloutIsForeseenInFewRounds(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		cpu  float64
+		most int
+	}{
+		{"with room for all", 0.05, foreseenSteps + 5},
+		{"with room for a few", 0.0996, 3 * foreseenSteps},
+		{"with room for none", 0.1, 3 * foreseenSteps},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w, changes := rollout(t, 50, 1000, tc.cpu)
+			look := foresee(t.Context(), w.View, w.Verdict, webKey, changes)
+			if !look.settled || len(look.start) != 1000 || len(look.leave) != 1000 {
+				t.Errorf("settled %t, %d start, %d leave; want true, 1000, 1000", look.settled, len(look.start), len(look.leave))
+			}
+			if look.rounds > tc.most {
+				t.Errorf("%d rounds, want at most %d", look.rounds, tc.most)
+			}
+		})
+	}
+}
+
+// TestStridesLeadWhereStepsDo: a look ahead that takes several instances at a
+// time ends with as many starts and leaves as one that takes one after the other,
+// and leaves no host fuller than it can be.
+func TestStridesLeadWhereStepsDo(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		c := newCluster(t, rapid.IntRange(1, 6).Draw(r, "hosts"))
+		draw := func(program string) kbroker.Service {
+			s := form(program, rapid.IntRange(1, 30).Draw(r, program+" count"))
+			s.Resources.CPU = rapid.SampledFrom([]float64{0.02, 0.05, 0.1}).Draw(r, "cpu")
+			s.Update.Parallel = rapid.IntRange(1, 4).Draw(r, program+" parallel")
+			return s
 		}
+		c.deploy(draw("one"))
+		c.settle()
+		w := c.world()
+		changes := newVersion(w.View, webKey, kbroker.App{Name: "shop", Services: []kbroker.Service{draw("two")}}, "deploy", time.Time{}).changes
+		slow := foreseeIn(t.Context(), w.View, w.Verdict, webKey, changes, 0)
+		fast := foreseeIn(t.Context(), w.View, w.Verdict, webKey, changes, rapid.IntRange(2, 8).Draw(r, "steps"))
+		sum := func(o outlook) string {
+			short := 0
+			for _, u := range o.unplaced {
+				short += u.Count
+			}
+			return fmt.Sprint(o.settled, " start ", len(o.start), " leave ", len(o.leave), " unplaced ", short)
+		}
+		if sum(slow) != sum(fast) {
+			r.Fatalf("in strides: %s; one by one: %s", sum(fast), sum(slow))
+		}
+		used := map[kbroker.HostID]float64{}
+		for _, p := range fast.start {
+			used[p.Host] += 0.02
+		}
+		for host, cpu := range used {
+			if cpu > w.View.Hosts[host].Capacity.CPU {
+				r.Fatalf("host %s is given %.2f cpu", host, cpu)
+			}
+		}
+	})
+}
+
+func TestAPlanEndsWithItsCaller(t *testing.T) {
+	w, _ := rollout(t, 5, 20, 0.05)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	app := kbroker.App{Name: "shop", Services: []kbroker.Service{whole(t, nil)}}
+	_, err := decidePlan(ctx, w.View, w.Verdict, kbroker.PlanRequest{Tenant: tenant, App: app}, time.Time{})
+	if !errors.Is(err, kbroker.DeadlineExceeded) {
+		t.Errorf("a plan whose caller has gone: %v, want deadline_exceeded", err)
+	}
+}
+
+// TestOnePlanAtATime: a second one waits for the first, or hears that the core is
+// busy.
+func TestOnePlanAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &desk{Super: &Super{cfg: Config{Host: "h1"}}, planning: make(chan struct{}, 1)}
+		done, err := d.oneAtATime(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		_, err = d.oneAtATime(t.Context())
+		if e := errorOf(err); e.Code != kbroker.Overloaded || e.Hint == "" || time.Since(began) != planWait {
+			t.Errorf("a second plan after %v: %v (hint %q), want overloaded with a hint after %v", time.Since(began), err, e.Hint, planWait)
+		}
+		go func() {
+			time.Sleep(planWait / 2) // in the bubble's time
+			done()
+		}()
+		again, err := d.oneAtATime(t.Context())
+		if err != nil {
+			t.Fatalf("a plan that waited for the first: %v", err)
+		}
+		again()
+	})
+}
+
+// A core answers a plan within a second; a large rolling one in a cluster without
+// room is the worst.
+func BenchmarkForeseeALargeRollout(b *testing.B) {
+	w, changes := rollout(b, 50, 1000, 0.1)
+	for b.Loop() {
+		look := foresee(b.Context(), w.View, w.Verdict, webKey, changes)
+		if len(look.start) != 1000 || !look.settled {
+			b.Fatalf("%d start (settled: %t), want 1000", len(look.start), look.settled)
+		}
+		b.ReportMetric(float64(look.rounds), "rounds/op")
 	}
 }

@@ -192,11 +192,12 @@ func instancesOn(v *state.View, host kbroker.HostID) []string {
 }
 
 // coreNeeded says why a core cannot be removed now, or nil. One that is there
-// goes while all others are there and caught up, and nothing else changes. Of
-// others, one that is not there may be gone as well, or removed: where two are,
-// the broker lets neither go before both are removed. Those that stay must be a
-// majority of its members; of less than three, the witness is one, or there is
-// no leader.
+// goes while all others are there and caught up, and nothing else changes; of three
+// it stays, as two survive no loss, while of two, which survive none either, the
+// one that holds no stream alone may go. Of others, one that is not there may be
+// gone as well, or removed: where two are, the broker lets neither go before both
+// are removed. Those that stay must be a majority of its members; of less than
+// three, the witness is one, or there is no leader.
 func coreNeeded(v *state.View, h kbroker.Host, f facts) error {
 	there := h.State != kbroker.HostJoining && !f.gone(h)
 	now := func(why string, args ...any) error {

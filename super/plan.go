@@ -32,6 +32,9 @@ type World struct {
 	Stalled map[state.AppKey]time.Duration
 	// Now is the wall clock, for display fields only.
 	Now time.Time
+	// Steps has every service rolled in about so many rounds, however few at a
+	// time it asks for: a look ahead has not the time of a rollout. 0: as it asks.
+	Steps int
 }
 
 // Plan returns the changes that turn what is recorded into what is wanted.
@@ -102,6 +105,9 @@ func newDraft(w World) *draft {
 		app := state.AppKey{Tenant: p.Tenant, App: p.App}
 		d.byApp[app] = append(d.byApp[app], k)
 		d.names[instanceKey{k.Tenant, k.Instance}] = true
+	}
+	for _, keys := range d.byApp { // so that live finds them almost in order
+		slices.SortFunc(keys, func(a, b state.PlacementKey) int { return compareInstances(a.Instance, b.Instance) })
 	}
 	for k := range w.View.Statuses {
 		d.names[instanceKey{k.Tenant, k.Instance}] = true
@@ -249,7 +255,7 @@ func (d *draft) stopLost(k state.AppKey) map[kbroker.ServiceName][]kbroker.Place
 // live returns the app's placements that are not tombstones and pass keep (nil:
 // all), oldest first.
 func (d *draft) live(k state.AppKey, keep func(kbroker.Placement) bool) []kbroker.Placement {
-	var out []kbroker.Placement
+	out := make([]kbroker.Placement, 0, len(d.byApp[k]))
 	for _, key := range d.byApp[k] {
 		if p, ok := d.placements[key]; ok && !p.Stop && (keep == nil || keep(p)) {
 			out = append(out, p)

@@ -476,7 +476,7 @@ func checkRound(r *rapid.T, c *cluster) {
 		for _, s := range c.view.Versions[k][rec.Version].App.Services {
 			live := 0
 			for _, p := range c.view.Placements {
-				if p.Service == s.Name && !p.Stop && p.Template == kbroker.Template(s) && unfit(c.view.Hosts[p.Host], s) == "" {
+				if p.Service == s.Name && !p.Stop && p.Template == kbroker.Template(s) && p.Replace == "" && c.view.Hosts[p.Host].Drain == nil && unfit(c.view.Hosts[p.Host], s) == "" {
 					live++
 				}
 			}

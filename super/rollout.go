@@ -111,17 +111,31 @@ func (a *appDraft) roll(s kbroker.Service, at standing) {
 	leaving := slices.Concat(at.old, at.moving)
 	a.shed(leaving, len(leaving)-(at.want-at.settled), fmt.Sprintf("replaced by version %d", a.rec.Version))
 	unsettled := max(len(at.current)-at.settled, 0)
-	step := min(s.Update.Parallel-unsettled, at.want-len(at.current))
+	step := min(a.parallel(s)-unsettled, at.want-len(at.current))
 	placed := a.add(s, a.rec.Version, step)
-	if placed > 0 || a.leaving(s.Name) || step > 0 && unsettled == 0 && a.makeRoom(s, at) {
+	short := min(step, a.stride(s)) - placed
+	if placed > 0 && short <= 0 || a.leaving(s.Name) || step > 0 && unsettled == 0 && a.makeRoom(s, at, short) {
 		return
 	}
-	a.force(s, leaving)
+	if placed == 0 {
+		a.force(s, leaving)
+	}
+}
+
+// parallel is how many instances of a service change at a time.
+func (a *appDraft) parallel(s kbroker.Service) int { return max(s.Update.Parallel, a.stride(s)) }
+
+// stride is the least that changes at a time: one, or more in a look ahead.
+func (a *appDraft) stride(s kbroker.Service) int {
+	if a.w.Steps == 0 {
+		return 1
+	}
+	return max(1, (wanted(s, a.demand)+a.w.Steps-1)/a.w.Steps)
 }
 
 // makeRoom stops an old instance that others can spare, where that lets a new one
-// in.
-func (a *appDraft) makeRoom(s kbroker.Service, at standing) bool {
+// in: at most n, of each host one.
+func (a *appDraft) makeRoom(s kbroker.Service, at standing, n int) bool {
 	answering := at.settled
 	for _, p := range at.old {
 		if a.ready(p) {
@@ -130,20 +144,25 @@ func (a *appDraft) makeRoom(s kbroker.Service, at standing) bool {
 	}
 	seats := a.seats(s, nil)
 	slices.SortStableFunc(at.old, func(p, q kbroker.Placement) int { return cmp.Compare(a.worth(p), a.worth(q)) })
+	made := map[kbroker.HostID]bool{}
 	for _, p := range at.old {
-		if seats.frees(p) && (answering > 1 || a.failing(p)) {
-			a.stop(p, cmp.Or(p.Replace, fmt.Sprintf("makes room for version %d", a.rec.Version)))
-			return true
+		if len(made) == n || made[p.Host] || !seats.frees(p) || answering <= 1 && !a.failing(p) {
+			continue
 		}
+		if a.ready(p) {
+			answering--
+		}
+		a.stop(p, cmp.Or(p.Replace, fmt.Sprintf("makes room for version %d", a.rec.Version)))
+		made[p.Host] = true
 	}
-	return false
+	return len(made) > 0
 }
 
 // force stops instances on hosts that are drained by force, as many as may
 // change at a time, if no other host has room for one of s. What else the
 // service waits for does not matter then.
 func (a *appDraft) force(s kbroker.Service, leaving []kbroker.Placement) {
-	left := s.Update.Parallel
+	left := a.parallel(s)
 	for _, p := range leaving {
 		if drain := a.hosts[p.Host].Drain; drain == nil || !drain.Force || left == 0 {
 			continue
@@ -213,12 +232,12 @@ func (a *appDraft) hold(s, good kbroker.Service, at standing) {
 	working, placed := len(at.current)-len(failing), 0
 	if len(stay)+len(leave) > 0 || a.missed(s.Name) {
 		missing := at.want - len(stay) - len(leave) - working
-		moved := min(len(leave), at.want-len(stay)-working, max(0, good.Update.Parallel-(len(stay)-settled)))
+		moved := min(len(leave), at.want-len(stay)-working, max(0, a.parallel(good)-(len(stay)-settled)))
 		placed = a.add(good, lastGood(*a.rec), max(0, missing)+max(0, moved))
 	}
 	a.shed(leave, len(leave)-max(0, at.want-settled-working), "")
 	a.shed(stay, len(stay)-at.want, "scaled down")
-	a.shed(failing, len(failing)-s.Update.Parallel, fmt.Sprintf("version %d failed", a.rec.Version))
+	a.shed(failing, len(failing)-a.parallel(s), fmt.Sprintf("version %d failed", a.rec.Version))
 	if placed == 0 && !a.leaving(s.Name) {
 		a.force(good, leave)
 	}

@@ -2,6 +2,7 @@ package super
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -31,7 +32,7 @@ func instanceRows(v *state.View, r kbroker.ListRequest, gone func(kbroker.HostID
 		if !shows(p.Tenant, p.App) {
 			continue
 		}
-		row := placedRow(p, v.Statuses[k], gone(p.Host))
+		row := placedRow(v, p, v.Statuses[k], gone(p.Host))
 		if p.Stop && row.State == kbroker.StateExited && !r.All {
 			continue
 		}
@@ -39,7 +40,7 @@ func instanceRows(v *state.View, r kbroker.ListRequest, gone func(kbroker.HostID
 	}
 	for k, s := range v.Statuses {
 		if _, placed := v.Placements[k]; r.All && !placed && shows(s.Tenant, s.App) {
-			out = append(out, statusRow(s, s.State))
+			out = append(out, leftRow(v, s, gone(s.Host)))
 		}
 	}
 	slices.SortFunc(out, func(a, b kbroker.InstanceRow) int {
@@ -62,17 +63,19 @@ func instanceRows(v *state.View, r kbroker.ListRequest, gone func(kbroker.HostID
 }
 
 // placedRow joins what is wanted with what was reported of it.
-func placedRow(p kbroker.Placement, s kbroker.Status, gone bool) kbroker.InstanceRow {
+func placedRow(v *state.View, p kbroker.Placement, s kbroker.Status, gone bool) kbroker.InstanceRow {
 	if s.State == "" {
 		s = kbroker.Status{State: kbroker.StatePending}
 	}
 	s.Tenant, s.App, s.Service, s.Instance, s.Host, s.Version = p.Tenant, p.App, p.Service, p.Instance, p.Host, p.Version
-	shown := s.State
+	shown, away := s.State, absence(v, p.Host)
 	switch {
 	case shown == kbroker.StateExited && (!p.Stop || s.Epoch < p.Epoch):
 		shown = kbroker.StatePending // wanted again, not reported yet
-	case gone && s.PID != 0:
+	case gone && s.PID != 0 && v.Hosts[p.Host].Member():
 		shown = kbroker.StateUnmanaged
+	case away != "" && shown != kbroker.StateExited:
+		return unknownRow(s, away)
 	case p.Stop && shown != kbroker.StateExited:
 		shown = kbroker.StateDraining
 	}
@@ -83,6 +86,46 @@ func placedRow(p kbroker.Placement, s kbroker.Status, gone bool) kbroker.Instanc
 	if shown == kbroker.StateUnmanaged {
 		row.Message = "the agent of host " + string(p.Host) + " is not there; last known: " + string(s.State)
 	}
+	return row
+}
+
+// leftRow is the row of what was reported of an instance that is not placed. It
+// goes from its placement when its end is confirmed or its host is removed: what
+// was reported of it before is no news then.
+func leftRow(v *state.View, s kbroker.Status, gone bool) kbroker.InstanceRow {
+	away := absence(v, s.Host)
+	switch {
+	case s.State == kbroker.StateExited:
+	case away != "":
+		return unknownRow(s, away)
+	case gone:
+		return unknownRow(s, "the agent of host "+string(s.Host)+" is not there")
+	case s.State != kbroker.StateDraining:
+		return unknownRow(s, "it is not placed on host "+string(s.Host)+" any more")
+	}
+	return statusRow(s, s.State)
+}
+
+// absence says why a host's reports are no news, from its record; empty: they
+// may be.
+func absence(v *state.View, host kbroker.HostID) string {
+	switch h, known := v.Hosts[host]; {
+	case !known:
+		return fmt.Sprintf("host %s is not a member any more", host)
+	case h.State == kbroker.HostRemoved:
+		return fmt.Sprintf("host %s was removed", host)
+	case h.State == kbroker.HostLost:
+		return fmt.Sprintf("host %s is lost", host)
+	}
+	return ""
+}
+
+// unknownRow is the row of an instance of which nobody knows what it does.
+func unknownRow(s kbroker.Status, why string) kbroker.InstanceRow {
+	last := s.State
+	s.PID = 0 // of a process that may be gone
+	row := statusRow(s, kbroker.StateUnknown)
+	row.Message = fmt.Sprintf("%s; last known: %s", why, last)
 	return row
 }
 

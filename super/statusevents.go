@@ -7,10 +7,11 @@ import (
 	"github.com/kbroker/kbroker"
 )
 
-// statusEvents say what a report means against what was known before. Their
+// statusEvents say what a report means against what was known before, and what
+// is demanded of the instance, if anything is. Their
 // IDs are made of what was reported, so that the same report sent again, also
 // to another core, makes the same events.
-func statusEvents(was, now kbroker.Status) (out []kbroker.Event) {
+func statusEvents(was, now kbroker.Status, demanded kbroker.Placement) (out []kbroker.Event) {
 	add := func(kind kbroker.EventKind, exit *kbroker.Exit, id any, text string) {
 		out = append(out, kbroker.Event{
 			Kind: kind, Tenant: now.Tenant, App: now.App, Service: now.Service, Instance: now.Instance, Host: now.Host,
@@ -27,6 +28,8 @@ func statusEvents(was, now kbroker.Status) (out []kbroker.Event) {
 		} else if now.Exit == nil && was.State != kbroker.StateExited {
 			add(kbroker.EventExited, nil, "", "it ended before it had a process")
 		}
+	case ended && leftByItself(now) && demanded.Stop:
+		add(kbroker.EventExited, now.Exit, now.Exit.At.UnixNano(), "it left as it was told to, "+cmp.Or(demanded.StopReason, "stopped by the plan")+": "+exitText(*now.Exit))
 	case ended && leftByItself(now):
 		add(kbroker.EventExited, now.Exit, now.Exit.At.UnixNano(), "it left by itself: "+exitText(*now.Exit))
 	case ended && crashed:
@@ -47,7 +50,7 @@ func statusEvents(was, now kbroker.Status) (out []kbroker.Event) {
 	return out
 }
 
-// leftByItself: a process that has seen its tombstone before its agent has.
+// leftByItself: a process that has perhaps seen its tombstone before its agent has.
 // Where there is none, it is started again, and the next such end is a crash.
 func leftByItself(s kbroker.Status) bool {
 	return s.Exit.Code != nil && *s.Exit.Code == 0 && s.Crashes <= 1 && s.State == kbroker.StateBackoff

@@ -44,7 +44,7 @@ func whyApp(v *state.View, verdict Verdict, k state.AppKey) (*kbroker.WhyApp, er
 			if len(row.Troubles) == maxTroubleRows {
 				continue
 			}
-			seen := placedRow(p, status, verdict.States[p.Host] != kbroker.HostReady)
+			seen := placedRow(v, p, status, verdict.States[p.Host] != kbroker.HostReady)
 			row.Troubles = append(row.Troubles, fmt.Sprintf("%s on %s is %s: %s", p.Instance, p.Host, seen.State,
 				cmp.Or(seen.Message, silentReason(p, status, verdict))))
 		}
@@ -78,13 +78,14 @@ func whyInstance(v *state.View, verdict Verdict, k state.AppKey, instance kbroke
 	switch {
 	case out.Placement != nil:
 		status := v.Statuses[keyOf(p)]
-		row := placedRow(p, status, verdict.States[p.Host] != kbroker.HostReady)
+		row := placedRow(v, p, status, verdict.States[p.Host] != kbroker.HostReady)
 		out.State, out.Reason = row.State, cmp.Or(row.Message, silentReason(p, status, verdict))
 		if p.Stop {
 			out.Reason = stoppedReason(p, status, verdict)
 		}
 	case out.Status != nil:
-		out.State, out.Reason = out.Status.State, cmp.Or(out.Status.Message, "it is not placed any more")
+		row := leftRow(v, *out.Status, verdict.States[out.Host] != kbroker.HostReady)
+		out.State, out.Reason = row.State, cmp.Or(row.Message, "it is not placed any more")
 	default:
 		return nil
 	}

@@ -24,6 +24,8 @@ type cluster struct {
 	now    time.Duration
 	silent map[kbroker.HostID]time.Duration
 	kept   map[state.PlacementKey]bool // ready, whatever is broken
+	warmUp time.Duration               // from an instance's start until it is ready
+	began  map[state.PlacementKey]time.Duration
 }
 
 // keep lets an instance stay ready although its version is broken.
@@ -33,6 +35,7 @@ func newCluster(t testing.TB, hosts int) *cluster {
 	c := &cluster{
 		t: t, down: map[kbroker.HostID]bool{}, broken: map[int]bool{}, memory: newMemory(), now: time.Hour,
 		silent: map[kbroker.HostID]time.Duration{}, kept: map[state.PlacementKey]bool{},
+		began: map[state.PlacementKey]time.Duration{},
 		view: state.View{
 			Apps: map[state.AppKey]kbroker.AppRecord{}, Versions: map[state.AppKey]map[int]kbroker.AppVersion{},
 			Placements: map[state.PlacementKey]kbroker.Placement{}, Hosts: map[kbroker.HostID]kbroker.Host{},
@@ -144,9 +147,14 @@ func (c *cluster) agents() {
 			Version: p.Version, Epoch: p.Epoch, PID: 1, State: kbroker.StateReady,
 			Incarnation: kbroker.Incarnation(string(p.Instance) + ".0000000000000000"),
 		}
+		if _, runs := c.began[k]; !runs {
+			c.began[k] = c.now
+		}
 		switch {
 		case p.Stop:
 			s.State, s.PID = kbroker.StateExited, 0
+		case c.now-c.began[k] < c.warmUp:
+			s.State = kbroker.StateStarting
 		case c.broken[p.Version] && !c.kept[k]:
 			s.State, s.Message = kbroker.StateBackoff, "exit code 1"
 		}

@@ -88,8 +88,10 @@ func (c *cli) removeCommand() *cobra.Command {
 		Long: `Take a host out of the cluster for good: one that was drained, or one that is
 lost. Should a lost one come back, it ends everything and does not run again.
 
-A core that is there is only removed while three others stay: join one first. A
-lost core is removed first and replaced then; its name is used once.`,
+A core that is there is not removed from three, because two cannot lose another:
+join one first. Of two, the one that holds only copies can be removed: one core
+without a copy is left. A lost core is removed first and replaced then; the name
+of a core is used once.`,
 		Example: `  kbroker drain h3 && kbroker remove h3
   kbroker remove h3    # it is lost; then join another core`,
 		Args:              cobra.ExactArgs(1),
