@@ -136,7 +136,7 @@ func stateColor(state string) string {
 	switch state {
 	case string(kbroker.StateReady), string(kbroker.RolloutDone):
 		return colorGreen
-	case string(kbroker.StateBackoff), string(kbroker.StateUnmanaged), string(kbroker.HostLost), string(kbroker.RolloutFailed):
+	case string(kbroker.StateBackoff), string(kbroker.StateUnmanaged), string(kbroker.StateUnknown), string(kbroker.HostLost), string(kbroker.RolloutFailed):
 		return colorRed
 	case string(kbroker.StateExited):
 		return ""
