@@ -150,6 +150,8 @@ func ProgramVersion(ctx context.Context, path string) (BuildVersion, error) {
 		return v, kbroker.Errorf(kbroker.Refused, "%s does not tell its version: %v: %s", path, err, firstLine(exit.Stderr))
 	case err != nil:
 		return v, kbroker.Errorf(kbroker.Refused, "%s does not run: %v", path, err)
+	case len(bytes.TrimSpace(out)) == 0:
+		return v, kbroker.Errorf(kbroker.Refused, "%s is not kbroker: it does not tell its version", path)
 	case len(out) > maxVersionBytes || json.Unmarshal(out, &v) != nil || v.Version == "":
 		return v, kbroker.Errorf(kbroker.Refused, "%s is not kbroker: it answers %q", path, firstLine(out[:min(len(out), maxVersionBytes)]))
 	}
