@@ -4,12 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,6 +19,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -256,23 +255,7 @@ func (m *membership) save() error {
 	if err != nil {
 		return fmt.Errorf("marshal membership: %w", err)
 	}
-	return writeDurably(m.path, append(raw, '\n'))
-}
-
-// writeDurably replaces a file so that a crash leaves the old or the new one.
-func writeDurably(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-	}
-	return syncPath(filepath.Dir(path))
+	return durable.Replace(m.path, append(raw, '\n'), 0o600)
 }
 
 // servers are the cores' client URLs: a core's own first, and those that a worker

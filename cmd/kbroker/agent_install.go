@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/node"
 )
 
@@ -284,7 +285,7 @@ func (in *installation) write() ([]string, error) {
 		if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
 			return written, notAllowed(f.path, err)
 		}
-		if err := replaceFile(f.path, f.text, 0o644); err != nil {
+		if err := durable.Replace(f.path, f.text, 0o644); err != nil {
 			return written, notAllowed(f.path, err)
 		}
 		written = append(written, f.path)
