@@ -22,6 +22,10 @@ const (
 	// its directory, agentPoll is the pause between looks.
 	agentStarts = 10 * time.Second
 	agentPoll   = 50 * time.Millisecond
+	// agentSettles is how long it must hold it: one that cannot begin, for
+	// example because the advertised address is not of this machine, finds out
+	// when it has the directory.
+	agentSettles = time.Second
 )
 
 // systemd is the service manager of this machine, with a unit of the agent in
@@ -78,12 +82,18 @@ func (s systemd) start(ctx context.Context, dir string, changed bool, files ...s
 	}
 	ctx, cancel := context.WithTimeout(ctx, agentStarts)
 	defer cancel()
+	seen, since := 0, time.Time{}
 	for {
 		pid, alive, err := node.Running(dir)
 		if err != nil {
 			return 0, fmt.Errorf("look at the agent: %w", err)
 		}
-		if alive && s.mainPID(ctx) == pid {
+		switch {
+		case !alive || s.mainPID(ctx) != pid:
+			seen = 0
+		case pid != seen:
+			seen, since = pid, time.Now()
+		case time.Since(since) >= agentSettles:
 			return pid, nil
 		}
 		if s.control(ctx, "is-failed", "--quiet", unitName) == nil {
