@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -92,6 +93,10 @@ func developed(names []string) (kbroker.AppName, kbroker.ServiceName, error) {
 		return app, service, err
 	}
 	doc, err := readSpec(specFile)
+	if _, missing := os.Stat(specFile); errors.Is(missing, fs.ErrNotExist) {
+		return "", "", kbroker.Errorf(kbroker.Invalid, "which service is it? there is no %s here", specFile).
+			WithHint("say so: kbroker run APP/SERVICE -- ..., or run it in the folder of the %s", specFile)
+	}
 	if err != nil {
 		return "", "", err
 	}
@@ -108,7 +113,7 @@ func developed(names []string) (kbroker.AppName, kbroker.ServiceName, error) {
 func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.ServiceName, command []string) error {
 	path, err := exec.LookPath(command[0])
 	if err != nil {
-		return kbroker.Errorf(kbroker.Invalid, "there is no program %q: %v", command[0], errors.Unwrap(err)).WithHint("name a file, such as ./bin/%s, or a program in PATH", filepath.Base(command[0]))
+		return kbroker.Errorf(kbroker.Invalid, "there is no program %q: %v", command[0], reason(errors.Unwrap(err))).WithHint("name a file, such as ./bin/%s, or a program in PATH", filepath.Base(command[0]))
 	}
 	api, target, err := c.open(ctx)
 	if err != nil {
