@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -186,7 +187,7 @@ func (c *cache) fetch(ctx context.Context, tenant kbroker.TenantID, want kbroker
 	if err := errors.Join(f.Chmod(0o755), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write artifact: %w", err)
 	}
-	if err := replaceFile(part, path); err != nil {
+	if err := durable.Rename(part, path); err != nil {
 		return fmt.Errorf("artifact: %w", err)
 	}
 	c.mu.Lock()

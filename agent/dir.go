@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 )
 
 const (
@@ -111,7 +112,7 @@ func (d *Dir) introduce() error {
 	if err != nil {
 		return fmt.Errorf("agent record: %w", err)
 	}
-	return writeFile(filepath.Join(d.Path, agentFile), b, 0o600)
+	return durable.Replace(filepath.Join(d.Path, agentFile), b, 0o600)
 }
 
 func flock(f *os.File) error {
@@ -191,33 +192,6 @@ func cleanPath(dir string) (string, error) {
 		return "", fmt.Errorf("data directory: %w", err)
 	}
 	return path, nil
-}
-
-// writeFile replaces path so that a reader, and the next boot, finds the old
-// content or the new one.
-func writeFile(path string, data []byte, perm os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // after the rename there is nothing to remove
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Chmod(perm), f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return replaceFile(f.Name(), path)
-}
-
-// replaceFile renames a synced file to path and makes the rename durable.
-func replaceFile(from, path string) error {
-	if err := os.Rename(from, path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func randomHex() string {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/state"
 )
 
@@ -194,5 +195,5 @@ func (a *Agent) writeInstanceFile(r record, path string) error {
 	if err != nil {
 		return fmt.Errorf("instance file: %w", err)
 	}
-	return writeFile(path, b, 0o600)
+	return durable.Replace(path, b, 0o600)
 }

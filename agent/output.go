@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -244,7 +245,7 @@ func saveLedger(path string, l ledger) error {
 	if err != nil {
 		return fmt.Errorf("output ledger: %w", err)
 	}
-	return writeFile(path+ledgerSuffix, b, 0o600)
+	return durable.Replace(path+ledgerSuffix, b, 0o600)
 }
 
 // tail is the end of what a process wrote that found the file at size start.

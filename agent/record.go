@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 )
 
 // Files of the data directory.
@@ -69,7 +70,7 @@ func saveSealed(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	return writeFile(path, b, 0o600)
+	return durable.Replace(path, b, 0o600)
 }
 
 // loadSealed reads what saveSealed wrote. errDamaged: it is something else now;

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 )
 
 // act makes one step. An error says nothing of whether it was made.
@@ -60,7 +61,7 @@ func (m *membership) removeServer(ctx context.Context, name string) error {
 // retireWitness stops the witness, which is no member any more, and sees to it
 // that it never starts again: a removed server that starts is a new member.
 func (b *Broker) retireWitness() error {
-	if err := writeDurably(filepath.Join(b.cfg.Dir, retiredFile), nil); err != nil {
+	if err := durable.Replace(filepath.Join(b.cfg.Dir, retiredFile), nil, 0o600); err != nil {
 		return err
 	}
 	if w := b.takeWitness(); w != nil {
@@ -112,7 +113,7 @@ func (m *membership) awaitRecord(now time.Time) (time.Duration, error) {
 
 // leaveForGood remembers that this core was removed, and says so.
 func (b *Broker) leaveForGood() error {
-	return errors.Join(refuseRemoved(b.cfg.Host, b.cfg.Dir), writeDurably(filepath.Join(b.cfg.Dir, removedFile), nil))
+	return errors.Join(refuseRemoved(b.cfg.Host, b.cfg.Dir), durable.Replace(filepath.Join(b.cfg.Dir, removedFile), nil, 0o600))
 }
 
 // refuseRemoved is the error of a core that was removed from its cluster.

@@ -33,6 +33,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -343,7 +344,7 @@ func (b *Broker) noteReady(o observation) error {
 		return nil
 	}
 	if !b.joined {
-		if err := writeDurably(filepath.Join(b.cfg.Dir, joinedFile), nil); err != nil {
+		if err := durable.Replace(filepath.Join(b.cfg.Dir, joinedFile), nil, 0o600); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 )
 
 // Files of a broker's directory:
@@ -107,43 +108,10 @@ func claimEmptyDir(dir string, want identity, knowsCores bool) (identity, error)
 	if err != nil {
 		return identity{}, fmt.Errorf("encode identity: %w", err)
 	}
-	if err := writeDurably(filepath.Join(dir, identityFile), append(b, '\n')); err != nil {
+	if err := durable.Replace(filepath.Join(dir, identityFile), append(b, '\n'), 0o600); err != nil {
 		return identity{}, err
 	}
 	return want, nil
-}
-
-// writeDurably replaces a file so that after a power-off it is there whole or
-// not at all, and is there once writeDurably has returned.
-func writeDurably(path string, data []byte) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".new-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(f.Name())))
-	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
 }
 
 func exists(path string) (bool, error) {

@@ -90,8 +90,8 @@ func (c *Client) readOf(verb string) question {
 		subject: subjects.Core(verb, c.tenant),
 		attempt: c.pace.readAttempt,
 		budget:  c.pace.readBudget,
-		silent:  kbroker.Errorf(kbroker.Unavailable, "no core answered").WithHint("kbroker status says what the cluster is missing"),
-		nobody:  kbroker.Errorf(kbroker.Unavailable, "no core serves requests").WithHint("kbroker status says what the cluster is missing"),
+		silent:  kbroker.Errorf(kbroker.Unavailable, "no core answered").WithHint("`kbroker status` says what the cluster is missing"),
+		nobody:  kbroker.Errorf(kbroker.Unavailable, "no core serves requests").WithHint("`kbroker status` says what the cluster is missing"),
 	}
 }
 

@@ -58,7 +58,7 @@ func (c *Client) App(ctx context.Context, name kbroker.AppName) (kbroker.AppRow,
 			return r, nil
 		}
 	}
-	return kbroker.AppRow{}, kbroker.Errorf(kbroker.NotFound, "there is no app %q", name).WithHint("kbroker apps lists them")
+	return kbroker.AppRow{}, kbroker.Errorf(kbroker.NotFound, "there is no app %q", name).WithHint("`kbroker apps` lists them")
 }
 
 // Instances lists the wanted instances and what still runs; with app only

@@ -68,7 +68,7 @@ func (c *Client) Logs(ctx context.Context, q LogQuery, emit func(LogLine) error)
 	}
 	if len(f.outputs) == 0 && (q.Instance != "" || q.Service != "") && !q.Follow {
 		return kbroker.Errorf(kbroker.NotFound, "%s has no instance with output of that name", q.App).
-			WithHint("kbroker ps --all %s lists them", q.App)
+			WithHint("`kbroker ps --all %s` lists them", q.App)
 	}
 	if q.Follow {
 		return f.follow(ctx)

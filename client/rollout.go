@@ -46,7 +46,7 @@ func judge(row kbroker.AppRow, version int) (done bool, err error) {
 	switch {
 	case row.Version > version:
 		return false, kbroker.Errorf(kbroker.Refused, "version %d of %s was overtaken by version %d", version, row.App, row.Version).
-			WithHint("kbroker apps shows how far that one is")
+			WithHint("`kbroker apps` shows how far that one is")
 	case row.Version < version:
 		// A core that is behind, or an automatic return to the version before.
 		if row.Rollout == kbroker.RolloutRunning || row.Reason == "" {

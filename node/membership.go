@@ -4,13 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -22,6 +19,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -68,28 +66,21 @@ func (m *membership) errRemoved() error {
 // establish returns who this host is: from its directory, which may say that it
 // was removed, or by founding a cluster, or by being admitted to one.
 func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*membership, error) {
-	m := &membership{path: filepath.Join(dir, membershipFile)}
-	raw, err := os.ReadFile(m.path)
-	if err == nil {
-		err = json.Unmarshal(raw, m)
-		if err != nil {
-			return nil, kbroker.Errorf(kbroker.Refused, "%s is damaged: %v", m.path, err).
-				WithHint("restore the file, or start with an empty data directory under another name")
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read membership: %w", err)
+	m, err := loadMembership(dir)
+	if err != nil {
+		return nil, err
 	}
-	differs := m.agrees(cfg)
 	if m.Removed {
 		return m, nil
 	}
+	begins, err := m.accepts(cfg)
+	if err != nil {
+		return nil, err
+	}
 	if m.ClusterID != "" {
-		if differs != nil {
-			return nil, differs
-		}
 		return m, m.joinAgain(ctx, dir, cfg, log)
 	}
-	if m.Host == "" || differs != nil {
+	if begins {
 		if err := m.begin(cfg); err != nil {
 			return nil, err
 		}
@@ -150,40 +141,18 @@ func (m *membership) agrees(cfg Config) error {
 	return nil
 }
 
-// begin names a new host and picks its ports.
+// begin names a new host and picks its ports. accepts has seen cfg.
 func (m *membership) begin(cfg Config) error {
-	switch {
-	case cfg.Found && len(cfg.Join) > 0:
-		return kbroker.Errorf(kbroker.Invalid, "a host founds a cluster or joins one, not both")
-	case !cfg.Found && len(cfg.Join) == 0:
-		return kbroker.Errorf(kbroker.Invalid, "this data directory belongs to no cluster yet").
-			WithHint("found one with --found, or join one with --join ADDR")
+	name, err := cfg.hostName()
+	if err != nil {
+		return err
 	}
-	m.Host, m.Role, m.Fingerprint = cfg.Name, cfg.Role, rand.Text()
-	if m.Host == "" {
-		name, err := os.Hostname()
-		if err != nil {
-			return fmt.Errorf("find the host's name: %w", err)
-		}
-		m.Host = kbroker.HostID(name)
-	}
+	m.Host, m.Role, m.Fingerprint = name, cfg.Role, rand.Text()
 	if m.Role == "" {
 		m.Role = kbroker.RoleCore
 	}
-	if err := kbroker.CheckName("host", string(m.Host)); err != nil {
-		return err
-	}
-	switch {
-	case m.Role == kbroker.RoleWorker && cfg.Found:
-		return kbroker.Errorf(kbroker.Invalid, "a worker cannot found a cluster: it stores nothing").WithHint("found it with a core, then join workers")
-	case m.Role == kbroker.RoleWorker && (cfg.ClientPort != 0 || cfg.RoutePort != 0):
-		return kbroker.Errorf(kbroker.Invalid, "a worker listens on no port").WithHint("leave the client port and the route port out")
-	case m.Role == kbroker.RoleWorker:
+	if m.Role == kbroker.RoleWorker {
 		return nil
-	case m.Role != kbroker.RoleCore:
-		return kbroker.Errorf(kbroker.Invalid, "role is %q, want core or worker", m.Role)
-	case net.ParseIP(cfg.Advertise) == nil:
-		return kbroker.Errorf(kbroker.Invalid, "advertise is %q, want the IP that other hosts reach this one at", cfg.Advertise).WithHint("--advertise IP")
 	}
 	ports := []int{cfg.ClientPort, cfg.RoutePort}
 	if err := pickPorts(cfg.Advertise, ports); err != nil {
@@ -286,23 +255,7 @@ func (m *membership) save() error {
 	if err != nil {
 		return fmt.Errorf("marshal membership: %w", err)
 	}
-	return writeDurably(m.path, append(raw, '\n'))
-}
-
-// writeDurably replaces a file so that a crash leaves the old or the new one.
-func writeDurably(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-	}
-	return syncPath(filepath.Dir(path))
+	return durable.Replace(m.path, append(raw, '\n'), 0o600)
 }
 
 // servers are the cores' client URLs: a core's own first, and those that a worker

@@ -70,6 +70,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
 	dir, err := agent.Lock(cfg.Dir)
 	if err != nil {
 		return err

@@ -259,6 +259,8 @@ func TestEstablishRefuses(t *testing.T) {
 		cfg  Config
 		file string
 		want kbroker.Code
+		// others: it is the cluster that refuses.
+		others bool
 	}{
 		"neither founded nor joined": {cfg: Config{Name: "h1", Advertise: "127.0.0.1"}, want: kbroker.Invalid},
 		"founded and joined":         {cfg: Config{Name: "h1", Advertise: "127.0.0.1", Found: true, Join: []string{"x"}}, want: kbroker.Invalid},
@@ -267,7 +269,7 @@ func TestEstablishRefuses(t *testing.T) {
 		"a worker that founds":       {cfg: Config{Name: "w1", Role: kbroker.RoleWorker, Found: true}, want: kbroker.Invalid},
 		"a worker with a port":       {cfg: Config{Name: "w1", Role: kbroker.RoleWorker, Join: []string{"x"}, ClientPort: 4222}, want: kbroker.Invalid},
 		"a role that is none":        {cfg: Config{Name: "w1", Role: "boss", Advertise: "127.0.0.1", Join: []string{"x"}}, want: kbroker.Invalid},
-		"a name that is taken":       {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}}, want: kbroker.Refused},
+		"a name that is taken":       {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}}, want: kbroker.Refused, others: true},
 		"a damaged file":             {file: "{", want: kbroker.Refused},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -277,9 +279,17 @@ func TestEstablishRefuses(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			foreseen := tc.cfg
+			foreseen.Dir = dir
+			checked := foreseen.Check()
 			_, err := establish(t.Context(), dir, tc.cfg, discard())
 			if !errors.Is(err, tc.want) {
 				t.Fatalf("%v, want code %s", err, tc.want)
+			}
+			if !tc.others && (checked == nil || checked.Error() != err.Error()) {
+				t.Errorf("Check says %v, the start %v", checked, err)
+			} else if tc.others && checked != nil {
+				t.Errorf("Check says %v about what only the cluster can refuse", checked)
 			}
 			if m, err := readMembership(dir); err == nil && m.ClusterID != "" {
 				t.Errorf("a refused host is a member: %+v", m)

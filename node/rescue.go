@@ -16,6 +16,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
 	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -247,7 +248,7 @@ func syncTree(dir string) error {
 		if err != nil {
 			return err
 		}
-		return syncPath(path)
+		return durable.Sync(path)
 	})
 	if err != nil {
 		return fmt.Errorf("sync %s: %w", dir, err)

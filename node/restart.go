@@ -160,6 +160,8 @@ func ProgramVersion(ctx context.Context, path string) (BuildVersion, error) {
 		return v, kbroker.Errorf(kbroker.Refused, "%s does not tell its version: %v: %s", path, err, firstLine(complaint.data))
 	case err != nil:
 		return v, kbroker.Errorf(kbroker.Refused, "%s does not run: %v", path, err)
+	case len(bytes.TrimSpace(out.data)) == 0:
+		return v, kbroker.Errorf(kbroker.Refused, "%s is not kbroker: it does not tell its version", path)
 	case json.Unmarshal(out.data, &v) != nil || v.Version == "":
 		return v, kbroker.Errorf(kbroker.Refused, "%s is not kbroker: it answers %q", path, firstLine(out.data))
 	}

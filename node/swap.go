@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 )
 
 // Files of a rescue in a host's directory.
@@ -41,7 +42,7 @@ func writeIntent(dir string, i intent) error {
 	if err != nil {
 		return fmt.Errorf("marshal the intent: %w", err)
 	}
-	return writeDurably(filepath.Join(dir, intentFile), append(raw, '\n'))
+	return durable.Replace(filepath.Join(dir, intentFile), append(raw, '\n'), 0o600)
 }
 
 // endRescue does what an intent says: the old broker's directory steps aside,
@@ -74,7 +75,7 @@ func endRescue(dir string) (*Rescued, error) {
 	if err := os.Remove(path); err != nil {
 		return nil, fmt.Errorf("end the rescue: %w", err)
 	}
-	return &Rescued{ClusterID: i.Membership.ClusterID, Old: old}, syncPath(dir)
+	return &Rescued{ClusterID: i.Membership.ClusterID, Old: old}, durable.Sync(dir)
 }
 
 // move renames a directory, durably, unless that was done: to is there then.
@@ -84,12 +85,12 @@ func move(from, to string) error {
 		return nil
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		err = os.Rename(from, to)
+		err = durable.Rename(from, to)
 	}
 	if err != nil {
 		return fmt.Errorf("move %s: %w", from, err)
 	}
-	return syncPath(filepath.Dir(to))
+	return nil
 }
 
 // rescued is the membership of the same host in the cluster that it founds anew.
@@ -99,12 +100,4 @@ func (m *membership) rescued(clusterID string) *membership {
 		Client: m.Client, Route: m.Route, Fingerprint: m.Fingerprint, Generation: m.Generation,
 		Cores: []kbroker.CoreAddr{},
 	}
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
+	"github.com/kbroker/kbroker/internal/durable"
 )
 
 // PreviousSuffix is added to the name of a program that was replaced.
@@ -118,14 +119,13 @@ func ReplaceProgram(from, to string) (replaced bool, err error) {
 			return false, errors.Join(err, os.Remove(fresh))
 		}
 	}
-	if err := os.Rename(fresh, to); err != nil {
-		return false, errors.Join(fmt.Errorf("replace %s: %w", to, err), os.Remove(fresh))
+	if err := durable.Rename(fresh, to); err != nil {
+		if rest := os.Remove(fresh); !errors.Is(rest, fs.ErrNotExist) {
+			return false, errors.Join(fmt.Errorf("replace %s: %w", to, err), rest)
+		}
+		return true, fmt.Errorf("replace %s: %w", to, err) // it was renamed, and may not last
 	}
-	d, err := os.Open(filepath.Dir(to))
-	if err != nil {
-		return true, fmt.Errorf("replace %s: %w", to, err)
-	}
-	return true, errors.Join(d.Sync(), d.Close())
+	return true, nil
 }
 
 // keepPrevious gives a file its second name; that of one before it goes.

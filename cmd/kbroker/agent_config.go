@@ -59,7 +59,7 @@ kbroker agent would run with there, and where each value comes from.`,
 				_, err = c.out.Write(sample)
 				return err
 			}
-			rows := effectiveSettings(settings, layers, configFile)
+			rows := effectiveSettings(settings, layers)
 			return c.print(rows, func(w io.Writer) { c.settingsTable(w, rows) })
 		},
 	}
@@ -80,7 +80,7 @@ func given(layers []layer) bool {
 }
 
 // effectiveSettings says of each setting in all where it comes from. Pure.
-func effectiveSettings(all agentSettings, layers []layer, path string) []effective {
+func effectiveSettings(all agentSettings, layers []layer) []effective {
 	rows := make([]effective, 0, len(agentDocs))
 	for _, s := range agentDocs {
 		row := effective{Key: s.key, Value: s.value(all), Usage: s.sentence()}
@@ -93,7 +93,7 @@ func effectiveSettings(all agentSettings, layers []layer, path string) []effecti
 				sources, places = nil, nil // the later one wins
 			}
 			sources = append(sources, l.source)
-			places = append(places, map[string]string{sourceFile: path, sourceEnvironment: s.env(), sourceFlag: "--" + s.flag()}[l.source])
+			places = append(places, l.placeOf(s))
 		}
 		if sources == nil {
 			sources = []string{sourceDefault}

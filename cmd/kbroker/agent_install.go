@@ -16,8 +16,11 @@ import (
 
 	"github.com/knadh/koanf/providers/confmap"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/node"
 )
 
 const (
@@ -35,15 +38,17 @@ func (c *cli) agentInstallCommand() *cobra.Command {
 		Use:   "install",
 		Short: "Make systemd run this host's agent",
 		Long: `Make systemd run this host's agent: write the settings into a file and a unit that
-runs this very binary with them, then enable and start it. Without settings: those
-of the file that is there.
+runs this very binary with them, then enable and start it. Settings that the agent
+would refuse are refused (2) before anything is written.
 
-Run again with the same settings it changes nothing; with others it replaces what
-it wrote and restarts the agent. A file that somebody edited is refused (4) unless
---force. To take it back: systemctl disable --now kbroker; applications run on,
-and the data directory stays.`,
+Run again, what is given is laid over the file that is there: the other settings
+stay (labels add up). Where nothing changes nothing is written; else the agent is
+restarted, also when it has not seen what an earlier run wrote. A file that somebody
+edited is refused (4) unless --force. To take it back: systemctl disable --now
+kbroker; applications run on, and the data directory stays.`,
 		Example: `  kbroker agent install --name a --found --advertise 10.0.0.1
   kbroker agent install --name b --join 10.0.0.1:4222 --advertise 10.0.0.2
+  kbroker agent install --label disk=ssd   # the other settings stay
   kbroker agent install --found --advertise 10.0.0.1 --print`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -59,11 +64,10 @@ and the data directory stays.`,
 			if in.unit, err = filepath.Abs(filepath.Join(unitDir, unitName)); err != nil {
 				return fmt.Errorf("directory %s: %w", unitDir, err)
 			}
-			layers, err := agentLayers("", cmd.Flags())
-			if err != nil {
+			if err := in.choose(cmd.Flags()); err != nil {
 				return err
 			}
-			if err := in.choose(layers); err != nil {
+			if err := in.check(show); err != nil {
 				return err
 			}
 			program, err := os.Executable()
@@ -97,32 +101,44 @@ and the data directory stays.`,
 type installation struct {
 	config, unit string // absolute paths of the two files
 	settings     agentSettings
-	keep         bool // the settings are those of the file that is there
+	keep         bool   // the settings are those of the file that is there
+	dirBefore    string // the data directory in the file that is there; empty: there is none
 	force        bool
 	systemd      systemd
 
 	configText, unitText []byte // what the files should hold; sealed
 }
 
-// choose takes the settings that were given, else those of the file.
-func (in *installation) choose(layers []layer) error {
-	var err error
-	if given(layers) {
-		if in.settings, err = mergeLayers(layers); err != nil {
-			return err
-		}
-		return in.settings.absolute()
+// choose lays the settings of the environment and of flags over those of the
+// file that is there. Relative paths are those of the working directory; in the
+// file they are Invalid.
+func (in *installation) choose(flags *pflag.FlagSet) error {
+	file := in.config
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		file = ""
 	}
-	in.keep = true
-	raw, err := os.ReadFile(in.config)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	layers, err := agentLayers(file, flags)
+	if err != nil {
+		return err
+	}
+	fromFile, over := layers[:1], layers[1:]
+	switch in.keep = !given(over); {
+	case file == "" && in.keep:
 		return kbroker.Errorf(kbroker.Invalid, "no setting was given, and there is no %s", in.config).
 			WithHint("say how this host begins: --found --advertise IP, or --join HOST:PORT --advertise IP")
-	case err != nil:
-		return inputError(in.config, err)
+	case file != "":
+		before, err := laid(fromFile) // what is bad in it may be what is given now
+		if err != nil {
+			return err
+		}
+		in.dirBefore = before.Dir
 	}
-	if in.settings, err = parseSettings(in.config, raw); err != nil {
+	for _, l := range over {
+		if err := l.absolute(); err != nil {
+			return err
+		}
+	}
+	if in.settings, err = mergeLayers(layers); err != nil {
 		return err
 	}
 	for _, doc := range agentDocs {
@@ -132,6 +148,60 @@ func (in *installation) choose(layers []layer) error {
 		}
 	}
 	return nil
+}
+
+// absolute makes paths of a command line good for every working directory.
+func (l layer) absolute() error {
+	for _, doc := range agentDocs {
+		path := l.values.String(doc.key)
+		if !doc.path || path == "" {
+			continue
+		}
+		abs, err := filepath.Abs(path)
+		if err == nil {
+			err = l.values.Set(doc.key, abs)
+		}
+		if err != nil {
+			return fmt.Errorf("path %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// check refuses settings that the agent would refuse, and another directory
+// while an agent works on the one before. lenient: what this user may not look
+// at is taken to be good.
+func (in *installation) check(lenient bool) error {
+	err := in.settings.node(nil).Check()
+	if err == nil && in.dirBefore != "" && !samePath(in.dirBefore, in.settings.Dir) {
+		var pid int
+		var alive bool
+		if pid, alive, err = node.Running(in.dirBefore); alive {
+			return kbroker.Errorf(kbroker.Invalid, "dir is %s, but the agent, process %d, works on %s", in.settings.Dir, pid, in.dirBefore).
+				WithHint("the directory is the host: leave --dir out, or end the agent and its applications first: kbroker drain, then systemctl stop kbroker")
+		}
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		if lenient {
+			return nil
+		}
+		return kbroker.Errorf(kbroker.Refused, "cannot look at the data directory: %v", err).
+			WithHint("run it as root; --print shows what it would write")
+	}
+	return err
+}
+
+// samePath reports whether two absolute paths lead to the same directory.
+func samePath(a, b string) bool {
+	if filepath.Clean(a) == filepath.Clean(b) {
+		return true
+	}
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
 }
 
 // parseSettings are the settings of a file alone.
@@ -144,26 +214,7 @@ func parseSettings(path string, raw []byte) (agentSettings, error) {
 	if err := ko.Load(confmap.Provider(values, ""), nil); err != nil {
 		return agentSettings{}, fmt.Errorf("read %s: %w", path, err)
 	}
-	return mergeLayers([]layer{{sourceFile, ko}})
-}
-
-// absolute makes paths of a command line good for every working directory.
-func (s *agentSettings) absolute() error {
-	for _, doc := range agentDocs {
-		if !doc.path {
-			continue
-		}
-		v := doc.field(s)
-		if v.String() == "" {
-			continue
-		}
-		abs, err := filepath.Abs(v.String())
-		if err != nil {
-			return fmt.Errorf("path %s: %w", v.String(), err)
-		}
-		v.SetString(abs)
-	}
-	return nil
+	return mergeLayers([]layer{{sourceFile, path, ko}})
 }
 
 // render makes the contents of the two files.
@@ -234,7 +285,7 @@ func (in *installation) write() ([]string, error) {
 		if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
 			return written, notAllowed(f.path, err)
 		}
-		if err := replaceFile(f.path, f.text, 0o644); err != nil {
+		if err := durable.Replace(f.path, f.text, 0o644); err != nil {
 			return written, notAllowed(f.path, err)
 		}
 		written = append(written, f.path)
@@ -300,7 +351,7 @@ func (c *cli) install(ctx context.Context, in *installation, start bool) error {
 	case !start, !in.systemd.running():
 		next = "systemctl daemon-reload && systemctl enable --now " + in.systemd.enableName()
 	default:
-		pid, err := in.systemd.start(ctx, in.settings.Dir, len(written) > 0)
+		pid, err := in.systemd.start(ctx, in.settings.Dir, len(written) > 0, in.unit, in.config)
 		if err != nil {
 			return err
 		}

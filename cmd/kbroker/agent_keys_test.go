@@ -150,7 +150,7 @@ func TestEachSettingSaysWhereItComesFrom(t *testing.T) {
 		"join":        {[]string{}, sourceFile, path},
 		"found":       {false, sourceDefault, ""},
 	}
-	rows := effectiveSettings(settings, layers, path)
+	rows := effectiveSettings(settings, layers)
 	if len(rows) != len(agentDocs) {
 		t.Errorf("%d rows, want %d", len(rows), len(agentDocs))
 	}

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -67,7 +67,13 @@ func loadAgentSettings(path string, flags *pflag.FlagSet) (agentSettings, error)
 // layer is what one source says about an agent's settings.
 type layer struct {
 	source string // "file", "environment" or "flag"
+	place  string // the path of a file
 	values *koanf.Koanf
+}
+
+// placeOf names where in the layer a setting is.
+func (l layer) placeOf(s setting) string {
+	return map[string]string{sourceFile: l.place, sourceEnvironment: s.env(), sourceFlag: "--" + s.flag()}[l.source]
 }
 
 // newSettings holds settings by name. Label keys may contain dots: no setting
@@ -75,8 +81,21 @@ type layer struct {
 func newSettings() *koanf.Koanf { return koanf.New("\x00") }
 
 // mergeLayers lays each layer over those before it and over the defaults.
-// Labels add up; of any other setting the last value holds.
+// Labels add up; of any other setting the last value holds. A value that no
+// host takes is Invalid, with its source.
 func mergeLayers(layers []layer) (agentSettings, error) {
+	s, err := laid(layers)
+	if err == nil {
+		err = s.node(nil).Validate()
+	}
+	if err != nil {
+		return s, blame(layers, err)
+	}
+	return s, nil
+}
+
+// laid is what layers say together.
+func laid(layers []layer) (agentSettings, error) {
 	s, ko := defaultAgentSettings(), newSettings()
 	for _, l := range layers {
 		if err := ko.Merge(l.values); err != nil {
@@ -92,7 +111,44 @@ func mergeLayers(layers []layer) (agentSettings, error) {
 			f.SetZero()
 		}
 	}
-	return s, s.validate()
+	return s, nil
+}
+
+// blame adds to an error of the values of layers where the bad one is from: the
+// first that no host takes together with those that are weaker.
+func blame(layers []layer, err error) error {
+	refused, ok := errors.AsType[*kbroker.Error](err)
+	if !ok {
+		return err
+	}
+	var weaker []layer
+	for _, l := range layers {
+		one := layer{source: l.source, place: l.place, values: newSettings()}
+		weaker = append(weaker, one)
+		for _, doc := range agentDocs {
+			if !l.values.Exists(doc.key) {
+				continue
+			}
+			if err := one.values.Set(doc.key, l.values.Get(doc.key)); err != nil {
+				return fmt.Errorf("look for the bad setting: %w", err)
+			}
+			s, err := laid(weaker)
+			if err == nil {
+				err = s.node(nil).Validate()
+			}
+			if err != nil && l.source == sourceFlag {
+				return refused // whoever has given it, just now, knows
+			}
+			if err != nil {
+				where := fmt.Sprintf("it is set by %s", l.placeOf(doc))
+				if refused.Hint != "" {
+					where = refused.Hint + "; " + where
+				}
+				return refused.WithHint("%s", where)
+			}
+		}
+	}
+	return err
 }
 
 // agentLayers reads the sources of settings, the weakest first: the file at
@@ -115,14 +171,15 @@ func agentLayers(path string, flags *pflag.FlagSet) ([]layer, error) {
 	if err := fromFlags.Load(confmap.Provider(givenFlags(flags), ""), nil); err != nil {
 		return nil, fmt.Errorf("read flags: %w", err)
 	}
-	return []layer{{sourceFile, fromFile}, {sourceEnvironment, fromEnv}, {sourceFlag, fromFlags}}, nil
+	return []layer{{sourceFile, path, fromFile}, {sourceEnvironment, "", fromEnv}, {sourceFlag, "", fromFlags}}, nil
 }
 
 // agentEnvironment reads the settings in the environment. A variable that
-// looks like one and is none is an error.
+// looks like one and is none, or whose value is of another kind, is an error.
 func agentEnvironment() (*koanf.Koanf, error) {
 	ko, keys := newSettings(), agentKeys()
 	var unknown []string
+	var bad error
 	provider := env.Provider("\x00", env.Opt{Prefix: agentEnvPrefix, TransformFunc: func(name, value string) (string, any) {
 		key := strings.ToLower(strings.TrimPrefix(name, agentEnvPrefix))
 		switch {
@@ -131,12 +188,12 @@ func agentEnvironment() (*koanf.Koanf, error) {
 		case !slices.Contains(keys, key):
 			unknown = append(unknown, name)
 			return "", nil
-		case key == "join":
-			return key, splitList(value)
-		case key == "label":
-			return key, parseLabels(splitList(value))
 		}
-		return key, value
+		typed, err := parseSetting(agentDocs[slices.IndexFunc(agentDocs, func(s setting) bool { return s.key == key })], value)
+		if bad == nil {
+			bad = err
+		}
+		return key, typed
 	}})
 	if err := ko.Load(provider, nil); err != nil {
 		return nil, fmt.Errorf("read environment: %w", err)
@@ -145,7 +202,29 @@ func agentEnvironment() (*koanf.Koanf, error) {
 		return nil, kbroker.Errorf(kbroker.Invalid, "there is no setting %s", strings.Join(unknown, ", ")).
 			WithHint("settings are %s", strings.Join(keys, ", "))
 	}
-	return ko, nil
+	return ko, bad
+}
+
+// parseSetting is a value of the environment as its setting has it.
+func parseSetting(s setting, text string) (any, error) {
+	var v any = text
+	var err error
+	want := s.value(defaultAgentSettings())
+	switch want.(type) {
+	case bool:
+		v, err = strconv.ParseBool(text)
+	case int:
+		v, err = strconv.Atoi(text)
+	case []string:
+		v = splitList(text)
+	case map[string]string:
+		v = parseLabels(splitList(text))
+	}
+	if err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "%s is %q, want %s", s.key, text, typeInWords(reflect.TypeOf(want))).
+			WithHint("it is set by the environment: %s; correct it there, or unset it", s.env())
+	}
+	return v, nil
 }
 
 // givenFlags are the settings that the command line gave.
@@ -190,28 +269,6 @@ func parseLabels(pairs []string) map[string]any {
 		m[k] = v
 	}
 	return m
-}
-
-func (s agentSettings) validate() error {
-	if s.Name != "" {
-		if err := kbroker.CheckName("host", s.Name); err != nil {
-			return err
-		}
-	}
-	if s.Role != "" && s.Role != string(kbroker.RoleCore) && s.Role != string(kbroker.RoleWorker) {
-		return kbroker.Errorf(kbroker.Invalid, "role is %q, want core or worker", s.Role)
-	}
-	for name, port := range map[string]int{"client port": s.ClientPort, "route port": s.RoutePort} {
-		if port < 0 || port > 65535 {
-			return kbroker.Errorf(kbroker.Invalid, "%s is %d, want 1 to 65535, or 0 for any", name, port)
-		}
-	}
-	for _, k := range slices.Sorted(maps.Keys(s.Label)) {
-		if k == "" || s.Label[k] == "" {
-			return kbroker.Errorf(kbroker.Invalid, "label %s=%s has an empty part", k, s.Label[k])
-		}
-	}
-	return nil
 }
 
 func (s agentSettings) node(log *slog.Logger) node.Config {

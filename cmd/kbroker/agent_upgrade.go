@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -138,17 +140,47 @@ func (u *upgrade) prepare(ctx context.Context) (err error) {
 	if u.limit > kbroker.MaintenanceLimit {
 		return kbroker.Errorf(kbroker.Invalid, "--timeout is %v, the leave of a host lapses after %v", u.limit, kbroker.MaintenanceLimit)
 	}
+	if u.binary != "" {
+		if u.result.To, err = u.checkBinary(ctx); err != nil {
+			return err
+		}
+	}
 	if u.member, err = node.MemberOf(u.dir); err != nil {
 		return err
 	}
 	u.result.Host = u.member.Host
-	program := u.binary
-	if program == "" {
-		program = u.member.Program
+	if u.binary == "" {
+		version, err := node.CheckProgram(ctx, u.member.Program)
+		if err != nil {
+			return kbroker.AsError(err).WithHint("the agent's program is what is wrong; --binary FILE puts another one in its place")
+		}
+		u.result.To = version.Version
 	}
-	version, err := node.CheckProgram(ctx, program)
-	u.result.To = version.Version
-	return err
+	return nil
+}
+
+// checkBinary tells the version of the program of --binary. Invalid: no agent
+// can be made of it.
+func (u *upgrade) checkBinary(ctx context.Context) (version string, err error) {
+	// A name without a slash would be looked for in PATH.
+	if u.binary, err = filepath.Abs(u.binary); err != nil {
+		return "", fmt.Errorf("file %s: %w", u.binary, err)
+	}
+	info, err := os.Stat(u.binary)
+	switch {
+	case err != nil:
+		return "", kbroker.AsError(inputError(u.binary, err)).WithHint("--binary names the new kbroker, a file on this host")
+	case !info.Mode().IsRegular():
+		return "", kbroker.Errorf(kbroker.Invalid, "%s is not a file", u.binary).WithHint("--binary names the new kbroker, a file on this host")
+	case info.Mode().Perm()&0o111 == 0:
+		return "", kbroker.Errorf(kbroker.Invalid, "%s is not executable", u.binary).WithHint("chmod +x %s", u.binary)
+	}
+	v, err := node.CheckProgram(ctx, u.binary)
+	if refused, ok := errors.AsType[*kbroker.Error](err); ok {
+		return "", kbroker.Errorf(kbroker.Invalid, "%s", refused.Message).
+			WithHint("--binary names a kbroker for this machine: it has to answer to `%s version`; nothing was changed", u.binary)
+	}
+	return v.Version, err
 }
 
 // restart replaces the program, has the agent execute it and waits for it. begun:

@@ -22,6 +22,7 @@ func (c *cli) builtinCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
+		c.guardCommand(),
 		&cobra.Command{
 			Use:               kbroker.BuiltinAllocator,
 			Short:             "The allocator of an app",

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -66,7 +67,7 @@ the same name, or its only one.`,
 			}
 			answer, err := c.call(ctx, string(app)+"/"+string(service), args[1], in, requestID)
 			if err != nil {
-				return err
+				return c.unserved(cmd.Context(), app, service, args[1], err)
 			}
 			return c.printAnswer(answer)
 		},
@@ -87,6 +88,40 @@ func (c *cli) call(ctx context.Context, service, method string, in []byte, reque
 		opts = append(opts, sdk.RequestID(requestID))
 	}
 	return sdk.Call[[]byte](ctx, caller.Service(service), method, in, opts...)
+}
+
+// unserved is failed, the end of a call, with what the cluster knows of the
+// service when nobody took the call: that there is none, or why none runs.
+func (c *cli) unserved(ctx context.Context, app kbroker.AppName, service kbroker.ServiceName, method string, failed error) error {
+	e := kbroker.AsError(failed)
+	if e.Code != kbroker.Unavailable || e.Executed != kbroker.ExecutedNo || ctx.Err() != nil {
+		return failed
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	api, _, err := c.open(ctx)
+	if err != nil {
+		return failed
+	}
+	defer api.Close()
+	row, err := api.App(ctx, app)
+	var found *kbroker.Error
+	switch {
+	case errors.Is(err, kbroker.NotFound):
+		found = kbroker.AsError(err)
+	case err != nil:
+		return failed
+	case !slices.Contains(row.Services, string(service)):
+		found = kbroker.Errorf(kbroker.NotFound, "app %q has no service %q", app, service).WithHint("it has %s", strings.Join(row.Services, ", "))
+	case row.Stopped:
+		found = kbroker.Errorf(kbroker.Unavailable, "nobody serves %s/%s %s: the app is stopped", app, service, method).
+			WithHint("`kbroker restart %s` starts it again", app)
+	default:
+		return failed
+	}
+	answered := *found // a copy: the executed word is that of the call
+	answered.Executed = e.Executed
+	return &answered
 }
 
 // onlyService is the service that an app's name alone means. When no core

@@ -64,6 +64,11 @@ func (c *cli) deploy(ctx context.Context, file string, checkIndex uint64, detach
 	}
 	defer api.Close()
 	app, folder := doc.App(), filepath.Dir(file)
+	if checkIndex != 0 {
+		if err := asPlanned(ctx, api, *app, checkIndex); err != nil {
+			return locate(doc, app, err)
+		}
+	}
 	for _, s := range app.Services {
 		if s.Build == "" {
 			continue
@@ -100,6 +105,21 @@ func (c *cli) deploy(ctx context.Context, file string, checkIndex uint64, detach
 		return locate(doc, app, err)
 	}
 	return c.finish(ctx, api, app.Name, reply, detach)
+}
+
+// asPlanned refuses the deploy of a plan that does not hold any more, before the
+// minutes that a build and an upload take. What changes meanwhile is refused by
+// the deploy itself.
+func asPlanned(ctx context.Context, api *client.Client, app kbroker.App, checkIndex uint64) error {
+	now, err := api.Plan(ctx, app)
+	if err != nil {
+		return err
+	}
+	if now.CheckIndex != checkIndex {
+		return kbroker.Errorf(kbroker.Refused, "app %q has changed since that plan was made; nothing was built or uploaded", app.Name).
+			WithHint("plan again: `kbroker plan FILE` shows what would change now, with a new check index")
+	}
+	return nil
 }
 
 // finish follows the rollout of a version, unless it need not be waited for,

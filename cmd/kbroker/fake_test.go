@@ -22,7 +22,8 @@ import (
 // fakeCore is a server on which one core answers the control API: a true but
 // small one, without hosts. The names of apps say what becomes of them: hello
 // runs, stuck never gets ready, broken crashes, silent runs and never says that
-// it is ready, endless does not end.
+// it is ready, endless does not end, overtaken has changed between a plan and
+// its deploy.
 type fakeCore struct {
 	t   testing.TB
 	url string
@@ -229,7 +230,7 @@ func (f *fakeCore) deploy(r kbroker.DeployRequest) (any, error) {
 			return nil, kbroker.Errorf(kbroker.Invalid, "service %s: artifact %.12s has not been uploaded", s.Name, s.Artifact.SHA256)
 		}
 	}
-	if r.CheckIndex != 0 && r.CheckIndex != fakeIndex {
+	if r.CheckIndex != 0 && (r.CheckIndex != fakeIndex || r.App.Name == "overtaken") {
 		return nil, kbroker.Errorf(kbroker.Refused, "app %q has changed since that plan was made", r.App.Name).WithHint("plan again")
 	}
 	if !r.DryRun {

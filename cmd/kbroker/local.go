@@ -17,6 +17,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/client"
+	"github.com/kbroker/kbroker/internal/durable"
 )
 
 const (
@@ -150,7 +151,7 @@ func (l *localCluster) save() error {
 	if err != nil {
 		return fmt.Errorf("encode cluster: %w", err)
 	}
-	if err := replaceFile(filepath.Join(l.dir, localFile), append(b, '\n'), 0o600); err != nil {
+	if err := durable.Replace(filepath.Join(l.dir, localFile), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write cluster: %w", err)
 	}
 	c := client.Context{Tenant: kbroker.DefaultTenant}

@@ -9,9 +9,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -99,6 +101,17 @@ that fail.`,
 	return root
 }
 
+// wrongCount is how cobra says that there are too few or too many arguments.
+var wrongCount = regexp.MustCompile(`^(?:accepts|requires) ((?:at least|at most|between) )?(\d+(?: and \d+)?) arg\(s\), (?:only )?received (\d+)$`)
+
+// counted is a number of things in words.
+func counted(number, of string) string {
+	if number == "1" || strings.HasSuffix(number, " 1") {
+		return number + " " + of
+	}
+	return number + " " + of + "s"
+}
+
 // usageError turns an error of cobra into one of this system.
 func usageError(err error, root *cobra.Command, args []string) error {
 	if _, ok := errors.AsType[*kbroker.Error](err); ok {
@@ -111,6 +124,11 @@ func usageError(err error, root *cobra.Command, args []string) error {
 	message, rest, _ := strings.Cut(err.Error(), "\n")
 	// What the standard library says about a number is for its callers.
 	message, _, _ = strings.Cut(message, ": strconv.")
+	if m := wrongCount.FindStringSubmatch(message); m != nil {
+		message = fmt.Sprintf("%s wants %s, got %s", command.CommandPath(), counted(m[1]+m[2], "argument"), m[3])
+	} else if word := command.Flags().Arg(0); command.HasParent() && !command.HasSubCommands() && strings.HasPrefix(message, "unknown command ") {
+		message = fmt.Sprintf("%s takes no argument, got %q", command.CommandPath(), word)
+	}
 	e := kbroker.Errorf(kbroker.Invalid, "%s", message)
 	if similar := strings.Fields(strings.TrimPrefix(strings.TrimSpace(rest), "Did you mean this?")); len(similar) > 0 {
 		return e.WithHint("is it %s? %s --help shows how it is used", strings.Join(similar, " or "), command.CommandPath())

@@ -95,7 +95,7 @@ func instanceName(s string) (kbroker.AppName, kbroker.ServiceName, kbroker.Insta
 		return app, service, "", err
 	}
 	if parts[2] == "" || strings.ContainsAny(parts[2], "/.*> ") {
-		return app, service, "", kbroker.Errorf(kbroker.Invalid, "%q is not the name of an instance", parts[2]).WithHint("kbroker ps %s lists them", app)
+		return app, service, "", kbroker.Errorf(kbroker.Invalid, "%q is not the name of an instance", parts[2]).WithHint("`kbroker ps %s` lists them", app)
 	}
 	return app, service, kbroker.InstanceID(parts[2]), nil
 }

@@ -32,7 +32,7 @@ known host can run it. A version like the one that is wanted changes nothing (0)
 			version := 0
 			if len(args) == 2 {
 				if version, err = strconv.Atoi(args[1]); err != nil || version < 1 {
-					return kbroker.Errorf(kbroker.Invalid, "%q is not a version", args[1]).WithHint("kbroker history %s lists them", app)
+					return kbroker.Errorf(kbroker.Invalid, "%q is not a version", args[1]).WithHint("`kbroker history %s` lists them", app)
 				}
 			}
 			ctx, cancel := c.within(cmd.Context(), 0)

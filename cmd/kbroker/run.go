@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -28,8 +29,13 @@ const (
 	envURL          = "NATS_URL"
 )
 
-// runLookup bounds the question whether the app is deployed.
-const runLookup = 2 * time.Second
+const (
+	// runLookup bounds the question whether the app is deployed.
+	runLookup = 2 * time.Second
+	// hangupGrace is how long a program may go on when its terminal is gone and
+	// nobody can interrupt it once more.
+	hangupGrace = 5 * time.Second
+)
 
 // endedWith is how a program ended that `run` has started: its own exit code is
 // that of the command, and it has said itself what there was to say.
@@ -47,7 +53,9 @@ instances that the cluster runs. The app need not be deployed. Without
 APP/SERVICE the app.yaml of the working directory says who the program is.
 
 The first interrupt is passed on to the program, so that it finishes what it has
-begun; the second one kills it. Its exit code is that of the command.`,
+begun; the second one kills it. When the terminal is closed it is asked to end
+(SIGTERM) and killed after 5 s, and it never outlives this command, even a killed
+one. Its exit code is that of the command.`,
 		Example: `  kbroker run -- go run .
   kbroker run shop/cart -- ./bin/cart --verbose`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -85,6 +93,10 @@ func developed(names []string) (kbroker.AppName, kbroker.ServiceName, error) {
 		return app, service, err
 	}
 	doc, err := readSpec(specFile)
+	if _, missing := os.Stat(specFile); errors.Is(missing, fs.ErrNotExist) {
+		return "", "", kbroker.Errorf(kbroker.Invalid, "which service is it? there is no %s here", specFile).
+			WithHint("say so: kbroker run APP/SERVICE -- ..., or run it in the folder of the %s", specFile)
+	}
 	if err != nil {
 		return "", "", err
 	}
@@ -101,7 +113,7 @@ func developed(names []string) (kbroker.AppName, kbroker.ServiceName, error) {
 func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.ServiceName, command []string) error {
 	path, err := exec.LookPath(command[0])
 	if err != nil {
-		return kbroker.Errorf(kbroker.Invalid, "there is no program %q: %v", command[0], errors.Unwrap(err)).WithHint("name a file, such as ./bin/%s, or a program in PATH", filepath.Base(command[0]))
+		return kbroker.Errorf(kbroker.Invalid, "there is no program %q: %v", command[0], reason(errors.Unwrap(err))).WithHint("name a file, such as ./bin/%s, or a program in PATH", filepath.Base(command[0]))
 	}
 	api, target, err := c.open(ctx)
 	if err != nil {
@@ -167,42 +179,65 @@ func runEnviron(environ []string, file string, servers []string) []string {
 	return append(kept, envInstanceFile+"="+file, envURL+"="+strings.Join(servers, ","))
 }
 
-// attend starts cmd in a process group of its own, passes signals on, and
-// returns when it has ended and nothing of its group is left.
+// attend starts cmd in a guarded process group, passes signals on, and returns
+// when it has ended and nothing of its group is left.
 func (c *cli) attend(ctx context.Context, cmd *exec.Cmd) error {
+	guard, err := newGuard()
+	if err != nil {
+		return fmt.Errorf("run %s: %w", cmd.Path, err)
+	}
+	defer guard.end() // and what the program has left behind
 	// A terminal's interrupt reaches this process alone: passed on once, to all
 	// of the group, a program sees it once.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: guard.group()}
 	stdin, err := cmd.StdinPipe() // the terminal itself would stop another group that reads it
 	if err != nil {
 		return fmt.Errorf("run %s: %w", cmd.Path, err)
 	}
-	signals := make(chan os.Signal, 4)
+	signals, hangup := make(chan os.Signal, 4), make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	if !signal.Ignored(syscall.SIGHUP) { // else it is under nohup
+		signal.Notify(hangup, syscall.SIGHUP)
+		defer signal.Stop(hangup)
+	}
 	if err := cmd.Start(); err != nil {
 		return kbroker.Errorf(kbroker.Invalid, "cannot start %s: %v", cmd.Path, err)
 	}
-	group := -cmd.Process.Pid
 	go func() { // ends with the input, at the latest with this process: a read of a terminal cannot be called off
 		_, _ = io.Copy(stdin, c.in)
 		_ = stdin.Close()
 	}()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
+	return childExit(c.pass(ctx, guard, ended, signals, hangup))
+}
+
+// pass hands signals on to the guarded group until the program has ended, and
+// returns how.
+func (c *cli) pass(ctx context.Context, guard *guard, ended <-chan error, signals, hangup <-chan os.Signal) error {
 	told, asked := false, ctx.Done()
+	var patience <-chan time.Time
 	tell := func(s syscall.Signal) {
 		if told {
 			s = syscall.SIGKILL
 		}
 		told = true
-		_ = syscall.Kill(group, s) // what has ended needs no signal
+		guard.signal(s)
 	}
 	for {
 		select {
 		case err := <-ended:
-			_ = syscall.Kill(group, syscall.SIGKILL) // what it has left behind
-			return childExit(err)
+			return err
+		case <-hangup: // the terminal and the shell may both say so: no second interrupt
+			if !told {
+				tell(syscall.SIGTERM)
+			}
+			if patience == nil {
+				patience = time.After(hangupGrace)
+			}
+		case <-patience:
+			guard.signal(syscall.SIGKILL)
 		case s := <-signals:
 			asked = nil // the same signal ends ctx, too
 			tell(s.(syscall.Signal))

@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -20,7 +21,18 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "agent" && !strings.HasSuffix(os.Args[0], "kbroker") {
 		os.Exit(exitUsage)
 	}
-	testscript.Main(m, map[string]func(){"kbroker": main})
+	testscript.Main(m, map[string]func(){"kbroker": main, "monotonic": printMonotonic})
+}
+
+// printMonotonic is the program of this name of the service manager in
+// systemd_test.go.
+func printMonotonic() {
+	now, err := monotonic()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(exitFailed)
+	}
+	fmt.Println(now.Microseconds())
 }
 
 // TestScripts runs testdata/script. Commands beside those of testscript:

@@ -22,6 +22,10 @@ const (
 	// its directory, agentPoll is the pause between looks.
 	agentStarts = 10 * time.Second
 	agentPoll   = 50 * time.Millisecond
+	// agentSettles is how long it must hold it: one that cannot begin, for
+	// example because the advertised address is not of this machine, finds out
+	// when it has the directory.
+	agentSettles = time.Second
 )
 
 // systemd is the service manager of this machine, with a unit of the agent in
@@ -53,12 +57,21 @@ func (s systemd) enableName() string {
 	return path
 }
 
-// start enables the unit and has it run, with its files as they are now if they
-// changed, and returns the pid of the agent once it holds dir. Failed when it
-// ended instead, DeadlineExceeded when neither happened.
-func (s systemd) start(ctx context.Context, dir string, changed bool) (int, error) {
+// start enables the unit and has it run with its files as they are now: it is
+// restarted when they changed, or it runs since before they did. It returns the
+// pid of the agent once it holds dir. Failed when it ended instead,
+// DeadlineExceeded when neither happened.
+func (s systemd) start(ctx context.Context, dir string, changed bool, files ...string) (int, error) {
 	ran := s.control(ctx, "is-active", "--quiet", unitName) == nil
 	steps := [][]string{{"daemon-reload"}, {"enable", "--now", s.enableName()}}
+	if ran && !changed {
+		since, known := s.startedAt(ctx)
+		newest, err := lastWritten(files)
+		if err != nil {
+			return 0, err
+		}
+		changed = known && newest.After(since)
+	}
 	if ran && changed {
 		steps = append(steps, []string{"restart", unitName})
 	}
@@ -69,12 +82,18 @@ func (s systemd) start(ctx context.Context, dir string, changed bool) (int, erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, agentStarts)
 	defer cancel()
+	seen, since := 0, time.Time{}
 	for {
 		pid, alive, err := node.Running(dir)
 		if err != nil {
 			return 0, fmt.Errorf("look at the agent: %w", err)
 		}
-		if alive && s.mainPID(ctx) == pid {
+		switch {
+		case !alive || s.mainPID(ctx) != pid:
+			seen = 0
+		case pid != seen:
+			seen, since = pid, time.Now()
+		case time.Since(since) >= agentSettles:
 			return pid, nil
 		}
 		if s.control(ctx, "is-failed", "--quiet", unitName) == nil {
@@ -104,6 +123,38 @@ func (s systemd) mainPID(ctx context.Context) int {
 		return 0
 	}
 	return pid
+}
+
+// startedAt is when systemd started the agent that runs, by the clock of files.
+func (s systemd) startedAt(ctx context.Context) (at time.Time, known bool) {
+	// Text has a resolution of a second, and a step of the clock makes it wrong.
+	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property=ExecMainStartTimestampMonotonic", "--value", unitName).Output()
+	if err != nil {
+		return time.Time{}, false
+	}
+	micros, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+	if err != nil || micros == 0 {
+		return time.Time{}, false
+	}
+	up, err := monotonic()
+	if err != nil {
+		return time.Time{}, false
+	}
+	return time.Now().Add(time.Duration(micros)*time.Microsecond - up), true
+}
+
+// lastWritten is when the last of files was written.
+func lastWritten(files []string) (newest time.Time, err error) {
+	for _, path := range files {
+		info, err := os.Stat(path)
+		if err != nil {
+			return newest, fmt.Errorf("look at %s: %w", path, err)
+		}
+		if at := info.ModTime(); at.After(newest) {
+			newest = at
+		}
+	}
+	return newest, nil
 }
 
 // control runs systemctl.

@@ -27,13 +27,19 @@ alive() { [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; }
 start() {
 	eval "exec $(sed -n 's/^ExecStart=//p' "$SYSTEMD/kbroker.service")" >>"$SYSTEMD/journal" 2>&1 </dev/null &
 	echo $! >"$SYSTEMD/pid"
+	monotonic >"$SYSTEMD/started"
 }
 case "$1" in
 is-active) alive ;;
 is-failed) [ -n "$pid" ] && ! alive ;;
 enable) alive || start ;;
 restart) kill "$pid"; while alive; do sleep 0.02; done; start ;;
-show) echo "${pid:-0}" ;;
+show)
+	case "$2" in
+	*Monotonic) cat "$SYSTEMD/started" ;;
+	*) echo "${pid:-0}" ;;
+	esac
+	;;
 esac
 `
 
@@ -134,7 +140,27 @@ func TestInstallStartsTheAgentAndRestartsItWhenItsSettingsChange(t *testing.T) {
 	}
 	settings.Label = map[string]string{"disk": "ssd"}
 	out, err = install(t, s, settings)
-	steps(out, err, first, 1, "restart "+unitName)
+	second := steps(out, err, first, 1, "restart "+unitName)
+
+	// Written by somebody who did not come to restart it: the agent has not seen
+	// it, although there is nothing to write.
+	later := time.Now().Add(time.Minute)
+	for _, name := range []string{filepath.Join("etc", "agent.yaml"), unitName} {
+		path := filepath.Join(s.dir, name)
+		if err := os.Chtimes(path, later, later); err != nil {
+			t.Fatal(err)
+		}
+		out, err = install(t, s, settings)
+		second = steps(out, err, second, 0, "restart "+unitName)
+		before := later.Add(-time.Hour)
+		if err := os.Chtimes(path, before, before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err = install(t, s, settings)
+	if again := steps(out, err, "", 0); again != second {
+		t.Fatalf("the agent, which has read its files, is %s now, was %s", again, second)
+	}
 }
 
 func TestInstallSaysWhyTheAgentEndedAtOnce(t *testing.T) {

@@ -88,7 +88,8 @@ three (--cores) are cores, the others workers.`,
 func checkSize(given bool, hosts, cores int) error {
 	switch {
 	case given && hosts < 1:
-		return kbroker.Errorf(kbroker.Invalid, "--hosts is %d, want 1 or more", hosts)
+		return kbroker.Errorf(kbroker.Invalid, "--hosts is %d, want 1 or more", hosts).
+			WithHint("kbroker down ends a cluster; kbroker remove HOST takes one host out of it")
 	case hosts > maxLocalHosts:
 		return kbroker.Errorf(kbroker.Invalid, "--hosts is %d, at most %d run on one machine", hosts, maxLocalHosts)
 	case cores != 1 && cores != 3 && cores != 5:

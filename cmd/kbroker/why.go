@@ -37,7 +37,7 @@ also while no super leads.`,
 			// APP/SERVICE/INSTANCE is how other commands name it.
 			instance = instance[strings.LastIndexByte(instance, '/')+1:]
 			if found && instance == "" {
-				return kbroker.Errorf(kbroker.Invalid, "%q ends without the name of an instance", args[0]).WithHint("kbroker ps %s lists them", app)
+				return kbroker.Errorf(kbroker.Invalid, "%q ends without the name of an instance", args[0]).WithHint("`kbroker ps %s` lists them", app)
 			}
 			ctx, cancel := c.within(cmd.Context(), listTimeout)
 			defer cancel()

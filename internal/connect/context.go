@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 )
 
 // ContextFile is the name of the file, in the directory of a cluster, that
@@ -19,8 +20,7 @@ type Context struct {
 	Tenant  kbroker.TenantID `json:"tenant,omitempty"` // empty: kbroker.DefaultTenant
 }
 
-// WriteContext replaces dir's context, all of it or nothing: a reader never
-// sees half a file. Only the owner may read it. dir must exist. A context
+// WriteContext replaces dir's context, durably, all of it or nothing. Only the owner may read it. dir must exist. A context
 // without servers is Invalid.
 func WriteContext(dir string, c Context) error {
 	if len(c.Servers) == 0 {
@@ -30,22 +30,7 @@ func WriteContext(dir string, c Context) error {
 	if err != nil {
 		return fmt.Errorf("encode context: %w", err)
 	}
-	f, err := os.CreateTemp(dir, ContextFile+".*") // 0600
-	if err != nil {
-		return fmt.Errorf("write context: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, ContextFile))
-	}
-	if err != nil {
-		_ = os.Remove(f.Name()) // the error that matters is the first one
+	if err := durable.Replace(filepath.Join(dir, ContextFile), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write context: %w", err)
 	}
 	return nil

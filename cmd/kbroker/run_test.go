@@ -1,0 +1,132 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker/internal/wait"
+)
+
+// developing is a `kbroker run` of a program that has started another one.
+type developing struct {
+	cmd   *exec.Cmd
+	pids  []int // the program, and what it has started
+	notes *bytes.Buffer
+}
+
+// develop runs a shell: setup, then it starts a process and waits for it.
+func develop(t *testing.T, url, setup string) developing {
+	t.Helper()
+	script := setup + `; sleep 300 & echo $$ $!; while :; do wait; done`
+	d := developing{cmd: exec.Command("kbroker", "run", "hello", "--", "sh", "-c", script), notes: new(bytes.Buffer)}
+	d.cmd.Env = append(os.Environ(), "NATS_URL="+url, "KBROKER_CONTEXT=", "KBROKER_DIR=", "KBROKER_INSTANCE=")
+	d.cmd.Dir = t.TempDir()
+	d.cmd.Stderr = d.notes
+	out, err := d.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.cmd.Process.Kill() }) // it may have ended
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		_ = d.cmd.Wait()
+		t.Fatalf("the program has said nothing: %v\n%s", err, d.notes)
+	}
+	for word := range strings.FieldsSeq(line) {
+		pid, err := strconv.Atoi(word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.pids = append(d.pids, pid)
+		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+	}
+	return d
+}
+
+func (d developing) signal(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := d.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// gone waits until nothing of the program is left.
+func (d developing) gone(t *testing.T) {
+	t.Helper()
+	wait.Until(t, 10*time.Second, func() error {
+		for _, pid := range d.pids {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if _, after, _ := strings.Cut(string(stat), ") "); err == nil && !strings.HasPrefix(after, "Z") {
+				return fmt.Errorf("process %d is still there: %s", pid, stat)
+			}
+		}
+		return nil
+	})
+}
+
+// ended is the exit code of `kbroker run`; -1: a signal.
+func (d developing) ended(t *testing.T) int {
+	t.Helper()
+	err := d.cmd.Wait()
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+		t.Fatal(err)
+	}
+	return d.cmd.ProcessState.ExitCode()
+}
+
+func TestAProgramEndsWithTheRunThatStartedIt(t *testing.T) {
+	if err := needLinux(); err != nil {
+		t.Skip(err)
+	}
+	url := newFakeCore(t).url
+	t.Run("killed", func(t *testing.T) {
+		d := develop(t, url, "trap '' INT TERM HUP")
+		d.signal(t, syscall.SIGKILL)
+		d.gone(t)
+		if code := d.ended(t); code != -1 {
+			t.Errorf("the killed command ended with %d", code)
+		}
+	})
+	t.Run("its terminal closed", func(t *testing.T) {
+		d := develop(t, url, ":")
+		d.signal(t, syscall.SIGHUP)
+		if code := d.ended(t); code != 128+int(syscall.SIGTERM) {
+			t.Errorf("it ended with %d, want 143\n%s", code, d.notes)
+		}
+		d.gone(t)
+	})
+	t.Run("its terminal closed, and the program does not care", func(t *testing.T) {
+		d := develop(t, url, "trap '' INT TERM HUP")
+		start := time.Now()
+		d.signal(t, syscall.SIGHUP)
+		d.signal(t, syscall.SIGHUP) // the shell says it, too
+		if code := d.ended(t); code != 128+int(syscall.SIGKILL) {
+			t.Errorf("it ended with %d, want 137\n%s", code, d.notes)
+		}
+		if took := time.Since(start); took < hangupGrace {
+			t.Errorf("it was killed after %v, want the grace of %v", took, hangupGrace)
+		}
+		d.gone(t)
+	})
+	t.Run("interrupted twice", func(t *testing.T) {
+		d := develop(t, url, "trap '' INT TERM HUP")
+		d.signal(t, syscall.SIGINT)
+		d.signal(t, syscall.SIGTERM)
+		if code := d.ended(t); code != 128+int(syscall.SIGKILL) {
+			t.Errorf("it ended with %d, want 137\n%s", code, d.notes)
+		}
+		d.gone(t)
+	})
+}

@@ -1,0 +1,71 @@
+// Package durable replaces files so that whoever reads them, and whoever reads
+// them after a crash or a power-off, finds all of the old content or all of the
+// new one; when it has returned, the new one.
+//
+//	write a file beside it -> fsync -> rename -> fsync the directory
+//
+// A crash may leave the file beside it, .NAME.*; nobody reads that.
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// Replace gives the file path this content and exactly this mode, whatever the
+// umask. The directory must exist. After an error that the caller sees the old
+// content is there, unless only the last fsync failed: then it may be either. Of
+// concurrent calls one wins.
+func Replace(path string, data []byte, mode os.FileMode) error {
+	return replace(path, mode, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+func replace(path string, mode os.FileMode, fill func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	err = errors.Join(fill(f), f.Chmod(mode))
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(f.Name())))
+	}
+	return Sync(filepath.Dir(path))
+}
+
+// Rename gives a file or a directory another name, which a power-off does not
+// take back. What is in it must be synced before. Both names must be on one
+// file system; a file that has the new name is replaced.
+func Rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if a, b := filepath.Dir(from), filepath.Dir(to); a != b {
+		return errors.Join(Sync(a), Sync(b))
+	}
+	return Sync(filepath.Dir(to))
+}
+
+// Sync makes a file's content, or a directory's list of names, durable.
+func Sync(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", path, err)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("sync %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package durable
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// holds checks that dir has these files with this content, and nothing else.
+func holds(t *testing.T, dir string, want map[string]string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		raw, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if content, ok := want[e.Name()]; !ok || err != nil || string(raw) != content {
+			t.Errorf("%s is there with %q, %v; want %q", e.Name(), raw, err, want)
+		}
+	}
+	if len(entries) != len(want) {
+		t.Errorf("there are %v, want %q", entries, want)
+	}
+}
+
+func TestReplaceGivesContentAndMode(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	for _, step := range []struct {
+		content string
+		mode    os.FileMode
+	}{{"first", 0o600}, {"second", 0o644}, {"", 0o666}, {"third", 0o400}, {"over a file that cannot be written", 0o600}} {
+		if err := Replace(path, []byte(step.content), step.mode); err != nil {
+			t.Fatal(err)
+		}
+		holds(t, dir, map[string]string{"f": step.content})
+		if info, err := os.Stat(path); err != nil || info.Mode() != step.mode {
+			t.Errorf("%q: mode is %v, %v; want %v", step.content, info.Mode(), err, step.mode)
+		}
+	}
+}
+
+func TestAReaderOfTheOldFileKeepsIt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := Replace(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := Replace(path, []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if raw, err := io.ReadAll(f); err != nil || string(raw) != "old" {
+		t.Errorf("who had it open reads %q, %v; want old", raw, err)
+	}
+}
+
+func TestAFailureLeavesTheOldContentAndNothingBeside(t *testing.T) {
+	full := errors.New("no space left")
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	for _, before := range []map[string]string{{}, {"f": "old"}} {
+		for name, content := range before {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := replace(path, 0o600, func(w io.Writer) error {
+			if _, err := w.Write([]byte("hal")); err != nil {
+				return err
+			}
+			return full
+		})
+		if !errors.Is(err, full) {
+			t.Errorf("%v, want what the write failed with", err)
+		}
+		holds(t, dir, before)
+	}
+}
+
+func TestAnotherKindOfThingIsNotReplaced(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "d")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(path, "in"), []byte("kept"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Replace(path, []byte("new"), 0o600); err == nil {
+		t.Error("a directory was replaced by a file")
+	}
+	holds(t, path, map[string]string{"in": "kept"})
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("beside it is %v, %v", left, err)
+	}
+	if err := Replace(filepath.Join(dir, "none", "f"), nil, 0o600); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no directory: %v, want that it does not exist", err)
+	}
+}
+
+func TestRenameMovesBetweenDirectories(t *testing.T) {
+	a, b := t.TempDir(), t.TempDir()
+	from, to := filepath.Join(a, "f"), filepath.Join(b, "g")
+	if err := Replace(from, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, a, map[string]string{})
+	holds(t, b, map[string]string{"g": "x"})
+	if err := Rename(from, to); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what is not there: %v, want that it does not exist", err)
+	}
+	holds(t, b, map[string]string{"g": "x"})
+}
