@@ -131,6 +131,9 @@ type HeardReply struct {
 	Looking time.Duration            `json:"looking"` // how long this core has been listening
 	Current map[HostID]bool          `json:"current"` // broker members this core sees current
 	Beat    map[HostID]Heartbeat     `json:"beat"`    // the last heartbeat itself
+	// Witness: the broker's witness runs beside this core, which so has two of the
+	// broker's votes.
+	Witness bool `json:"witness,omitempty"`
 }
 
 // ViewRequest asks a core for everything that one host must know.

@@ -374,6 +374,10 @@ func (b *Broker) witnessServer() *server.Server {
 	return b.witness
 }
 
+// HasWitness reports whether the witness runs in this process: this host founded
+// the cluster, and has two votes of the meta group until that has three cores.
+func (b *Broker) HasWitness() bool { return b.witnessServer() != nil }
+
 // takeWitness makes the caller the one who stops the witness.
 func (b *Broker) takeWitness() *server.Server {
 	b.mu.Lock()

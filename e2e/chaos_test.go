@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
 	"github.com/kbroker/kbroker/internal/wait"
 )
 
@@ -271,8 +274,7 @@ func TestFrozenHost(t *testing.T) {
 			t.Fatalf("host %s has no process", host)
 		}
 		t.Cleanup(func() { c.signal(host, "", syscall.SIGCONT) })
-		c.waitReady(20*time.Second, "wordcount", "wordcount", 3, func(r kbroker.InstanceRow) bool { return string(*r.Host) != host })
-		t.Logf("%s (the %s) is frozen: its instances ready elsewhere after %v", host, role, time.Since(began).Round(10*time.Millisecond))
+		t.Logf("%s (the %s) is frozen: its instances ready elsewhere after %v", host, role, c.elsewhere(began, "wordcount", 3, host))
 		c.signal(host, "", syscall.SIGCONT)
 		end()
 		c.whole(20 * time.Second)
@@ -325,13 +327,14 @@ func TestKillHostDuringDeploy(t *testing.T) {
 }
 
 // TestTwoHosts: two hosts work, apps go on when either has died, and `up` heals
-// both cases.
+// both cases. What the second ran is placed on the founder.
 func TestTwoHosts(t *testing.T) {
 	needLong(t)
 	c := up(t, 2)
 	c.must("deploy", "../examples/hello/app.yaml")
 	for _, host := range []string{"h2", "h1"} {
 		c.settled(20*time.Second, "hello", 3)
+		killed := time.Now()
 		c.kill(host, false)
 		wait.Until(t, 10*time.Second, func() error {
 			if out, code := c.try("call", "hello", "greet", "name=Ann"); code != 0 {
@@ -339,10 +342,50 @@ func TestTwoHosts(t *testing.T) {
 			}
 			return nil
 		})
+		if host == "h2" {
+			c.elsewhere(killed, "hello", 3, host)
+		}
 		c.up()
 		c.whole(20 * time.Second)
+		wait.Until(t, time.Minute, func() error { // both must have one before the other may die
+			rows, err := c.ready("hello", "hello", 3, nil)
+			if err == nil && !slices.ContainsFunc(rows, func(r kbroker.InstanceRow) bool { return *r.Host != *rows[0].Host }) {
+				err = fmt.Errorf("all instances are on %s", *rows[0].Host)
+			}
+			return err
+		})
 	}
 	c.settled(20*time.Second, "hello", 3)
+}
+
+// TestTheSecondOfTwoIsGone: the founder says so, removes it, and takes another in
+// its place.
+func TestTheSecondOfTwoIsGone(t *testing.T) {
+	needLong(t)
+	c := up(t, 2)
+	c.must("deploy", "../examples/wordcount/app.yaml")
+	c.settled(20*time.Second, "wordcount", 3)
+	end := c.load(20 * time.Second)
+	wait.Until(t, 10*time.Second, func() error { return answering(c) })
+	killed := time.Now()
+	c.kill("h2", false)
+	t.Logf("kill -9 of the second of two hosts: its instances ready elsewhere after %v", c.elsewhere(killed, "wordcount", 3, "h2"))
+	found, err := c.findings()
+	if err != nil || !slices.ContainsFunc(found, func(f client.Finding) bool { return strings.Contains(f.Message, "kbroker remove h2") }) {
+		t.Errorf("doctor finds %+v, %v; want that h2 may have to be removed", found, err)
+	}
+	c.must("remove", "h2")
+	if err := os.RemoveAll(c.host("h2")); err != nil {
+		t.Fatal(err)
+	}
+	c.up()
+	end()
+	c.whole(20 * time.Second)
+	c.settled(20*time.Second, "wordcount", 3)
+	rows := c.hostRows()
+	if len(rows) != 2 || string(rows[1].Name) != "h3" || rows[1].Role != kbroker.RoleCore {
+		t.Errorf("hosts are %s, want h1 and the core h3", show(rows))
+	}
 }
 
 // TestUpDownAgainAndAgain: each time everything comes back, and nothing else.

@@ -238,6 +238,22 @@ func (c *cluster) waitReady(timeout time.Duration, app, service string, want int
 	return rows
 }
 
+// elsewhereWithin is how long after the loss of a host what it ran may take to be
+// ready on others.
+const elsewhereWithin = 12 * time.Second
+
+// elsewhere waits until as many instances of the app's service as wanted are
+// ready on hosts other than gone, and returns when they were.
+func (c *cluster) elsewhere(began time.Time, app string, want int, gone string) time.Duration {
+	c.t.Helper()
+	c.waitReady(20*time.Second, app, app, want, func(r kbroker.InstanceRow) bool { return string(*r.Host) != gone })
+	took := time.Since(began).Round(10 * time.Millisecond)
+	if took > elsewhereWithin {
+		c.t.Errorf("the instances of %s were ready elsewhere after %v, want %v", gone, took, elsewhereWithin)
+	}
+	return took
+}
+
 func (c *cluster) hostRows() []kbroker.HostRow {
 	c.t.Helper()
 	var rows []kbroker.HostRow

@@ -82,12 +82,7 @@ func TestKillEachHost(t *testing.T) {
 		wait.Until(t, 10*time.Second, func() error { return answering(c) })
 		began := time.Now()
 		c.kill(host, false)
-		c.waitReady(20*time.Second, "wordcount", "wordcount", 3, func(r kbroker.InstanceRow) bool { return string(*r.Host) != host })
-		took := time.Since(began)
-		t.Logf("kill -9 of host %s%s: its instances ready elsewhere after %v", host, role, took.Round(10*time.Millisecond))
-		if took > 12*time.Second {
-			t.Errorf("the instances of %s ran elsewhere after %v, want 12 s", host, took)
-		}
+		t.Logf("kill -9 of host %s%s: its instances ready elsewhere after %v", host, role, c.elsewhere(began, "wordcount", 3, host))
 		end()
 		c.up()
 		wait.Until(t, 30*time.Second, func() error { return allReady(c) })

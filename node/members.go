@@ -13,7 +13,7 @@ func membersOf(b *broker.Broker) super.Members {
 	seen := b.Members()
 	out := super.Members{
 		Known: seen.Leader, Current: seen.Current, Replicas: seen.Replicas, Writable: b.Writable(),
-		Unsettled: seen.Unsettled, Alone: map[kbroker.HostID]string{},
+		Unsettled: seen.Unsettled, Witness: b.HasWitness(), Alone: map[kbroker.HostID]string{},
 	}
 	for _, s := range seen.Streams {
 		if s.Replicas == 1 && s.Leader != "" {

@@ -54,10 +54,10 @@ func (h *heard) beat(m kbroker.Heartbeat) {
 }
 
 // answer is this core's word on every host that it ever heard.
-func (h *heard) answer(ask heardAsk, current map[kbroker.HostID]bool) kbroker.HeardReply {
+func (h *heard) answer(ask heardAsk, m Members) kbroker.HeardReply {
 	now := h.clock()
 	r := kbroker.HeardReply{
-		Core: h.host, Looking: now - h.since, Current: current,
+		Core: h.host, Looking: now - h.since, Current: m.Current, Witness: m.Witness,
 		Age: map[kbroker.HostID]time.Duration{}, Beat: map[kbroker.HostID]kbroker.Heartbeat{},
 	}
 	h.mu.Lock()
@@ -128,7 +128,7 @@ func (s *Super) hear() (stop func(), err error) {
 			s.log.Warn("unreadable question", "subject", m.Subject, "err", err)
 			return
 		}
-		respond(s.log, m, s.heard.answer(ask, s.cfg.Members().Current))
+		respond(s.log, m, s.heard.answer(ask, s.cfg.Members()))
 	}
 	var subs []*nats.Subscription
 	stop = func() {

@@ -41,7 +41,8 @@ type Verdict struct {
 	// lost, but that are more than may be given up without an operator. None
 	// while Blind.
 	Dead map[kbroker.HostID]bool
-	// Blind: no majority of the cores answers, so nothing may be planned.
+	// Blind: the cores that answer have no majority of the broker's votes, so
+	// nothing may be planned.
 	Blind bool
 	// Alarms are for people: also why hosts that are silent are not declared
 	// lost. Healthy hosts go on being planned then.
@@ -54,6 +55,12 @@ type Verdict struct {
 
 // Judge decides which hosts are ready, suspect or lost. Pure.
 //
+// A majority is one of the broker's votes: one per core and one for the witness,
+// counted with the core that it runs beside. So of two cores the founder alone
+// judges, as it alone can write. Where the count is wrong for a moment, because the
+// witness is on its way out, the write that would follow from it still needs the
+// broker's majority.
+//
 // A host is lost when no core of a majority has heard it for Times.Lost, one that
 // has leave to go down for restartSilence: until then that one is suspect, and
 // counts against nothing.
@@ -65,20 +72,28 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 		States: map[kbroker.HostID]kbroker.HostState{}, Beats: map[kbroker.HostID]kbroker.Heartbeat{},
 		Current: map[kbroker.HostID]bool{},
 	}
-	cores, hosts := 0, 0
+	votes, hosts := 0, 0
 	for _, host := range v.Hosts {
 		if judged(host) {
 			hosts++
 		}
 		if host.Core() {
-			cores++
+			votes++
 		}
 	}
+	cores, given := votes, 0
 	answers := slices.DeleteFunc(slices.Clone(h.Answers), func(a kbroker.HeardReply) bool {
 		return cores > 0 && !v.Hosts[a.Core].Core()
 	})
+	for _, a := range answers {
+		given++
+		if a.Witness {
+			votes++
+			given++
+		}
+	}
 	out.listen(answers, t)
-	if len(answers) < cores/2+1 {
+	if given < votes/2+1 {
 		for name, host := range v.Hosts {
 			if judged(host) {
 				out.States[name] = host.State

@@ -88,6 +88,55 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestJudgeWithTheWitness: the core beside which the witness runs has two of the
+// broker's votes. Of two cores it alone can write, and so it alone judges.
+func TestJudgeWithTheWitness(t *testing.T) {
+	const long = time.Hour
+	word := func(core kbroker.HostID, witness bool, silent quiet) kbroker.HeardReply {
+		return kbroker.HeardReply{Core: core, Witness: witness, Looking: long, Age: silent}
+	}
+	for name, tc := range map[string]struct {
+		cores   int
+		answers []kbroker.HeardReply
+		silent  kbroker.HostID
+		want    kbroker.HostState
+		blind   bool
+	}{
+		"the founder of two": {
+			cores: 2, answers: []kbroker.HeardReply{word("h1", true, quiet{"h2": long})},
+			silent: "h2", want: kbroker.HostLost,
+		},
+		"the founder of two that began a moment ago": {
+			cores: 2, answers: []kbroker.HeardReply{{Core: "h1", Witness: true, Looking: time.Second}},
+			silent: "h2", want: kbroker.HostReady,
+		},
+		"the second of two": {
+			cores: 2, answers: []kbroker.HeardReply{word("h2", false, quiet{"h1": long})},
+			silent: "h1", want: kbroker.HostReady, blind: true,
+		},
+		"one of two without a witness": {
+			cores: 2, answers: []kbroker.HeardReply{word("h1", false, quiet{"h2": long})},
+			silent: "h2", want: kbroker.HostReady, blind: true,
+		},
+		"the founder of three while the witness is replaced": {
+			cores: 3, answers: []kbroker.HeardReply{word("h1", true, quiet{"h2": long, "h3": long})},
+			silent: "h3", want: kbroker.HostReady, blind: true,
+		},
+		"the founder and another of three while the witness is replaced": {
+			cores: 3, answers: []kbroker.HeardReply{word("h1", true, quiet{"h3": long}), word("h2", false, quiet{"h3": long})},
+			silent: "h3", want: kbroker.HostLost,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, tc.cores)
+			v := Judge(&c.view, Hearing{Answers: tc.answers}, state.Tuned)
+			if v.States[tc.silent] != tc.want || v.Blind != tc.blind {
+				t.Errorf("%s is %s (blind %t), want %s (blind %t)", tc.silent, v.States[tc.silent], v.Blind, tc.want, tc.blind)
+			}
+		})
+	}
+}
+
 // TestJudgeAHostOnLeave: for the time that a restart takes it is suspect at most,
 // and does not keep others from being lost; then it is judged as any other.
 func TestJudgeAHostOnLeave(t *testing.T) {

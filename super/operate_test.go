@@ -101,7 +101,7 @@ func TestOperatingLosesNothing(t *testing.T) {
 				}
 			}
 		}
-		o.settle()
+		o.rest()
 		o.ended(count)
 	})
 }
@@ -131,10 +131,10 @@ func TestOperatingWithLosses(t *testing.T) {
 				o.decided(decideDrain(&o.view, kbroker.DrainRequest{Host: h, Undrain: true}, time.Time{}))
 			}
 		}
-		o.settle()
+		o.rest()
 		if o.view.Apps[webKey].Rollout.State == kbroker.RolloutFailed { // it had to wait for too long
 			o.do("deploy", count)
-			o.settle()
+			o.rest()
 		}
 		o.ended(count)
 	})
@@ -146,6 +146,14 @@ func newOperator(t *testing.T, r *rapid.T, hosts, count int) *operator {
 	c.settle()
 	c.warmUp = time.Duration(rapid.IntRange(0, 3).Draw(r, "warm up")) * time.Second
 	return &operator{c, r, slices.Sorted(maps.Keys(c.view.Hosts))}
+}
+
+// rest steps until nothing changes any more.
+func (o *operator) rest() {
+	for range provenAfter / time.Second {
+		o.step()
+	}
+	o.settle()
 }
 
 // ended holds what must be true when everything has come to rest.
@@ -179,6 +187,9 @@ func (o *operator) ended(count int) {
 	}
 	if allocators != AllocatorSpec().Count.Min {
 		say("%d allocators", allocators)
+	}
+	if hosts := len(o.live()); hosts < 2 && count > 1 && o.open() > 1 {
+		say("all %d run on %d of %d hosts", count, hosts, o.open())
 	}
 	if changes := Plan(o.world()); len(changes) > 0 {
 		say("a plan changes %v", changes)

@@ -69,6 +69,9 @@ type draft struct {
 	// names that are taken: app "a-b" with service "c" and app "a" with service
 	// "b-c" would give their instances the same ones.
 	names map[instanceKey]bool
+	// movedApart is how many instances are on their way from the host where all of
+	// their service were.
+	movedApart int
 	// blocked hosts have a record that this build cannot read: nothing of them
 	// is changed, and they get nothing new.
 	blocked map[kbroker.HostID]bool
@@ -105,6 +108,9 @@ func newDraft(w World) *draft {
 		app := state.AppKey{Tenant: p.Tenant, App: p.App}
 		d.byApp[app] = append(d.byApp[app], k)
 		d.names[instanceKey{k.Tenant, k.Instance}] = true
+		if p.Replace == togetherReason && !p.Stop {
+			d.movedApart++
+		}
 	}
 	for _, keys := range d.byApp { // so that live finds them almost in order
 		slices.SortFunc(keys, func(a, b state.PlacementKey) int { return compareInstances(a.Instance, b.Instance) })

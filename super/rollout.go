@@ -50,6 +50,7 @@ func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
 	case len(at.old)+len(at.moving)+len(a.lostOther(s)) == 0:
 		a.add(s, a.rec.Version, at.want-len(at.current))
 		a.shed(at.current, len(at.current)-at.want, "scaled down")
+		a.setApart(s, at)
 	default:
 		a.roll(s, at)
 	}

@@ -38,6 +38,8 @@ type Members struct {
 	Current  map[kbroker.HostID]bool
 	Replicas int // of the stream with the fewest
 	Writable bool
+	// Witness: the broker's witness runs beside this core.
+	Witness bool
 	// Alone has the cores whose store holds a stream that no other replica has,
 	// with that stream's name.
 	Alone map[kbroker.HostID]string

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"slices"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/node"
@@ -42,4 +44,35 @@ func (l *localCluster) noteGone() (notices []string, err error) {
 		l.Hosts[i].Removed = true
 	}
 	return notices, nil
+}
+
+// noteRemoved learns from the cluster which hosts without a data directory it has
+// removed: a name that was used is not used again. Of a cluster that does not
+// answer nothing is learnt; who joins then is told.
+func (c *cli) noteRemoved(ctx context.Context, l *localCluster) error {
+	without := map[kbroker.HostID]bool{}
+	for i, h := range l.Hosts {
+		past, err := node.PastOf(l.hostDir(h.Name))
+		if err != nil {
+			return fmt.Errorf("look at host %s: %w", h.Name, err)
+		}
+		without[h.Name] = i > 0 && !h.Removed && past.ClusterID == ""
+	}
+	if !slices.ContainsFunc(l.Hosts, func(h localHost) bool { return without[h.Name] }) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, upAsk)
+	defer cancel()
+	rows, err := c.hosts(ctx, true)
+	if err != nil {
+		return nil
+	}
+	for i, h := range l.Hosts {
+		if without[h.Name] && slices.ContainsFunc(rows, func(r kbroker.HostRow) bool {
+			return r.Name == h.Name && r.State == kbroker.HostRemoved
+		}) {
+			l.Hosts[i].Removed = true
+		}
+	}
+	return nil
 }

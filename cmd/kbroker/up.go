@@ -125,6 +125,10 @@ func (c *cli) up(ctx context.Context, flag string, hosts, cores int, demo bool) 
 	for _, n := range notices {
 		c.say("%s", n)
 	}
+	c.server = dir // from here on this cluster is meant, whatever else names one
+	if err := c.noteRemoved(ctx, local); err != nil {
+		return err
+	}
 	if hosts == 0 {
 		hosts = max(1, len(local.members()))
 	}
@@ -135,7 +139,6 @@ func (c *cli) up(ctx context.Context, flag string, hosts, cores int, demo bool) 
 	if err := local.grow(hosts, cores); err != nil {
 		return err
 	}
-	c.server = dir // from here on this cluster is meant, whatever else names one
 	started, err := c.startDead(local)
 	if err != nil {
 		return err
