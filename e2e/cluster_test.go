@@ -243,7 +243,7 @@ func (c *cluster) waitReady(timeout time.Duration, app, service string, want int
 const elsewhereWithin = 12 * time.Second
 
 // elsewhere waits until as many instances of the app's service as wanted are
-// ready on hosts other than gone, and returns when they were.
+// ready on hosts other than gone, and returns how long after began they were.
 func (c *cluster) elsewhere(began time.Time, app string, want int, gone string) time.Duration {
 	c.t.Helper()
 	c.waitReady(20*time.Second, app, app, want, func(r kbroker.InstanceRow) bool { return string(*r.Host) != gone })

@@ -1,6 +1,7 @@
 package super
 
 import (
+	"slices"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -41,4 +42,21 @@ func (a *appDraft) setApart(s kbroker.Service, at standing) {
 	a.put(youngest)
 	a.movedApart++
 	a.reserved[to] = a.reserved[to].plus(usageOf(s.Resources))
+}
+
+// takeBackApart lets an instance stay that is to be replaced on another host only
+// because all were on one, while its replacement is not placed and no other host
+// can take it any more.
+func (a *appDraft) takeBackApart(s kbroker.Service) {
+	live := a.live(a.key, func(p kbroker.Placement) bool { return p.Service == s.Name })
+	for _, p := range live {
+		if p.Replace != togetherReason || slices.ContainsFunc(live, func(o kbroker.Placement) bool { return o.Host != p.Host }) {
+			continue
+		}
+		if to := a.seats(s, live).take(); to == "" || to == p.Host {
+			p.Replace = ""
+			a.put(p)
+			a.movedApart--
+		}
+	}
 }

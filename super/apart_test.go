@@ -88,3 +88,44 @@ func TestNothingMovesApartWithoutGain(t *testing.T) {
 		})
 	}
 }
+
+// TestAMoveApartIsTakenBack: the host that it was for is full, or gone, before the
+// new instance was placed. Nothing is restarted for nothing, and others get their
+// turn.
+func TestAMoveApartIsTakenBack(t *testing.T) {
+	for name, change := range map[string]func(c *cluster, h *kbroker.Host){
+		"full":  func(_ *cluster, h *kbroker.Host) { h.Capacity = kbroker.Resources{} },
+		"drain": func(_ *cluster, h *kbroker.Host) { h.Drain = &kbroker.Drain{} },
+		"down":  func(c *cluster, h *kbroker.Host) { c.down[h.Name], c.silent[h.Name] = true, state.Tuned.Suspect },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := joined(t, 1, kbroker.Host{Capacity: kbroker.Resources{CPU: 2, MemoryBytes: 8 << 30}})
+			before := c.names("h1")
+			w := c.world()
+			w.InState["h2"] = time.Hour
+			c.apply(Plan(w))
+			marked := 0
+			for _, p := range c.view.Placements {
+				if p.Replace == togetherReason {
+					marked++
+				}
+			}
+			if marked == 0 {
+				t.Fatal("nothing is moved apart")
+			}
+			h2 := c.view.Hosts["h2"]
+			change(c, &h2)
+			c.view.Hosts["h2"] = h2
+			c.view.Hosts["h3"] = kbroker.Host{Name: "h3", Role: kbroker.RoleWorker, State: kbroker.HostReady} // without room
+			c.settle()
+			if after := c.names("h1"); after != before {
+				t.Errorf("h1 runs %s, want what it ran: %s", after, before)
+			}
+			for k, p := range c.view.Placements {
+				if p.Replace != "" {
+					t.Errorf("%s is still to be replaced", k.Instance)
+				}
+			}
+		})
+	}
+}

@@ -16,11 +16,12 @@ import (
 // heard is whom this core has heard, and when, on its own boottime clock. It
 // also knows who leads: the leader names itself in its question.
 type heard struct {
-	host  kbroker.HostID
-	clock state.Clock
-	since time.Duration // when this process began to listen
+	host    kbroker.HostID
+	clock   state.Clock
+	suspect time.Duration
 
 	mu     sync.Mutex
+	since  time.Duration // when this process began to listen, or went on after a pause
 	beats  map[kbroker.HostID]beat
 	leader leaderSeen
 }
@@ -42,28 +43,45 @@ type heardAsk struct {
 	Alarms []string       `json:"alarms,omitempty"`
 }
 
-func newHeard(host kbroker.HostID, clock state.Clock) *heard {
-	return &heard{host: host, clock: clock, since: clock(), beats: map[kbroker.HostID]beat{}}
+// newHeard begins to listen; suspect is for how long a host may be silent.
+func newHeard(host kbroker.HostID, clock state.Clock, suspect time.Duration) *heard {
+	return &heard{host: host, clock: clock, suspect: suspect, since: clock(), beats: map[kbroker.HostID]beat{}}
 }
 
 func (h *heard) beat(m kbroker.Heartbeat) {
 	now := h.clock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if m.Host == h.host && h.deaf(now) {
+		h.since = now
+		clear(h.beats)
+	}
 	h.beats[m.Host] = beat{now, m}
+}
+
+// deaf: this core has not even heard itself for as long as makes a host suspect.
+// It was paused, or its connection was gone, and the silence of others says
+// nothing: where one core judges alone nobody else would know better. Called
+// with mu held.
+func (h *heard) deaf(now time.Duration) bool {
+	return now-max(h.since, h.beats[h.host].at) >= h.suspect
 }
 
 // answer is this core's word on every host that it ever heard.
 func (h *heard) answer(ask heardAsk, m Members) kbroker.HeardReply {
 	now := h.clock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	r := kbroker.HeardReply{
 		Core: h.host, Looking: now - h.since, Current: m.Current, Witness: m.Witness,
 		Age: map[kbroker.HostID]time.Duration{}, Beat: map[kbroker.HostID]kbroker.Heartbeat{},
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if ask.Epoch >= h.leader.Epoch {
 		h.leader = leaderSeen{now, ask}
+	}
+	if h.deaf(now) {
+		r.Looking = 0
+		return r
 	}
 	for host, b := range h.beats {
 		r.Age[host], r.Beat[host] = now-b.at, b.msg

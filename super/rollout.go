@@ -43,6 +43,7 @@ type standing struct {
 // template rolls. A failed rollout stays where it stopped: what is lost comes
 // back as it was when it was good.
 func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
+	a.takeBackApart(s)
 	at := a.stand(s)
 	switch failed := a.rec.Rollout.State == kbroker.RolloutFailed; {
 	case failed && good != nil && kbroker.Template(*good) != kbroker.Template(s):

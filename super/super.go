@@ -93,7 +93,7 @@ func New(cfg Config) (*Super, error) {
 		cfg.Times = state.Tuned
 	}
 	return &Super{
-		cfg: cfg, log: cfg.Log, heard: newHeard(cfg.Host, cfg.Clock), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
+		cfg: cfg, log: cfg.Log, heard: newHeard(cfg.Host, cfg.Clock, cfg.Times.Suspect), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
 	}, nil
 }
 
