@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -347,15 +348,18 @@ func TestTwoHosts(t *testing.T) {
 		}
 		c.up()
 		c.whole(20 * time.Second)
-		wait.Until(t, time.Minute, func() error { // both must have one before the other may die
-			rows, err := c.ready("hello", "hello", 3, nil)
-			if err == nil && !slices.ContainsFunc(rows, func(r kbroker.InstanceRow) bool { return *r.Host != *rows[0].Host }) {
-				err = fmt.Errorf("all instances are on %s", *rows[0].Host)
-			}
-			return err
-		})
+		wait.Until(t, time.Minute, func() error { return apart(c, "hello", 3) }) // both must have one before the other may die
 	}
 	c.settled(20*time.Second, "hello", 3)
+}
+
+// apart holds that not all instances of an app are on one host.
+func apart(c *cluster, app string, want int) error {
+	rows, err := c.ready(app, app, want, nil)
+	if err == nil && !slices.ContainsFunc(rows, func(r kbroker.InstanceRow) bool { return *r.Host != *rows[0].Host }) {
+		err = fmt.Errorf("all instances are on %s", *rows[0].Host)
+	}
+	return err
 }
 
 // TestTheSecondOfTwoIsGone: the founder says so, removes it, and takes another in
@@ -385,6 +389,40 @@ func TestTheSecondOfTwoIsGone(t *testing.T) {
 	rows := c.hostRows()
 	if len(rows) != 2 || string(rows[1].Name) != "h3" || rows[1].Role != kbroker.RoleCore {
 		t.Errorf("hosts are %s, want h1 and the core h3", show(rows))
+	}
+}
+
+// TestTheFounderOfTwoSleeps: the founder judges alone, and what it did not hear
+// while it was paused says nothing. Awake, it calls nobody lost and moves nothing.
+func TestTheFounderOfTwoSleeps(t *testing.T) {
+	needLong(t)
+	c := up(t, 2)
+	c.must("deploy", "../examples/wordcount/app.yaml")
+	c.settled(20*time.Second, "wordcount", 3)
+	wait.Until(t, time.Minute, func() error { return apart(c, "wordcount", 3) })
+	before := c.incarnations()
+	end := c.load(40 * time.Second)
+	wait.Until(t, 10*time.Second, func() error { return answering(c) })
+	t.Cleanup(func() { c.signal("h1", "", syscall.SIGCONT) })
+	if c.signal("h1", "", syscall.SIGSTOP) == 0 {
+		t.Fatal("the founder has no process")
+	}
+	<-time.After(20 * time.Second)
+	c.signal("h1", "", syscall.SIGCONT)
+	c.whole(20 * time.Second)
+	end()
+	c.settled(20*time.Second, "wordcount", 3)
+	if after := c.incarnations(); !maps.Equal(before, after) {
+		t.Errorf("before %s, after %s; want the same", show(before), show(after))
+	}
+	events, err := list[kbroker.Event](c, "events", "-n", "200")
+	if err != nil || len(events) == 0 {
+		t.Errorf("events: %d of them, %v", len(events), err)
+	}
+	for _, e := range events {
+		if e.Kind == kbroker.EventHostLost {
+			t.Errorf("a host was called lost: %s", show(e))
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,8 +27,16 @@ type published struct {
 type script struct {
 	reads  [][]*nats.Msg // one answer each; after the last: nothing
 	floors []uint64      // likewise; after the last: the last one
-	asked  []string      // what was done, in order
 	out    []published
+
+	mu    sync.Mutex // reads are answered beside the test
+	asked []string   // what was done, in order
+}
+
+func (s *script) note(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = append(s.asked, what)
 }
 
 func fed(stream string, seq uint64, header ...string) *nats.Msg {
@@ -69,7 +78,7 @@ func (s *script) follow(t *testing.T) *follower {
 			}
 			s.reads = s.reads[1:]
 		}
-		s.asked = append(s.asked, "read")
+		s.note("read")
 		_ = conn.PublishMsg(end)
 	})
 	if err != nil {
@@ -81,7 +90,7 @@ func (s *script) follow(t *testing.T) *follower {
 	}
 	f := &follower{conn: conn, js: js, stream: "S", clock: Boottime, log: testLog(t), nudged: make(chan uint64, 1)}
 	f.floor = func(context.Context) (uint64, bool, error) {
-		s.asked = append(s.asked, "floor")
+		s.note("floor")
 		at := s.floors[0]
 		if len(s.floors) > 1 {
 			s.floors = s.floors[1:]
@@ -104,6 +113,8 @@ func (s *script) expect(t *testing.T, want ...published) {
 	same := func(a, b published) bool {
 		return slices.Equal(a.seqs, b.seqs) && a.reset == b.reset && a.upTo == b.upTo && a.proven == b.proven
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if !slices.EqualFunc(s.out, want, same) {
 		t.Fatalf("published %+v, want %+v (%v)", s.out, want, s.asked)
 	}

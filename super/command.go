@@ -261,7 +261,7 @@ func decideScale(v *state.View, r kbroker.ScaleRequest, now time.Time) (decision
 	}
 	s, ok := app.Service(r.Service)
 	if !ok {
-		return decision{}, kbroker.Errorf(kbroker.NotFound, "app %q has no service %q", r.App, r.Service)
+		return decision{}, kbroker.Errorf(kbroker.NotFound, "app %q has no service %q", r.App, r.Service).WithHint("it has %s", serviceList(app))
 	}
 	if s.Count == (kbroker.Count{Min: r.Count, Max: r.Count}) && !rec.Stopped {
 		return decision{reply: kbroker.DeployReply{Version: rec.Version, Unchanged: true}}, nil

@@ -71,14 +71,24 @@ With -f -o json each line is a JSON object.`,
 				fmt.Fprintf(c.err, "waiting: %v\n", err)
 			}
 			all := []kbroker.Event{}
-			emit := c.eventLine
+			none := true
+			emit := func(e kbroker.Event) error {
+				none = false
+				return c.eventLine(e)
+			}
 			if c.output != formatTable && !q.Follow {
 				emit = func(e kbroker.Event) error { all = append(all, e); return nil }
 			}
 			if err := api.Events(ctx, q, emit); err != nil {
 				return err
 			}
-			if c.output == formatTable || q.Follow {
+			switch {
+			case q.Follow:
+				return nil
+			case c.output == formatTable:
+				if none {
+					c.say("there is no such event; they are kept for seven days")
+				}
 				return nil
 			}
 			return c.print(all, func(io.Writer) {})

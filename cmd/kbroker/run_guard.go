@@ -17,8 +17,9 @@ const guardName = "guard"
 
 // guard leads the process group of a program that `run` starts, and ends all of
 // it when this process is gone, however it went: kill -9 too. It sees that by
-// its input, whose other end nobody else has. As the group's leader it keeps the
-// group's number from being given to others.
+// its input, whose other end nobody else has; and removes the folder that this
+// process cannot remove any more. As the group's leader it keeps the group's
+// number from being given to others.
 //
 // A death signal on the program (PR_SET_PDEATHSIG) would reach it alone, not
 // what it has started: with `go run .` that is the program itself.
@@ -27,14 +28,14 @@ type guard struct {
 	held io.Closer
 }
 
-// newGuard starts a guard that is ready for the first signal to its group. The
-// caller ends it.
-func newGuard() (*guard, error) {
+// newGuard starts a guard of a folder that is ready for the first signal to its
+// group. The caller ends it.
+func newGuard(dir string) (*guard, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	cmd := exec.Command(program, "builtin", guardName)
+	cmd := exec.Command(program, "builtin", guardName, dir)
 	cmd.Args[0] = "kbroker"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	held, err := cmd.StdinPipe()
@@ -72,12 +73,12 @@ func (g *guard) end() {
 // guardCommand is the guard.
 func (c *cli) guardCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:               guardName,
-		Short:             "End this process group when the input ends",
-		Example:           "  kbroker builtin guard",
-		Args:              cobra.NoArgs,
+		Use:               guardName + " FOLDER",
+		Short:             "Remove a folder and end this process group when the input ends",
+		Example:           "  kbroker builtin guard /tmp/kbroker-run-1",
+		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(_ *cobra.Command, args []string) error {
 			if syscall.Getpgrp() != os.Getpid() {
 				return errors.New("a guard leads a process group of its own")
 			}
@@ -86,7 +87,8 @@ func (c *cli) guardCommand() *cobra.Command {
 				return fmt.Errorf("say ready: %w", err)
 			}
 			_, _ = io.Copy(io.Discard, c.in) // an error is an end, too
-			return syscall.Kill(0, syscall.SIGKILL)
+			removed := os.RemoveAll(args[0])
+			return errors.Join(removed, syscall.Kill(0, syscall.SIGKILL))
 		},
 	}
 }

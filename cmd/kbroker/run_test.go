@@ -19,7 +19,8 @@ import (
 // developing is a `kbroker run` of a program that has started another one.
 type developing struct {
 	cmd   *exec.Cmd
-	pids  []int // the program, and what it has started
+	pids  []int  // the program, and what it has started
+	temp  string // where the command has its temporary files
 	notes *bytes.Buffer
 }
 
@@ -27,8 +28,8 @@ type developing struct {
 func develop(t *testing.T, url, setup string) developing {
 	t.Helper()
 	script := setup + `; sleep 300 & echo $$ $!; while :; do wait; done`
-	d := developing{cmd: exec.Command("kbroker", "run", "hello", "--", "sh", "-c", script), notes: new(bytes.Buffer)}
-	d.cmd.Env = append(os.Environ(), "NATS_URL="+url, "KBROKER_CONTEXT=", "KBROKER_DIR=", "KBROKER_INSTANCE=")
+	d := developing{cmd: exec.Command("kbroker", "run", "hello", "--", "sh", "-c", script), temp: t.TempDir(), notes: new(bytes.Buffer)}
+	d.cmd.Env = append(os.Environ(), "NATS_URL="+url, "KBROKER_CONTEXT=", "KBROKER_DIR=", "KBROKER_INSTANCE=", "TMPDIR="+d.temp)
 	d.cmd.Dir = t.TempDir()
 	d.cmd.Stderr = d.notes
 	out, err := d.cmd.StdoutPipe()
@@ -62,7 +63,7 @@ func (d developing) signal(t *testing.T, s syscall.Signal) {
 	}
 }
 
-// gone waits until nothing of the program is left.
+// gone waits until nothing of the program is left, no temporary file either.
 func (d developing) gone(t *testing.T) {
 	t.Helper()
 	wait.Until(t, 10*time.Second, func() error {
@@ -71,6 +72,9 @@ func (d developing) gone(t *testing.T) {
 			if _, after, _ := strings.Cut(string(stat), ") "); err == nil && !strings.HasPrefix(after, "Z") {
 				return fmt.Errorf("process %d is still there: %s", pid, stat)
 			}
+		}
+		if left, err := os.ReadDir(d.temp); err != nil || len(left) > 0 {
+			return fmt.Errorf("temporary files are left: %v, %w", left, err)
 		}
 		return nil
 	})
