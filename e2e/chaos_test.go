@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -389,40 +388,6 @@ func TestTheSecondOfTwoIsGone(t *testing.T) {
 	rows := c.hostRows()
 	if len(rows) != 2 || string(rows[1].Name) != "h3" || rows[1].Role != kbroker.RoleCore {
 		t.Errorf("hosts are %s, want h1 and the core h3", show(rows))
-	}
-}
-
-// TestTheFounderOfTwoSleeps: the founder judges alone, and what it did not hear
-// while it was paused says nothing. Awake, it calls nobody lost and moves nothing.
-func TestTheFounderOfTwoSleeps(t *testing.T) {
-	needLong(t)
-	c := up(t, 2)
-	c.must("deploy", "../examples/wordcount/app.yaml")
-	c.settled(20*time.Second, "wordcount", 3)
-	wait.Until(t, time.Minute, func() error { return apart(c, "wordcount", 3) })
-	before := c.incarnations()
-	end := c.load(40 * time.Second)
-	wait.Until(t, 10*time.Second, func() error { return answering(c) })
-	t.Cleanup(func() { c.signal("h1", "", syscall.SIGCONT) })
-	if c.signal("h1", "", syscall.SIGSTOP) == 0 {
-		t.Fatal("the founder has no process")
-	}
-	<-time.After(20 * time.Second)
-	c.signal("h1", "", syscall.SIGCONT)
-	c.whole(20 * time.Second)
-	end()
-	c.settled(20*time.Second, "wordcount", 3)
-	if after := c.incarnations(); !maps.Equal(before, after) {
-		t.Errorf("before %s, after %s; want the same", show(before), show(after))
-	}
-	events, err := list[kbroker.Event](c, "events", "-n", "200")
-	if err != nil || len(events) == 0 {
-		t.Errorf("events: %d of them, %v", len(events), err)
-	}
-	for _, e := range events {
-		if e.Kind == kbroker.EventHostLost {
-			t.Errorf("a host was called lost: %s", show(e))
-		}
 	}
 }
 

@@ -6,18 +6,22 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/e2e/netlab"
+	"github.com/kbroker/kbroker/internal/wait"
 )
 
 const (
 	lossTime  = 2 * time.Minute
 	cutTime   = 20 * time.Second
 	pauseTime = 30 * time.Second
+	// suspendTime is long enough for the other to leave the connection.
+	suspendTime = 30 * time.Second
 	// caughtUp bounds how long a core may take to catch up with the writes that
 	// it missed: each is a sync of its own, some hundreds in a second.
 	caughtUp = 90 * time.Second
@@ -106,6 +110,44 @@ func TestNetlabPause(t *testing.T) {
 		c.allSettled(30*time.Second, both)
 		h := c.victim(role == "the super's host")
 		c.disturb(role+" is paused", pauseTime, h.Pause, h.Resume)
+	}
+}
+
+// TestNetlabTheFounderOfTwoSleeps: the founder judges alone, and what it did not
+// hear while its machine was suspended says nothing. Awake, it calls nobody lost
+// and moves nothing.
+func TestNetlabTheFounderOfTwoSleeps(t *testing.T) {
+	needLong(t)
+	c := newLab(t, 2, 2, 0)
+	c.deployBoth()
+	c.allSettled(20*time.Second, both)
+	for app := range both {
+		wait.Until(t, time.Minute, func() error { return apart(c.cluster, app, 3) })
+	}
+	before, founder := c.incarnations(), c.lab.Host(1)
+	end := c.load(suspendTime + 20*time.Second)
+	wait.Until(t, 10*time.Second, func() error { return answering(c.cluster) })
+	founder.Pause()
+	founder.Cut() // a machine that is suspended receives nothing
+	<-time.After(suspendTime)
+	founder.Heal()
+	founder.Resume()
+	healed := time.Now()
+	c.whole(20 * time.Second)
+	t.Logf("RESULT whole %v after the founder of two was suspended for %v", time.Since(healed).Round(10*time.Millisecond), suspendTime)
+	end()
+	c.allSettled(20*time.Second, both)
+	if after := c.incarnations(); !maps.Equal(before, after) {
+		t.Errorf("before %s, after %s; want the same", show(before), show(after))
+	}
+	events, err := list[kbroker.Event](c.cluster, "events", "-n", "200")
+	if err != nil || len(events) == 0 {
+		t.Errorf("events: %d of them, %v", len(events), err)
+	}
+	for _, e := range events {
+		if e.Kind == kbroker.EventHostLost {
+			t.Errorf("a host was called lost: %s", show(e))
+		}
 	}
 }
 
