@@ -41,6 +41,9 @@ func TestUndoRedoAndExplain(t *testing.T) {
 		t.Errorf("deploy of a plan that is old: exit code %d, want 4\n%s", code, out)
 	}
 
+	if out, code := c.try("restart", "wordcount/allocator"); code != 4 {
+		t.Errorf("restart of the allocator: exit code %d, want 4\n%s", code, out)
+	}
 	before := c.waitReady(10*time.Second, "wordcount", "wordcount", 3, nil)
 	c.must("restart", "wordcount")
 	after := c.waitReady(10*time.Second, "wordcount", "wordcount", 3, nil)
