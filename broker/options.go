@@ -18,8 +18,9 @@ import (
 // Bounds of a core's server.
 const (
 	// pingInterval and maxPingsOut find a dead or frozen peer at the third
-	// tick, on client connections and routes alike.
-	pingInterval = time.Second
+	// tick, on client connections and routes alike: three ticks and a new
+	// connection take less than three seconds.
+	pingInterval = 900 * time.Millisecond
 	maxPingsOut  = 2
 
 	// routePool must be the same on all cores.

@@ -77,7 +77,7 @@ func connectTo(servers ...string) (*nats.Conn, error) {
 	for began := time.Now(); ; {
 		nc, err := nats.Connect(strings.Join(servers, ","), nats.DontRandomize(), nats.Timeout(time.Second),
 			nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
-			nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+			nats.PingInterval(900*time.Millisecond), nats.MaxPingsOutstanding(2))
 		if err == nil || time.Since(began) > firstConnection {
 			return nc, err
 		}

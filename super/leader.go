@@ -17,8 +17,6 @@ import (
 )
 
 const (
-	// roundEvery is the slow tick: a round comes at least this often.
-	roundEvery = time.Second
 	// gather is how long the leader waits for the cores' words.
 	gather = 400 * time.Millisecond
 	// stale is the age at which the cores' words count no more.
@@ -49,7 +47,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	log.Info("leading", "host", l.cfg.Host)
 	defer log.Info("not leading any more", "host", l.cfg.Host)
 
-	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock()}
+	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock(), heardAll: make(chan struct{}, 1)}
 	t.tell(kbroker.Event{Kind: kbroker.EventLeader, Host: l.cfg.Host, Epoch: lease.Epoch(), Message: fmt.Sprintf("host %s leads", l.cfg.Host)})
 	commands := make(chan *nats.Msg, maxCommands)
 	sub, err := l.cfg.Conn.Subscribe(subjects.SuperAll(), func(m *nats.Msg) {
@@ -72,8 +70,6 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 
 	changed, stop := l.store.Changed()
 	defer stop()
-	tick := time.NewTicker(roundEvery)
-	defer tick.Stop()
 	planned := l.cfg.Clock() // when the last round succeeded
 	for {
 		select {
@@ -84,7 +80,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 				continue
 			}
 		case <-changed:
-		case <-tick.C:
+		case <-t.heardAll: // the slow tick
 		}
 		if err := t.round(ctx); err == nil {
 			planned = l.cfg.Clock()
@@ -105,6 +101,8 @@ type term struct {
 	memory *memory
 	sawAt  time.Duration // when a majority's words were last there
 	minutes
+
+	heardAll chan struct{} // capacity 1: the cores were asked, whoever answered
 
 	mu      sync.Mutex
 	answers []kbroker.HeardReply
@@ -172,13 +170,17 @@ func (t *term) lately(now time.Duration) []kbroker.HeardReply {
 	return t.answers
 }
 
-// askAll asks every core, each second, whom it has heard; the question names
-// the leader, so that cores know who leads.
+// askAll asks every core, each second, whom it has heard, and has a round follow;
+// the question names the leader, so that cores know who leads.
 func (t *term) askAll(ctx context.Context) {
 	tick := time.NewTicker(t.cfg.Times.Heartbeat)
 	defer tick.Stop()
 	for {
 		t.ask(ctx)
+		select {
+		case t.heardAll <- struct{}{}:
+		default:
+		}
 		select {
 		case <-ctx.Done():
 			return

@@ -25,8 +25,8 @@ const (
 	// attemptTimeout bounds one attempt on one server, dial and handshake.
 	attemptTimeout = time.Second
 	// pingInterval and maxPingsOut: a server that does not answer is left at
-	// the third tick.
-	pingInterval = time.Second
+	// the third tick, and another one found, within three seconds.
+	pingInterval = 900 * time.Millisecond
 	maxPingsOut  = 2
 	// writeTimeout bounds one write to a server: as long as two pings. nats.go
 	// writes under the lock that its pings and callers need, for a minute.
