@@ -134,6 +134,9 @@ type HeardReply struct {
 	// Witness: the broker's witness runs beside this core, which so has two of the
 	// broker's votes.
 	Witness bool `json:"witness,omitempty"`
+	// Deaf: this core was paused a moment ago. Whom it has not heard since may have
+	// spoken, so that it judges nobody.
+	Deaf bool `json:"deaf,omitempty"`
 }
 
 // ViewRequest asks a core for everything that one host must know.

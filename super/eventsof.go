@@ -253,6 +253,8 @@ func (e *eventDraft) placements(changes []state.PutPlacement) {
 			}
 		case placed && !p.Stop && p.Replace != was.Replace && p.Replace != "":
 			event.Kind, event.Message = kbroker.EventReplacing, p.Replace+": a new instance comes first, then it leaves"
+		case placed && !p.Stop && was.Replace != "" && p.Replace == "":
+			event.Kind, event.Message = kbroker.EventReplacing, "it stays: it is not to be replaced any more"
 		default:
 			continue // placed: below; a new version of what runs on is no news
 		}

@@ -22,6 +22,7 @@ type heard struct {
 
 	mu     sync.Mutex
 	since  time.Duration // when this process began to listen, or went on after a pause
+	deafTo time.Duration // until when a pause counts
 	beats  map[kbroker.HostID]beat
 	leader leaderSeen
 }
@@ -52,18 +53,18 @@ func (h *heard) beat(m kbroker.Heartbeat) {
 	now := h.clock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if m.Host == h.host && h.deaf(now) {
-		h.since = now
+	if m.Host == h.host && h.missed(now) {
+		h.since, h.deafTo = now, now+h.suspect
 		clear(h.beats)
 	}
 	h.beats[m.Host] = beat{now, m}
 }
 
-// deaf: this core has not even heard itself for as long as makes a host suspect.
+// missed: this core has not even heard itself for as long as makes a host suspect.
 // It was paused, or its connection was gone, and the silence of others says
 // nothing: where one core judges alone nobody else would know better. Called
 // with mu held.
-func (h *heard) deaf(now time.Duration) bool {
+func (h *heard) missed(now time.Duration) bool {
 	return now-max(h.since, h.beats[h.host].at) >= h.suspect
 }
 
@@ -73,15 +74,11 @@ func (h *heard) answer(ask heardAsk, m Members) kbroker.HeardReply {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := kbroker.HeardReply{
-		Core: h.host, Looking: now - h.since, Current: m.Current, Witness: m.Witness,
+		Core: h.host, Looking: now - h.since, Current: m.Current, Witness: m.Witness, Deaf: h.missed(now) || now < h.deafTo,
 		Age: map[kbroker.HostID]time.Duration{}, Beat: map[kbroker.HostID]kbroker.Heartbeat{},
 	}
 	if ask.Epoch >= h.leader.Epoch {
 		h.leader = leaderSeen{now, ask}
-	}
-	if h.deaf(now) {
-		r.Looking = 0
-		return r
 	}
 	for host, b := range h.beats {
 		r.Age[host], r.Beat[host] = now-b.at, b.msg

@@ -235,7 +235,7 @@ func decideReplace(v *state.View, r kbroker.RestartRequest, rec kbroker.AppRecor
 	case !ok || p.App != r.App || r.Service != "" && p.Service != r.Service:
 		return decision{}, kbroker.Errorf(kbroker.NotFound, "app %q has no instance %q", r.App, r.Instance).
 			WithHint("`kbroker ps %s` lists them", r.App)
-	case p.Stop || p.Replace != "":
+	case p.Stop || p.Replace != "" && p.Replace != togetherReason:
 		return decision{reply: reply}, nil // it is on its way out already
 	case rec.Stopped:
 		return decision{}, kbroker.Errorf(kbroker.Refused, "app %q is stopped", r.App).WithHint("`kbroker restart %s` starts it", r.App)

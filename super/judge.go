@@ -63,7 +63,8 @@ type Verdict struct {
 //
 // A host is lost when no core of a majority has heard it for Times.Lost, one that
 // has leave to go down for restartSilence: until then that one is suspect, and
-// counts against nothing.
+// counts against nothing. A core that is deaf is none of that majority, but whom it
+// has heard is alive.
 // Without a majority's answers nobody's state changes. Lost hosts of the last
 // ten minutes and hosts that are suspect now may together be at most
 // max(1, hosts/3); beyond that no further host is lost and an alarm says so.
@@ -81,15 +82,19 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 			votes++
 		}
 	}
-	cores, given := votes, 0
+	cores, given, judges := votes, 0, 0
 	answers := slices.DeleteFunc(slices.Clone(h.Answers), func(a kbroker.HeardReply) bool {
 		return cores > 0 && !v.Hosts[a.Core].Core()
 	})
 	for _, a := range answers {
-		given++
+		share := 1
 		if a.Witness {
 			votes++
-			given++
+			share++
+		}
+		if !a.Deaf {
+			judges++
+			given += share
 		}
 	}
 	out.listen(answers, t)
@@ -100,7 +105,7 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 			}
 		}
 		out.Blind = true
-		out.Alarms = append(out.Alarms, fmt.Sprintf("only %d of %d cores answer; hosts are not judged and nothing is planned", len(answers), cores))
+		out.Alarms = append(out.Alarms, fmt.Sprintf("only %d of %d cores can say who is there; hosts are not judged and nothing is planned", judges, cores))
 		return out
 	}
 	var dead []kbroker.HostID // not heard for the bound, not lost yet
@@ -185,6 +190,8 @@ func silence(answers []kbroker.HeardReply, host kbroker.HostID) time.Duration {
 		switch {
 		case a.Core == host:
 			age = 0
+		case !ever && a.Deaf:
+			continue
 		case !ever:
 			age = a.Looking
 		}

@@ -2,6 +2,7 @@ package super
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,33 @@ func answers(words ...kbroker.HeardReply) []kbroker.HeardReply {
 
 func answer(looking time.Duration, a quiet) kbroker.HeardReply {
 	return kbroker.HeardReply{Looking: looking, Age: a}
+}
+
+// TestJudgeWhileACoreIsDeaf: what it has not heard says nothing, and whom it has
+// heard is alive. h5 died, h4 was paused.
+func TestJudgeWhileACoreIsDeaf(t *testing.T) {
+	silent := quiet{"h1": 0, "h2": 0, "h3": 0, "h5": 6 * time.Second}
+	three := answers(answer(time.Hour, silent), answer(time.Hour, silent), answer(time.Hour, silent))
+	for name, tc := range map[string]struct {
+		others int
+		h4     kbroker.HeardReply
+		want   kbroker.HostState // of h5
+		blind  bool
+	}{
+		"at the end of its pause":           {3, answer(time.Hour, quiet{"h1": time.Minute, "h5": time.Minute}), kbroker.HostLost, false},
+		"after it":                          {3, answer(time.Second, quiet{"h1": 0}), kbroker.HostLost, false},
+		"when it has heard h5 since":        {3, answer(time.Second, quiet{"h5": time.Second}), kbroker.HostReady, false},
+		"when two of five would be with it": {2, answer(time.Second, quiet{"h1": 0}), kbroker.HostReady, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 5)
+			tc.h4.Core, tc.h4.Deaf = "h4", true
+			v := Judge(&c.view, Hearing{Answers: append(slices.Clone(three[:tc.others]), tc.h4)}, state.Tuned)
+			if v.States["h5"] != tc.want || v.Blind != tc.blind {
+				t.Errorf("h5 is %s (blind %t), want %s (blind %t)", v.States["h5"], v.Blind, tc.want, tc.blind)
+			}
+		})
+	}
 }
 
 func TestJudge(t *testing.T) {

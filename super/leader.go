@@ -142,6 +142,7 @@ func (t *term) world(v *state.View) World {
 	t.memory.see(v, now)
 	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now), LeaveFor: t.memory.leaveFor(now)}
 	verdict := Judge(v, h, t.cfg.Times)
+	t.memory.judged(v, verdict, now)
 	if verdict.Blind {
 		t.memory.blind(now)
 	} else {
@@ -156,7 +157,8 @@ func (t *term) world(v *state.View) World {
 	t.mu.Unlock()
 	return World{
 		View: v, Verdict: verdict, InState: h.InState, LeaveFor: h.LeaveFor,
-		ReadyFor: t.memory.readyFor(now), Stalled: t.memory.stalled(now), Now: time.Now().UTC(),
+		ReadyFor: t.memory.readyFor(now), Stalled: t.memory.stalled(now),
+		SteadyFor: t.memory.steadyFor(now), ApartFor: t.memory.apartFor(now), ApartFailed: t.memory.apartFailed(now), Now: time.Now().UTC(),
 	}
 }
 

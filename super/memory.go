@@ -2,6 +2,7 @@ package super
 
 import (
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -16,6 +17,9 @@ type memory struct {
 	hosts    map[kbroker.HostID]seen[kbroker.HostState]
 	leaves   map[kbroker.HostID]seen[string] // holders of Host.Maintenance
 	progress map[state.AppKey]progress
+	steady   map[kbroker.HostID]seen[bool]
+	marked   map[state.PlacementKey]seen[string]
+	failed   map[serviceKey]time.Duration // when a move apart took too long
 }
 
 // progress is how far a rollout has come. It only grows: an instance that
@@ -37,13 +41,15 @@ func newMemory() *memory {
 	return &memory{
 		ready: map[state.PlacementKey]seen[kbroker.Incarnation]{}, hosts: map[kbroker.HostID]seen[kbroker.HostState]{},
 		leaves:   map[kbroker.HostID]seen[string]{},
-		progress: map[state.AppKey]progress{},
+		progress: map[state.AppKey]progress{}, steady: map[kbroker.HostID]seen[bool]{},
+		marked: map[state.PlacementKey]seen[string]{}, failed: map[serviceKey]time.Duration{},
 	}
 }
 
 // see compares the view with what was seen before.
 func (m *memory) see(v *state.View, now time.Duration) {
 	ready := map[state.PlacementKey]seen[kbroker.Incarnation]{}
+	marked := map[state.PlacementKey]seen[string]{}
 	settled, old := map[state.AppKey]int{}, map[state.AppKey]int{}
 	for k, p := range v.Placements {
 		if p.Stop {
@@ -53,6 +59,12 @@ func (m *memory) see(v *state.View, now time.Duration) {
 		s := v.Statuses[k]
 		if s.State == kbroker.StateReady && s.Epoch == p.Epoch {
 			ready[k] = keep(m.ready, k, s.Incarnation, now)
+		}
+		if p.Replace == togetherReason {
+			marked[k] = keep(m.marked, k, p.Replace, now)
+			if now-marked[k].since >= p.Spec.Update.Deadline {
+				m.failed[serviceOf(p)] = now
+			}
 		}
 		switch since, isReady := ready[k]; {
 		case p.Service == kbroker.AllocatorService:
@@ -84,7 +96,19 @@ func (m *memory) see(v *state.View, now time.Duration) {
 		}
 		advance[k] = p
 	}
-	m.ready, m.hosts, m.leaves, m.progress = ready, hosts, leaves, advance
+	maps.DeleteFunc(m.failed, func(_ serviceKey, since time.Duration) bool { return now-since >= apartAgain })
+	m.ready, m.hosts, m.leaves, m.progress, m.marked = ready, hosts, leaves, advance, marked
+}
+
+// judged notes which hosts take instances now.
+func (m *memory) judged(v *state.View, verdict Verdict, now time.Duration) {
+	steady := map[kbroker.HostID]seen[bool]{}
+	for name, h := range v.Hosts {
+		if h.State == kbroker.HostReady && h.Drain == nil && verdict.States[name] == kbroker.HostReady && !verdict.Blind {
+			steady[name] = keep(m.steady, name, true, now)
+		}
+	}
+	m.steady = steady
 }
 
 // blind notes that nothing can be planned: that is no fault of a rollout.
@@ -121,6 +145,23 @@ func (m *memory) inState(now time.Duration) map[kbroker.HostID]time.Duration {
 // leaveFor is how long each host has had its leave to go down.
 func (m *memory) leaveFor(now time.Duration) map[kbroker.HostID]time.Duration {
 	return ages(m.leaves, now)
+}
+
+func (m *memory) steadyFor(now time.Duration) map[kbroker.HostID]time.Duration {
+	return ages(m.steady, now)
+}
+
+func (m *memory) apartFor(now time.Duration) map[state.PlacementKey]time.Duration {
+	return ages(m.marked, now)
+}
+
+// apartFailed is how long ago the move apart of a service took too long.
+func (m *memory) apartFailed(now time.Duration) map[serviceKey]time.Duration {
+	out := make(map[serviceKey]time.Duration, len(m.failed))
+	for k, since := range m.failed {
+		out[k] = now - since
+	}
+	return out
 }
 
 func (m *memory) stalled(now time.Duration) map[state.AppKey]time.Duration {

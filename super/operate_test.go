@@ -150,7 +150,7 @@ func newOperator(t *testing.T, r *rapid.T, hosts, count int) *operator {
 
 // rest steps until nothing changes any more.
 func (o *operator) rest() {
-	for range provenAfter / time.Second {
+	for range steadyAfter / time.Second {
 		o.step()
 	}
 	o.settle()

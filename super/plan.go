@@ -30,6 +30,12 @@ type World struct {
 	ReadyFor map[state.PlacementKey]time.Duration
 	// Stalled is how long the leader has seen no progress in an app's rollout.
 	Stalled map[state.AppKey]time.Duration
+	// SteadyFor is how long each host has been one that takes instances, without
+	// a break; ApartFor how long an instance has been marked to be moved apart, and
+	// ApartFailed how long ago that took too long.
+	SteadyFor   map[kbroker.HostID]time.Duration
+	ApartFor    map[state.PlacementKey]time.Duration
+	ApartFailed map[serviceKey]time.Duration
 	// Now is the wall clock, for display fields only.
 	Now time.Time
 	// Steps has every service rolled in about so many rounds, however few at a
@@ -108,7 +114,7 @@ func newDraft(w World) *draft {
 		app := state.AppKey{Tenant: p.Tenant, App: p.App}
 		d.byApp[app] = append(d.byApp[app], k)
 		d.names[instanceKey{k.Tenant, k.Instance}] = true
-		if p.Replace == togetherReason && !p.Stop {
+		if p.Replace == togetherReason && !p.Stop && !d.blocked[p.Host] {
 			d.movedApart++
 		}
 	}

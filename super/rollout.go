@@ -43,16 +43,20 @@ type standing struct {
 // template rolls. A failed rollout stays where it stopped: what is lost comes
 // back as it was when it was good.
 func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
-	a.takeBackApart(s)
 	at := a.stand(s)
 	switch failed := a.rec.Rollout.State == kbroker.RolloutFailed; {
 	case failed && good != nil && kbroker.Template(*good) != kbroker.Template(s):
+		a.callOff(&at)
 		a.hold(s, *good, at)
 	case len(at.old)+len(at.moving)+len(a.lostOther(s)) == 0:
+		extra := a.movesApart(s, &at)
 		a.add(s, a.rec.Version, at.want-len(at.current))
-		a.shed(at.current, len(at.current)-at.want, "scaled down")
-		a.setApart(s, at)
+		a.shed(at.current, len(at.current)-at.want-extra, "scaled down")
+		if extra == 0 {
+			a.setApart(s, at.want)
+		}
 	default:
+		a.callOff(&at)
 		a.roll(s, at)
 	}
 	if s.Name != kbroker.AllocatorService && (len(at.old) > 0 || at.ready < at.want) {
@@ -65,7 +69,7 @@ func (a *appDraft) stand(s kbroker.Service) standing {
 	template := kbroker.Template(s)
 	for _, p := range a.live(a.key, func(p kbroker.Placement) bool { return p.Service == s.Name }) {
 		host, known := a.hosts[p.Host]
-		if p.Template != template || p.Replace != "" || known && unfit(host, s) != "" {
+		if p.Template != template || p.Replace != "" && p.Replace != togetherReason || known && unfit(host, s) != "" {
 			at.old = append(at.old, p)
 			continue
 		}
@@ -250,7 +254,9 @@ func (a *appDraft) hold(s, good kbroker.Service, at standing) {
 func (a *appDraft) keep(good kbroker.Service) {
 	live := a.live(a.key, func(p kbroker.Placement) bool { return p.Service == good.Name })
 	if len(live) > 0 || a.missed(good.Name) {
-		a.hold(good, good, standing{want: wanted(good, a.demand), old: live})
+		at := standing{want: wanted(good, a.demand), old: live}
+		a.callOff(&at)
+		a.hold(good, good, at)
 	}
 }
 
@@ -306,16 +312,21 @@ func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 			a.troubles = append(a.troubles, fmt.Sprintf("no host can take %d more of %s: %s", n-placed, s.Name, refused))
 			return placed
 		}
-		p := kbroker.Placement{
-			Tenant: a.key.Tenant, App: a.key.App, Service: s.Name, Host: host, Version: version, Epoch: 1,
-			Instance: a.newInstance(s.Name), Template: template, Spec: s,
-		}
-		if lost := a.lost[s.Name]; len(lost) > 0 {
-			p.Backoff, a.lost[s.Name] = lost[0].Backoff, lost[1:]
-		}
-		a.put(p)
+		a.place(s, template, version, host)
 	}
 	return placed
+}
+
+// place places a new instance on a host that has room.
+func (a *appDraft) place(s kbroker.Service, template string, version int, host kbroker.HostID) {
+	p := kbroker.Placement{
+		Tenant: a.key.Tenant, App: a.key.App, Service: s.Name, Host: host, Version: version, Epoch: 1,
+		Instance: a.newInstance(s.Name), Template: template, Spec: s,
+	}
+	if lost := a.lost[s.Name]; len(lost) > 0 {
+		p.Backoff, a.lost[s.Name] = lost[0].Backoff, lost[1:]
+	}
+	a.put(p)
 }
 
 // shed stops n of the instances: those that are worth least first, then those on

@@ -24,8 +24,10 @@ type cluster struct {
 	now    time.Duration
 	silent map[kbroker.HostID]time.Duration
 	kept   map[state.PlacementKey]bool // ready, whatever is broken
-	warmUp time.Duration               // from an instance's start until it is ready
-	began  map[state.PlacementKey]time.Duration
+	// brokenOn: such an instance never becomes ready; nil: none.
+	brokenOn func(kbroker.Placement) bool
+	warmUp   time.Duration // from an instance's start until it is ready
+	began    map[state.PlacementKey]time.Duration
 }
 
 // keep lets an instance stay ready although its version is broken.
@@ -79,9 +81,12 @@ func (c *cluster) world() World {
 	v.Statuses = maps.Clone(v.Statuses)
 	c.memory.see(&v, c.now)
 	h := c.hearing()
+	verdict := Judge(&v, h, state.Tuned)
+	c.memory.judged(&v, verdict, c.now)
 	return World{
-		View: &v, Verdict: Judge(&v, h, state.Tuned), InState: h.InState, LeaveFor: h.LeaveFor,
+		View: &v, Verdict: verdict, InState: h.InState, LeaveFor: h.LeaveFor,
 		ReadyFor: c.memory.readyFor(c.now), Stalled: c.memory.stalled(c.now),
+		SteadyFor: c.memory.steadyFor(c.now), ApartFor: c.memory.apartFor(c.now), ApartFailed: c.memory.apartFailed(c.now),
 	}
 }
 
@@ -155,7 +160,7 @@ func (c *cluster) agents() {
 			s.State, s.PID = kbroker.StateExited, 0
 		case c.now-c.began[k] < c.warmUp:
 			s.State = kbroker.StateStarting
-		case c.broken[p.Version] && !c.kept[k]:
+		case c.broken[p.Version] && !c.kept[k], c.brokenOn != nil && c.brokenOn(p):
 			s.State, s.Message = kbroker.StateBackoff, "exit code 1"
 		}
 		c.view.Statuses[k] = s
