@@ -80,7 +80,7 @@ func (a *appDraft) movesApart(s kbroker.Service, at *standing) (extra int) {
 	}
 	marked, next := at.current[i], len(at.current)-1 // the new one is the youngest
 	switch late := a.w.ApartFor[keyOf(marked)] >= s.Update.Deadline; {
-	case a.rec.Rollout.State != kbroker.RolloutDone || at.want < 2 || len(at.current) != at.want+1 || next == i:
+	case at.want < 2 || len(at.current) != at.want+1: // it was scaled, or the new one is gone
 		a.callOff(at)
 	case late:
 		a.callOff(at)
@@ -111,7 +111,6 @@ func (a *appDraft) callOff(at *standing) {
 			if p.Replace == togetherReason && !a.blocked[p.Host] {
 				some[i].Replace = ""
 				a.put(some[i])
-				a.movedApart--
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package super
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -234,6 +235,11 @@ func TestAnAppIsScaledWhileItIsMovedApart(t *testing.T) {
 			for range 3 {
 				c.step()
 				c.atRest()
+			}
+			for _, name := range c.marked() {
+				if n != 2 && strings.Contains(string(name), "web") {
+					t.Errorf("%s is still to be replaced", name)
+				}
 			}
 			if got := c.count(); got < n || got > n+1 {
 				t.Errorf("%d instances are there, want %d: %v", got, n, c.live())

@@ -18,7 +18,8 @@ const guardName = "guard"
 // guard leads the process group of a program that `run` starts, and ends all of
 // it when this process is gone, however it went: kill -9 too. It sees that by
 // its input, whose other end nobody else has; and removes the folder that this
-// process cannot remove any more. As the group's leader it keeps the group's
+// process cannot remove any more (before it kills itself: what the program writes
+// there in that moment stays). As the group's leader it keeps the group's
 // number from being given to others.
 //
 // A death signal on the program (PR_SET_PDEATHSIG) would reach it alone, not
