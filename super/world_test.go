@@ -24,6 +24,8 @@ type cluster struct {
 	now    time.Duration
 	silent map[kbroker.HostID]time.Duration
 	kept   map[state.PlacementKey]bool // ready, whatever is broken
+	// together: no host is steady, and nothing is moved apart.
+	together bool
 	// brokenOn: such an instance never becomes ready; nil: none.
 	brokenOn func(kbroker.Placement) bool
 	warmUp   time.Duration // from an instance's start until it is ready
@@ -83,6 +85,9 @@ func (c *cluster) world() World {
 	h := c.hearing()
 	verdict := Judge(&v, h, state.Tuned)
 	c.memory.judged(&v, verdict, c.now)
+	if c.together {
+		clear(c.memory.steady)
+	}
 	return World{
 		View: &v, Verdict: verdict, InState: h.InState, LeaveFor: h.LeaveFor,
 		ReadyFor: c.memory.readyFor(c.now), Stalled: c.memory.stalled(c.now),
