@@ -79,33 +79,30 @@ func (a *appDraft) movesApart(s kbroker.Service, at *standing) (extra int) {
 		return 0
 	}
 	marked, next := at.current[i], len(at.current)-1 // the new one is the youngest
-	switch late := a.w.ApartFor[keyOf(marked)] >= s.Update.Deadline; {
+	others := at.settled
+	if a.settled(marked, s) {
+		others--
+	}
+	switch {
 	case at.want < 2 || len(at.current) != at.want+1: // it was scaled, or the new one is gone
-		a.callOff(at)
-	case late:
-		a.callOff(at)
+		a.callOff(*at)
+	case others >= at.want:
+		a.stop(marked, togetherReason)
+		at.current = slices.Delete(at.current, i, i+1)
+	case a.w.ApartFor[keyOf(marked)] >= s.Update.Deadline:
+		a.callOff(*at)
 		if p := at.current[next]; !a.settled(p, s) {
 			a.stop(p, fmt.Sprintf("it did not get ready within %v", s.Update.Deadline))
 			at.current = slices.Delete(at.current, next, next+1)
 		}
-	case at.settled-count(a.settled(marked, s)) >= at.want:
-		a.stop(marked, togetherReason)
-		at.current = slices.Delete(at.current, i, i+1)
 	default:
 		return 1
 	}
 	return 0
 }
 
-func count(yes bool) int {
-	if yes {
-		return 1
-	}
-	return 0
-}
-
-// callOff lets a marked instance stay.
-func (a *appDraft) callOff(at *standing) {
+// callOff lets marked instances stay, in at too.
+func (a *appDraft) callOff(at standing) {
 	for _, some := range [][]kbroker.Placement{at.current, at.moving, at.old} {
 		for i, p := range some {
 			if p.Replace == togetherReason && !a.blocked[p.Host] {

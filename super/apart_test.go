@@ -3,6 +3,7 @@ package super
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +104,7 @@ func TestNothingMovesApartWithoutGain(t *testing.T) {
 		"it is suspect":   {second: kbroker.Host{Capacity: roomy}, change: func(c *cluster) { c.silent["h2"] = state.Tuned.Suspect }},
 		"it is not fit":   {second: kbroker.Host{Capacity: roomy}, change: func(c *cluster) { c.view.Hosts["h2"].Labels["arch"] = "arm64" }},
 		"the app is down": {second: kbroker.Host{Capacity: roomy}, change: func(c *cluster) { c.broken[1] = true }},
-		"the app rolls": {second: kbroker.Host{Capacity: roomy}, change: change(func(r *kbroker.AppRecord) {
+		"the app failed": {second: kbroker.Host{Capacity: roomy}, change: change(func(r *kbroker.AppRecord) {
 			r.Rollout.State, r.Rollout.Reason = kbroker.RolloutFailed, "no progress"
 		})},
 		"the app does not care": {second: kbroker.Host{Capacity: roomy}, change: func(c *cluster) {
@@ -214,6 +215,23 @@ func TestAProgramThatDoesNotRunOnTheOtherHost(t *testing.T) {
 		}
 		if moves[app] != 1 || on["h2"] != want || on["h1"] != 2-want {
 			t.Errorf("%s was moved %d times and is on %v, want once, and %d on h2", app, moves[app], on, want)
+		}
+	}
+}
+
+// TestAMoveThatHasSettledIsDone, however late the leader sees it.
+func TestAMoveThatHasSettledIsDone(t *testing.T) {
+	c := joined(t, 1, kbroker.Host{Capacity: roomy})
+	c.steady("h2")
+	c.round()
+	marked := c.marked()
+	c.agents()
+	c.world()
+	c.now += time.Hour // no round came
+	c.round()
+	for k, p := range c.view.Placements {
+		if slices.Contains(marked, k.Instance) && (!p.Stop || p.StopReason != togetherReason) {
+			t.Errorf("%s is stopped: %t, %q; want it replaced", k.Instance, p.Stop, p.StopReason)
 		}
 	}
 }

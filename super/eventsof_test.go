@@ -154,6 +154,27 @@ func TestEventsOfChanges(t *testing.T) {
 	}
 }
 
+// TestAMoveApartIsTold, and that it is called off.
+func TestAMoveApartIsTold(t *testing.T) {
+	c := joined(t, 1, kbroker.Host{Capacity: roomy})
+	c.brokenOn = func(p kbroker.Placement) bool { return p.Host == "h2" && p.Service != kbroker.AllocatorService }
+	c.steady("h2")
+	told := c.told(func(apply func([]state.Change)) {
+		for range 2 * service(2).Update.Deadline / time.Second {
+			c.agents()
+			c.now += time.Second
+			apply(Plan(c.world()))
+		}
+	})
+	told = slices.DeleteFunc(told, func(line string) bool { return strings.Contains(line, "allocator") })
+	wantLines(t, told,
+		"replacing shop0-web-2: all instances of the service were on one host: a new instance comes first, then it leaves",
+		"placed shop0-web-5: placed on h2, version 1",
+		"replacing shop0-web-2: it stays: it is not to be replaced any more",
+		"stopped shop0-web-5: stopped: it did not get ready within 1m0s",
+	)
+}
+
 // TestADrainAndALeaveAreToldToTheirEnd: what follows on a drain or a leave that is
 // there already.
 func TestADrainAndALeaveAreToldToTheirEnd(t *testing.T) {

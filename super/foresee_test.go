@@ -380,10 +380,7 @@ func TestOnePlanAtATime(t *testing.T) {
 		if e := errorOf(err); e.Code != kbroker.Overloaded || e.Hint == "" || time.Since(began) != planWait {
 			t.Errorf("a second plan after %v: %v (hint %q), want overloaded with a hint after %v", time.Since(began), err, e.Hint, planWait)
 		}
-		go func() {
-			time.Sleep(planWait / 2) // in the bubble's time
-			done()
-		}()
+		time.AfterFunc(planWait/2, done) // in the bubble's time
 		again, err := d.oneAtATime(t.Context())
 		if err != nil {
 			t.Fatalf("a plan that waited for the first: %v", err)

@@ -22,7 +22,7 @@ type heard struct {
 
 	mu     sync.Mutex
 	since  time.Duration // when this process began to listen, or went on after a pause
-	deafTo time.Duration // until when a pause counts
+	deafTo time.Duration // until when what it has not heard since a pause says nothing
 	beats  map[kbroker.HostID]beat
 	leader leaderSeen
 }

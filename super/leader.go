@@ -142,7 +142,7 @@ func (t *term) world(v *state.View) World {
 	t.memory.see(v, now)
 	h := Hearing{Answers: t.lately(now), InState: t.memory.inState(now), LeaveFor: t.memory.leaveFor(now)}
 	verdict := Judge(v, h, t.cfg.Times)
-	t.memory.judged(v, verdict, now)
+	t.memory.seeVerdict(v, verdict, now)
 	if verdict.Blind {
 		t.memory.blind(now)
 	} else {

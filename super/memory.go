@@ -17,9 +17,9 @@ type memory struct {
 	hosts    map[kbroker.HostID]seen[kbroker.HostState]
 	leaves   map[kbroker.HostID]seen[string] // holders of Host.Maintenance
 	progress map[state.AppKey]progress
-	steady   map[kbroker.HostID]seen[bool]
-	marked   map[state.PlacementKey]seen[string]
-	failed   map[serviceKey]time.Duration // when a move apart took too long
+	steady   map[kbroker.HostID]seen[bool]       // hosts that take instances
+	marked   map[state.PlacementKey]seen[string] // instances that are moved apart
+	failed   map[serviceKey]time.Duration        // when a move apart took too long
 }
 
 // progress is how far a rollout has come. It only grows: an instance that
@@ -100,8 +100,8 @@ func (m *memory) see(v *state.View, now time.Duration) {
 	m.ready, m.hosts, m.leaves, m.progress, m.marked = ready, hosts, leaves, advance, marked
 }
 
-// judged notes which hosts take instances now.
-func (m *memory) judged(v *state.View, verdict Verdict, now time.Duration) {
+// seeVerdict notes which hosts take instances now.
+func (m *memory) seeVerdict(v *state.View, verdict Verdict, now time.Duration) {
 	steady := map[kbroker.HostID]seen[bool]{}
 	for name, h := range v.Hosts {
 		if h.State == kbroker.HostReady && h.Drain == nil && verdict.States[name] == kbroker.HostReady && !verdict.Blind {

@@ -46,7 +46,7 @@ func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
 	at := a.stand(s)
 	switch failed := a.rec.Rollout.State == kbroker.RolloutFailed; {
 	case failed && good != nil && kbroker.Template(*good) != kbroker.Template(s):
-		a.callOff(&at)
+		a.callOff(at)
 		a.hold(s, *good, at)
 	case len(at.old)+len(at.moving)+len(a.lostOther(s)) == 0:
 		extra := a.movesApart(s, &at)
@@ -56,7 +56,7 @@ func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
 			a.setApart(s, at.want)
 		}
 	default:
-		a.callOff(&at)
+		a.callOff(at)
 		a.roll(s, at)
 	}
 	if s.Name != kbroker.AllocatorService && (len(at.old) > 0 || at.ready < at.want) {
@@ -255,7 +255,7 @@ func (a *appDraft) keep(good kbroker.Service) {
 	live := a.live(a.key, func(p kbroker.Placement) bool { return p.Service == good.Name })
 	if len(live) > 0 || a.missed(good.Name) {
 		at := standing{want: wanted(good, a.demand), old: live}
-		a.callOff(&at)
+		a.callOff(at)
 		a.hold(good, good, at)
 	}
 }

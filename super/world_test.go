@@ -84,7 +84,7 @@ func (c *cluster) world() World {
 	c.memory.see(&v, c.now)
 	h := c.hearing()
 	verdict := Judge(&v, h, state.Tuned)
-	c.memory.judged(&v, verdict, c.now)
+	c.memory.seeVerdict(&v, verdict, c.now)
 	if c.together {
 		clear(c.memory.steady)
 	}

@@ -71,9 +71,9 @@ With -f -o json each line is a JSON object.`,
 				fmt.Fprintf(c.err, "waiting: %v\n", err)
 			}
 			all := []kbroker.Event{}
-			none := true
+			shown := 0
 			emit := func(e kbroker.Event) error {
-				none = false
+				shown++
 				return c.eventLine(e)
 			}
 			if c.output != formatTable && !q.Follow {
@@ -86,7 +86,7 @@ With -f -o json each line is a JSON object.`,
 			case q.Follow:
 				return nil
 			case c.output == formatTable:
-				if none {
+				if shown == 0 {
 					c.say("there is no such event; they are kept for seven days")
 				}
 				return nil

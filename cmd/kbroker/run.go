@@ -143,7 +143,7 @@ func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.Serv
 	cmd.Args[0] = command[0]
 	cmd.Env = runEnviron(os.Environ(), file, target.Servers)
 	cmd.Stdout, cmd.Stderr = c.out, c.err
-	return c.attend(ctx, cmd, dir)
+	return c.attend(ctx, cmd, file)
 }
 
 // isDeployed reports whether the cluster knows the app; when nobody answers it
@@ -180,10 +180,10 @@ func runEnviron(environ []string, file string, servers []string) []string {
 }
 
 // attend starts cmd in a guarded process group, passes signals on, and returns
-// when it has ended and nothing of its group is left. dir is the caller's to
-// remove, unless this process is killed.
-func (c *cli) attend(ctx context.Context, cmd *exec.Cmd, dir string) error {
-	guard, err := newGuard(dir)
+// when it has ended and nothing of its group is left. The instance file is the
+// caller's to remove, unless this process is killed.
+func (c *cli) attend(ctx context.Context, cmd *exec.Cmd, file string) error {
+	guard, err := newGuard(file)
 	if err != nil {
 		return fmt.Errorf("run %s: %w", cmd.Path, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -17,10 +18,9 @@ const guardName = "guard"
 
 // guard leads the process group of a program that `run` starts, and ends all of
 // it when this process is gone, however it went: kill -9 too. It sees that by
-// its input, whose other end nobody else has; and removes the folder that this
-// process cannot remove any more (before it kills itself: what the program writes
-// there in that moment stays). As the group's leader it keeps the group's
-// number from being given to others.
+// its input, whose other end nobody else has; and removes the instance file, with
+// its folder, that this process cannot remove any more. As the group's leader it
+// keeps the group's number from being given to others.
 //
 // A death signal on the program (PR_SET_PDEATHSIG) would reach it alone, not
 // what it has started: with `go run .` that is the program itself.
@@ -29,14 +29,14 @@ type guard struct {
 	held io.Closer
 }
 
-// newGuard starts a guard of a folder that is ready for the first signal to its
-// group. The caller ends it.
-func newGuard(dir string) (*guard, error) {
+// newGuard starts a guard of an instance file that is ready for the first signal
+// to its group. The caller ends it.
+func newGuard(file string) (*guard, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	cmd := exec.Command(program, "builtin", guardName, dir)
+	cmd := exec.Command(program, "builtin", guardName, file)
 	cmd.Args[0] = "kbroker"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	held, err := cmd.StdinPipe()
@@ -74,9 +74,9 @@ func (g *guard) end() {
 // guardCommand is the guard.
 func (c *cli) guardCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:               guardName + " FOLDER",
-		Short:             "Remove a folder and end this process group when the input ends",
-		Example:           "  kbroker builtin guard /tmp/kbroker-run-1",
+		Use:               guardName + " FILE",
+		Short:             "Remove a file, with its folder, and end this process group when the input ends",
+		Example:           "  kbroker builtin guard /tmp/kbroker-run-1/instance.json",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -88,7 +88,10 @@ func (c *cli) guardCommand() *cobra.Command {
 				return fmt.Errorf("say ready: %w", err)
 			}
 			_, _ = io.Copy(io.Discard, c.in) // an error is an end, too
-			removed := os.RemoveAll(args[0])
+			removed := os.Remove(args[0])
+			if removed == nil {
+				removed = os.Remove(filepath.Dir(args[0])) // not with what else is in it
+			}
 			return errors.Join(removed, syscall.Kill(0, syscall.SIGKILL))
 		},
 	}

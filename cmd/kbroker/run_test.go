@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -102,6 +103,18 @@ func TestAProgramEndsWithTheRunThatStartedIt(t *testing.T) {
 		if code := d.ended(t); code != -1 {
 			t.Errorf("the killed command ended with %d", code)
 		}
+	})
+	t.Run("killed, and the program has a file beside its own", func(t *testing.T) {
+		d := develop(t, url, `echo >"$(dirname "$KBROKER_INSTANCE")/note"`)
+		d.signal(t, syscall.SIGKILL)
+		_ = d.ended(t)
+		wait.Until(t, 10*time.Second, func() error {
+			left, err := filepath.Glob(filepath.Join(d.temp, "*", "*"))
+			if err != nil || len(left) != 1 || filepath.Base(left[0]) != "note" {
+				return fmt.Errorf("left are %v, %w; want the program's own file alone", left, err)
+			}
+			return nil
+		})
 	})
 	t.Run("its terminal closed", func(t *testing.T) {
 		d := develop(t, url, ":")
