@@ -117,12 +117,13 @@ func (f *fleet) tell() {
 	}
 }
 
-// addStream makes one with that many replicas and writes to it.
-func (f *fleet) addStream(name string, replicas int) {
+// addStream makes one with that many replicas on the cores with the tags and
+// writes to it.
+func (f *fleet) addStream(name string, replicas int, tags ...string) {
 	f.t.Helper()
 	extraStream(f.t, f.nc, server.StreamConfig{
 		Name: name, Subjects: []string{name + ".>"}, Storage: server.FileStorage, Replicas: replicas,
-		Placement: &server.Placement{Tags: []string{subjects.TagCore}},
+		Placement: &server.Placement{Tags: append(tags, subjects.TagCore)},
 	})
 	for i := range messagesBeside {
 		wait.Until(f.t, 10*time.Second, func() error {
@@ -211,8 +212,9 @@ func TestADeadCoreOfThreeIsReplaced(t *testing.T) {
 	f.kill("c")
 	f.remove("c")
 	// With c a member no stream of three could be made; without it none could
-	// be placed.
-	f.addStream("between", 1)
+	// be placed. For up to two seconds the server still places single replicas
+	// on the dead c, where they are never made.
+	f.addStream("between", 1, subjects.TagHost("a"))
 	f.join("d")
 	f.settled(30 * time.Second)
 	t.Logf("longest gap %v", w.takeGap())
