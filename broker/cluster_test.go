@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -24,6 +23,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -82,15 +82,10 @@ func child(config string) int {
 // removed.
 func removedIn(cfg Config) string { return filepath.Join(filepath.Dir(cfg.Dir), "removed.json") }
 
-// freeAddr is a port that the kernel picked.
+// freeAddr is an address that is this test's.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", natstest.FreePort(t))
 }
 
 // configOf a host that knows the given others.

@@ -30,14 +30,14 @@ func StartCluster(t testing.TB, n int) *Cluster {
 	var routes []*url.URL
 	for i := range n {
 		o := &server.Options{
-			ServerName: fmt.Sprintf("n%d", i+1), Host: "127.0.0.1", Port: freePort(t), NoSigs: true, NoLog: true,
+			ServerName: fmt.Sprintf("n%d", i+1), Host: "127.0.0.1", Port: FreePort(t), NoSigs: true, NoLog: true,
 			JetStream: true, StoreDir: t.TempDir(), DisableJetStreamBanner: true,
 			JetStreamMaxMemory: 64 << 20, JetStreamMaxStore: 4 << 30,
 			PingInterval: time.Second, MaxPingsOut: 2,
 			LameDuckGracePeriod: LameDuckGrace, LameDuckDuration: lameDuckDuration,
 		}
 		o.Tags.Add("core", "host-"+o.ServerName)
-		o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: freePort(t), PingInterval: time.Second, MaxPingsOut: 2}
+		o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: FreePort(t), PingInterval: time.Second, MaxPingsOut: 2}
 		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", o.Cluster.Port)})
 		c.options[i] = o
 	}
@@ -118,19 +118,27 @@ func (c *Cluster) StreamLeader(stream string) int {
 	return -1
 }
 
-// freePort finds a port that nobody listens on: clustered servers must know
-// each other's before they start. It stays below the range that the kernel
-// picks outgoing ports from, so that it is still free after a restart.
-func freePort(t testing.TB) int {
+// FreePort reserves a port of 127.0.0.1 for the test: clustered servers must
+// know each other's before they start. It stays below the range that the kernel
+// picks outgoing ports from, so that it is still free after a restart; among
+// the processes of a test run it is reserved by a bound UDP socket.
+func FreePort(t testing.TB) int {
 	t.Helper()
 	const lowest, highest, tries = 12000, 32000, 50
 	for range tries {
-		port := lowest + rand.IntN(highest-lowest)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			l.Close()
-			return port
+		addr := fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(highest-lowest))
+		reserved, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			continue
 		}
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			reserved.Close()
+			continue
+		}
+		l.Close()
+		t.Cleanup(func() { reserved.Close() })
+		return l.Addr().(*net.TCPAddr).Port
 	}
 	t.Fatalf("no free port among %d tried", tries)
 	return 0
