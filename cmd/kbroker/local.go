@@ -119,12 +119,18 @@ func (l *localCluster) grow(n, cores int) error {
 		}
 	}()
 	pick := func() (int, error) {
-		ln, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
-		if err != nil {
-			return 0, fmt.Errorf("pick a port: %w", err)
+		for {
+			ln, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
+			if err != nil {
+				return 0, fmt.Errorf("pick a port: %w", err)
+			}
+			held = append(held, ln)
+			port := ln.Addr().(*net.TCPAddr).Port
+			if !slices.ContainsFunc(l.Hosts, func(h localHost) bool { return port == h.ClientPort || port == h.RoutePort }) {
+				return port, nil
+			}
+			// It is that of a host that is down.
 		}
-		held = append(held, ln)
-		return ln.Addr().(*net.TCPAddr).Port, nil
 	}
 	for len(l.members()) < n {
 		h := localHost{Name: kbroker.HostID("h" + strconv.Itoa(len(l.Hosts)+1)), Role: kbroker.RoleCore}
