@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"internal/ownership": {"subjects"},
 	"internal/connect":   {"subjects", "internal/durable"},
 	"internal/durable":   {},
+	"internal/pki":       {"internal/durable"},
 	"internal/natstest":  {"internal/wait"},
 	"internal/wait":      {},
 	"examples/...":       {"sdk", "allocator"},
