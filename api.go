@@ -54,8 +54,12 @@ type JoinRequest struct {
 	Route  string            `json:"route"`  // host:port where its broker will take routes
 	// ClusterID is set by a host that was admitted before and asks again.
 	ClusterID string `json:"cluster_id,omitempty"`
-	// Fingerprint is that of the host's data directory.
+	// Fingerprint is that of the host's own key, which is in its data directory; a
+	// core sends the key (PKIX, DER), and a box: the HPKE key for secrets that it is
+	// given.
 	Fingerprint string `json:"fingerprint"`
+	Key         []byte `json:"key,omitempty"`
+	Box         []byte `json:"box,omitempty"`
 }
 
 // JoinReply admits a host, or tells it to ask again because another member
@@ -68,6 +72,11 @@ type JoinReply struct {
 	Generation int `json:"generation,omitempty"`
 	// Cores are the members it can reach, the joiner not included.
 	Cores []CoreAddr `json:"cores,omitempty"`
+	// Of a core: its certificate, with which it makes those that its connections
+	// show, and the roots that it believes (PEM); the root's key, sealed for its box.
+	Certificate string `json:"certificate,omitempty"`
+	Roots       string `json:"roots,omitempty"`
+	RootKey     []byte `json:"root_key,omitempty"`
 }
 
 // DrainRequest asks super to empty a host, or (Undrain) to let it take instances

@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"agent":              {"state", "subjects", "internal/durable"},
 	"allocator":          {"state", "subjects", "internal/ownership", "internal/connect"},
 	"super":              {"state", "subjects", "spec"},
-	"node":               {"broker", "agent", "allocator", "super", "state", "subjects", "internal/connect", "internal/durable"},
+	"node":               {"broker", "agent", "allocator", "super", "state", "subjects", "internal/connect", "internal/durable", "internal/pki"},
 	"client":             {"subjects", "internal/connect"},
 	"sdk":                {"spec", "subjects", "internal/ownership", "internal/connect"},
 	"sdk/sdktest":        {"node", "sdk"},

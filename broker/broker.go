@@ -18,6 +18,7 @@ package broker
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -54,6 +55,9 @@ type Config struct {
 	// ClientAddr and RouteAddr are host:port to listen on, with fixed ports.
 	ClientAddr string
 	RouteAddr  string
+	// Routes is the TLS of the routes, of both sides: each shows who it is, and
+	// takes cores of the cluster alone. nil: plain text, for a broker that is alone.
+	Routes *tls.Config `json:"-"`
 	// Found: this host founds the cluster. It runs the witness until that is
 	// retired. At a later start the directory knows.
 	Found bool

@@ -23,6 +23,9 @@ const (
 	pingInterval = 900 * time.Millisecond
 	maxPingsOut  = 2
 
+	// routeHandshake bounds that of a route: a core that starts is busy.
+	routeHandshake = 5 * time.Second
+
 	// routePool must be the same on all cores.
 	routePool = 3
 
@@ -76,6 +79,7 @@ func baseOptions(cfg Config, acc accounts) *server.Options {
 		Cluster: server.ClusterOpts{
 			Name: cfg.ClusterID, PoolSize: routePool,
 			PingInterval: pingInterval, MaxPingsOut: maxPingsOut,
+			TLSConfig: cfg.Routes, TLSTimeout: routeHandshake.Seconds(),
 		},
 		// The server waits for LameDuckGracePeriod after it has told clients to
 		// leave, then sends away who is left, in the rest of LameDuckDuration.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -24,6 +25,7 @@ type core struct {
 	dir     *agent.Dir
 	m       *membership
 	broker  *broker.Broker
+	id      *identity
 	planner atomic.Pointer[super.Super] // nil until the broker listens
 	gone    atomic.Bool                 // the host was removed
 }
@@ -35,8 +37,11 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 	c := &core{cfg: cfg, dir: dir, m: m}
 	c.gone.Store(m.Removed)
 	var err error
+	if c.id, err = m.openIdentity(time.Now, cfg.Log.With("component", "node")); err != nil {
+		return err
+	}
 	c.broker, err = broker.New(broker.Config{
-		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID,
+		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID, Routes: c.id.routes(),
 		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
 		Removed: c.removed, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
 	})
@@ -52,8 +57,10 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 
 	var both sync.WaitGroup
 	var brokerErr, partsErr error
+	both.Go(func() { _ = c.id.run(brokerCtx, c.expelled) }) // nil
 	both.Go(func() {
 		brokerErr = c.broker.Run(brokerCtx)
+		stopBroker()
 		stopParts()
 		stopBeat()
 	})
@@ -95,6 +102,16 @@ func (c *core) removed() []kbroker.HostID {
 		all = append(all, c.m.Host)
 	}
 	return all
+}
+
+// expelled are the cores that were removed and are no members of the broker any
+// more: until then its majority may need them.
+func (c *core) expelled() []kbroker.HostID {
+	members := c.broker.Members().Current
+	return slices.DeleteFunc(c.removed(), func(h kbroker.HostID) bool {
+		_, member := members[h]
+		return member || h == c.m.Host
+	})
 }
 
 // runParts runs what lives on the broker, agent and super, until ctx or one of
@@ -159,6 +176,7 @@ func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 		Dir: filepath.Join(c.dir.Path, "core"), Conn: conn, Times: times, Log: c.cfg.Log.With("component", "super"),
 		Members: func() super.Members { return membersOf(c.broker) },
 		Look:    c.broker.Look,
+		Admit:   c.id.admit,
 	})
 	return a, s, err
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/internal/pki"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -44,8 +46,8 @@ type membership struct {
 	Founded   bool           `json:"founded"`
 	Client    string         `json:"client,omitempty"` // host:port; a worker takes none
 	Route     string         `json:"route,omitempty"`
-	// Fingerprint tells this data directory from any other that is given the
-	// same name.
+	// Fingerprint is that of the host's key, which tells this data directory from
+	// any other that is given the same name.
 	Fingerprint string `json:"fingerprint"`
 	Generation  int    `json:"generation"` // of the admission
 	// Removed: the cluster has removed this host; it never runs again.
@@ -81,7 +83,7 @@ func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*
 		return m, m.joinAgain(ctx, dir, cfg, log)
 	}
 	if begins {
-		if err := m.begin(cfg); err != nil {
+		if err := m.begin(dir, cfg); err != nil {
 			return nil, err
 		}
 		// The name and the ports are asked for again after a crash: with others
@@ -142,12 +144,19 @@ func (m *membership) agrees(cfg Config) error {
 }
 
 // begin names a new host and picks its ports. accepts has seen cfg.
-func (m *membership) begin(cfg Config) error {
+func (m *membership) begin(dir string, cfg Config) error {
 	name, err := cfg.hostName()
 	if err != nil {
 		return err
 	}
-	m.Host, m.Role, m.Fingerprint = name, cfg.Role, rand.Text()
+	key, err := hostKey(dir)
+	if err != nil {
+		return err
+	}
+	m.Host, m.Role = name, cfg.Role
+	if m.Fingerprint, err = pki.Fingerprint(key.Public()); err != nil {
+		return err
+	}
 	if m.Role == "" {
 		m.Role = kbroker.RoleCore
 	}
@@ -187,10 +196,15 @@ func (m *membership) join(ctx context.Context, through []string, labels map[stri
 		return kbroker.Errorf(kbroker.Invalid, "this host has not joined its cluster yet and knows no core").
 			WithHint("join through one with --join ADDR")
 	}
-	body, err := json.Marshal(kbroker.JoinRequest{
+	request := kbroker.JoinRequest{
 		Host: m.Host, Role: m.Role, Client: m.Client, Route: m.Route, Labels: labels, ClusterID: m.ClusterID,
 		Fingerprint: m.Fingerprint,
-	})
+	}
+	box, err := m.present(&request)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(request)
 	if err != nil {
 		return fmt.Errorf("marshal join request: %w", err)
 	}
@@ -202,7 +216,10 @@ func (m *membership) join(ctx context.Context, through []string, labels map[stri
 		}
 		if err == nil && reply.Admitted {
 			m.ClusterID, m.Generation, m.Cores = reply.ClusterID, reply.Generation, reply.Cores
-			return nil
+			if m.Role == kbroker.RoleWorker {
+				return nil
+			}
+			return m.takeIdentity(reply, box)
 		}
 		why := reply.Wait
 		if err != nil {
@@ -218,6 +235,27 @@ func (m *membership) join(ctx context.Context, through []string, labels map[stri
 		case <-time.After(askAgain):
 		}
 	}
+}
+
+// present adds to a core's request what it proves itself with later, and returns
+// the box of it.
+func (m *membership) present(r *kbroker.JoinRequest) (*pki.Box, error) {
+	if m.Role == kbroker.RoleWorker {
+		return nil, nil
+	}
+	key, err := hostKey(filepath.Dir(m.path))
+	if err != nil {
+		return nil, err
+	}
+	if r.Key, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
+		return nil, fmt.Errorf("encode the host's key: %w", err)
+	}
+	box, err := pki.NewBox()
+	if err != nil {
+		return nil, err
+	}
+	r.Box = box.Public()
+	return box, nil
 }
 
 // askToJoin asks one core.

@@ -127,6 +127,7 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 		{Wait: "host h9 is joining"},
 		{Admitted: true, ClusterID: "kb-test", Generation: 4, Cores: []kbroker.CoreAddr{{Host: "h1", Client: "127.0.0.1:1", Route: "127.0.0.1:2"}}},
 	}
+	founder := newFounder(t, "kb-test")
 	asked := make(chan kbroker.JoinRequest, 16)
 	heard := 0 // by the subscription's goroutine alone
 	_, err := nc.Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
@@ -134,10 +135,14 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			t.Errorf("join request %q: %v", m.Data, err)
 		}
-		answer, err := json.Marshal(answers[min(heard, len(answers)-1)])
+		reply, err := answers[min(heard, len(answers)-1)], error(nil)
 		heard++
 		asked <- r
-		if err == nil {
+		if reply.Admitted {
+			err = founder.admit(r, &reply)
+		}
+		answer, jsonErr := json.Marshal(reply)
+		if err = errors.Join(err, jsonErr); err == nil {
 			err = m.Respond(answer)
 		}
 		if err != nil {

@@ -24,10 +24,14 @@ const (
 // the broker: those that wait ask four times a second, and need none.
 func (t *term) join(ctx context.Context, v *state.View, r kbroker.JoinRequest, now time.Time) (decision, error) {
 	d, err := decideJoin(v, r, t.facts(v), t.cfg.ClusterID, now)
-	if err != nil || len(d.changes) == 0 || r.Role != kbroker.RoleCore {
-		return d, err
+	if err == nil && len(d.changes) > 0 && r.Role == kbroker.RoleCore {
+		d, err = decideJoin(v, r, t.look(ctx, v), t.cfg.ClusterID, now)
 	}
-	return decideJoin(v, r, t.look(ctx, v), t.cfg.ClusterID, now)
+	if reply, ok := d.reply.(kbroker.JoinReply); err == nil && ok && reply.Admitted && t.cfg.Admit != nil {
+		err = t.cfg.Admit(r, &reply)
+		d.reply = reply
+	}
+	return d, err
 }
 
 // decideJoin admits a host. Cores join one at a time and only while every core

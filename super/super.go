@@ -62,7 +62,10 @@ type Config struct {
 	Conn      *nats.Conn
 	Members   func() Members
 	// Look has Members look again now, as far as ctx allows; nil: it always has.
-	Look  func(ctx context.Context) error
+	Look func(ctx context.Context) error
+	// Admit adds to the answer to a host that is admitted what it will prove itself
+	// with; nil: nothing.
+	Admit func(kbroker.JoinRequest, *kbroker.JoinReply) error
 	Times state.Times
 	Clock state.Clock // nil: state.Boottime
 	Log   *slog.Logger

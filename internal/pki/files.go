@@ -37,13 +37,22 @@ func LoadKey(path string) (crypto.Signer, error) {
 	if block == nil || block.Type != pemKey || len(rest) > 0 {
 		return nil, fmt.Errorf("%s is not one key in PEM", path)
 	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := parseKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s is not a key in PKCS 8", path)
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
+}
+
+// parseKey reads PKCS 8. Its errors show nothing of what it reads.
+func parseKey(der []byte) (crypto.Signer, error) {
+	key, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, errors.New("not a key in PKCS 8")
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("%s is a key that cannot sign", path)
+		return nil, errors.New("a key that cannot sign")
 	}
 	return signer, nil
 }

@@ -144,6 +144,9 @@ func NewRoot(cluster string, now time.Time) (*Authority, error) {
 	return &Authority{cert, key}, nil
 }
 
+// Key is the private half: where the root's is, is where cores can be admitted.
+func (a *Authority) Key() crypto.Signer { return a.key }
+
 // NewAuthority joins a certificate that may sign others with its key.
 func NewAuthority(cert *x509.Certificate, key crypto.Signer) (*Authority, error) {
 	a, err := Fingerprint(key.Public())

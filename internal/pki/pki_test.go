@@ -298,6 +298,39 @@ func TestKeysAndCertificatesAreKept(t *testing.T) {
 	}
 }
 
+func TestAKeyTravelsSealed(t *testing.T) {
+	root := newRoot(t, cluster)
+	box, err := NewBox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := SealKey(box.Public(), root.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := box.OpenKey(sealed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewAuthority(root.Cert, key); err != nil {
+		t.Errorf("what came out of the box: %v", err)
+	}
+	other, err := NewBox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.OpenKey(sealed); err == nil {
+		t.Error("another box opens it")
+	}
+	sealed[len(sealed)-1]++
+	if _, err := box.OpenKey(sealed); err == nil {
+		t.Error("what was changed on its way is believed")
+	}
+	if _, err := SealKey([]byte("x"), root.Key()); err == nil {
+		t.Error("it was sealed for no key")
+	}
+}
+
 func FuzzParseCerts(f *testing.F) {
 	root := newRoot(f, cluster)
 	f.Add(EncodeCerts(root.Cert))

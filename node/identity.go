@@ -1,0 +1,272 @@
+package node
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/internal/pki"
+)
+
+// Files of a host's identity, under its data directory:
+//
+//	identity/host.key           its own, made before it first asks to join
+//	identity/CLUSTER/root.key   of cores: admits other cores
+//	identity/CLUSTER/root.crt   of cores: whom it believes
+//	identity/CLUSTER/core.crt   of cores: with it and host.key it makes its own certificates; written last
+const (
+	identityDir = "identity"
+	hostKeyFile = "host.key"
+	rootKeyFile = "root.key"
+	rootsFile   = "root.crt"
+	coreFile    = "core.crt"
+)
+
+const (
+	// renewEvery is how often a core looks at its certificate: it makes another one
+	// at half of its life.
+	renewEvery = 10 * time.Minute
+	// trustEvery is how often what it believes follows the cluster's members.
+	trustEvery = time.Second
+)
+
+// identity is what a core proves to others who it is with.
+type identity struct {
+	self  pki.Identity
+	key   crypto.Signer
+	core  *pki.Authority
+	root  *pki.Authority // nil: its key is not on this host
+	roots []*x509.Certificate
+	tls   *pki.Identities
+	now   func() time.Time // the wall clock
+	log   *slog.Logger
+	// until is when the certificate that is shown has lived for half of its life.
+	until time.Time
+}
+
+// hostKey is the host's own key, made when there is none.
+func hostKey(dir string) (crypto.Signer, error) {
+	path := filepath.Join(dir, identityDir, hostKeyFile)
+	key, err := pki.LoadKey(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	if key, err = pki.NewKey(); err != nil {
+		return nil, fmt.Errorf("make the host's key: %w", err)
+	}
+	if err := makeDir(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	return key, pki.SaveKey(path, key)
+}
+
+// makeDir makes a directory that a power-off does not take back.
+func makeDir(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("make a directory for the identity: %w", err)
+	}
+	return durable.Sync(filepath.Dir(path))
+}
+
+func (m *membership) identityDir() string {
+	return filepath.Join(filepath.Dir(m.path), identityDir, m.ClusterID)
+}
+
+func (m *membership) identity() pki.Identity {
+	return pki.Identity{Cluster: m.ClusterID, Role: m.Role, Host: m.Host, Generation: m.Generation}
+}
+
+// foundIdentity makes the root of the cluster that this host founds, and its own
+// intermediate. What a crash left of an earlier try is made anew: nobody has seen
+// it.
+func (m *membership) foundIdentity(now time.Time) error {
+	key, err := hostKey(filepath.Dir(m.path))
+	if err != nil {
+		return err
+	}
+	root, err := pki.NewRoot(m.ClusterID, now)
+	if err != nil {
+		return err
+	}
+	core, err := root.Intermediate(key.Public(), m.identity(), now)
+	if err != nil {
+		return err
+	}
+	return m.saveIdentity(root.Key(), []*x509.Certificate{root.Cert}, core)
+}
+
+func (m *membership) saveIdentity(rootKey crypto.Signer, roots []*x509.Certificate, core *x509.Certificate) error {
+	dir := m.identityDir()
+	if err := errors.Join(makeDir(filepath.Dir(dir)), makeDir(dir)); err != nil {
+		return err
+	}
+	if rootKey != nil {
+		if err := pki.SaveKey(filepath.Join(dir, rootKeyFile), rootKey); err != nil {
+			return err
+		}
+	}
+	if err := pki.SaveCerts(filepath.Join(dir, rootsFile), roots...); err != nil {
+		return err
+	}
+	return pki.SaveCerts(filepath.Join(dir, coreFile), core)
+}
+
+// takeIdentity keeps what a core was admitted with.
+func (m *membership) takeIdentity(r kbroker.JoinReply, box *pki.Box) error {
+	roots, err := pki.ParseCerts([]byte(r.Roots))
+	if err != nil {
+		return fmt.Errorf("the roots of the cluster: %w", err)
+	}
+	core, err := pki.ParseCerts([]byte(r.Certificate))
+	if err != nil {
+		return fmt.Errorf("this host's certificate: %w", err)
+	}
+	var rootKey crypto.Signer
+	if len(r.RootKey) > 0 {
+		if rootKey, err = box.OpenKey(r.RootKey); err != nil {
+			return err
+		}
+	}
+	switch got, err := pki.IdentityOf(core[0]); {
+	case err != nil:
+		return err
+	case got != m.identity():
+		return fmt.Errorf("this host was given the certificate of %s, want that of %s", got.URI(), m.identity().URI())
+	}
+	if err := core[0].CheckSignatureFrom(roots[0]); err != nil {
+		return fmt.Errorf("this host's certificate is not of the cluster's root: %w", err)
+	}
+	return m.saveIdentity(rootKey, roots, core[0])
+}
+
+// openIdentity reads the identity of a core and makes its first certificate, with
+// which it is what it was however long it was off. A founder that has none yet
+// makes it: a crash, or a rescue, was between.
+func (m *membership) openIdentity(now func() time.Time, log *slog.Logger) (*identity, error) {
+	dir := m.identityDir()
+	certs, err := pki.LoadCerts(filepath.Join(dir, coreFile))
+	if errors.Is(err, fs.ErrNotExist) && m.Founded {
+		if err := m.foundIdentity(now()); err != nil {
+			return nil, err
+		}
+		certs, err = pki.LoadCerts(filepath.Join(dir, coreFile))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, kbroker.Errorf(kbroker.Refused, "%s is not there: host %s cannot prove who it is", filepath.Join(dir, coreFile), m.Host).
+			WithHint("restore the file, or remove the host and join under another name with an empty data directory")
+	}
+	if err != nil {
+		return nil, err
+	}
+	i := &identity{self: m.identity(), tls: pki.NewIdentities(now), now: now, log: log}
+	if i.roots, err = pki.LoadCerts(filepath.Join(dir, rootsFile)); err != nil {
+		return nil, err
+	}
+	if i.key, err = pki.LoadKey(filepath.Join(filepath.Dir(m.path), identityDir, hostKeyFile)); err != nil {
+		return nil, err
+	}
+	if i.core, err = pki.NewAuthority(certs[0], i.key); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, coreFile), err)
+	}
+	switch rootKey, err := pki.LoadKey(filepath.Join(dir, rootKeyFile)); {
+	case errors.Is(err, fs.ErrNotExist): // it is kept elsewhere
+	case err != nil:
+		return nil, err
+	default:
+		if i.root, err = pki.NewAuthority(i.roots[0], rootKey); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, rootKeyFile), err)
+		}
+	}
+	i.believe(nil)
+	return i, i.renew()
+}
+
+// renew shows a new certificate from now on, for a key of its own that never
+// touches the disk.
+func (i *identity) renew() error {
+	key, err := pki.NewKey()
+	if err != nil {
+		return fmt.Errorf("make a key: %w", err)
+	}
+	cert, err := i.core.Host(key.Public(), i.self, i.now())
+	if err != nil {
+		return err
+	}
+	i.tls.Use(pki.Shown(key, cert, i.core.Cert))
+	i.until = i.now().Add(pki.HostLife / 2)
+	return nil
+}
+
+// believe is who is out from now on: cores that were removed. The name of a core
+// is used once.
+func (i *identity) believe(out []kbroker.HostID) {
+	removed := map[kbroker.HostID]int{}
+	for _, h := range out {
+		removed[h] = math.MaxInt
+	}
+	i.tls.Believe(pki.Trust{Cluster: i.self.Cluster, Roots: i.roots, Removed: removed})
+}
+
+// run keeps the certificate young and the trust as the cluster has it, until ctx
+// ends. out are the hosts that are no members of the broker any more.
+func (i *identity) run(ctx context.Context, out func() []kbroker.HostID) error {
+	renew, trust := time.NewTicker(renewEvery), time.NewTicker(trustEvery)
+	defer renew.Stop()
+	defer trust.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-trust.C:
+			i.believe(out())
+		case <-renew.C:
+			if i.now().Before(i.until) {
+				continue
+			}
+			if err := i.renew(); err != nil {
+				i.log.Error("this host's certificate is not renewed; trying again", "err", err)
+			}
+		}
+	}
+}
+
+// routes is the configuration of the routes between cores.
+func (i *identity) routes() *tls.Config { return i.tls.Peers() }
+
+// admit adds to the reply what a core needs to prove who it is.
+func (i *identity) admit(r kbroker.JoinRequest, reply *kbroker.JoinReply) error {
+	if r.Role != kbroker.RoleCore {
+		return nil
+	}
+	if i.root == nil {
+		return kbroker.Errorf(kbroker.Refused, "the root key of cluster %s is not on host %s: it admits no core", i.self.Cluster, i.self.Host).
+			WithHint("put %s back for as long as cores join", rootKeyFile)
+	}
+	public, err := x509.ParsePKIXPublicKey(r.Key)
+	if err != nil {
+		return kbroker.Errorf(kbroker.Invalid, "host %s asks to join with a key that cannot be read: %v", r.Host, err)
+	}
+	if f, err := pki.Fingerprint(public); err != nil || f != r.Fingerprint {
+		return kbroker.Errorf(kbroker.Invalid, "host %s asks to join with another key than its fingerprint says", r.Host)
+	}
+	cert, err := i.root.Intermediate(public, pki.Identity{Cluster: i.self.Cluster, Role: r.Role, Host: r.Host, Generation: reply.Generation}, i.now())
+	if err != nil {
+		return err
+	}
+	if reply.RootKey, err = pki.SealKey(r.Box, i.root.Key()); err != nil {
+		return kbroker.Errorf(kbroker.Invalid, "host %s asks to join without a box for the root key: %v", r.Host, err)
+	}
+	reply.Certificate, reply.Roots = string(pki.EncodeCerts(cert)), string(pki.EncodeCerts(i.roots...))
+	return nil
+}

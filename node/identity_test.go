@@ -1,0 +1,256 @@
+package node
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/pki"
+)
+
+// newHost is a host of a cluster, in a directory of its own.
+func newHost(t *testing.T, cluster string, name kbroker.HostID) *membership {
+	t.Helper()
+	m := &membership{path: filepath.Join(t.TempDir(), membershipFile), ClusterID: cluster, Host: name, Role: kbroker.RoleCore, Generation: 1}
+	key, err := hostKey(filepath.Dir(m.path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Fingerprint, err = pki.Fingerprint(key.Public()); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// open is the identity of a host at a time.
+func open(t *testing.T, m *membership, now time.Time) *identity {
+	t.Helper()
+	i, err := m.openIdentity(func() time.Time { return now }, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func newFounder(t *testing.T, cluster string) *identity {
+	t.Helper()
+	m := newHost(t, cluster, "h1")
+	m.Founded = true
+	return open(t, m, time.Now())
+}
+
+// request is what a host asks to be admitted with.
+func request(t *testing.T, m *membership) (kbroker.JoinRequest, *pki.Box) {
+	t.Helper()
+	r := kbroker.JoinRequest{Host: m.Host, Role: m.Role, Fingerprint: m.Fingerprint}
+	box, err := m.present(&r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, box
+}
+
+// joined is a core that was admitted by another.
+func joined(t *testing.T, by *identity, name kbroker.HostID) *membership {
+	t.Helper()
+	m := newHost(t, by.self.Cluster, name)
+	r, box := request(t, m)
+	reply := kbroker.JoinReply{Admitted: true, Generation: 1}
+	if err := errors.Join(by.admit(r, &reply), m.takeIdentity(reply, box)); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// talk reports what each side of a route between two says.
+func talk(t *testing.T, server, client *identity) error {
+	t.Helper()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	said := make(chan error, 1)
+	go func() {
+		s := tls.Server(a, server.routes())
+		err := s.Handshake()
+		if err == nil {
+			_, err = s.Write([]byte{1})
+		}
+		_ = a.Close()
+		said <- err
+	}()
+	c := tls.Client(b, client.routes())
+	err := c.Handshake()
+	if err == nil {
+		_, err = io.ReadFull(c, make([]byte, 1))
+	}
+	_ = b.Close()
+	return errors.Join(err, <-said)
+}
+
+// TestACoreProvesWhoItIs: to those of its cluster, however long all were off, and
+// to no others; each core can admit the next one.
+func TestACoreProvesWhoItIs(t *testing.T) {
+	now := time.Now()
+	founder := newFounder(t, "kb-test")
+	second := joined(t, founder, "h2")
+	third := joined(t, open(t, second, now), "h3")
+	h2, h3 := open(t, second, now), open(t, third, now)
+	for _, pair := range [][2]*identity{{founder, h2}, {h2, founder}, {h2, h3}, {h3, founder}} {
+		if err := talk(t, pair[0], pair[1]); err != nil {
+			t.Errorf("%s and %s: %v", pair[0].self.Host, pair[1].self.Host, err)
+		}
+	}
+	if err := talk(t, founder, newFounder(t, "kb-test")); err == nil {
+		t.Error("a core of another cluster of the same name is believed")
+	}
+	later := now.Add(100 * 24 * time.Hour)
+	if err := talk(t, open(t, second, later), open(t, third, later)); err != nil {
+		t.Errorf("after 100 days: %v", err)
+	}
+	h2.believe([]kbroker.HostID{"h3"})
+	if err := talk(t, h2, h3); err == nil {
+		t.Error("a core that was removed is believed")
+	}
+	for _, m := range []*membership{second, third} {
+		for _, file := range []string{filepath.Join(m.identityDir(), rootKeyFile), filepath.Join(filepath.Dir(m.path), identityDir, hostKeyFile)} {
+			if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
+				t.Errorf("%s: %v, %v; want mode 0600", file, info, err)
+			}
+		}
+	}
+}
+
+// TestACertificateIsRenewed at half of its life, for connections that begin then.
+func TestACertificateIsRenewed(t *testing.T) {
+	i := newFounder(t, "kb-test")
+	before, err := i.routes().GetCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := before.Leaf.NotAfter.Sub(i.until); left < pki.HostLife/2-time.Minute || left > pki.HostLife/2+time.Minute {
+		t.Errorf("it is renewed %v before its end, want at half of its life", left)
+	}
+	if err := i.renew(); err != nil {
+		t.Fatal(err)
+	}
+	after, err := i.routes().GetCertificate(nil)
+	if err != nil || after.Leaf.SerialNumber.Cmp(before.Leaf.SerialNumber) == 0 {
+		t.Errorf("it shows the same certificate, %v", err)
+	}
+}
+
+// TestWhoIsNotAdmitted, and what an answer must be.
+func TestWhoIsNotAdmitted(t *testing.T) {
+	founder := newFounder(t, "kb-test")
+	m := newHost(t, "kb-test", "h2")
+	other, err := x509.MarshalPKIXPublicKey(founder.key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(r *kbroker.JoinRequest){
+		"without a key":      func(r *kbroker.JoinRequest) { r.Key = nil },
+		"with another's key": func(r *kbroker.JoinRequest) { r.Key = other },
+		"without a box":      func(r *kbroker.JoinRequest) { r.Box = nil },
+	} {
+		r, _ := request(t, m)
+		change(&r)
+		reply := kbroker.JoinReply{Admitted: true, Generation: 1}
+		if err := founder.admit(r, &reply); !errors.Is(err, kbroker.Invalid) {
+			t.Errorf("%s: %v, want it invalid", name, err)
+		}
+	}
+	r, box := request(t, m)
+	reply := kbroker.JoinReply{Admitted: true, Generation: 7} // it asks as of generation 1
+	if err := founder.admit(r, &reply); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.takeIdentity(reply, box); err == nil {
+		t.Error("a certificate for another generation was taken")
+	}
+	founder.root = nil
+	if err := founder.admit(r, &reply); !errors.Is(err, kbroker.Refused) || !strings.Contains(err.Error(), "root key") {
+		t.Errorf("without the root's key: %v", err)
+	}
+}
+
+// TestACoreWithoutItsCertificate says what to do; a founder makes another.
+func TestACoreWithoutItsCertificate(t *testing.T) {
+	founder := newFounder(t, "kb-test")
+	m := joined(t, founder, "h2")
+	if err := os.Remove(filepath.Join(m.identityDir(), coreFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.openIdentity(time.Now, discard()); !errors.Is(err, kbroker.Refused) || kbroker.AsError(err).Hint == "" {
+		t.Errorf("error %v, want a refusal with a hint", err)
+	}
+}
+
+// TestOnlyCoresReachTheRoutes of a running core: in TLS, and with a certificate of
+// the cluster.
+func TestOnlyCoresReachTheRoutes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "h1")
+	start(t, Config{Dir: dir, Name: "h1", Found: true, Advertise: "127.0.0.1"})
+	m := awaitLeader(t, dir)
+	m.path = filepath.Join(dir, membershipFile)
+	now := time.Now()
+	core := open(t, m, now)
+	worker, expired, stranger := open(t, m, now), open(t, m, now.Add(-48*time.Hour)), newFounder(t, m.ClusterID)
+	worker.self.Role = kbroker.RoleWorker
+	if err := worker.renew(); err != nil {
+		t.Fatal(err)
+	}
+	anybody := &tls.Config{InsecureSkipVerify: true}
+	shown := func(i *identity) *tls.Config {
+		c := anybody.Clone()
+		c.GetClientCertificate = i.routes().GetClientCertificate
+		return c
+	}
+	for name, tc := range map[string]struct {
+		with *tls.Config // nil: plain text
+		want bool
+	}{
+		"plain text":             {nil, false},
+		"no certificate":         {anybody, false},
+		"one of another root":    {shown(stranger), false},
+		"one that has expired":   {shown(expired), false},
+		"one of a worker":        {shown(worker), false},
+		"one of a core":          {shown(core), true},
+		"a core that looks, too": {core.routes(), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			greeted, err := asRoute(m.Route, tc.with)
+			if greeted != tc.want {
+				t.Errorf("greeted: %t (%v), want %t", greeted, err, tc.want)
+			}
+		})
+	}
+}
+
+// asRoute connects to a route port as a server would, and reports whether it was
+// greeted as one.
+func asRoute(addr string, with *tls.Config) (greeted bool, err error) {
+	conn, err := net.DialTimeout("tcp", addr, time.Second)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		return false, err
+	}
+	if with != nil {
+		conn = tls.Client(conn, with)
+	} else if _, err := io.WriteString(conn, "CONNECT {}\r\nPING\r\n"); err != nil {
+		return false, err
+	}
+	line := make([]byte, 5)
+	_, err = io.ReadFull(conn, line)
+	return strings.HasPrefix(string(line), "INFO "), err
+}
