@@ -72,10 +72,11 @@ type JoinReply struct {
 	Generation int `json:"generation,omitempty"`
 	// Cores are the members it can reach, the joiner not included.
 	Cores []CoreAddr `json:"cores,omitempty"`
-	// Of a core: its certificate, with which it makes those that its connections
-	// show, and the roots that it believes (PEM); the root's key, sealed for its box.
-	Certificate string `json:"certificate,omitempty"`
+	// Roots are the certificates that it is to believe. Of a core: its certificate,
+	// with which it makes those that its connections show (both PEM); the root's key,
+	// sealed for its box.
 	Roots       string `json:"roots,omitempty"`
+	Certificate string `json:"certificate,omitempty"`
 	RootKey     []byte `json:"root_key,omitempty"`
 }
 
@@ -334,6 +335,8 @@ type InstanceFile struct {
 	Version     int         `json:"version"`
 	Epoch       uint64      `json:"epoch"`
 	Servers     []string    `json:"servers"` // nats:// URLs, this host's first
+	// CA are the cluster's roots, in PEM, which its servers prove themselves with.
+	CA string `json:"ca,omitempty"`
 	// StockRaft: the cluster's leases have the terms of stock raft timing.
 	StockRaft bool `json:"stock_raft,omitempty"`
 }

@@ -41,7 +41,7 @@ var mayImport = map[string][]string{
 	"e2e":                {"client", "sdk"},
 	"e2e/netlab":         {},
 	"internal/ownership": {"subjects"},
-	"internal/connect":   {"subjects", "internal/durable"},
+	"internal/connect":   {"subjects", "internal/durable", "internal/pki"},
 	"internal/durable":   {},
 	"internal/pki":       {"internal/durable"},
 	"internal/natstest":  {"internal/wait"},

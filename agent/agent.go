@@ -69,6 +69,8 @@ type Config struct {
 	// Servers returns the URLs that instances connect to, this host's first;
 	// those that the cores tell are added. nil: only those.
 	Servers func() []string
+	// CA are the cluster's roots, in PEM, for the instances; empty: none.
+	CA      string
 	Version string
 	// Core tells what the broker of this core sees, within ctx; nil on a worker.
 	Core func(ctx context.Context) kbroker.CoreCheckup

@@ -189,7 +189,7 @@ func (a *Agent) writeInstanceFile(r record, path string) error {
 	}
 	b, err := json.Marshal(kbroker.InstanceFile{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
-		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own),
+		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own), CA: a.cfg.CA,
 		StockRaft: a.cfg.Times == state.Stock,
 	})
 	if err != nil {

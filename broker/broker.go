@@ -58,6 +58,8 @@ type Config struct {
 	// Routes is the TLS of the routes, of both sides: each shows who it is, and
 	// takes cores of the cluster alone. nil: plain text, for a broker that is alone.
 	Routes *tls.Config `json:"-"`
+	// Clients is the TLS of the client port, likewise.
+	Clients *tls.Config `json:"-"`
 	// Found: this host founds the cluster. It runs the witness until that is
 	// retired. At a later start the directory knows.
 	Found bool

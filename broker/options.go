@@ -23,8 +23,8 @@ const (
 	pingInterval = 900 * time.Millisecond
 	maxPingsOut  = 2
 
-	// routeHandshake bounds that of a route: a core that starts is busy.
-	routeHandshake = 5 * time.Second
+	// handshake bounds that of TLS: a core that starts is busy.
+	handshake = 5 * time.Second
 
 	// routePool must be the same on all cores.
 	routePool = 3
@@ -79,11 +79,14 @@ func baseOptions(cfg Config, acc accounts) *server.Options {
 		Cluster: server.ClusterOpts{
 			Name: cfg.ClusterID, PoolSize: routePool,
 			PingInterval: pingInterval, MaxPingsOut: maxPingsOut,
-			TLSConfig: cfg.Routes, TLSTimeout: routeHandshake.Seconds(),
+			TLSConfig: cfg.Routes, TLSTimeout: handshake.Seconds(),
 		},
 		// The server waits for LameDuckGracePeriod after it has told clients to
 		// leave, then sends away who is left, in the rest of LameDuckDuration.
 		LameDuckGracePeriod: clientsLeave, LameDuckDuration: clientsLeave + sendAway,
+	}
+	if cfg.Clients != nil {
+		o.TLS, o.TLSConfig, o.TLSTimeout = true, cfg.Clients, handshake.Seconds()
 	}
 	acc.apply(o)
 	return o

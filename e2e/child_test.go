@@ -14,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/kbroker/kbroker/client"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -33,17 +34,21 @@ const (
 // child does a job, named in the environment, on the cores of the command line.
 func child(job string) int {
 	servers := os.Args[1:]
-	var err error
 	var report any
+	target, err := client.Find("") // in the environment
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	switch job {
 	case writerJob:
-		report, err = writeUntilTold(servers)
+		report, err = writeUntilTold(target, servers)
 	case proberJob:
-		report, err = probeUntilTold(servers)
+		report, err = probeUntilTold(target, servers)
 	case replicasJob:
-		report, err = replicas(servers)
+		report, err = replicas(target, servers)
 	case valuesJob:
-		report, err = valuesOf(servers)
+		report, err = valuesOf(target, servers)
 	default:
 		err = fmt.Errorf("there is no job %q", job)
 	}
@@ -119,8 +124,8 @@ type writes struct {
 	Open struct{ Key, Value string } `json:"open"`
 }
 
-func writeUntilTold(servers []string) (writes, error) {
-	nc, err := connectTo(servers...)
+func writeUntilTold(target client.Target, servers []string) (writes, error) {
+	nc, err := connectTo(target, servers...)
 	if err != nil {
 		return writes{}, err
 	}
@@ -156,8 +161,8 @@ func (c *cluster) startWrites(servers []string) (end func()) {
 
 // replicas are, by stream, the cores that have it and have caught up. Empty while
 // nobody answers.
-func replicas(servers []string) (map[string][]string, error) {
-	nc, err := connectTo(servers...)
+func replicas(target client.Target, servers []string) (map[string][]string, error) {
+	nc, err := connectTo(target, servers...)
 	if err != nil {
 		return nil, err
 	}
@@ -203,11 +208,11 @@ type stored struct {
 	Copied uint64 `json:"copied"`
 }
 
-func valuesOf(servers []string) (stored, error) {
+func valuesOf(target client.Target, servers []string) (stored, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), readBack)
 	defer cancel()
 	out := stored{Values: map[string]string{}}
-	nc, err := connectTo(servers...)
+	nc, err := connectTo(target, servers...)
 	if err != nil {
 		return out, err
 	}

@@ -32,6 +32,8 @@ type labCluster struct {
 	*cluster
 	lab  *netlab.Lab
 	args map[string][]string // of the agents that have been started, by host
+	// roots are the cluster's, as the first host has them.
+	roots string
 }
 
 // newLab makes a cluster of the lab's first hosts: cores, then workers. The lab
@@ -106,7 +108,10 @@ func (c *labCluster) servers() []string {
 // for a second, which is not what the rows measure.
 func (c *labCluster) aim() {
 	c.t.Helper()
-	if err := client.WriteContext(c.dir, client.Context{Servers: c.servers()}); err != nil {
+	if c.roots == "" {
+		c.roots = rootsIn(c.t, filepath.Join(c.lab.Host(1).Dir, "data"))
+	}
+	if err := client.WriteContext(c.dir, client.Context{Servers: c.servers(), CA: c.roots}); err != nil {
 		c.t.Fatal(err)
 	}
 }

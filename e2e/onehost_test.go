@@ -82,7 +82,11 @@ func (c *cluster) connect() (*nats.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nats.Connect(target.Servers[0], nats.Timeout(time.Second), nats.NoReconnect())
+	options, err := target.Secure()
+	if err != nil {
+		return nil, err
+	}
+	return nats.Connect(target.Servers[0], append(options, nats.Timeout(time.Second), nats.NoReconnect())...)
 }
 
 // write makes one compare-and-set write to the control store, on a key that the

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/kbroker/kbroker/client"
 	"github.com/kbroker/kbroker/sdk"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -63,11 +63,11 @@ type prober struct {
 	leases map[uint64]leaseWrite
 }
 
-func probeUntilTold(servers []string) (probes, error) {
+func probeUntilTold(target client.Target, servers []string) (probes, error) {
 	p := &prober{probes: probes{Sent: map[string]int{}, Bad: map[string][]probe{}}, leases: map[uint64]leaseWrite{}}
 	ways := map[string]func() error{}
 	for i, server := range servers {
-		nc, err := connectTo(slices.Concat(servers[i:], servers[:i])...)
+		nc, err := connectTo(target, slices.Concat(servers[i:], servers[:i])...)
 		if err != nil {
 			return probes{}, err
 		}
@@ -79,12 +79,12 @@ func probeUntilTold(servers []string) (probes, error) {
 	}
 	dialling, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	client, err := sdk.Dial(dialling, sdk.At(strings.Join(servers, ",")))
+	caller, err := sdk.Dial(dialling)
 	if err != nil {
 		return probes{}, err
 	}
-	defer client.Close()
-	hello := client.Service("hello")
+	defer caller.Close()
+	hello := caller.Service("hello")
 	ways[viaSDK] = func() error {
 		_, err := sdk.Call[json.RawMessage](context.Background(), hello, "greet", map[string]string{"name": "Ann"})
 		return err

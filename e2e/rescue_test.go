@@ -153,10 +153,29 @@ func (c *cluster) address(host string) string {
 	return m.Client
 }
 
+// rootsIn are the roots of the cluster of a host's data directory, once it is of one.
+func rootsIn(t *testing.T, dir string) string {
+	t.Helper()
+	var roots string
+	wait.Until(t, 10*time.Second, func() error {
+		files, err := filepath.Glob(filepath.Join(dir, "identity", "*", "root.crt"))
+		if err == nil && len(files) == 0 {
+			err = fmt.Errorf("no roots in %s", dir)
+		}
+		if err != nil {
+			return err
+		}
+		raw, err := os.ReadFile(files[0])
+		roots = string(raw)
+		return err
+	})
+	return roots
+}
+
 // context names the core that the commands use.
 func (c *cluster) context(host string) {
 	c.t.Helper()
-	err := client.WriteContext(c.dir, client.Context{Tenant: kbroker.DefaultTenant, Servers: []string{"nats://" + c.address(host)}})
+	err := client.WriteContext(c.dir, client.Context{Tenant: kbroker.DefaultTenant, Servers: []string{"nats://" + c.address(host)}, CA: rootsIn(c.t, c.host(host))})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -235,7 +254,7 @@ func (c *cluster) copiesAreThere(w *writer, copied uint64) {
 	if w.lost != nil {
 		c.t.Fatal(w.lost)
 	}
-	nc, err := connectTo("nats://" + c.address("h2"))
+	nc, err := connectTo(c.target(), "nats://"+c.address("h2"))
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -50,11 +50,8 @@ func startWriter(nc *nats.Conn) *writer {
 
 func (c *cluster) writer() *writer {
 	c.t.Helper()
-	target, err := client.Find(c.dir)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	nc, err := connectTo(target.Servers[0])
+	target := c.target()
+	nc, err := connectTo(target, target.Servers[0])
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -66,18 +63,33 @@ func (c *cluster) writer() *writer {
 	return w
 }
 
+// target is the cluster, as commands find it.
+func (c *cluster) target() client.Target {
+	c.t.Helper()
+	target, err := client.Find(c.dir)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return target
+}
+
 // firstConnection bounds how long the first connection may take: on a network
 // that loses frames one attempt may be in vain.
 const firstConnection = 10 * time.Second
 
 // connectTo makes a connection that leaves a silent server as those of the
 // product do, and never gives up once it was made. It begins with the first
-// server.
-func connectTo(servers ...string) (*nats.Conn, error) {
+// server. The target says whom it believes.
+func connectTo(target client.Target, servers ...string) (*nats.Conn, error) {
+	options, err := target.Secure()
+	if err != nil {
+		return nil, err
+	}
+	options = append(options, nats.DontRandomize(), nats.Timeout(time.Second),
+		nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+		nats.PingInterval(900*time.Millisecond), nats.MaxPingsOutstanding(2))
 	for began := time.Now(); ; {
-		nc, err := nats.Connect(strings.Join(servers, ","), nats.DontRandomize(), nats.Timeout(time.Second),
-			nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
-			nats.PingInterval(900*time.Millisecond), nats.MaxPingsOutstanding(2))
+		nc, err := nats.Connect(strings.Join(servers, ","), options...)
 		if err == nil || time.Since(began) > firstConnection {
 			return nc, err
 		}

@@ -41,7 +41,7 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 		return err
 	}
 	c.broker, err = broker.New(broker.Config{
-		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID, Routes: c.id.routes(),
+		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID, Routes: c.id.routes(), Clients: c.id.clients(),
 		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
 		Removed: c.removed, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
 	})

@@ -10,11 +10,16 @@ import (
 	"io/fs"
 	"log/slog"
 	"math"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/internal/pki"
 )
@@ -23,7 +28,7 @@ import (
 //
 //	identity/host.key           its own, made before it first asks to join
 //	identity/CLUSTER/root.key   of cores: admits other cores
-//	identity/CLUSTER/root.crt   of cores: whom it believes
+//	identity/CLUSTER/root.crt   whom it believes
 //	identity/CLUSTER/core.crt   of cores: with it and host.key it makes its own certificates; written last
 const (
 	identityDir = "identity"
@@ -44,6 +49,7 @@ const (
 // identity is what a core proves to others who it is with.
 type identity struct {
 	self  pki.Identity
+	at    []net.IP // that clients reach it at
 	key   crypto.Signer
 	core  *pki.Authority
 	root  *pki.Authority // nil: its key is not on this host
@@ -95,7 +101,10 @@ func (m *membership) foundIdentity(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	root, err := pki.NewRoot(m.ClusterID, now)
+	root, err := m.rescuedRoot()
+	if errors.Is(err, fs.ErrNotExist) {
+		root, err = pki.NewRoot(m.ClusterID, now)
+	}
 	if err != nil {
 		return err
 	}
@@ -104,6 +113,65 @@ func (m *membership) foundIdentity(now time.Time) error {
 		return err
 	}
 	return m.saveIdentity(root.Key(), []*x509.Certificate{root.Cert}, core)
+}
+
+// rescuedRoot is the root of the cluster that this one was rescued from: its
+// workers believe it. fs.ErrNotExist: there is none.
+func (m *membership) rescuedRoot() (*pki.Authority, error) {
+	if m.RescuedFrom == "" {
+		return nil, fs.ErrNotExist
+	}
+	old := filepath.Join(filepath.Dir(m.identityDir()), m.RescuedFrom)
+	key, err := pki.LoadKey(filepath.Join(old, rootKeyFile))
+	if err != nil {
+		return nil, err
+	}
+	roots, err := pki.LoadCerts(filepath.Join(old, rootsFile))
+	if err != nil {
+		return nil, err
+	}
+	return pki.NewAuthority(roots[0], key)
+}
+
+// roots are the cluster's, in PEM, as this host was given them.
+func (m *membership) roots() (string, error) {
+	certs, err := pki.LoadCerts(filepath.Join(m.identityDir(), rootsFile))
+	if err != nil {
+		return "", fmt.Errorf("the roots of cluster %s: %w", m.ClusterID, err)
+	}
+	return string(pki.EncodeCerts(certs...)), nil
+}
+
+// secure are the options of a connection to a core: one of the cluster whose roots
+// this host was given. A host that was given none believes who answers at the
+// address that it is to join through.
+func (m *membership) secure() ([]nats.Option, error) {
+	roots, err := m.roots()
+	if errors.Is(err, fs.ErrNotExist) {
+		anyone := func(o *nats.Options) error {
+			o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
+			return nil
+		}
+		return []nats.Option{anyone}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.Target{CA: roots, Source: m.path}.Secure()
+}
+
+// Roots are those of the cluster that the host of a data directory is of, in PEM.
+// NotFound: it is of none yet.
+func Roots(dir string) (string, error) {
+	m, err := readMember(dir)
+	if err != nil {
+		return "", err
+	}
+	roots, err := m.roots()
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", kbroker.Errorf(kbroker.NotFound, "host %s is of no cluster yet", m.Host)
+	}
+	return roots, err
 }
 
 func (m *membership) saveIdentity(rootKey crypto.Signer, roots []*x509.Certificate, core *x509.Certificate) error {
@@ -116,17 +184,20 @@ func (m *membership) saveIdentity(rootKey crypto.Signer, roots []*x509.Certifica
 			return err
 		}
 	}
-	if err := pki.SaveCerts(filepath.Join(dir, rootsFile), roots...); err != nil {
+	if err := pki.SaveCerts(filepath.Join(dir, rootsFile), roots...); err != nil || core == nil {
 		return err
 	}
 	return pki.SaveCerts(filepath.Join(dir, coreFile), core)
 }
 
-// takeIdentity keeps what a core was admitted with.
+// takeIdentity keeps what this host was admitted with: a worker the roots alone.
 func (m *membership) takeIdentity(r kbroker.JoinReply, box *pki.Box) error {
 	roots, err := pki.ParseCerts([]byte(r.Roots))
 	if err != nil {
 		return fmt.Errorf("the roots of the cluster: %w", err)
+	}
+	if m.Role == kbroker.RoleWorker {
+		return m.saveIdentity(nil, roots, nil)
 	}
 	core, err := pki.ParseCerts([]byte(r.Certificate))
 	if err != nil {
@@ -170,6 +241,9 @@ func (m *membership) openIdentity(now func() time.Time, log *slog.Logger) (*iden
 		return nil, err
 	}
 	i := &identity{self: m.identity(), tls: pki.NewIdentities(now), now: now, log: log}
+	if addr, err := netip.ParseAddrPort(m.Client); err == nil {
+		i.at = []net.IP{addr.Addr().AsSlice()}
+	}
 	if i.roots, err = pki.LoadCerts(filepath.Join(dir, rootsFile)); err != nil {
 		return nil, err
 	}
@@ -199,7 +273,7 @@ func (i *identity) renew() error {
 	if err != nil {
 		return fmt.Errorf("make a key: %w", err)
 	}
-	cert, err := i.core.Host(key.Public(), i.self, i.now())
+	cert, err := i.core.Host(key.Public(), i.self, i.at, i.now())
 	if err != nil {
 		return err
 	}
@@ -241,11 +315,15 @@ func (i *identity) run(ctx context.Context, out func() []kbroker.HostID) error {
 	}
 }
 
-// routes is the configuration of the routes between cores.
-func (i *identity) routes() *tls.Config { return i.tls.Peers() }
+// routes is the configuration of the routes between cores, clients that of their
+// clients.
+func (i *identity) routes() *tls.Config  { return i.tls.Peers() }
+func (i *identity) clients() *tls.Config { return i.tls.Server() }
 
-// admit adds to the reply what a core needs to prove who it is.
+// admit adds to the reply whom the host is to believe, and what a core needs to prove
+// who it is.
 func (i *identity) admit(r kbroker.JoinRequest, reply *kbroker.JoinReply) error {
+	reply.Roots = string(pki.EncodeCerts(i.roots...))
 	if r.Role != kbroker.RoleCore {
 		return nil
 	}
@@ -267,6 +345,6 @@ func (i *identity) admit(r kbroker.JoinRequest, reply *kbroker.JoinReply) error 
 	if reply.RootKey, err = pki.SealKey(r.Box, i.root.Key()); err != nil {
 		return kbroker.Errorf(kbroker.Invalid, "host %s asks to join without a box for the root key: %v", r.Host, err)
 	}
-	reply.Certificate, reply.Roots = string(pki.EncodeCerts(cert)), string(pki.EncodeCerts(i.roots...))
+	reply.Certificate = string(pki.EncodeCerts(cert))
 	return nil
 }

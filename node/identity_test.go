@@ -12,7 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/pki"
 )
 
@@ -178,6 +181,48 @@ func TestWhoIsNotAdmitted(t *testing.T) {
 	founder.root = nil
 	if err := founder.admit(r, &reply); !errors.Is(err, kbroker.Refused) || !strings.Contains(err.Error(), "root key") {
 		t.Errorf("without the root's key: %v", err)
+	}
+}
+
+// TestWhomAWorkerBelieves: the root that it was given, also when the cluster was
+// rescued: its second core makes the new one with the same.
+func TestWhomAWorkerBelieves(t *testing.T) {
+	founder := newFounder(t, "kb-test")
+	worker := newHost(t, "kb-test", "w1")
+	worker.Role = kbroker.RoleWorker
+	r, box := request(t, worker)
+	reply := kbroker.JoinReply{Admitted: true, Generation: 1}
+	if err := errors.Join(founder.admit(r, &reply), worker.takeIdentity(reply, box)); err != nil {
+		t.Fatal(err)
+	}
+	if reply.Certificate != "" || len(reply.RootKey) > 0 {
+		t.Errorf("a worker was given %+v", reply)
+	}
+	second := joined(t, founder, "h2")
+	rescued := second.rescued("kb-new")
+	rescued.path = second.path
+	h2 := open(t, rescued, time.Now())
+	for name, core := range map[string]*identity{"the founder": founder, "the core that was rescued": h2} {
+		srv := natstest.StartTLS(t, core.clients())
+		secure, err := worker.secure()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if nc, err := nats.Connect(srv.URL, secure...); err != nil {
+			t.Errorf("%s is not believed: %v", name, err)
+		} else {
+			nc.Close()
+		}
+	}
+	if err := talk(t, founder, h2); err == nil {
+		t.Error("cores of the lost cluster and of the new one make a route")
+	}
+	stranger := natstest.StartTLS(t, newFounder(t, "kb-test").clients())
+	if secure, err := worker.secure(); err != nil {
+		t.Error(err)
+	} else if nc, err := nats.Connect(stranger.URL, secure...); err == nil {
+		nc.Close()
+		t.Error("a core of another root is believed")
 	}
 }
 

@@ -208,17 +208,18 @@ func (m *membership) join(ctx context.Context, through []string, labels map[stri
 	if err != nil {
 		return fmt.Errorf("marshal join request: %w", err)
 	}
+	secure, err := m.secure()
+	if err != nil {
+		return err
+	}
 	last := ""
 	for i := 0; ; i++ {
-		reply, err := askToJoin(ctx, through[i%len(through)], body)
+		reply, err := askToJoin(ctx, through[i%len(through)], secure, body)
 		if refused := kbroker.AsError(err); err != nil && (refused.Code == kbroker.Refused || refused.Code == kbroker.Invalid) {
 			return err
 		}
 		if err == nil && reply.Admitted {
 			m.ClusterID, m.Generation, m.Cores = reply.ClusterID, reply.Generation, reply.Cores
-			if m.Role == kbroker.RoleWorker {
-				return nil
-			}
 			return m.takeIdentity(reply, box)
 		}
 		why := reply.Wait
@@ -259,9 +260,9 @@ func (m *membership) present(r *kbroker.JoinRequest) (*pki.Box, error) {
 }
 
 // askToJoin asks one core.
-func askToJoin(ctx context.Context, addr string, body []byte) (kbroker.JoinReply, error) {
+func askToJoin(ctx context.Context, addr string, secure []nats.Option, body []byte) (kbroker.JoinReply, error) {
 	var reply kbroker.JoinReply
-	conn, err := nats.Connect(url(addr), nats.Name("kbroker join"), nats.Timeout(askTimeout), nats.NoReconnect())
+	conn, err := nats.Connect(url(addr), append(secure, nats.Name("kbroker join"), nats.Timeout(askTimeout), nats.NoReconnect())...)
 	if err != nil {
 		return reply, fmt.Errorf("connect to core %s: %w", addr, err)
 	}

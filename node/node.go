@@ -114,7 +114,11 @@ func Run(ctx context.Context, cfg Config) error {
 
 // runWorker runs a host without a broker: a client of the cores.
 func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
-	cores := connect.Target{Servers: m.servers(), Source: m.path}
+	roots, err := m.roots()
+	if err != nil {
+		return err
+	}
+	cores := connect.Target{Servers: m.servers(), CA: roots, Source: m.path}
 	// What runs here is adopted and kept running, whether a core is there or not.
 	conn, err := cores.Connect(ctx, "kbroker agent "+string(m.Host), nats.RetryOnFailedConnect(true))
 	if err != nil {
@@ -173,11 +177,15 @@ func newAgent(
 	if err != nil {
 		return nil, fmt.Errorf("find the own executable: %w", err)
 	}
+	roots, err := m.roots()
+	if err != nil {
+		return nil, err
+	}
 	labels := agent.DefaultLabels(m.Host, m.Role)
 	maps.Copy(labels, cfg.Labels)
 	return agent.New(agent.Config{
 		Dir: dir, Host: m.Host, Role: m.Role, Generation: m.Generation, Conn: conn, Labels: labels, Capacity: capacity,
-		Client: m.Client, Route: m.Route, Servers: m.servers, Version: Version, Executable: executable,
+		Client: m.Client, Route: m.Route, Servers: m.servers, CA: roots, Version: Version, Executable: executable,
 		Times: times, Core: core, Log: cfg.Log.With("component", "agent"),
 	})
 }

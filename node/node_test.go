@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,9 @@ import (
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
+
+// anyone is the option of a client that believes whoever answers, in TLS.
+var anyone = nats.Secure(&tls.Config{InsecureSkipVerify: true})
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
@@ -98,7 +102,7 @@ func awaitLeader(t *testing.T, dir string) *membership {
 		if m, err = readMembership(dir); err != nil {
 			return err
 		}
-		nc, err := nats.Connect(url(m.Client), nats.Timeout(time.Second))
+		nc, err := nats.Connect(url(m.Client), anyone, nats.Timeout(time.Second))
 		if err != nil {
 			return err
 		}
@@ -121,13 +125,13 @@ func awaitLeader(t *testing.T, dir string) *membership {
 
 // TestAHostIsAdmittedOnce plays the core that a host joins through.
 func TestAHostIsAdmittedOnce(t *testing.T) {
-	srv := natstest.Start(t)
-	nc := srv.Connect(t)
+	founder := newFounder(t, "kb-test")
+	srv := natstest.StartTLS(t, founder.clients())
+	nc := srv.Connect(t, anyone)
 	answers := []kbroker.JoinReply{
 		{Wait: "host h9 is joining"},
 		{Admitted: true, ClusterID: "kb-test", Generation: 4, Cores: []kbroker.CoreAddr{{Host: "h1", Client: "127.0.0.1:1", Route: "127.0.0.1:2"}}},
 	}
-	founder := newFounder(t, "kb-test")
 	asked := make(chan kbroker.JoinRequest, 16)
 	heard := 0 // by the subscription's goroutine alone
 	_, err := nc.Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {

@@ -64,7 +64,11 @@ func (m *membership) othersSayRemoved(ctx context.Context) bool {
 
 // askHosts asks one core for all hosts that it knows, the removed ones too.
 func (m *membership) askHosts(ctx context.Context, addr string) ([]kbroker.HostRow, error) {
-	conn, err := nats.Connect(url(addr), nats.Name("kbroker hosts"), nats.Timeout(askTimeout), nats.NoReconnect())
+	secure, err := m.secure()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := nats.Connect(url(addr), append(secure, nats.Name("kbroker hosts"), nats.Timeout(askTimeout), nats.NoReconnect())...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to core %s: %w", addr, err)
 	}

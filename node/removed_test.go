@@ -82,7 +82,7 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 	}
 	go run(ctx)
 	awaitCopies(t, a.Client, "b")
-	nc, err := nats.Connect(url(a.Client))
+	nc, err := nats.Connect(url(a.Client), anyone)
 	if err != nil {
 		t.Fatal(err)
 	}

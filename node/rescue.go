@@ -134,8 +134,12 @@ func (m *membership) rescuable() error {
 // othersAreLost refuses while another core of the cluster takes connections: two
 // clusters would give the same work to different hosts.
 func (r *Rescue) othersAreLost(ctx context.Context) error {
+	secure, err := r.member.secure()
+	if err != nil {
+		return err
+	}
 	for _, c := range r.member.Cores {
-		conn, err := nats.Connect(url(c.Client), nats.Name("kbroker rescue"), nats.Timeout(lostAsk), nats.NoReconnect())
+		conn, err := nats.Connect(url(c.Client), append(secure, nats.Name("kbroker rescue"), nats.Timeout(lostAsk), nats.NoReconnect())...)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -109,7 +109,7 @@ func refused(t *testing.T, dir, why string) {
 // awaitCopies waits until each stream has a copy, and the host is a member.
 func awaitCopies(t *testing.T, addr string, second kbroker.HostID) {
 	t.Helper()
-	nc, err := nats.Connect(url(addr))
+	nc, err := nats.Connect(url(addr), anyone)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,12 +23,12 @@ func TestAHostThatStopsBeatsUntilItsBrokerHas(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := make(chan struct{})
-	client, err := nats.Connect(url(b.Client), nats.NoReconnect(), nats.LameDuckModeHandler(func(*nats.Conn) { close(told) }))
+	client, err := nats.Connect(url(b.Client), anyone, nats.NoReconnect(), nats.LameDuckModeHandler(func(*nats.Conn) { close(told) }))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close() // it does not leave when it is told to
-	other, err := nats.Connect(url(a.Client))
+	other, err := nats.Connect(url(a.Client), anyone)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,8 @@ type Member struct {
 	Role kbroker.Role
 	// Servers are the cores' client URLs, those of other hosts first.
 	Servers []string
+	// CA are the cluster's roots, in PEM.
+	CA string
 	// Source is the file that says so.
 	Source string
 	// Process and Program are of the agent that runs on it now.
@@ -52,6 +54,9 @@ func MemberOf(dir string) (Member, error) {
 			WithHint("there is nothing to restart: start it with kbroker agent --dir %s, or systemctl start kbroker", dir)
 	}
 	out := Member{Host: m.Host, Role: m.Role, Source: m.path, Process: holder.Process, Program: holder.Executable}
+	if out.CA, err = m.roots(); err != nil {
+		return Member{}, err
+	}
 	own := ""
 	if m.Client != "" {
 		own = url(m.Client)

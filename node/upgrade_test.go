@@ -83,8 +83,12 @@ func TestMemberOf(t *testing.T) {
 	file := filepath.Join(dir, membershipFile)
 	const member = `{"cluster_id":"kb-1","host":"h2","role":"core","client":"10.0.0.2:1","cores":[{"host":"h1","client":"10.0.0.1:1"}]`
 	write(t, file, member+"}")
+	founder := newFounder(t, "kb-1")
+	if err := (&membership{path: file, ClusterID: "kb-1"}).saveIdentity(nil, founder.roots, nil); err != nil {
+		t.Fatal(err)
+	}
 	m, err := MemberOf(dir)
-	if want := []string{"nats://10.0.0.1:1", "nats://10.0.0.2:1"}; err != nil || m.Host != "h2" || m.Process != held.Process || m.Program == "" || !slices.Equal(m.Servers, want) {
+	if want := []string{"nats://10.0.0.1:1", "nats://10.0.0.2:1"}; err != nil || m.Host != "h2" || m.Process != held.Process || m.Program == "" || m.CA == "" || !slices.Equal(m.Servers, want) {
 		t.Errorf("%+v, %v; want the others' servers first", m, err)
 	}
 	write(t, file, member+`,"removed":true}`)

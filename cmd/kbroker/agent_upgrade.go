@@ -87,7 +87,7 @@ func (u *upgrade) run(ctx context.Context) error {
 		return err
 	}
 	// The directory knows its cluster; what the environment names may be another.
-	target := client.Target{Servers: u.member.Servers, Tenant: kbroker.DefaultTenant, Source: u.member.Source}
+	target := client.Target{Servers: u.member.Servers, CA: u.member.CA, Tenant: kbroker.DefaultTenant, Source: u.member.Source}
 	api, err := client.Open(ctx, target, "kbroker agent upgrade")
 	if err != nil {
 		return err

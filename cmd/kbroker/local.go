@@ -18,6 +18,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/client"
 	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/node"
 )
 
 const (
@@ -33,6 +34,7 @@ const (
 // data directory DIR/<host>. What is picked once is kept in DIR/up.json.
 type localCluster struct {
 	dir   string      // absolute
+	ca    string      // the roots that the context names
 	Hosts []localHost `json:"hosts"`
 }
 
@@ -160,11 +162,30 @@ func (l *localCluster) save() error {
 	if err := durable.Replace(filepath.Join(l.dir, localFile), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write cluster: %w", err)
 	}
-	c := client.Context{Tenant: kbroker.DefaultTenant}
+	l.ca = l.roots()
+	c := client.Context{Tenant: kbroker.DefaultTenant, CA: l.ca}
 	for _, h := range l.cores() {
 		c.Servers = append(c.Servers, "nats://"+h.client())
 	}
 	return client.WriteContext(l.dir, c)
+}
+
+// trust has the context name the cluster's roots, once there are any.
+func (l *localCluster) trust() error {
+	if l.ca == l.roots() {
+		return nil
+	}
+	return l.save()
+}
+
+// roots are those of the cluster, in PEM; empty until a host is of one.
+func (l *localCluster) roots() string {
+	for _, h := range l.members() {
+		if roots, err := node.Roots(l.hostDir(h.Name)); err == nil {
+			return roots
+		}
+	}
+	return ""
 }
 
 // found adds the hosts whose data directories are there although up.json does

@@ -27,6 +27,7 @@ import (
 const (
 	envInstanceFile = "KBROKER_INSTANCE"
 	envURL          = "NATS_URL"
+	envCA           = "NATS_CA"
 )
 
 const (
@@ -141,7 +142,14 @@ func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.Serv
 	}
 	cmd := exec.Command(path, command[1:]...)
 	cmd.Args[0] = command[0]
-	cmd.Env = runEnviron(os.Environ(), file, target.Servers)
+	roots := ""
+	if target.CA != "" {
+		roots = filepath.Join(dir, "ca.pem")
+		if err := os.WriteFile(roots, []byte(target.CA), 0o600); err != nil {
+			return fmt.Errorf("run %s: %w", command[0], err)
+		}
+	}
+	cmd.Env = runEnviron(os.Environ(), file, target.Servers, roots)
 	cmd.Stdout, cmd.Stderr = c.out, c.err
 	return c.attend(ctx, cmd, file)
 }
@@ -162,21 +170,25 @@ func developmentInstance(target client.Target, app kbroker.AppName, service kbro
 	start := hex.EncodeToString(b[:])
 	name := fmt.Sprintf("%s-%s-dev%s", app, service, start[:4])
 	return kbroker.InstanceFile{
-		Tenant: target.Tenant, App: app, Service: service, Servers: target.Servers,
+		Tenant: target.Tenant, App: app, Service: service, Servers: target.Servers, CA: target.CA,
 		Instance: kbroker.InstanceID(name), Incarnation: kbroker.Incarnation(name + "." + start),
 	}
 }
 
 // runEnviron is this process's environment, with who the program is for the SDK
-// and with the servers for everybody else.
-func runEnviron(environ []string, file string, servers []string) []string {
+// and with the servers, and the file of their roots, for everybody else.
+func runEnviron(environ []string, file string, servers []string, roots string) []string {
 	var kept []string
 	for _, e := range environ {
-		if !strings.HasPrefix(e, envInstanceFile+"=") && !strings.HasPrefix(e, envURL+"=") {
+		if name, _, _ := strings.Cut(e, "="); name != envInstanceFile && name != envURL && name != envCA {
 			kept = append(kept, e)
 		}
 	}
-	return append(kept, envInstanceFile+"="+file, envURL+"="+strings.Join(servers, ","))
+	kept = append(kept, envInstanceFile+"="+file, envURL+"="+strings.Join(servers, ","))
+	if roots != "" {
+		kept = append(kept, envCA+"="+roots)
+	}
+	return kept
 }
 
 // attend starts cmd in a guarded process group, passes signals on, and returns

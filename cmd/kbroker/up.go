@@ -244,7 +244,11 @@ func (r *readiness) look(ctx context.Context) ([]kbroker.HostRow, bool) {
 	ctx, cancel := context.WithTimeout(ctx, upAsk)
 	defer cancel()
 	if r.api == nil {
-		api, _, err := r.cli.open(ctx)
+		err := r.cluster.trust()
+		var api *client.Client
+		if err == nil {
+			api, _, err = r.cli.open(ctx)
+		}
 		if err != nil {
 			r.missing("", "no host takes connections")
 			return nil, false

@@ -8,6 +8,7 @@ package connect
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"math/rand/v2"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/pki"
 )
 
 const (
@@ -51,14 +53,35 @@ func (t Target) Connect(ctx context.Context, name string, extra ...nats.Option) 
 	if t.Instance != nil {
 		extra = append([]nats.Option{nats.DontRandomize(), nats.RetryOnFailedConnect(true)}, extra...)
 	}
-	nc, err := dial(ctx, &dialer{}, t.Servers, name, extra)
+	secure, err := t.Secure()
+	if err != nil {
+		return nil, err
+	}
+	nc, err := dial(ctx, &dialer{}, t.Servers, name, append(secure, extra...))
 	if err != nil {
 		return nil, t.unreachable(t.Servers, err)
 	}
 	return nc, nil
 }
 
+// Secure are the options with which the servers must prove, in TLS, that they are
+// cores of the cluster; none when its roots are not known. Invalid: CA is none.
+func (t Target) Secure() ([]nats.Option, error) {
+	if t.CA == "" {
+		return nil, nil
+	}
+	roots, err := pki.ParseCerts([]byte(t.CA))
+	if err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "the roots of the cluster, from %s: %v", t.Source, err)
+	}
+	return []nats.Option{nats.Secure(pki.Client(roots, time.Now))}, nil
+}
+
 func (t Target) unreachable(servers []string, err error) error {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && t.CA == "" {
+		return kbroker.Errorf(kbroker.Unavailable, "the cluster at %s proves itself with a root that is not known here: %v", strings.Join(servers, ", "), err).
+			WithHint("%s names the file of its roots: identity/*/root.crt in the data directory of a core", EnvCA)
+	}
 	return kbroker.Errorf(kbroker.Unavailable, "cannot reach the cluster at %s: %v", strings.Join(servers, ", "), err).
 		WithHint("these servers come from %s; is the cluster up?", t.Source)
 }

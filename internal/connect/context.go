@@ -18,6 +18,7 @@ const ContextFile = "context.json"
 type Context struct {
 	Servers []string         `json:"servers"`          // nats:// URLs, at least one
 	Tenant  kbroker.TenantID `json:"tenant,omitempty"` // empty: kbroker.DefaultTenant
+	CA      string           `json:"ca,omitempty"`     // the cluster's roots, in PEM
 }
 
 // WriteContext replaces dir's context, durably, all of it or nothing. Only the owner may read it. dir must exist. A context

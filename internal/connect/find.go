@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/pki"
 )
 
 // Environment variables that Find reads.
@@ -16,6 +17,7 @@ const (
 	EnvDir      = "KBROKER_DIR"      // directory that `kbroker up` made
 	EnvContext  = "KBROKER_CONTEXT"  // name or path of a context
 	EnvURL      = "NATS_URL"         // server URLs, separated by commas
+	EnvCA       = "NATS_CA"          // path of the roots of the cluster of such URLs, in PEM
 )
 
 // LocalDir is the directory that `kbroker up` makes when it is given none.
@@ -25,6 +27,10 @@ const LocalDir = ".kbroker"
 type Target struct {
 	Servers []string // nats:// URLs; an instance's own host first
 	Tenant  kbroker.TenantID
+	// CA are the roots, in PEM, that the servers prove themselves with. Empty: none
+	// are known, and servers that ask for TLS are refused, unless the system's
+	// roots know them.
+	CA string
 	// Source says which place won, for people: "KBROKER_DIR=/tmp/c".
 	Source string
 	// Dir is the directory of the cluster, if one of a local cluster won.
@@ -44,6 +50,8 @@ type Target struct {
 //  6. the current context: kbroker/current in the user's configuration
 //     directory names a file in kbroker/contexts
 //  7. NATS_URL
+//
+// To URLs, of the flag or of NATS_URL, belong the roots in the file of NATS_CA.
 //
 // What is named in 1 to 4 and not there is an error (NotFound): it is never
 // silently another cluster. A file that is not what it should be is Invalid.
@@ -77,7 +85,7 @@ func Find(flag string) (Target, error) {
 	}
 	looked = append(looked, "the current context", EnvURL)
 	if url := os.Getenv(EnvURL); url != "" {
-		return Target{Servers: splitURLs(url), Tenant: kbroker.DefaultTenant, Source: EnvURL + "=" + url}, nil
+		return urls(url, EnvURL+"="+url)
 	}
 	return Target{}, kbroker.Errorf(kbroker.Unavailable, "no cluster is known here").
 		WithHint("`kbroker up` starts one on this machine; looked at %s", strings.Join(looked, ", "))
@@ -85,9 +93,9 @@ func Find(flag string) (Target, error) {
 
 // named resolves what a person wrote: URLs (where allowed), a context's name,
 // a directory or a file.
-func named(value, source string, urls bool) (Target, error) {
-	if urls && strings.Contains(value, "://") {
-		return Target{Servers: splitURLs(value), Tenant: kbroker.DefaultTenant, Source: source}, nil
+func named(value, source string, address bool) (Target, error) {
+	if address && strings.Contains(value, "://") {
+		return urls(value, source)
 	}
 	if !strings.ContainsRune(value, filepath.Separator) {
 		path, err := contextPath(value)
@@ -109,6 +117,25 @@ func named(value, source string, urls bool) (Target, error) {
 	return file(value, source)
 }
 
+// urls takes server URLs, with the roots that the environment names.
+func urls(value, source string) (Target, error) {
+	t := Target{Servers: splitURLs(value), Tenant: kbroker.DefaultTenant, Source: source}
+	path := os.Getenv(EnvCA)
+	if path == "" {
+		return t, nil
+	}
+	b, err := os.ReadFile(path)
+	if err == nil {
+		_, err = pki.ParseCerts(b)
+	}
+	if err != nil {
+		return Target{}, kbroker.Errorf(kbroker.Invalid, "%s=%s: %v", EnvCA, path, err).
+			WithHint("it names a file of certificates, such as identity/*/root.crt in the data directory of a core")
+	}
+	t.CA = string(b)
+	return t, nil
+}
+
 // directory takes the context of a cluster's directory.
 func directory(dir, source string) (Target, error) {
 	t, err := file(filepath.Join(dir, ContextFile), source)
@@ -126,7 +153,7 @@ func file(path, source string) (Target, error) {
 	if err != nil {
 		return Target{}, err
 	}
-	return Target{Servers: c.Servers, Tenant: tenantOr(c.Tenant), Source: source}, nil
+	return Target{Servers: c.Servers, Tenant: tenantOr(c.Tenant), CA: c.CA, Source: source}, nil
 }
 
 func instance(path string) (Target, error) {
@@ -138,7 +165,7 @@ func instance(path string) (Target, error) {
 		return Target{}, kbroker.Errorf(kbroker.Invalid, "instance file %s: servers or incarnation is missing", path)
 	}
 	i.Tenant = tenantOr(i.Tenant)
-	return Target{Servers: i.Servers, Tenant: i.Tenant, Source: EnvInstance + "=" + path, Instance: &i}, nil
+	return Target{Servers: i.Servers, Tenant: i.Tenant, CA: i.CA, Source: EnvInstance + "=" + path, Instance: &i}, nil
 }
 
 // upward looks for .kbroker from the working directory to the root. A

@@ -111,9 +111,13 @@ func (t Target) try(ctx context.Context, server, name string, extra []nats.Optio
 			pool = append(pool, s)
 		}
 	}
+	secure, err := t.Secure()
+	if err != nil {
+		return nil, err
+	}
 	// One dial is one server only if nats.go leaves names to the dialer.
 	own := []nats.Option{nats.DontRandomize(), nats.SkipHostLookup()}
-	conn, err := dial(ctx, &dialer{once: true}, pool, name, append(own, extra...))
+	conn, err := dial(ctx, &dialer{once: true}, pool, name, slices.Concat(own, secure, extra))
 	if errors.Is(err, errOneServer) {
 		err = errors.New("no answer")
 	}

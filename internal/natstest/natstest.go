@@ -2,6 +2,7 @@
 package natstest
 
 import (
+	"crypto/tls"
 	"testing"
 	"time"
 
@@ -19,9 +20,17 @@ type Server struct {
 // test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
+	return StartTLS(t, nil)
+}
+
+// StartTLS is Start with a server that takes clients in TLS alone; nil: in plain
+// text.
+func StartTLS(t testing.TB, secure *tls.Config) *Server {
+	t.Helper()
 	s, err := server.NewServer(&server.Options{
 		ServerName: "test", Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true,
 		JetStream: true, StoreDir: t.TempDir(), DisableJetStreamBanner: true,
+		TLS: secure != nil, TLSConfig: secure, TLSTimeout: 5,
 	})
 	if err != nil {
 		t.Fatalf("new server: %v", err)

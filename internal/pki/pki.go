@@ -4,9 +4,9 @@
 //	  intermediate   one per core; its key never leaves that host
 //	    host         a day; a core makes its own at every start and before the old one ends
 //
-// Whom a certificate is for is in it as a URI, see Identity; host names and
-// addresses are not looked at: a cluster's hosts know each other by name and
-// generation, wherever they are. A cluster may trust two roots at once, while one
+// Whom a certificate is for is in it as a URI, see Identity. Hosts and programs of
+// the SDK look at that, not at addresses: a cluster's hosts know each other by name
+// and generation, wherever they are. The host's address is there for other clients. A cluster may trust two roots at once, while one
 // takes the other's place.
 //
 // What lives longer than a day can be taken back: Trust.Verify refuses a chain
@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"net/url"
 	"strconv"
 	"strings"
@@ -179,9 +180,9 @@ func (a *Authority) Intermediate(public crypto.PublicKey, i Identity, now time.T
 	return sign(t, a.Cert, public, a.key)
 }
 
-// Host makes a host's certificate, for HostLife: a server's and a client's. Only
-// a core's intermediate can.
-func (a *Authority) Host(public crypto.PublicKey, i Identity, now time.Time) (*x509.Certificate, error) {
+// Host makes a host's certificate, for HostLife: a server's and a client's; at are
+// the addresses that clients reach it at. Only a core's intermediate can.
+func (a *Authority) Host(public crypto.PublicKey, i Identity, at []net.IP, now time.Time) (*x509.Certificate, error) {
 	if len(a.Cert.URIs) == 0 {
 		return nil, errors.New("the root signs cores only")
 	}
@@ -191,13 +192,13 @@ func (a *Authority) Host(public crypto.PublicKey, i Identity, now time.Time) (*x
 	}
 	t.KeyUsage = x509.KeyUsageDigitalSignature
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	t.DNSNames = []string{ServerName(i.Cluster)}
+	t.DNSNames, t.IPAddresses = []string{ServerName}, at
 	return sign(t, a.Cert, public, a.key)
 }
 
-// ServerName is the name that every server's certificate has, and that clients
-// ask for: addresses change, and may be of several networks.
-func ServerName(cluster string) string { return strings.ToLower(cluster) + ".kbroker.internal" }
+// ServerName is the name that every host's certificate has, for clients that know a
+// core by an address that is not in it.
+const ServerName = "host.kbroker.internal"
 
 func (a *Authority) forHost(i Identity, now time.Time, life time.Duration) (*x509.Certificate, error) {
 	if err := i.check(); err != nil {

@@ -70,12 +70,12 @@ func (i *Identities) certificate() (*tls.Certificate, error) {
 }
 
 // Client is the configuration of a client that knows the cluster's roots and
-// nothing else: it needs no list of hosts that are out, as a server that is out
-// has no certificate any more within HostLife.
-func Client(cluster string, roots []*x509.Certificate, now func() time.Time) *tls.Config {
-	trust := Trust{Cluster: cluster, Roots: roots}
+// nothing else: it talks to cores. It needs no list of those that are out: a core
+// that was removed takes no clients.
+func Client(roots []*x509.Certificate, now func() time.Time) *tls.Config {
+	trust := Trust{Roots: roots}
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13, ServerName: ServerName(cluster), Time: now,
+		MinVersion: tls.VersionTLS13, ServerName: ServerName, Time: now,
 		InsecureSkipVerify: true, // instead of the usual verification, not of any
 		VerifyConnection: func(s tls.ConnectionState) error {
 			return trust.verifyTLS(s, now(), kbroker.RoleCore)
