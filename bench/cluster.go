@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
 )
 
 const (
@@ -57,8 +58,26 @@ func (c *cluster) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.servers, err = serversOf(out)
-	return err
+	if c.servers, err = serversOf(out); err != nil {
+		return err
+	}
+	return c.trust()
+}
+
+// envCA names the file of the cluster's roots, for all that call it: the peers
+// connect over the same TLS.
+const envCA = "NATS_CA"
+
+func (c *cluster) trust() error {
+	target, err := client.Find(c.dir)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(c.dir, "ca.pem")
+	if err := os.WriteFile(path, []byte(target.CA), 0o600); err != nil {
+		return err
+	}
+	return os.Setenv(envCA, path)
 }
 
 // serversOf reads the URLs out of the JSON of `kbroker hosts`.

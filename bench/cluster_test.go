@@ -29,7 +29,9 @@ func script(t *testing.T, body string) (bin string, calls func() []string) {
 
 func TestClusterComesAndGoes(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
-	bin, calls := script(t, `[ "$1" = hosts ] && echo '[
+	t.Setenv(envCA, "") // it is set
+	bin, calls := script(t, `[ "$1" = up ] && echo '{"servers":["nats://127.0.0.1:1"],"ca":"roots"}' >"$KBROKER_DIR/context.json"
+		[ "$1" = hosts ] && echo '[
 		{"name":"h1","state":"ready","client":"127.0.0.1:1"},
 		{"name":"h2","state":"ready","client":"127.0.0.1:2"},
 		{"name":"h3","state":"ready","client":"127.0.0.1:3"}]'
@@ -40,6 +42,9 @@ func TestClusterComesAndGoes(t *testing.T) {
 	}
 	if want := []string{"nats://127.0.0.1:1", "nats://127.0.0.1:2", "nats://127.0.0.1:3"}; !slices.Equal(c.servers, want) {
 		t.Errorf("servers %v, want %v", c.servers, want)
+	}
+	if roots, err := os.ReadFile(os.Getenv(envCA)); err != nil || string(roots) != "roots" {
+		t.Errorf("the peers are given the roots %q, %v", roots, err)
 	}
 	if err := c.close(); err != nil {
 		t.Errorf("close: %v", err)

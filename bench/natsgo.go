@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -48,7 +49,11 @@ func (natsgoPeer) Dial(_ context.Context, env Env, _ []string) (Caller, error) {
 }
 
 func natsgoConnect(env Env) (*nats.Conn, error) {
-	conn, err := nats.Connect(strings.Join(env.Servers, ","), nats.DontRandomize())
+	options := []nats.Option{nats.DontRandomize()}
+	if ca := os.Getenv(envCA); ca != "" {
+		options = append(options, nats.RootCAs(ca))
+	}
+	conn, err := nats.Connect(strings.Join(env.Servers, ","), options...)
 	if err != nil {
 		return nil, fmt.Errorf("connect %v: %w", env.Servers, err)
 	}
