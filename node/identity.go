@@ -38,13 +38,9 @@ const (
 	coreFile    = "core.crt"
 )
 
-const (
-	// renewEvery is how often a core looks at its certificate: it makes another one
-	// at half of its life.
-	renewEvery = 10 * time.Minute
-	// trustEvery is how often what it believes follows the cluster's members.
-	trustEvery = time.Second
-)
+// identityEvery is how often a core looks at its certificate and its clock, and
+// whom it believes follows the cluster's members.
+const identityEvery = time.Second
 
 // identity is what a core proves to others who it is with.
 type identity struct {
@@ -57,8 +53,8 @@ type identity struct {
 	tls   *pki.Identities
 	now   func() time.Time // the wall clock
 	log   *slog.Logger
-	// until is when the certificate that is shown has lived for half of its life.
-	until time.Time
+	// made is when the certificate that is shown was.
+	made time.Time
 }
 
 // hostKey is the host's own key, made when there is none.
@@ -273,12 +269,13 @@ func (i *identity) renew() error {
 	if err != nil {
 		return fmt.Errorf("make a key: %w", err)
 	}
-	cert, err := i.core.Host(key.Public(), i.self, i.at, i.now())
+	made := i.now()
+	cert, err := i.core.Host(key.Public(), i.self, i.at, made)
 	if err != nil {
 		return err
 	}
 	i.tls.Use(pki.Shown(key, cert, i.core.Cert))
-	i.until = i.now().Add(pki.HostLife / 2)
+	i.made = made
 	return nil
 }
 
@@ -295,24 +292,29 @@ func (i *identity) believe(out []kbroker.HostID) {
 // run keeps the certificate young and the trust as the cluster has it, until ctx
 // ends. out are the hosts that are no members of the broker any more.
 func (i *identity) run(ctx context.Context, out func() []kbroker.HostID) error {
-	renew, trust := time.NewTicker(renewEvery), time.NewTicker(trustEvery)
-	defer renew.Stop()
-	defer trust.Stop()
+	tick := time.NewTicker(identityEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-trust.C:
-			i.believe(out())
-		case <-renew.C:
-			if i.now().Before(i.until) {
-				continue
-			}
-			if err := i.renew(); err != nil {
-				i.log.Error("this host's certificate is not renewed; trying again", "err", err)
-			}
+		case <-tick.C:
+		}
+		i.believe(out())
+		if !i.due() {
+			continue
+		}
+		if err := i.renew(); err != nil {
+			i.log.Error("this host's certificate is not renewed; trying again", "err", err)
 		}
 	}
+}
+
+// due reports whether the certificate has lived for half of its life, or was made
+// by a clock that has been set back since.
+func (i *identity) due() bool {
+	age := i.now().Round(0).Sub(i.made.Round(0)) // by the wall clock
+	return age < 0 || age >= pki.HostLife/2
 }
 
 // routes is the configuration of the routes between cores, clients that of their

@@ -131,21 +131,39 @@ func TestACoreProvesWhoItIs(t *testing.T) {
 	}
 }
 
-// TestACertificateIsRenewed at half of its life, for connections that begin then.
+// TestACertificateIsRenewed at half of its life, and when the clock was set back,
+// for connections that begin then.
 func TestACertificateIsRenewed(t *testing.T) {
-	i := newFounder(t, "kb-test")
+	m := newHost(t, "kb-test", "h1")
+	m.Founded = true
+	now := time.Now()
+	i, err := m.openIdentity(func() time.Time { return now }, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		by   time.Duration
+		want bool
+	}{
+		"it is young":            {pki.HostLife/2 - time.Second, false},
+		"it is old":              {pki.HostLife / 2, true},
+		"the clock was set back": {-time.Second, true},
+	} {
+		now = i.made.Add(tc.by)
+		if i.due() != tc.want {
+			t.Errorf("%s: due %t, want %t", name, i.due(), tc.want)
+		}
+	}
 	before, err := i.routes().GetCertificate(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left := before.Leaf.NotAfter.Sub(i.until); left < pki.HostLife/2-time.Minute || left > pki.HostLife/2+time.Minute {
-		t.Errorf("it is renewed %v before its end, want at half of its life", left)
-	}
+	now = i.made.Add(pki.HostLife)
 	if err := i.renew(); err != nil {
 		t.Fatal(err)
 	}
 	after, err := i.routes().GetCertificate(nil)
-	if err != nil || after.Leaf.SerialNumber.Cmp(before.Leaf.SerialNumber) == 0 {
+	if err != nil || after.Leaf.SerialNumber.Cmp(before.Leaf.SerialNumber) == 0 || i.due() {
 		t.Errorf("it shows the same certificate, %v", err)
 	}
 }
