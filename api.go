@@ -54,12 +54,13 @@ type JoinRequest struct {
 	Route  string            `json:"route"`  // host:port where its broker will take routes
 	// ClusterID is set by a host that was admitted before and asks again.
 	ClusterID string `json:"cluster_id,omitempty"`
-	// Fingerprint is that of the host's own key, which is in its data directory; a
-	// core sends the key (PKIX, DER), and a box: the HPKE key for secrets that it is
-	// given.
+	// Fingerprint is that of the host's own key (PKIX, DER), which is in its data
+	// directory; Proof is the request signed with it. A core sends a box, too: the
+	// HPKE key for secrets that it is given.
 	Fingerprint string `json:"fingerprint"`
 	Key         []byte `json:"key,omitempty"`
 	Box         []byte `json:"box,omitempty"`
+	Proof       []byte `json:"proof,omitempty"`
 }
 
 // JoinReply admits a host, or tells it to ask again because another member
@@ -233,6 +234,8 @@ type HostRow struct {
 	Client    string            `json:"client,omitempty"`
 	Version   string            `json:"version,omitempty"`
 	HeardAgo  *float64          `json:"heard_ago_s"`
+	// Out: it was removed, and is no member of the brokers' group, or not any more.
+	Out bool `json:"out,omitempty"`
 	// Drain and Maintenance as in Host.
 	Drain       *Drain       `json:"drain,omitempty"`
 	Maintenance *Maintenance `json:"maintenance,omitempty"`

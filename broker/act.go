@@ -113,7 +113,7 @@ func (m *membership) awaitRecord(now time.Time) (time.Duration, error) {
 
 // leaveForGood remembers that this core was removed, and says so.
 func (b *Broker) leaveForGood() error {
-	return errors.Join(refuseRemoved(b.cfg.Host, b.cfg.Dir), durable.Replace(filepath.Join(b.cfg.Dir, removedFile), nil, 0o600))
+	return errors.Join(refuseRemoved(b.cfg.Host, b.cfg.Dir), NoteRemoved(b.cfg.Dir))
 }
 
 // refuseRemoved is the error of a core that was removed from its cluster.

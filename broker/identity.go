@@ -130,6 +130,13 @@ func Joined(dir string) (bool, error) { return exists(filepath.Join(dir, joinedF
 // removed from its cluster, as its broker saw it.
 func Removed(dir string) (bool, error) { return exists(filepath.Join(dir, removedFile)) }
 
+// NoteRemoved remembers for ever that the core whose broker has this directory was
+// removed from its cluster, and is no member of its group any more. Its broker may
+// not have seen that: the others do not talk to it.
+func NoteRemoved(dir string) error {
+	return durable.Replace(filepath.Join(dir, removedFile), nil, 0o600)
+}
+
 // StoreGone reports whether the core whose broker has this directory has been a
 // member, and has no store any more: it was deleted, or dropped by the server when
 // the core was removed. New refuses such a directory.

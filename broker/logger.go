@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
+	"time"
 )
 
 // coreNoise is what the server calls errors or warnings although a healthy
@@ -19,7 +21,15 @@ var coreNoise = []string{
 	"detected stream remapping",                  // a stream is raised
 	"resetting first sequence",                   // a new replica starts behind the first message
 	"Metalayer blocking snapshot",                // at every stop
+	"of solicited routes will not be verified",   // pki does that, by who they are and not by where
 }
+
+// handshakeText is in what a server says of a connection that ended before TLS stood:
+// everybody who reaches the port can make it say so, as often as they like.
+const handshakeText = "TLS handshake error"
+
+// handshakeEvery is how often that is logged at most.
+const handshakeEvery = time.Minute
 
 // removedText is what a server says when it learns that it was removed from the
 // meta group, before it turns its JetStream off.
@@ -36,6 +46,10 @@ type logger struct {
 	fatal func(error)
 	// removed is called when the log says that the server was removed; may be nil.
 	removed func()
+
+	mu     sync.Mutex // guards what follows
+	said   time.Time  // when the last handshake that failed was logged
+	unsaid int        // how many failed since
 }
 
 func (l *logger) Noticef(format string, v ...any) {
@@ -66,6 +80,13 @@ func (l *logger) loud(level slog.Level, message, text string) {
 	if l.removed != nil && text == removedText {
 		l.removed()
 	}
+	if strings.Contains(text, handshakeText) {
+		more, say := l.handshake(time.Now())
+		if !say {
+			return
+		}
+		text = fmt.Sprintf("%s (%d more since the last line like this)", text, more)
+	}
 	for _, n := range l.noise {
 		if strings.Contains(text, n) {
 			level = slog.LevelDebug
@@ -73,4 +94,17 @@ func (l *logger) loud(level slog.Level, message, text string) {
 		}
 	}
 	l.log.Log(context.Background(), level, message, "err", text)
+}
+
+// handshake counts a handshake that failed, and says whether it is time to log one,
+// and how many were not logged.
+func (l *logger) handshake(now time.Time) (unsaid int, say bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.said.IsZero() && now.Sub(l.said) < handshakeEvery {
+		l.unsaid++
+		return 0, false
+	}
+	unsaid, l.said, l.unsaid = l.unsaid, now, 0
+	return unsaid, true
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/kbroker/kbroker"
 )
@@ -82,10 +83,16 @@ func TestLoggerTellsNoiseFromTrouble(t *testing.T) {
 	l.Warnf("stream %s has NO quorum", "s")
 	l.Errorf("Error trying to connect to route (attempt %d): refused", 7)
 	l.Errorf("disk on fire")
+	for range 3 { // anybody can have it said
+		l.Errorf("%s:%d - rid:%d - TLS handshake error: EOF", "10.0.0.9", 4711, 12)
+	}
 	l.Fatalf("cannot listen on %d", 1)
-	want := []slog.Level{slog.LevelDebug, slog.LevelWarn, slog.LevelDebug, slog.LevelError, slog.LevelError}
+	want := []slog.Level{slog.LevelDebug, slog.LevelWarn, slog.LevelDebug, slog.LevelError, slog.LevelError, slog.LevelError}
 	if !slices.Equal(r.levels, want) {
 		t.Errorf("levels %v, want %v", r.levels, want)
+	}
+	if unsaid, say := l.handshake(time.Now().Add(handshakeEvery)); !say || unsaid != 2 {
+		t.Errorf("a minute later: said %t, %d before it were not", say, unsaid)
 	}
 	if fatal == nil || fatal.Error() != "nats server: cannot listen on 1" {
 		t.Errorf("Fatalf handed over %v", fatal)

@@ -28,6 +28,7 @@ type core struct {
 	id      *identity
 	planner atomic.Pointer[super.Super] // nil until the broker listens
 	gone    atomic.Bool                 // the host was removed
+	out     atomic.Bool                 // and the others say that it is no member of the broker's group
 }
 
 // runCore runs a host with a broker. On one that was removed nothing else runs:
@@ -67,7 +68,7 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 	both.Go(func() {
 		defer stopBroker()
 		if !m.Removed {
-			partsErr = c.runParts(partsCtx, beatCtx, stopBroker)
+			partsErr = c.runParts(partsCtx, beatCtx, stopBroker, stopBeat)
 		}
 		if !c.gone.Load() {
 			return
@@ -76,9 +77,12 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 			partsErr = m.leave(ctx, dir)
 		}
 		cfg.Log.Info("this host was removed; its broker waits until it is no member any more", "component", "node", "host", m.Host)
-		<-partsCtx.Done()
+		c.out.Store(c.awaitStanding(partsCtx, out))
 	})
 	both.Wait()
+	if c.out.Load() {
+		brokerErr = errors.Join(brokerErr, broker.NoteRemoved(brokerDir(dir.Path)))
+	}
 	expelled, err := broker.Removed(brokerDir(dir.Path))
 	switch {
 	case expelled && m.Removed:
@@ -105,20 +109,28 @@ func (c *core) removed() []kbroker.HostID {
 }
 
 // expelled are the cores that were removed and are no members of the broker any
-// more: until then its majority may need them.
+// more: until then its majority may need them. Who is out stays out, after a restart
+// too; nobody comes to be while the group has no leader that says who is in it.
 func (c *core) expelled() []kbroker.HostID {
-	members := c.broker.Members().Current
-	return slices.DeleteFunc(c.removed(), func(h kbroker.HostID) bool {
-		_, member := members[h]
+	members := c.broker.Members()
+	if !members.Leader {
+		return c.m.outs()
+	}
+	gone := slices.DeleteFunc(c.removed(), func(h kbroker.HostID) bool {
+		_, member := members.Current[h]
 		return member || h == c.m.Host
 	})
+	if err := c.m.noteOut(gone); err != nil {
+		c.cfg.Log.Warn("who was removed is not stored; a restart will learn it again", "component", "node", "err", err)
+	}
+	return c.m.outs()
 }
 
 // runParts runs what lives on the broker, agent and super, until ctx or one of
 // them ends, or the host was removed. If not, it calls stopBroker then, and
 // returns when beatCtx has ended: the broker waits for its clients, and a host
-// that is silent for as long is lost to the others.
-func (c *core) runParts(ctx, beatCtx context.Context, stopBroker func()) error {
+// that is silent for as long is lost to the others. stopBeat ends beatCtx.
+func (c *core) runParts(ctx, beatCtx context.Context, stopBroker, stopBeat func()) error {
 	select {
 	case <-c.broker.Listening():
 	case <-ctx.Done():
@@ -142,10 +154,19 @@ func (c *core) runParts(ctx, beatCtx context.Context, stopBroker func()) error {
 	beat.Go(func() {
 		defer cancel()
 		beatErr = a.Beat(beatCtx)
-		c.gone.Store(errors.Is(beatErr, agent.ErrRemoved))
+		if errors.Is(beatErr, agent.ErrRemoved) {
+			c.gone.Store(true)
+		}
 	})
 	err = runAll(ctx, map[string]func(context.Context) error{
 		"agent": a.Run, "super": s.Run,
+		"standing": func(ctx context.Context) error {
+			if c.awaitStanding(ctx, removed) {
+				c.gone.Store(true)
+				stopBeat()
+			}
+			return nil
+		},
 		"membership": func(ctx context.Context) error {
 			return c.m.follow(ctx, s.Cores, s.Removed, c.cfg.Log.With("component", "node"))
 		},

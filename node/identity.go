@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/internal/pki"
@@ -48,7 +48,7 @@ type identity struct {
 	at    []net.IP // that clients reach it at
 	key   crypto.Signer
 	core  *pki.Authority
-	root  *pki.Authority // nil: its key is not on this host
+	dir   string
 	roots []*x509.Certificate
 	tls   *pki.Identities
 	now   func() time.Time // the wall clock
@@ -81,57 +81,92 @@ func makeDir(path string) error {
 	return durable.Sync(filepath.Dir(path))
 }
 
-func (m *membership) identityDir() string {
-	return filepath.Join(filepath.Dir(m.path), identityDir, m.ClusterID)
+func (m *membership) identityDir() string { return m.identityOf(m.ClusterID) }
+
+// identityOf is where the identity in a cluster is that this host is, or was, of.
+func (m *membership) identityOf(cluster string) string {
+	return filepath.Join(filepath.Dir(m.path), identityDir, cluster)
 }
 
 func (m *membership) identity() pki.Identity {
 	return pki.Identity{Cluster: m.ClusterID, Role: m.Role, Host: m.Host, Generation: m.Generation}
 }
 
-// foundIdentity makes the root of the cluster that this host founds, and its own
-// intermediate. What a crash left of an earlier try is made anew: nobody has seen
-// it.
-func (m *membership) foundIdentity(now time.Time) error {
+// foundIdentity makes this host's intermediate of the root of the cluster that it
+// founds. What a crash left of an earlier try is gone on with.
+func (m *membership) foundIdentity() error {
 	key, err := hostKey(filepath.Dir(m.path))
 	if err != nil {
 		return err
 	}
-	root, err := m.rescuedRoot()
-	if errors.Is(err, fs.ErrNotExist) {
-		root, err = pki.NewRoot(m.ClusterID, now)
-	}
+	root, roots, err := m.foundRoot()
 	if err != nil {
 		return err
 	}
-	core, err := root.Intermediate(key.Public(), m.identity(), now)
+	core, err := root.Intermediate(key.Public(), m.identity())
 	if err != nil {
 		return err
 	}
-	return m.saveIdentity(root.Key(), []*x509.Certificate{root.Cert}, core)
+	return m.saveIdentity(root.Key(), roots, core)
 }
 
-// rescuedRoot is the root of the cluster that this one was rescued from: its
-// workers believe it. fs.ErrNotExist: there is none.
-func (m *membership) rescuedRoot() (*pki.Authority, error) {
-	if m.RescuedFrom == "" {
-		return nil, fs.ErrNotExist
+// foundRoot is the root of the cluster that this host founds: the one that is there,
+// or that of the cluster that it was rescued from, whose workers believe it, or a new
+// one, but not once others may know another.
+func (m *membership) foundRoot() (*pki.Authority, []*x509.Certificate, error) {
+	dirs := []string{m.identityDir()}
+	if m.RescuedFrom != "" {
+		dirs = append(dirs, m.identityOf(m.RescuedFrom))
 	}
-	old := filepath.Join(filepath.Dir(m.identityDir()), m.RescuedFrom)
-	key, err := pki.LoadKey(filepath.Join(old, rootKeyFile))
+	for _, dir := range dirs {
+		root, roots, err := loadRoot(dir)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return root, roots, err
+		}
+	}
+	joined, err := broker.Joined(brokerDir(filepath.Dir(m.path)))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	roots, err := pki.LoadCerts(filepath.Join(old, rootsFile))
+	if joined || m.RescuedFrom != "" {
+		return nil, nil, kbroker.Errorf(kbroker.Refused, "host %s cannot prove who it is: neither %s nor %s is in %s", m.Host, coreFile, rootKeyFile, dirs[len(dirs)-1]).
+			WithHint("restore %s, or put %s back until the agent has started", coreFile, rootKeyFile)
+	}
+	root, err := pki.NewRoot(m.ClusterID)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return pki.NewAuthority(roots[0], key)
+	return root, []*x509.Certificate{root.Cert}, nil
+}
+
+// loadRoot reads the root whose key is in a directory of a cluster, and all that are
+// believed. fs.ErrNotExist: its key is kept elsewhere.
+func loadRoot(dir string) (*pki.Authority, []*x509.Certificate, error) {
+	key, err := pki.LoadKey(filepath.Join(dir, rootKeyFile))
+	if err != nil {
+		return nil, nil, err
+	}
+	roots, err := pki.LoadCerts(filepath.Join(dir, rootsFile))
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, cert := range roots {
+		if root, err := pki.NewAuthority(cert, key); err == nil {
+			return root, roots, nil
+		}
+	}
+	return nil, nil, kbroker.Errorf(kbroker.Refused, "%s is not the key of a certificate in %s", filepath.Join(dir, rootKeyFile), rootsFile).
+		WithHint("put the key back that belongs to it")
 }
 
 // roots are the cluster's, in PEM, as this host was given them.
 func (m *membership) roots() (string, error) {
-	certs, err := pki.LoadCerts(filepath.Join(m.identityDir(), rootsFile))
+	path := filepath.Join(m.identityDir(), rootsFile)
+	certs, err := pki.LoadCerts(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", kbroker.Errorf(kbroker.Refused, "%s is not there: host %s does not know whom of cluster %s to believe", path, m.Host, m.ClusterID).
+			WithHint("restore the file, it is the same on every host of the cluster; a directory from before hosts had identities cannot be used")
+	}
 	if err != nil {
 		return "", fmt.Errorf("the roots of cluster %s: %w", m.ClusterID, err)
 	}
@@ -139,17 +174,17 @@ func (m *membership) roots() (string, error) {
 }
 
 // secure are the options of a connection to a core: one of the cluster whose roots
-// this host was given. A host that was given none believes who answers at the
+// this host was given. A host that is of no cluster yet believes who answers at the
 // address that it is to join through.
 func (m *membership) secure() ([]nats.Option, error) {
-	roots, err := m.roots()
-	if errors.Is(err, fs.ErrNotExist) {
+	if m.ClusterID == "" {
 		anyone := func(o *nats.Options) error {
 			o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
 			return nil
 		}
 		return []nats.Option{anyone}, nil
 	}
+	roots, err := m.roots()
 	if err != nil {
 		return nil, err
 	}
@@ -163,11 +198,10 @@ func Roots(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	roots, err := m.roots()
-	if errors.Is(err, fs.ErrNotExist) {
+	if m.ClusterID == "" {
 		return "", kbroker.Errorf(kbroker.NotFound, "host %s is of no cluster yet", m.Host)
 	}
-	return roots, err
+	return m.roots()
 }
 
 func (m *membership) saveIdentity(rootKey crypto.Signer, roots []*x509.Certificate, core *x509.Certificate) error {
@@ -195,26 +229,51 @@ func (m *membership) takeIdentity(r kbroker.JoinReply, box *pki.Box) error {
 	if m.Role == kbroker.RoleWorker {
 		return m.saveIdentity(nil, roots, nil)
 	}
+	if r.Certificate == "" {
+		return m.keepIdentity(roots)
+	}
 	core, err := pki.ParseCerts([]byte(r.Certificate))
 	if err != nil {
 		return fmt.Errorf("this host's certificate: %w", err)
 	}
-	var rootKey crypto.Signer
-	if len(r.RootKey) > 0 {
-		if rootKey, err = box.OpenKey(r.RootKey); err != nil {
-			return err
-		}
+	rootKey, err := box.OpenKey(r.RootKey)
+	if err != nil {
+		return err
 	}
-	switch got, err := pki.IdentityOf(core[0]); {
+	if err := m.isMine(core[0], roots); err != nil {
+		return err
+	}
+	return m.saveIdentity(rootKey, roots, core[0])
+}
+
+// keepIdentity goes on with the certificate that this core was given when it was
+// first admitted.
+func (m *membership) keepIdentity(roots []*x509.Certificate) error {
+	certs, err := pki.LoadCerts(filepath.Join(m.identityDir(), coreFile))
+	if err == nil {
+		err = m.isMine(certs[0], roots)
+	}
+	if err != nil {
+		return kbroker.Errorf(kbroker.Refused, "host %s was admitted without a certificate, and has none that fits: %v", m.Host, err).
+			WithHint("put %s back on the cores of the cluster, and start this agent again", rootKeyFile)
+	}
+	return m.saveIdentity(nil, roots, nil)
+}
+
+// isMine says what is wrong with an intermediate for this core.
+func (m *membership) isMine(core *x509.Certificate, roots []*x509.Certificate) error {
+	switch got, err := pki.IdentityOf(core); {
 	case err != nil:
 		return err
 	case got != m.identity():
-		return fmt.Errorf("this host was given the certificate of %s, want that of %s", got.URI(), m.identity().URI())
+		return fmt.Errorf("it is the certificate of %s, want that of %s", got.URI(), m.identity().URI())
 	}
-	if err := core[0].CheckSignatureFrom(roots[0]); err != nil {
-		return fmt.Errorf("this host's certificate is not of the cluster's root: %w", err)
+	for _, root := range roots {
+		if core.CheckSignatureFrom(root) == nil {
+			return nil
+		}
 	}
-	return m.saveIdentity(rootKey, roots, core[0])
+	return errors.New("it is not of the cluster's root")
 }
 
 // openIdentity reads the identity of a core and makes its first certificate, with
@@ -224,7 +283,7 @@ func (m *membership) openIdentity(now func() time.Time, log *slog.Logger) (*iden
 	dir := m.identityDir()
 	certs, err := pki.LoadCerts(filepath.Join(dir, coreFile))
 	if errors.Is(err, fs.ErrNotExist) && m.Founded {
-		if err := m.foundIdentity(now()); err != nil {
+		if err := m.foundIdentity(); err != nil {
 			return nil, err
 		}
 		certs, err = pki.LoadCerts(filepath.Join(dir, coreFile))
@@ -236,7 +295,7 @@ func (m *membership) openIdentity(now func() time.Time, log *slog.Logger) (*iden
 	if err != nil {
 		return nil, err
 	}
-	i := &identity{self: m.identity(), tls: pki.NewIdentities(now), now: now, log: log}
+	i := &identity{self: m.identity(), dir: dir, tls: pki.NewIdentities(now), now: now, log: log}
 	if addr, err := netip.ParseAddrPort(m.Client); err == nil {
 		i.at = []net.IP{addr.Addr().AsSlice()}
 	}
@@ -249,16 +308,7 @@ func (m *membership) openIdentity(now func() time.Time, log *slog.Logger) (*iden
 	if i.core, err = pki.NewAuthority(certs[0], i.key); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, coreFile), err)
 	}
-	switch rootKey, err := pki.LoadKey(filepath.Join(dir, rootKeyFile)); {
-	case errors.Is(err, fs.ErrNotExist): // it is kept elsewhere
-	case err != nil:
-		return nil, err
-	default:
-		if i.root, err = pki.NewAuthority(i.roots[0], rootKey); err != nil {
-			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, rootKeyFile), err)
-		}
-	}
-	i.believe(nil)
+	i.believe(m.outs())
 	return i, i.renew()
 }
 
@@ -279,14 +329,9 @@ func (i *identity) renew() error {
 	return nil
 }
 
-// believe is who is out from now on: cores that were removed. The name of a core
-// is used once.
+// believe is who is out from now on: cores that were removed.
 func (i *identity) believe(out []kbroker.HostID) {
-	removed := map[kbroker.HostID]int{}
-	for _, h := range out {
-		removed[h] = math.MaxInt
-	}
-	i.tls.Believe(pki.Trust{Cluster: i.self.Cluster, Roots: i.roots, Removed: removed})
+	i.tls.Believe(pki.Trust{Cluster: i.self.Cluster, Roots: i.roots, Removed: out})
 }
 
 // run keeps the certificate young and the trust as the cluster has it, until ctx
@@ -323,30 +368,67 @@ func (i *identity) routes() *tls.Config  { return i.tls.Peers() }
 func (i *identity) clients() *tls.Config { return i.tls.Server() }
 
 // admit adds to the reply whom the host is to believe, and what a core needs to prove
-// who it is.
+// who it is. A host that was admitted before, and has that already, does without while
+// the root's key is kept elsewhere.
 func (i *identity) admit(r kbroker.JoinRequest, reply *kbroker.JoinReply) error {
+	public, err := proved(r)
+	if err != nil {
+		return err
+	}
 	reply.Roots = string(pki.EncodeCerts(i.roots...))
 	if r.Role != kbroker.RoleCore {
 		return nil
 	}
-	if i.root == nil {
-		return kbroker.Errorf(kbroker.Refused, "the root key of cluster %s is not on host %s: it admits no core", i.self.Cluster, i.self.Host).
-			WithHint("put %s back for as long as cores join", rootKeyFile)
+	root, _, err := loadRoot(i.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && r.ClusterID == i.self.Cluster:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return kbroker.Errorf(kbroker.Refused, "the root key of cluster %s is not on host %s, which leads: it admits no core", i.self.Cluster, i.self.Host).
+			WithHint("put %s back on the cores for as long as cores join", rootKeyFile)
+	case err != nil:
+		return err
 	}
-	public, err := x509.ParsePKIXPublicKey(r.Key)
-	if err != nil {
-		return kbroker.Errorf(kbroker.Invalid, "host %s asks to join with a key that cannot be read: %v", r.Host, err)
-	}
-	if f, err := pki.Fingerprint(public); err != nil || f != r.Fingerprint {
-		return kbroker.Errorf(kbroker.Invalid, "host %s asks to join with another key than its fingerprint says", r.Host)
-	}
-	cert, err := i.root.Intermediate(public, pki.Identity{Cluster: i.self.Cluster, Role: r.Role, Host: r.Host, Generation: reply.Generation}, i.now())
+	cert, err := root.Intermediate(public, pki.Identity{Cluster: i.self.Cluster, Role: r.Role, Host: r.Host, Generation: reply.Generation})
 	if err != nil {
 		return err
 	}
-	if reply.RootKey, err = pki.SealKey(r.Box, i.root.Key()); err != nil {
+	if reply.RootKey, err = pki.SealKey(r.Box, root.Key()); err != nil {
 		return kbroker.Errorf(kbroker.Invalid, "host %s asks to join without a box for the root key: %v", r.Host, err)
 	}
 	reply.Certificate = string(pki.EncodeCerts(cert))
 	return nil
+}
+
+// prove signs a request to join with the host's key. What is sealed for its box is
+// of no use to who repeats it.
+func prove(key crypto.Signer, r *kbroker.JoinRequest) (err error) {
+	if r.Key, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
+		return fmt.Errorf("encode the host's key: %w", err)
+	}
+	r.Proof, err = pki.Sign(key, joinPurpose, claims(*r)...)
+	return err
+}
+
+// proved returns the key that a request to join is of, which is the one of its
+// fingerprint.
+func proved(r kbroker.JoinRequest) (crypto.PublicKey, error) {
+	public, err := x509.ParsePKIXPublicKey(r.Key)
+	if err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "host %s asks to join with a key that cannot be read: %v", r.Host, err)
+	}
+	if f, err := pki.Fingerprint(public); err != nil || f != r.Fingerprint {
+		return nil, kbroker.Errorf(kbroker.Invalid, "host %s asks to join with another key than its fingerprint says", r.Host)
+	}
+	if err := pki.CheckSignature(public, r.Proof, joinPurpose, claims(r)...); err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "host %s asks to join with a key that is not its own: %v", r.Host, err)
+	}
+	return public, nil
+}
+
+const joinPurpose = "kbroker join"
+
+// claims are what a host proves that it asked for.
+func claims(r kbroker.JoinRequest) [][]byte {
+	return [][]byte{[]byte(r.Host), []byte(r.Role), []byte(r.Client), []byte(r.Route), r.Box}
 }

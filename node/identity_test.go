@@ -1,6 +1,7 @@
 package node
 
 import (
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -176,10 +177,22 @@ func TestWhoIsNotAdmitted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	thief, err := pki.NewBox()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, change := range map[string]func(r *kbroker.JoinRequest){
-		"without a key":      func(r *kbroker.JoinRequest) { r.Key = nil },
-		"with another's key": func(r *kbroker.JoinRequest) { r.Key = other },
-		"without a box":      func(r *kbroker.JoinRequest) { r.Box = nil },
+		"without a key":                   func(r *kbroker.JoinRequest) { r.Key = nil },
+		"with another's key":              func(r *kbroker.JoinRequest) { r.Key = other },
+		"without a proof":                 func(r *kbroker.JoinRequest) { r.Proof = nil },
+		"with the proof of another box":   func(r *kbroker.JoinRequest) { r.Box = thief.Public() },
+		"with the proof of another route": func(r *kbroker.JoinRequest) { r.Route = "10.0.0.9:6222" },
+		"without a box": func(r *kbroker.JoinRequest) {
+			r.Box = nil
+			if err := prove(mustKey(t, m), r); err != nil {
+				t.Fatal(err)
+			}
+		},
 	} {
 		r, _ := request(t, m)
 		change(&r)
@@ -196,10 +209,89 @@ func TestWhoIsNotAdmitted(t *testing.T) {
 	if err := m.takeIdentity(reply, box); err == nil {
 		t.Error("a certificate for another generation was taken")
 	}
-	founder.root = nil
-	if err := founder.admit(r, &reply); !errors.Is(err, kbroker.Refused) || !strings.Contains(err.Error(), "root key") {
+}
+
+// TestTheRootKeyIsKeptElsewhere: no core is admitted then, one that was before goes
+// on, and when the key is back the next is admitted, without a restart.
+func TestTheRootKeyIsKeptElsewhere(t *testing.T) {
+	founder := newFounder(t, "kb-test")
+	before := joined(t, founder, "h2")
+	file, away := filepath.Join(founder.dir, rootKeyFile), filepath.Join(t.TempDir(), "root.key")
+	if err := os.Rename(file, away); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := request(t, newHost(t, "", "h3"))
+	reply := kbroker.JoinReply{Admitted: true, Generation: 1}
+	if err := founder.admit(r, &reply); !errors.Is(err, kbroker.Refused) || !strings.Contains(err.Error(), "root key") || kbroker.AsError(err).Hint == "" {
 		t.Errorf("without the root's key: %v", err)
 	}
+	again, box := request(t, before)
+	again.ClusterID = before.ClusterID
+	reply = kbroker.JoinReply{Admitted: true, Generation: 1}
+	if err := errors.Join(founder.admit(again, &reply), before.takeIdentity(reply, box)); err != nil {
+		t.Errorf("a core that was admitted before: %v", err)
+	}
+	if err := talk(t, founder, open(t, before, time.Now())); err != nil {
+		t.Errorf("it and the founder: %v", err)
+	}
+	before.Generation = 2
+	if err := before.takeIdentity(reply, box); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("it goes on with the certificate of another admission: %v", err)
+	}
+	if err := os.Rename(away, file); err != nil {
+		t.Fatal(err)
+	}
+	joined(t, founder, "h3")
+}
+
+// TestAFounderWithoutItsCertificate makes another of the root that it has, and of no
+// other: the others would not believe it.
+func TestAFounderWithoutItsCertificate(t *testing.T) {
+	m := newHost(t, "kb-test", "h1")
+	m.Founded = true
+	before := open(t, m, time.Now())
+	second := open(t, joined(t, before, "h2"), time.Now())
+	broker := brokerDir(filepath.Dir(m.path))
+	if err := errors.Join(os.Mkdir(broker, 0o700), os.WriteFile(filepath.Join(broker, "joined"), nil, 0o600),
+		os.Remove(filepath.Join(before.dir, coreFile))); err != nil {
+		t.Fatal(err)
+	}
+	if err := talk(t, second, open(t, m, time.Now())); err != nil {
+		t.Errorf("with its root's key: %v", err)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(before.dir, coreFile)), os.Remove(filepath.Join(before.dir, rootKeyFile))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.openIdentity(time.Now, discard()); !errors.Is(err, kbroker.Refused) || kbroker.AsError(err).Hint == "" {
+		t.Errorf("without: %v, want a refusal with a hint", err)
+	}
+}
+
+// TestWhoIsOutStaysOut, after a restart too, before anybody could say so.
+func TestWhoIsOutStaysOut(t *testing.T) {
+	m := newHost(t, "kb-test", "h1")
+	m.Founded = true
+	founder := open(t, m, time.Now())
+	removed := open(t, joined(t, founder, "h2"), time.Now())
+	if err := errors.Join(m.noteOut([]kbroker.HostID{"h2"}), m.noteOut(nil)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := readMember(filepath.Dir(m.path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := talk(t, open(t, again, time.Now()), removed); err == nil {
+		t.Error("a core that was removed is believed after a restart")
+	}
+}
+
+func mustKey(t *testing.T, m *membership) crypto.Signer {
+	t.Helper()
+	key, err := hostKey(filepath.Dir(m.path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }
 
 // TestWhomAWorkerBelieves: the root that it was given, also when the cluster was
@@ -244,7 +336,7 @@ func TestWhomAWorkerBelieves(t *testing.T) {
 	}
 }
 
-// TestACoreWithoutItsCertificate says what to do; a founder makes another.
+// TestACoreWithoutItsCertificate says what to do.
 func TestACoreWithoutItsCertificate(t *testing.T) {
 	founder := newFounder(t, "kb-test")
 	m := joined(t, founder, "h2")

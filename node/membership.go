@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -55,8 +54,35 @@ type membership struct {
 	// RescuedFrom is the cluster whose second core this host was; see Rescue.
 	RescuedFrom string `json:"rescued_from,omitempty"`
 
-	mu    sync.Mutex
+	mu    sync.Mutex         // guards what follows
 	Cores []kbroker.CoreAddr `json:"cores"` // the others
+	// Out are cores that were removed and are no members of the broker's group any
+	// more: they are not believed, from the first moment on.
+	Out []kbroker.HostID `json:"out,omitempty"`
+}
+
+// outs are the cores that are out.
+func (m *membership) outs() []kbroker.HostID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.Out)
+}
+
+// noteOut remembers more cores that are out.
+func (m *membership) noteOut(more []kbroker.HostID) error {
+	m.mu.Lock()
+	before := len(m.Out)
+	for _, h := range more {
+		if !slices.Contains(m.Out, h) {
+			m.Out = append(m.Out, h)
+		}
+	}
+	grown := len(m.Out) > before
+	m.mu.Unlock()
+	if !grown {
+		return nil
+	}
+	return m.save()
 }
 
 // errRemoved is what the agent of a removed host ends with.
@@ -238,25 +264,20 @@ func (m *membership) join(ctx context.Context, through []string, labels map[stri
 	}
 }
 
-// present adds to a core's request what it proves itself with later, and returns
-// the box of it.
+// present adds to a request what shows who asks, and returns the box of a core's.
 func (m *membership) present(r *kbroker.JoinRequest) (*pki.Box, error) {
-	if m.Role == kbroker.RoleWorker {
-		return nil, nil
-	}
 	key, err := hostKey(filepath.Dir(m.path))
 	if err != nil {
 		return nil, err
 	}
-	if r.Key, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
-		return nil, fmt.Errorf("encode the host's key: %w", err)
+	var box *pki.Box
+	if m.Role == kbroker.RoleCore {
+		if box, err = pki.NewBox(); err != nil {
+			return nil, err
+		}
+		r.Box = box.Public()
 	}
-	box, err := pki.NewBox()
-	if err != nil {
-		return nil, err
-	}
-	r.Box = box.Public()
-	return box, nil
+	return box, prove(key, r)
 }
 
 // askToJoin asks one core.

@@ -21,13 +21,22 @@ import (
 //	a core answers its heartbeat so ------> "removed" in membership.json
 //	its broker sees itself put out -------> "removed" beside the broker's store
 //	started without a store, it asks          |
+//	without a leader, it asks                 |
 //	                                          v
 //	                           its applications are ended, at every start
 //
-// The broker of a core runs on until it is put out: a majority may need it.
+// The broker of a core runs on until it is put out: a majority may need it. A core
+// that was off meanwhile is refused by the brokers of the others, and hears of it
+// from their client ports alone.
 
-// removedGrace is how long applications on a removed host may take to leave.
-const removedGrace = 10 * time.Second
+const (
+	// removedGrace is how long applications on a removed host may take to leave.
+	removedGrace = 10 * time.Second
+	// A core without a leader asks the others whether it was removed after askAfter,
+	// at its start and later, and again every askEvery.
+	askAfter = time.Second
+	askEvery = 2 * time.Second
+)
 
 // isOut reports, before anything runs, whether this host was a core that the
 // others have put out of their group, and of a removed one that never was in it.
@@ -43,23 +52,61 @@ func (m *membership) isOut(ctx context.Context, dir string) (bool, error) {
 		return m.Removed, err
 	}
 	gone, err := broker.StoreGone(brokerDir(dir))
-	return err == nil && gone && (m.Removed || m.othersSayRemoved(ctx)), err
+	return err == nil && gone && (m.Removed || m.standing(ctx) != member), err
 }
 
-// othersSayRemoved asks the other cores, in turn, whether this one was removed.
-// False when none answers.
-func (m *membership) othersSayRemoved(ctx context.Context) bool {
-	for _, c := range m.Cores {
-		rows, err := m.askHosts(ctx, c.Client)
-		if err != nil {
-			continue // the next one may know
-		}
-		// The name of a core is used once: a removed one of this name is this.
-		return slices.ContainsFunc(rows, func(r kbroker.HostRow) bool {
-			return r.Name == m.Host && r.State == kbroker.HostRemoved
-		})
+// standing is what the cluster says of a core of it.
+type standing int
+
+const (
+	member  standing = iota // or nobody answers
+	removed                 // but still a member of the broker's group
+	out                     // of that, too
+)
+
+// standing asks the other cores, all at once, what they say of this one. Both that
+// it was removed and that it is out are true for ever, as the name of a core is used
+// once: the one that knows most is right.
+func (m *membership) standing(ctx context.Context) standing {
+	m.mu.Lock()
+	others := slices.Clone(m.Cores)
+	m.mu.Unlock()
+	said := make(chan standing, len(others))
+	for _, c := range others {
+		go func() {
+			rows, err := m.askHosts(ctx, c.Client)
+			i := slices.IndexFunc(rows, func(r kbroker.HostRow) bool { return r.Name == m.Host && r.State == kbroker.HostRemoved })
+			switch {
+			case err != nil || i < 0:
+				said <- member
+			case rows[i].Out:
+				said <- out
+			default:
+				said <- removed
+			}
+		}()
 	}
-	return false
+	is := member
+	for range others {
+		is = max(is, <-said)
+	}
+	return is
+}
+
+// awaitStanding returns true when the others say that this host stands so, or worse,
+// and false when ctx ends. They are asked while this core's broker has no leader: with
+// one it hears by itself.
+func (c *core) awaitStanding(ctx context.Context, want standing) bool {
+	for pause := askAfter; ; pause = askEvery {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+		if !c.broker.Members().Leader && c.m.standing(ctx) >= want {
+			return true
+		}
+	}
 }
 
 // askHosts asks one core for all hosts that it knows, the removed ones too.

@@ -108,21 +108,13 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 	go run(t.Context())
 	awaitCopies(t, a.Client, "a")
 
-	body, err := json.Marshal(kbroker.RemoveRequest{Host: "b"})
-	if err != nil {
-		t.Fatal(err)
-	}
 	wait.Until(t, 30*time.Second, func() error { // not while it is suspect
 		select {
 		case err := <-ended:
 			t.Fatalf("the broker of a member ended with %v", err)
 		default:
 		}
-		reply, err := nc.Request(subjects.Super(subjects.VerbRemove, kbroker.DefaultTenant), body, 5*time.Second)
-		if err == nil && reply.Header.Get(subjects.HeaderCode) != "" {
-			err = fmt.Errorf("not removed: %s", reply.Data)
-		}
-		return err
+		return remove(t, nc, "b")
 	})
 	select {
 	case err := <-ended:
@@ -134,6 +126,65 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 	}
 	if expelled, err := broker.Removed(brokerDir(dirB)); err != nil || !expelled {
 		t.Errorf("its broker saw that it is no member: %t, %v", expelled, err)
+	}
+}
+
+// remove asks for the removal of a host.
+func remove(t *testing.T, nc *nats.Conn, host kbroker.HostID) error {
+	t.Helper()
+	body, err := json.Marshal(kbroker.RemoveRequest{Host: host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply, err := nc.Request(subjects.Super(subjects.VerbRemove, kbroker.DefaultTenant), body, 5*time.Second)
+	if err == nil && reply.Header.Get(subjects.HeaderCode) != "" {
+		err = fmt.Errorf("not removed: %s", reply.Data)
+	}
+	return err
+}
+
+// TestACoreThatWasOffWhenItWasRemovedHearsOfIt: the routes of the others refuse it,
+// and so its broker never does.
+func TestACoreThatWasOffWhenItWasRemovedHearsOfIt(t *testing.T) {
+	work := t.TempDir()
+	dirA, dirB := filepath.Join(work, "a"), filepath.Join(work, "b")
+	start(t, Config{Dir: dirA, Name: "a", Found: true, Advertise: "127.0.0.1"})
+	a := awaitLeader(t, dirA)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	cfg := Config{Dir: dirB, Name: "b", Join: []string{a.Client}, Advertise: "127.0.0.1"}
+	go func() { ended <- Run(ctx, cfg) }()
+	awaitCopies(t, a.Client, "b")
+	stop()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(url(a.Client), anyone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	wait.Until(t, 30*time.Second, func() error { return remove(t, nc, "b") }) // not while it is suspect
+	wait.Until(t, 20*time.Second, func() error {                              // and its certificate is refused
+		m, err := readMember(dirA)
+		if err == nil && len(m.Out) == 0 {
+			err = errors.New("b is not out")
+		}
+		return err
+	})
+	app := application(t, dirB)
+	go func() { ended <- Run(t.Context(), cfg) }()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, kbroker.Refused) {
+			t.Errorf("it ended with %v, want refused", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it goes on")
+	}
+	awaitEnd(t, app)
+	if expelled, err := broker.Removed(brokerDir(dirB)); err != nil || !expelled {
+		t.Errorf("its directory says that it is out: %t, %v", expelled, err)
 	}
 }
 
@@ -150,12 +201,13 @@ func TestACoreWithoutItsStoreAsksWhetherItWasRemoved(t *testing.T) {
 		"one whose port is another cluster's": {cluster: "other", state: kbroker.HostRemoved},
 	} {
 		t.Run(name, func(t *testing.T) {
-			srv := natstest.StartCluster(t, 3)
+			founder := newFounder(t, tc.cluster)
+			srv := natstest.StartTLS(t, founder.clients())
 			rows, err := json.Marshal([]kbroker.HostRow{{Name: "h1", State: kbroker.HostReady}, {Name: "h2", State: tc.state}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = srv.Connect(t, 0).Subscribe(subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), func(m *nats.Msg) {
+			_, err = srv.Connect(t, anyone).Subscribe(subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), func(m *nats.Msg) {
 				var r kbroker.ListRequest
 				if err := errors.Join(json.Unmarshal(m.Data, &r), m.Respond(rows)); err != nil || !r.All {
 					t.Errorf("asked with %q: %v", m.Data, err)
@@ -164,12 +216,10 @@ func TestACoreWithoutItsStoreAsksWhetherItWasRemoved(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			dir := t.TempDir()
-			m := &membership{
-				path: filepath.Join(dir, membershipFile), ClusterID: tc.cluster, Host: "h2", Role: kbroker.RoleCore,
-				Client: "127.0.0.1:1", Route: "127.0.0.1:2",
-				Cores: []kbroker.CoreAddr{{Host: "h3", Client: "127.0.0.1:3"}, {Host: "h1", Client: strings.TrimPrefix(srv.URL(0), "nats://")}},
-			}
+			m := joined(t, founder, "h2")
+			dir := filepath.Dir(m.path)
+			m.Client, m.Route = "127.0.0.1:1", "127.0.0.1:2"
+			m.Cores = []kbroker.CoreAddr{{Host: "h3", Client: "127.0.0.1:3"}, {Host: "h1", Client: strings.TrimPrefix(srv.URL, "tls://")}}
 			err = errors.Join(m.save(), os.Mkdir(brokerDir(dir), 0o700),
 				os.WriteFile(filepath.Join(brokerDir(dir), "identity.json"), []byte(`{"cluster_id":"`+tc.cluster+`","host":"h2"}`), 0o600),
 				os.WriteFile(filepath.Join(brokerDir(dir), "joined"), nil, 0o600))

@@ -16,6 +16,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
 	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
@@ -94,7 +95,18 @@ func BeginRescue(ctx context.Context, path string, log *slog.Logger) (_ *Rescue,
 	if err := r.othersAreLost(ctx); err != nil {
 		return nil, err
 	}
-	return r, r.read(ctx)
+	if err := r.read(ctx); err != nil {
+		return nil, err
+	}
+	_, _, err = loadRoot(r.member.identityDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		err = kbroker.Errorf(kbroker.Refused, "%s is not in %s", rootKeyFile, r.member.identityDir()).
+			WithHint("put it back for the rescue: the new cluster is known by the same root")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // ownedByMe refuses who is not the owner of a data directory: its agent could
@@ -134,23 +146,17 @@ func (m *membership) rescuable() error {
 // othersAreLost refuses while another core of the cluster takes connections: two
 // clusters would give the same work to different hosts.
 func (r *Rescue) othersAreLost(ctx context.Context) error {
-	secure, err := r.member.secure()
-	if err != nil {
-		return err
-	}
 	for _, c := range r.member.Cores {
-		conn, err := nats.Connect(url(c.Client), append(secure, nats.Name("kbroker rescue"), nats.Timeout(lostAsk), nats.NoReconnect())...)
-		if ctx.Err() != nil {
+		there, cluster, err := connect.Greeting(ctx, c.Client, lostAsk)
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
-		}
-		if err != nil {
-			continue
-		}
-		cluster := conn.ConnectedClusterName()
-		conn.Close()
-		if cluster == r.ClusterID {
+		case there && cluster == r.ClusterID:
 			return kbroker.Errorf(kbroker.Refused, "core %s of cluster %s is not lost: it answers at %s", c.Host, cluster, c.Client).
 				WithHint("start this host's agent; if that core must go, end it for good first")
+		case there && err != nil:
+			return kbroker.Errorf(kbroker.Refused, "core %s may not be lost: something takes connections at %s and does not say what it is (%v)", c.Host, c.Client, err).
+				WithHint("end what listens there, a core that hangs among it")
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,20 @@ func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(t, dir("a"), "it has the data itself")
+	silent, err := net.Listen("tcp", founder.Client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir("b"), "core a may not be lost") // it may hang
+	_ = silent.Close()
+	root, away := filepath.Join(dir("b"), identityDir, founder.ClusterID, rootKeyFile), filepath.Join(work, "root.key")
+	if err := os.Rename(root, away); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir("b"), "root.key is not in")
+	if err := os.Rename(away, root); err != nil {
+		t.Fatal(err)
+	}
 
 	before := listing(t, dir("b"))
 	r := begin(t, dir("b"))

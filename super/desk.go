@@ -241,7 +241,9 @@ func (d *desk) gone(host kbroker.HostID) bool {
 // sight is what this core hears and knows of liveness.
 func (d *desk) sight() sight {
 	ask, _ := d.heard.leads(d.cfg.Times.Suspect)
-	return sight{age: d.heard.age, times: d.cfg.Times, leader: ask.Leader}
+	m := d.cfg.Members()
+	member := func(h kbroker.HostID) bool { _, in := m.Current[h]; return in || !m.Known }
+	return sight{age: d.heard.age, member: member, times: d.cfg.Times, leader: ask.Leader}
 }
 
 func (d *desk) status(ctx context.Context, v *state.View) kbroker.StatusReply {

@@ -14,6 +14,7 @@ import (
 // sight is what a core sees of liveness when it answers a read.
 type sight struct {
 	age    func(kbroker.HostID) (time.Duration, kbroker.Heartbeat, bool)
+	member func(kbroker.HostID) bool // of the brokers' group, as far as is known
 	times  state.Times
 	leader kbroker.HostID // who led a moment ago; empty: nobody
 }
@@ -155,6 +156,7 @@ func hostRows(v *state.View, all bool, see sight) []kbroker.HostRow {
 			Name: h.Name, Role: h.Role, State: h.State, Super: h.Name == see.leader,
 			Capacity: h.Capacity, Labels: h.Labels, Client: h.Client, Drain: h.Drain, Maintenance: h.Maintenance,
 		}
+		row.Out = !h.Member() && !see.member(h.Name)
 		if row.Labels == nil {
 			row.Labels = map[string]string{}
 		}

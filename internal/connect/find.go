@@ -51,7 +51,9 @@ type Target struct {
 //     directory names a file in kbroker/contexts
 //  7. NATS_URL
 //
-// To URLs, of the flag or of NATS_URL, belong the roots in the file of NATS_CA.
+// To URLs, of the flag or of NATS_URL, belong the roots in the file of NATS_CA; to
+// those of the flag, without that, the roots of what would be found without it: they
+// may be some of its cores.
 //
 // What is named in 1 to 4 and not there is an error (NotFound): it is never
 // silently another cluster. A file that is not what it should be is Invalid.
@@ -95,7 +97,13 @@ func Find(flag string) (Target, error) {
 // a directory or a file.
 func named(value, source string, address bool) (Target, error) {
 	if address && strings.Contains(value, "://") {
-		return urls(value, source)
+		t, err := urls(value, source)
+		if err == nil && t.CA == "" {
+			if around, err := Find(""); err == nil {
+				t.CA = around.CA
+			}
+		}
+		return t, err
 	}
 	if !strings.ContainsRune(value, filepath.Separator) {
 		path, err := contextPath(value)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/pki"
 )
 
 // world is a machine on which nothing is configured yet.
@@ -156,6 +157,35 @@ func TestFindTakesTheFirstPlaceThatNamesACluster(t *testing.T) {
 				t.Errorf("directory %q is not absolute", got.Dir)
 			}
 		})
+	}
+}
+
+// TestURLsGoWithRoots: those of NATS_CA, or else, of a flag, those of the cluster
+// that is found without it.
+func TestURLsGoWithRoots(t *testing.T) {
+	root := func(name string) string {
+		a, err := pki.NewRoot(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(pki.EncodeCerts(a.Cert))
+	}
+	around, other := root("around"), root("other")
+	w := newWorld(t)
+	w.cluster(LocalDir)
+	if err := WriteContext(filepath.Join(w.root, LocalDir), Context{Servers: []string{"nats://a:1"}, CA: around}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Find("nats://b:1"); err != nil || got.CA != around || !slices.Equal(got.Servers, []string{"nats://b:1"}) {
+		t.Errorf("URLs of the flag: %+v, %v; want the roots of the cluster that is here", got, err)
+	}
+	t.Setenv(EnvCA, w.write(other, "other.pem"))
+	if got, err := Find("nats://b:1"); err != nil || got.CA != other {
+		t.Errorf("with %s: %+v, %v", EnvCA, got, err)
+	}
+	t.Setenv(EnvCA, w.write("x", "other.pem"))
+	if _, err := Find("nats://b:1"); !errors.Is(err, kbroker.Invalid) || kbroker.AsError(err).Hint == "" {
+		t.Errorf("with a file that holds none: %v", err)
 	}
 }
 

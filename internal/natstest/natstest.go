@@ -28,7 +28,7 @@ func Start(t testing.TB) *Server {
 func StartTLS(t testing.TB, secure *tls.Config) *Server {
 	t.Helper()
 	s, err := server.NewServer(&server.Options{
-		ServerName: "test", Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true,
+		ServerName: "test", Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, Cluster: server.ClusterOpts{Name: "test"},
 		JetStream: true, StoreDir: t.TempDir(), DisableJetStreamBanner: true,
 		TLS: secure != nil, TLSConfig: secure, TLSTimeout: 5,
 	})

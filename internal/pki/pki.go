@@ -9,8 +9,8 @@
 // and generation, wherever they are. The host's address is there for other clients. A cluster may trust two roots at once, while one
 // takes the other's place.
 //
-// What lives longer than a day can be taken back: Trust.Verify refuses a chain
-// with a key that was revoked, or a host that was removed.
+// What lives longer than a day can be taken back: Trust.Verify refuses a chain with a
+// host that was removed.
 package pki
 
 import (
@@ -35,16 +35,21 @@ import (
 )
 
 const (
-	// rootLife is that of roots and of intermediates: a cluster that was off for
-	// years must be able to start.
-	rootLife = 20 * 365 * 24 * time.Hour
 	// HostLife is that of a host's certificate.
 	HostLife = 24 * time.Hour
-	// skew is how far hosts' clocks may be apart: a certificate holds that much
+	// skew is how far hosts' clocks may be apart: a host's certificate holds that much
 	// before it was made.
 	skew = time.Hour
 
 	scheme = "kbroker"
+)
+
+// Roots and intermediates hold for ever: a cluster must start however long it was
+// off, and whatever its founder's clock said. RFC 5280, 4.1.2.5, has this date for
+// that.
+var (
+	always  = time.Unix(0, 0).UTC()
+	forEver = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 )
 
 // Identity is whom a certificate is for.
@@ -127,12 +132,12 @@ type Authority struct {
 }
 
 // NewRoot makes the root of a cluster.
-func NewRoot(cluster string, now time.Time) (*Authority, error) {
+func NewRoot(cluster string) (*Authority, error) {
 	key, err := NewKey()
 	if err != nil {
 		return nil, fmt.Errorf("make the key of a root: %w", err)
 	}
-	t, err := template("kbroker "+cluster, now, rootLife)
+	t, err := template("kbroker "+cluster, always, forEver)
 	if err != nil {
 		return nil, err
 	}
@@ -164,14 +169,14 @@ func NewAuthority(cert *x509.Certificate, key crypto.Signer) (*Authority, error)
 }
 
 // Intermediate makes the certificate with which a core signs. Only a root can.
-func (a *Authority) Intermediate(public crypto.PublicKey, i Identity, now time.Time) (*x509.Certificate, error) {
+func (a *Authority) Intermediate(public crypto.PublicKey, i Identity) (*x509.Certificate, error) {
 	if i.Role != kbroker.RoleCore {
 		return nil, fmt.Errorf("host %s is a %s: only a core signs certificates", i.Host, i.Role)
 	}
 	if len(a.Cert.URIs) > 0 {
 		return nil, errors.New("only the root admits cores")
 	}
-	t, err := a.forHost(i, now, a.Cert.NotAfter.Sub(now))
+	t, err := forHost(i, always, forEver)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +191,7 @@ func (a *Authority) Host(public crypto.PublicKey, i Identity, at []net.IP, now t
 	if len(a.Cert.URIs) == 0 {
 		return nil, errors.New("the root signs cores only")
 	}
-	t, err := a.forHost(i, now, HostLife)
+	t, err := forHost(i, now.Add(-skew), now.Add(HostLife))
 	if err != nil {
 		return nil, err
 	}
@@ -200,11 +205,11 @@ func (a *Authority) Host(public crypto.PublicKey, i Identity, at []net.IP, now t
 // core by an address that is not in it.
 const ServerName = "host.kbroker.internal"
 
-func (a *Authority) forHost(i Identity, now time.Time, life time.Duration) (*x509.Certificate, error) {
+func forHost(i Identity, from, until time.Time) (*x509.Certificate, error) {
 	if err := i.check(); err != nil {
 		return nil, err
 	}
-	t, err := template(string(i.Role)+" "+string(i.Host), now, life)
+	t, err := template(string(i.Role)+" "+string(i.Host), from, until)
 	if err != nil {
 		return nil, err
 	}
@@ -212,14 +217,14 @@ func (a *Authority) forHost(i Identity, now time.Time, life time.Duration) (*x50
 	return t, nil
 }
 
-func template(name string, now time.Time, life time.Duration) (*x509.Certificate, error) {
+func template(name string, from, until time.Time) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
 		return nil, fmt.Errorf("draw a serial number: %w", err)
 	}
 	return &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: name},
-		NotBefore: now.Add(-skew).UTC(), NotAfter: now.Add(life).UTC(),
+		NotBefore: from.UTC(), NotAfter: until.UTC(),
 	}, nil
 }
 

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto"
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -41,7 +42,7 @@ func newKey(t testing.TB) crypto.Signer {
 
 func newRoot(t testing.TB, cluster string) *Authority {
 	t.Helper()
-	root, err := NewRoot(cluster, began)
+	root, err := NewRoot(cluster)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func newRoot(t testing.TB, cluster string) *Authority {
 func newCore(t testing.TB, root *Authority, cluster string, name kbroker.HostID) *Authority {
 	t.Helper()
 	key := newKey(t)
-	cert, err := root.Intermediate(key.Public(), Identity{cluster, kbroker.RoleCore, name, 1}, began)
+	cert, err := root.Intermediate(key.Public(), Identity{cluster, kbroker.RoleCore, name, 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,39 +97,36 @@ func TestWhomACertificateIsBelieved(t *testing.T) {
 	trust := Trust{Cluster: cluster, Roots: []*x509.Certificate{root.Cert}}
 	foreign := newHost(t, newCore(t, other, cluster, "a"), worker, began)
 	elsewhere := newHost(t, newCore(t, root, "kb-2", "a"), Identity{"kb-2", kbroker.RoleWorker, "w", 2}, began)
-	fingerprint := func(c *x509.Certificate) map[string]bool { return map[string]bool{fingerprintOf(c): true} }
 	for name, tc := range map[string]struct {
 		trust   Trust
 		chain   []*x509.Certificate
 		now     time.Time
-		revoked bool
+		removed bool
 		want    string // part of the error; empty: believed
 	}{
-		"one of the cluster":                       {trust, h.chain, began, false, ""},
-		"one of a clock that goes an hour behind":  {trust, h.chain, began.Add(-skew), false, ""},
-		"one that is not valid yet":                {trust, h.chain, began.Add(-skew - time.Second), false, "not yet valid"},
-		"one at the end of its life":               {trust, h.chain, began.Add(HostLife), false, ""},
-		"one whose life is over":                   {trust, h.chain, began.Add(HostLife + time.Second), false, "expired"},
-		"one of another root":                      {trust, foreign.chain, began, false, "unknown authority"},
-		"one of another root that is trusted, too": {Trust{Cluster: cluster, Roots: []*x509.Certificate{root.Cert, other.Cert}}, foreign.chain, began, false, ""},
-		"one of another cluster":                   {trust, elsewhere.chain, began, false, "kb-2"},
-		"one without its core's":                   {trust, h.chain[:1], began, false, "unknown authority"},
-		"a core's intermediate":                    {trust, h.chain[1:], began, false, "want 2"},
-		"nothing":                                  {trust, nil, began, false, "no certificate"},
-		"one whose key is revoked":                 {Trust{cluster, trust.Roots, fingerprint(h.chain[0]), nil}, h.chain, began, true, "out"},
-		"one whose core's key is revoked":          {Trust{cluster, trust.Roots, fingerprint(core.Cert), nil}, h.chain, began, true, "out"},
-		"one of a host that was removed":           {Trust{cluster, trust.Roots, nil, map[kbroker.HostID]int{"w": 2}}, h.chain, began, true, "removed"},
-		"one of a host that came again":            {Trust{cluster, trust.Roots, nil, map[kbroker.HostID]int{"w": 1}}, h.chain, began, false, ""},
-		"one by a core that was removed":           {Trust{cluster, trust.Roots, nil, map[kbroker.HostID]int{"a": 1}}, h.chain, began, true, "removed"},
-		"one when nobody is trusted":               {Trust{Cluster: cluster}, h.chain, began, false, "unknown authority"},
+		"one of the cluster":                             {trust, h.chain, began, false, ""},
+		"one of a clock that goes an hour behind":        {trust, h.chain, began.Add(-skew), false, ""},
+		"one that is not valid yet":                      {trust, h.chain, began.Add(-skew - time.Second), false, "not yet valid"},
+		"one at the end of its life":                     {trust, h.chain, began.Add(HostLife), false, ""},
+		"one whose life is over":                         {trust, h.chain, began.Add(HostLife + time.Second), false, "expired"},
+		"one of another root":                            {trust, foreign.chain, began, false, "unknown authority"},
+		"one of another root that is trusted, too":       {Trust{Cluster: cluster, Roots: []*x509.Certificate{root.Cert, other.Cert}}, foreign.chain, began, false, ""},
+		"one of another cluster":                         {trust, elsewhere.chain, began, false, "kb-2"},
+		"one without its core's":                         {trust, h.chain[:1], began, false, "unknown authority"},
+		"a core's intermediate":                          {trust, h.chain[1:], began, false, "want 2"},
+		"nothing":                                        {trust, nil, began, false, "no certificate"},
+		"one of a host that was removed":                 {Trust{cluster, trust.Roots, []kbroker.HostID{"x", "w"}}, h.chain, began, true, "removed"},
+		"one by a core that was removed":                 {Trust{cluster, trust.Roots, []kbroker.HostID{"a"}}, h.chain, began, true, "removed"},
+		"one of a root that was made by a clock of 1970": {trust, newHost(t, core, worker, always).chain, always, false, ""},
+		"one when nobody is trusted":                     {Trust{Cluster: cluster}, h.chain, began, false, "unknown authority"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			i, err := tc.trust.Verify(tc.chain, tc.now)
 			if tc.want == "" && (err != nil || i.Host != "w") {
 				t.Errorf("it is for %+v, %v; want it believed", i, err)
 			}
-			if tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want) || errors.Is(err, ErrRevoked) != tc.revoked) {
-				t.Errorf("error %v, want one that says %q (revoked: %t)", err, tc.want, tc.revoked)
+			if tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want) || errors.Is(err, ErrRemoved) != tc.removed) {
+				t.Errorf("error %v, want one that says %q (removed: %t)", err, tc.want, tc.removed)
 			}
 		})
 	}
@@ -141,8 +139,8 @@ func TestWhoSignsWhom(t *testing.T) {
 	worker, another := Identity{cluster, kbroker.RoleWorker, "w", 1}, Identity{cluster, kbroker.RoleCore, "b", 1}
 	for name, sign := range map[string]func() error{
 		"the root no host":                       func() error { _, err := root.Host(key, worker, nil, began); return err },
-		"a core no core's intermediate":          func() error { _, err := core.Intermediate(key, another, began); return err },
-		"the root no worker's intermediate":      func() error { _, err := root.Intermediate(key, worker, began); return err },
+		"a core no core's intermediate":          func() error { _, err := core.Intermediate(key, another); return err },
+		"the root no worker's intermediate":      func() error { _, err := root.Intermediate(key, worker); return err },
 		"nobody a host without a generation":     func() error { _, err := core.Host(key, Identity{cluster, "core", "b", 0}, nil, began); return err },
 		"nobody a host with a role that is none": func() error { _, err := core.Host(key, Identity{cluster, "king", "b", 1}, nil, began); return err },
 		"nobody a name that is none":             func() error { _, err := core.Host(key, Identity{cluster, "core", "b/c", 1}, nil, began); return err },
@@ -154,7 +152,7 @@ func TestWhoSignsWhom(t *testing.T) {
 	}
 	// What a worker signs all the same is not believed.
 	wKey := newKey(t)
-	forged, err := template("worker w", began, rootLife)
+	forged, err := template("worker w", always, forEver)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +248,7 @@ func TestWhoTalksToWhom(t *testing.T) {
 	}
 
 	// One is removed: connections that begin then are refused, whoever calls.
-	a.Believe(Trust{cluster, trust.Roots, nil, map[kbroker.HostID]int{"b": 1}})
+	a.Believe(Trust{cluster, trust.Roots, []kbroker.HostID{"b"}})
 	for _, pair := range [][2]*Identities{{a, b}, {b, a}} {
 		if s, c := shake(t, pair[0].Peers(), pair[1].Peers()); s == nil && c == nil {
 			t.Error("a core that was removed is talked to")
@@ -327,6 +325,34 @@ func TestAKeyTravelsSealed(t *testing.T) {
 	}
 	if _, err := SealKey([]byte("x"), root.Key()); err == nil {
 		t.Error("it was sealed for no key")
+	}
+}
+
+func TestWhatIsSignedIsBelievedOfItsKeyAlone(t *testing.T) {
+	key, other := newKey(t), newKey(t)
+	parts := [][]byte{[]byte("h1"), []byte("core")}
+	signature, err := Sign(key, "join", parts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckSignature(key.Public(), signature, "join", parts...); err != nil {
+		t.Errorf("what was signed: %v", err)
+	}
+	_, edwards, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, check := range map[string]error{
+		"another key":         CheckSignature(other.Public(), signature, "join", parts...),
+		"another purpose":     CheckSignature(key.Public(), signature, "leave", parts...),
+		"a part that moved":   CheckSignature(key.Public(), signature, "join", []byte("h1core"), nil),
+		"a part less":         CheckSignature(key.Public(), signature, "join", parts[0]),
+		"no signature":        CheckSignature(key.Public(), nil, "join", parts...),
+		"a key of other kind": CheckSignature(edwards.Public(), signature, "join", parts...),
+	} {
+		if check == nil {
+			t.Errorf("%s is believed", name)
+		}
 	}
 }
 

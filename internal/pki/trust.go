@@ -11,18 +11,15 @@ import (
 	"github.com/kbroker/kbroker"
 )
 
-// ErrRevoked is that of a certificate whose key, or whose host, is out.
-var ErrRevoked = errors.New("the certificate was revoked")
+// ErrRemoved is that of the certificate of a host that is out.
+var ErrRemoved = errors.New("the host was removed")
 
 // Trust is whom a host believes. The zero value believes nobody. It is a value:
 // a change makes another one.
 type Trust struct {
 	Cluster string              // empty: any that has one of the roots
 	Roots   []*x509.Certificate // two while one takes the other's place
-	// Revoked are fingerprints of keys; Removed hosts with the generation up to
-	// which they are out.
-	Revoked map[string]bool
-	Removed map[kbroker.HostID]int
+	Removed []kbroker.HostID    // out for good: the name of a core is used once
 }
 
 // Verify returns whom a chain is for: the host's certificate first, then its
@@ -82,13 +79,11 @@ func (t Trust) member(c *x509.Certificate) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
-	switch out, removed := t.Removed[i.Host]; {
+	switch {
 	case t.Cluster != "" && i.Cluster != t.Cluster:
 		return Identity{}, fmt.Errorf("host %s is one of cluster %s, not of %s", i.Host, i.Cluster, t.Cluster)
-	case removed && i.Generation <= out:
-		return Identity{}, fmt.Errorf("%w: host %s was removed", ErrRevoked, i.Host)
-	case t.Revoked[fingerprintOf(c)]:
-		return Identity{}, fmt.Errorf("%w: that key of host %s is out", ErrRevoked, i.Host)
+	case slices.Contains(t.Removed, i.Host):
+		return Identity{}, fmt.Errorf("%w: %s", ErrRemoved, i.Host)
 	}
 	return i, nil
 }
