@@ -61,6 +61,8 @@ type JoinRequest struct {
 	Key         []byte `json:"key,omitempty"`
 	Box         []byte `json:"box,omitempty"`
 	Proof       []byte `json:"proof,omitempty"`
+	// Token is needed by a host that is no member yet.
+	Token *ShownToken `json:"token,omitempty"`
 }
 
 // JoinReply admits a host, or tells it to ask again because another member

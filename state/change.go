@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
@@ -25,6 +26,8 @@ type (
 	PutHost       struct{ Host kbroker.Host }
 	DropHost      struct{ Host kbroker.HostID }
 	PutDemand     struct{ Demand kbroker.Demand }
+	PutToken      struct{ Token kbroker.Token }
+	DropToken     struct{ ID string }
 )
 
 func (PutApp) change()        {}
@@ -34,6 +37,8 @@ func (DropPlacement) change() {}
 func (PutHost) change()       {}
 func (DropHost) change()      {}
 func (PutDemand) change()     {}
+func (PutToken) change()      {}
+func (DropToken) change()     {}
 
 func (c PutApp) String() string {
 	verb := "run"
@@ -69,9 +74,26 @@ func (c PutDemand) String() string {
 	return fmt.Sprintf("demand of %s/%s, epoch %d: %v", c.Demand.Tenant, c.Demand.App, c.Demand.Epoch, c.Demand.Wanted)
 }
 
+func (c PutToken) String() string {
+	t := c.Token
+	switch {
+	case !t.Revoked.IsZero():
+		return fmt.Sprintf("join token %s is revoked", t.ID)
+	case t.Used != nil:
+		return fmt.Sprintf("join token %s is used up by host %s, generation %d", t.ID, t.Used.Host, t.Used.Generation)
+	case t.Waits != nil:
+		return fmt.Sprintf("join token %s is kept for host %s, which waits", t.ID, t.Waits.Host)
+	}
+	return fmt.Sprintf("join token %s for a %s, until %s", t.ID, t.Role, t.Expires.Format(time.RFC3339))
+}
+
+func (c DropToken) String() string { return fmt.Sprintf("drop join token %s", c.ID) }
+
 // SortChanges brings changes into the order in which Commit writes them:
-// versions and apps before the placements that name them, demands and hosts
-// last; within a kind by key. Changes of the same key keep their order.
+// versions and apps before the placements that name them, demands, tokens and
+// hosts last, a token before the host that it admits: a batch of which only the
+// beginning was written admits nobody with a token that is good for another one;
+// within a kind by key. Changes of the same key keep their order.
 func SortChanges(changes []Change) {
 	slices.SortStableFunc(changes, func(a, b Change) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(keyOf(a), keyOf(b)))
@@ -88,8 +110,10 @@ func rank(c Change) int {
 		return 2
 	case PutDemand:
 		return 3
-	default:
+	case PutToken, DropToken:
 		return 4
+	default:
+		return 5
 	}
 }
 
@@ -110,6 +134,10 @@ func keyOf(c Change) string {
 		return subjects.KeyHost(c.Host)
 	case PutDemand:
 		return subjects.KeyDemand(c.Demand.Tenant, c.Demand.App)
+	case PutToken:
+		return subjects.KeyToken(c.Token.ID)
+	case DropToken:
+		return subjects.KeyToken(c.ID)
 	}
 	panic(fmt.Sprintf("state: unknown change %T", c))
 }

@@ -118,6 +118,10 @@ func writeOf(c Change) write {
 		w.msg = newMarker(subject)
 	case PutDemand:
 		w.msg = newRecord(subject, c.Demand)
+	case PutToken:
+		w.msg = newRecord(subject, c.Token)
+	case DropToken:
+		w.msg = newMarker(subject)
 	}
 	return w
 }

@@ -111,7 +111,7 @@ func (r *replica) snapshot() *View {
 		r.cached = &View{
 			Apps: maps.Clone(t.apps), Versions: maps.Clone(t.versions), Placements: maps.Clone(t.placements),
 			Heads: maps.Clone(t.heads), Hosts: maps.Clone(t.hosts), Demands: maps.Clone(t.demands),
-			Statuses: maps.Clone(t.statuses), Unreadable: maps.Clone(t.unreadable),
+			Tokens: maps.Clone(t.tokens), Statuses: maps.Clone(t.statuses), Unreadable: maps.Clone(t.unreadable),
 			revisions: maps.Clone(t.revisions), gone: maps.Clone(t.gone), hosted: &hosted{},
 		}
 	}
@@ -130,6 +130,13 @@ func (r *replica) host(name kbroker.HostID) kbroker.Host {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.tables.hosts[name]
+}
+
+func (r *replica) token(id string) (kbroker.Token, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t, ok := r.tables.tokens[id]
+	return t, ok
 }
 
 // exited reports whether the last status of an instance says that it has ended.

@@ -23,6 +23,7 @@ type tables struct {
 	heads      map[kbroker.HostID]kbroker.Head
 	hosts      map[kbroker.HostID]kbroker.Host
 	demands    map[AppKey]kbroker.Demand
+	tokens     map[string]kbroker.Token // by ID
 	statuses   map[PlacementKey]kbroker.Status
 	lease      Lease
 
@@ -45,6 +46,7 @@ func newTables() *tables {
 		heads:      map[kbroker.HostID]kbroker.Head{},
 		hosts:      map[kbroker.HostID]kbroker.Host{},
 		demands:    map[AppKey]kbroker.Demand{},
+		tokens:     map[string]kbroker.Token{},
 		statuses:   map[PlacementKey]kbroker.Status{},
 		revisions:  map[string]uint64{},
 		gone:       map[string]deletedKey{},
@@ -91,6 +93,8 @@ func decode(m message, keyOf func(string) (string, bool)) record {
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Host) bool { return v.Name == r.id.Host })
 	case subjects.DemandTable:
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Demand) bool { return v.Tenant == r.id.Tenant && v.App == r.id.App })
+	case subjects.TokenTable:
+		r.value, r.err = decodeAs(m.data, func(v kbroker.Token) bool { return v.ID == r.id.Token })
 	case subjects.StatusTable:
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Status) bool {
 			return v.Host == r.id.Host && v.Tenant == r.id.Tenant && v.Instance == r.id.Instance
@@ -163,6 +167,8 @@ func (t *tables) put(value any) {
 		t.hosts[v.Name] = v
 	case kbroker.Demand:
 		t.demands[AppKey{v.Tenant, v.App}] = v
+	case kbroker.Token:
+		t.tokens[v.ID] = v
 	case kbroker.Status:
 		t.statuses[PlacementKey{v.Host, v.Tenant, v.Instance}] = v
 	}
@@ -188,6 +194,8 @@ func (t *tables) forget(k subjects.Key) {
 		delete(t.hosts, k.Host)
 	case subjects.DemandTable:
 		delete(t.demands, AppKey{k.Tenant, k.App})
+	case subjects.TokenTable:
+		delete(t.tokens, k.Token)
 	case subjects.StatusTable:
 		delete(t.statuses, PlacementKey{k.Host, k.Tenant, k.Instance})
 	}

@@ -26,6 +26,7 @@ type View struct {
 	Heads      map[kbroker.HostID]kbroker.Head
 	Hosts      map[kbroker.HostID]kbroker.Host
 	Demands    map[AppKey]kbroker.Demand
+	Tokens     map[string]kbroker.Token // by ID
 	// Statuses are as last reported, not behind the barrier.
 	Statuses map[PlacementKey]kbroker.Status
 	// Unreadable are the keys of records that exist and cannot be decoded, with
@@ -139,6 +140,10 @@ func (s *Store) Hosts() []kbroker.Host { return s.control.hosts() }
 
 // Host is a host as this core knows it now; the zero Host if it does not.
 func (s *Store) Host(host kbroker.HostID) kbroker.Host { return s.control.host(host) }
+
+// Token is a join token, as this core's replica has it now; false: it knows none of
+// that name.
+func (s *Store) Token(id string) (kbroker.Token, bool) { return s.control.token(id) }
 
 // Placement is what is demanded of an instance, as this core's replica has it
 // now; false: nothing.

@@ -47,6 +47,8 @@ const (
 	VerbRollback = "rollback"
 	VerbRestart  = "restart"
 	VerbMaintain = "maintain"
+	VerbToken    = "token"
+	VerbRevoke   = "revoke"
 )
 
 // Verbs of kb.core: answered by any core.
@@ -63,6 +65,7 @@ const (
 	VerbPlan          = "plan"
 	VerbEvents        = "events"
 	VerbWhy           = "why"
+	VerbTokens        = "tokens"
 )
 
 // Verbs of kb.host: answered by the host's agent.
@@ -215,6 +218,7 @@ const (
 	tableHead     = "head"
 	tableHost     = "host"
 	tableDemand   = "demand"
+	tableToken    = "token"
 	tableNonce    = "nonce"
 	tableCanary   = "canary"
 	tableStatus   = "status"
@@ -250,6 +254,9 @@ func KeyDemand(t kbroker.TenantID, a kbroker.AppName) string {
 	return tableDemand + "." + string(t) + "." + string(a)
 }
 
+// KeyToken is a join token; its id has passed kbroker.CheckTokenID.
+func KeyToken(id string) string { return tableToken + "." + id }
+
 // KeyNonce is written by one core as the barrier of its views.
 func KeyNonce(h kbroker.HostID) string { return tableNonce + "." + string(h) }
 
@@ -277,6 +284,7 @@ const (
 	HeadTable
 	HostTable
 	DemandTable
+	TokenTable
 	NonceTable
 	CanaryTable
 	StatusTable
@@ -291,6 +299,7 @@ type Key struct {
 	Version  int
 	Host     kbroker.HostID
 	Instance kbroker.InstanceID
+	Token    string
 }
 
 // ParseKey parses a key of the control or the status bucket. Keys that this
@@ -322,6 +331,8 @@ func ParseKey(key string) Key {
 		return k
 	case len(t) == 3 && t[0] == tableDemand:
 		return Key{Table: DemandTable, Tenant: kbroker.TenantID(t[1]), App: kbroker.AppName(t[2])}
+	case len(t) == 2 && t[0] == tableToken:
+		return Key{Table: TokenTable, Token: t[1]}
 	case len(t) == 2:
 		if table, ok := map[string]Table{tableHead: HeadTable, tableHost: HostTable, tableNonce: NonceTable, tableCanary: CanaryTable, tableReport: ReportTable}[t[0]]; ok {
 			return Key{Table: table, Host: kbroker.HostID(t[1])}

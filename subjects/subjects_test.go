@@ -35,6 +35,7 @@ func TestKeysComeBackFromParseKey(t *testing.T) {
 			subjects.KeyHead(host):                        {Table: subjects.HeadTable, Host: host},
 			subjects.KeyHost(host):                        {Table: subjects.HostTable, Host: host},
 			subjects.KeyDemand(tenant, app):               {Table: subjects.DemandTable, Tenant: tenant, App: app},
+			subjects.KeyToken("a2b3c4d5e6f7"):             {Table: subjects.TokenTable, Token: "a2b3c4d5e6f7"},
 			subjects.KeyNonce(host):                       {Table: subjects.NonceTable, Host: host},
 			subjects.KeyCanary(host):                      {Table: subjects.CanaryTable, Host: host},
 			subjects.KeyStatus(host, tenant, instance):    {Table: subjects.StatusTable, Host: host, Tenant: tenant, Instance: instance},
@@ -51,7 +52,7 @@ func TestParseKeyDoesNotGuess(t *testing.T) {
 	for _, key := range []string{
 		"", ".", "lease", "lease.other", "lease.super.x", "app", "app.t", "app..a", "app.t.a.", "app.t.a.3", "app.t.a.v", "app.t.a.v0",
 		"app.t.a.v01", "app.t.a.v-1", "app.t.a.v1.x", "app.t.a.v99999999999999999999", "place.h.t", "place.h.t.i.x", "head", "head.h.x",
-		"host.", "demand.t", "unknown.h", "status.h", "report.h.x",
+		"host.", "demand.t", "unknown.h", "status.h", "report.h.x", "token", "token.", "token.a.b",
 	} {
 		if got := subjects.ParseKey(key); got != (subjects.Key{}) {
 			t.Errorf("ParseKey(%q) = %+v, want UnknownTable", key, got)
@@ -61,7 +62,7 @@ func TestParseKeyDoesNotGuess(t *testing.T) {
 
 // A parsed key is the key: no two spellings of one record.
 func FuzzParseKey(f *testing.F) {
-	for _, key := range []string{"lease.super", "app.t.a", "app.t.a.v12", "place.h.t.i", "head.h", "demand.t.a", "status.h.t.i", "report.h", "nonce.h", "canary.h", "host.h"} {
+	for _, key := range []string{"lease.super", "app.t.a", "app.t.a.v12", "place.h.t.i", "head.h", "demand.t.a", "status.h.t.i", "report.h", "nonce.h", "canary.h", "host.h", "token.a2"} {
 		f.Add(key)
 	}
 	f.Fuzz(func(t *testing.T, key string) {
@@ -84,6 +85,8 @@ func FuzzParseKey(f *testing.F) {
 			again = subjects.KeyHost(k.Host)
 		case subjects.DemandTable:
 			again = subjects.KeyDemand(k.Tenant, k.App)
+		case subjects.TokenTable:
+			again = subjects.KeyToken(k.Token)
 		case subjects.NonceTable:
 			again = subjects.KeyNonce(k.Host)
 		case subjects.CanaryTable:

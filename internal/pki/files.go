@@ -105,8 +105,9 @@ func LoadCerts(path string) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// Shown joins a host's certificate and its core's with the key, as connections
-// show them.
+// Shown joins a chain with the key of its first certificate, as connections show
+// them: the host's, its core's, and the root, for clients that know its fingerprint
+// alone. Others do not need the root to be shown.
 func Shown(key crypto.Signer, chain ...*x509.Certificate) *tls.Certificate {
 	c := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
 	for _, x := range chain {

@@ -107,6 +107,16 @@ func IdentityOf(c *x509.Certificate) (Identity, error) {
 // knows.
 func NewKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
 
+// RootOf is the one of these roots that has signed a core's certificate.
+func RootOf(core *x509.Certificate, roots []*x509.Certificate) (*x509.Certificate, error) {
+	for _, root := range roots {
+		if core.CheckSignatureFrom(root) == nil {
+			return root, nil
+		}
+	}
+	return nil, errors.New("it is not of the cluster's root")
+}
+
 // Fingerprint is how a key is named in records, tokens and revocations: the
 // SHA-256 of its public half, in base64 without padding.
 func Fingerprint(public crypto.PublicKey) (string, error) {
@@ -118,8 +128,8 @@ func Fingerprint(public crypto.PublicKey) (string, error) {
 	return base64.RawURLEncoding.EncodeToString(sum[:]), nil
 }
 
-// fingerprintOf is the fingerprint of a certificate's key.
-func fingerprintOf(c *x509.Certificate) string {
+// FingerprintOf is the Fingerprint of a certificate's key.
+func FingerprintOf(c *x509.Certificate) string {
 	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
@@ -159,7 +169,7 @@ func NewAuthority(cert *x509.Certificate, key crypto.Signer) (*Authority, error)
 	if err != nil {
 		return nil, err
 	}
-	if a != fingerprintOf(cert) {
+	if a != FingerprintOf(cert) {
 		return nil, fmt.Errorf("the certificate of %q is for another key", cert.Subject.CommonName)
 	}
 	if !cert.IsCA {

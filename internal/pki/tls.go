@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -27,8 +28,7 @@ func NewIdentities(now func() time.Time) *Identities {
 	return i
 }
 
-// Use is the certificate that new connections show: chain is the host's own, then
-// its core's intermediate.
+// Use is the certificate that new connections show; see Shown.
 func (i *Identities) Use(c *tls.Certificate) { i.own.Store(c) }
 
 // Believe replaces the trust.
@@ -81,4 +81,40 @@ func Client(roots []*x509.Certificate, now func() time.Time) *tls.Config {
 			return trust.verifyTLS(s, now(), kbroker.RoleCore)
 		},
 	}
+}
+
+// ErrNotPinned: the server is not of the cluster whose root was pinned.
+var ErrNotPinned = errors.New("the server is of another cluster")
+
+// Pinned is the configuration of a client that knows of the cluster the Fingerprint
+// of its root alone, from a token: it talks to cores that show this root and prove to
+// be of it, before it has sent anything. Of others, the handshake's error wraps
+// ErrNotPinned.
+func Pinned(fingerprint string, now func() time.Time) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, ServerName: ServerName, Time: now,
+		InsecureSkipVerify: true, // instead of the usual verification, not of any
+		VerifyConnection: func(s tls.ConnectionState) error {
+			root, err := pinned(s.PeerCertificates, fingerprint)
+			if err != nil {
+				return err
+			}
+			err = Trust{Roots: []*x509.Certificate{root}}.verifyTLS(s, now(), kbroker.RoleCore)
+			if _, foreign := errors.AsType[x509.UnknownAuthorityError](err); foreign {
+				return fmt.Errorf("%w: it shows the root and is not of it", ErrNotPinned)
+			}
+			return err
+		},
+	}
+}
+
+// pinned finds the root of a fingerprint among what a server shows.
+func pinned(shown []*x509.Certificate, fingerprint string) (*x509.Certificate, error) {
+	for _, c := range shown {
+		// Who knows the root's public key can write a certificate around it, but not sign it.
+		if FingerprintOf(c) == fingerprint && c.IsCA && c.CheckSignatureFrom(c) == nil {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: it does not show the root with the fingerprint %s", ErrNotPinned, fingerprint)
 }
