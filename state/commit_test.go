@@ -300,14 +300,55 @@ func TestSortChangesIsStableAndByKind(t *testing.T) {
 	app := PutApp{kbroker.AppRecord{Tenant: "default", App: "shop"}}
 	version := PutVersion{kbroker.AppVersion{Tenant: "default", Version: 1, App: kbroker.App{Name: "shop"}}}
 	demand := PutDemand{kbroker.Demand{Tenant: "default", App: "shop"}}
-	got := []Change{host, demand, p2, app, p1, version}
+	token := PutToken{kbroker.Token{ID: "z"}}
+	got := []Change{host, token, demand, p2, app, p1, version}
 	SortChanges(got)
-	for i, want := range []Change{version, app, p1, p2, demand, host} {
+	for i, want := range []Change{version, app, p1, p2, demand, token, host} {
 		if got[i].String() != want.String() || keyOf(got[i]) != keyOf(want) {
 			t.Fatalf("change %d is %s, want %s", i, got[i], want)
 		}
 	}
 	if k := subjects.ParseKey(keyOf(p1)); k.Table != subjects.PlacementTable || k.Instance != "shop-web-1" {
 		t.Fatalf("key of %s is %s", p1, keyOf(p1))
+	}
+}
+
+// A join token is used up in the batch that admits its host: of two leaders' batches
+// from the same view, or of a deposed one's, none is written in part.
+func TestATokenIsUsedOnce(t *testing.T) {
+	_, s := founded(t)
+	l, _, _ := leading(t, s)
+	token := kbroker.Token{ID: "a2b3c4d5e6f7", Role: kbroker.RoleWorker}
+	mustCommit(t, l, view(t, s), PutToken{token})
+	old := view(t, s)
+	admit := func(host kbroker.HostID) []Change {
+		used := token
+		used.Used = &kbroker.TokenUse{Host: host}
+		return []Change{PutHost{kbroker.Host{Name: host}}, PutToken{used}}
+	}
+	mustCommit(t, l, old, admit("w1")...)
+	if err := l.Commit(testContext(t, 5*time.Second), old, admit("w2")); !errors.Is(err, kbroker.Conflict) {
+		t.Fatalf("a second use of the token returned %v, want conflict", err)
+	}
+	v := view(t, s)
+	if used := v.Tokens[token.ID].Used; len(v.Hosts) != 1 || used == nil || used.Host != "w1" {
+		t.Fatalf("hosts are %v, the token is used by %+v; want w1 alone", v.Hosts, used)
+	}
+}
+
+// A newer build may have written more into a token, and an older one less.
+func TestATokenOfAnotherBuildIsRead(t *testing.T) {
+	for name, data := range map[string]string{
+		"newer": `{"id":"a2b3c4d5e6f7","role":"core","expires":"2026-01-02T03:04:05Z","zone":"x","used":{"host":"h1","zone":"x"}}`,
+		"older": `{"id":"a2b3c4d5e6f7","role":"core"}`,
+	} {
+		r := decode(message{subject: subjects.Control(subjects.KeyToken("a2b3c4d5e6f7")), data: []byte(data)}, subjects.ControlKey)
+		if got, ok := r.value.(kbroker.Token); r.err != nil || !ok || got.Role != kbroker.RoleCore {
+			t.Errorf("%s: %+v, %v", name, r.value, r.err)
+		}
+	}
+	r := decode(message{subject: subjects.Control(subjects.KeyToken("b2b3c4d5e6f7")), data: []byte(`{"id":"a2b3c4d5e6f7"}`)}, subjects.ControlKey)
+	if r.err == nil {
+		t.Error("a token under the key of another is read")
 	}
 }

@@ -132,13 +132,6 @@ func (r *replica) host(name kbroker.HostID) kbroker.Host {
 	return r.tables.hosts[name]
 }
 
-func (r *replica) token(id string) (kbroker.Token, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t, ok := r.tables.tokens[id]
-	return t, ok
-}
-
 // exited reports whether the last status of an instance says that it has ended.
 func (r *replica) exited(k PlacementKey) bool {
 	r.mu.Lock()

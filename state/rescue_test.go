@@ -95,6 +95,10 @@ func TestRescueOfOneRecord(t *testing.T) {
 			controlMsg(subjects.KeySuperLease, leaseRecord{Holder: "a", Process: "p", Epoch: 9}),
 			controlMsg(subjects.KeySuperLease, leaseRecord{Holder: "a", Process: "p", Epoch: 1_000_009, Released: true}),
 		},
+		"a join token is as good as it was": {
+			controlMsg(subjects.KeyToken("a2b3c4d5e6f7"), kbroker.Token{ID: "a2b3c4d5e6f7", Hash: []byte{1}, Role: kbroker.RoleCore}),
+			controlMsg(subjects.KeyToken("a2b3c4d5e6f7"), kbroker.Token{ID: "a2b3c4d5e6f7", Hash: []byte{1}, Role: kbroker.RoleCore}),
+		},
 		"a record that this build does not know is kept": {controlMsg("new.thing", "x"), controlMsg("new.thing", "x")},
 		"the barrier of a core is dropped":               {controlMsg(subjects.KeyNonce("a"), "x"), nil},
 		"the canary of a core is dropped":                {controlMsg(subjects.KeyCanary("b"), "x"), nil},

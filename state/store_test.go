@@ -186,6 +186,7 @@ func TestAViewShowsEveryKindOfChangeAndItsDeletion(t *testing.T) {
 		PutPlacement{placement("h2", "shop-web-3", 1)},
 		PutHost{kbroker.Host{Name: "h1", State: kbroker.HostReady}},
 		PutDemand{kbroker.Demand{Tenant: "default", App: "shop", Epoch: 3}},
+		PutToken{kbroker.Token{ID: "a2b3c4d5e6f7", Role: kbroker.RoleWorker}},
 	)
 	select {
 	case <-changed:
@@ -195,7 +196,8 @@ func TestAViewShowsEveryKindOfChangeAndItsDeletion(t *testing.T) {
 	other := open(t, srv.Connect(t), Config{Host: "h2"})
 	start(t, other.Run)
 	for _, v := range []*View{s.Peek(), view(t, s), view(t, other)} {
-		if v.Apps[app].Version != 2 || len(v.Versions[app]) != 2 || len(v.Placements) != 3 || v.Hosts["h1"].State != kbroker.HostReady || v.Demands[app].Epoch != 3 {
+		if v.Apps[app].Version != 2 || len(v.Versions[app]) != 2 || len(v.Placements) != 3 || v.Hosts["h1"].State != kbroker.HostReady || v.Demands[app].Epoch != 3 ||
+			v.Tokens["a2b3c4d5e6f7"].Role != kbroker.RoleWorker {
 			t.Fatalf("view lacks what was committed: %+v", v)
 		}
 		if h := v.Heads["h1"]; h.Revision != 1 || h.Count != 2 || h.Hash != kbroker.PlacementsHash(v.On("h1")) {
@@ -205,9 +207,9 @@ func TestAViewShowsEveryKindOfChangeAndItsDeletion(t *testing.T) {
 			t.Fatalf("lease is %+v, want that of h1 at epoch %d", v.Lease, l.Epoch())
 		}
 	}
-	mustCommit(t, l, view(t, s), DropPlacement{PlacementKey{"h1", "default", "shop-web-1"}}, DropHost{"h1"})
+	mustCommit(t, l, view(t, s), DropPlacement{PlacementKey{"h1", "default", "shop-web-1"}}, DropHost{"h1"}, DropToken{"a2b3c4d5e6f7"})
 	for _, v := range []*View{s.Peek(), view(t, s), view(t, other)} {
-		if _, ok := v.Hosts["h1"]; ok || len(v.On("h1")) != 1 || v.Heads["h1"].Revision != 2 || v.Heads["h1"].Count != 1 {
+		if _, ok := v.Hosts["h1"]; ok || len(v.Tokens) != 0 || len(v.On("h1")) != 1 || v.Heads["h1"].Revision != 2 || v.Heads["h1"].Count != 1 {
 			t.Fatalf("after the drops: hosts %v, placements of h1 %v, head %+v", v.Hosts, v.On("h1"), v.Heads["h1"])
 		}
 	}

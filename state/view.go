@@ -141,10 +141,6 @@ func (s *Store) Hosts() []kbroker.Host { return s.control.hosts() }
 // Host is a host as this core knows it now; the zero Host if it does not.
 func (s *Store) Host(host kbroker.HostID) kbroker.Host { return s.control.host(host) }
 
-// Token is a join token, as this core's replica has it now; false: it knows none of
-// that name.
-func (s *Store) Token(id string) (kbroker.Token, bool) { return s.control.token(id) }
-
 // Placement is what is demanded of an instance, as this core's replica has it
 // now; false: nothing.
 func (s *Store) Placement(k PlacementKey) (kbroker.Placement, bool) { return s.control.placement(k) }

@@ -96,6 +96,18 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 		}
 		return t.maintain(ctx, v, r, now)
+	case subjects.VerbToken:
+		var r kbroker.TokenRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+		return decideToken(v, r, t.cfg.Root, now)
+	case subjects.VerbRevoke:
+		var r kbroker.RevokeRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+		return decideRevoke(v, r, now)
 	}
 	return decision{}, kbroker.Errorf(kbroker.Invalid, "super does not know %q", verb)
 }

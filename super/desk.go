@@ -201,6 +201,8 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		return hostRows(v, r.All, d.sight()), nil
 	case subjects.VerbStatus:
 		return d.status(ctx, v), nil
+	case subjects.VerbTokens:
+		return tokenRows(v, time.Now().UTC()), nil
 	case subjects.VerbHistory:
 		return historyRows(v, state.AppKey{Tenant: tenant, App: r.App})
 	case subjects.VerbVersion:

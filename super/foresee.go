@@ -268,6 +268,10 @@ func apply(v *state.View, changes []state.Change) {
 			delete(v.Hosts, c.Host)
 		case state.PutDemand:
 			v.Demands[state.AppKey{Tenant: c.Demand.Tenant, App: c.Demand.App}] = c.Demand
+		case state.PutToken:
+			v.Tokens[c.Token.ID] = c.Token
+		case state.DropToken:
+			delete(v.Tokens, c.ID)
 		}
 	}
 }

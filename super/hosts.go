@@ -23,6 +23,9 @@ const (
 // join admits a host. What would admit a core is decided again after a look at
 // the broker: those that wait ask four times a second, and need none.
 func (t *term) join(ctx context.Context, v *state.View, r kbroker.JoinRequest, now time.Time) (decision, error) {
+	if err := t.guesses.look(v, r); err != nil {
+		return decision{}, err
+	}
 	d, err := decideJoin(v, r, t.facts(v), t.cfg.ClusterID, now)
 	if err == nil && len(d.changes) > 0 && r.Role == kbroker.RoleCore {
 		d, err = decideJoin(v, r, t.look(ctx, v), t.cfg.ClusterID, now)
@@ -34,7 +37,14 @@ func (t *term) join(ctx context.Context, v *state.View, r kbroker.JoinRequest, n
 	return d, err
 }
 
-// decideJoin admits a host. Cores join one at a time and only while every core
+// sameHost reports whether a host that asks to join is the one of a record: its proof
+// is looked at before it is answered.
+func sameHost(known kbroker.Host, r kbroker.JoinRequest) bool {
+	return known.Member() && known.Fingerprint == r.Fingerprint && known.Route == r.Route && known.Role == r.Role
+}
+
+// decideJoin admits a host, with a token that this uses up, or one that was admitted
+// and asks again. Cores join one at a time and only while every core
 // is current and nothing else changes: two fresh members at once could outvote
 // the cluster that they join. Workers are clients of the cores: any number, at
 // any time.
@@ -46,7 +56,14 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 		return decision{}, kbroker.Errorf(kbroker.Invalid, "role is %q, want core or worker", r.Role)
 	}
 	known := v.Hosts[r.Host]
-	same := known.Member() && known.Fingerprint == r.Fingerprint && known.Route == r.Route && known.Role == r.Role
+	same := sameHost(known, r)
+	var token kbroker.Token
+	if !same {
+		var err error
+		if token, err = tokenFor(v, r, known.Generation+1, now); err != nil {
+			return decision{}, err
+		}
+	}
 	admitted := kbroker.JoinReply{Admitted: true, ClusterID: clusterID, Generation: known.Generation}
 	cores, joining, wait := 0, false, ""
 	for _, h := range sortedHosts(v) {
@@ -89,18 +106,29 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 	case len(admitted.Cores) == 0 && wait == "":
 		wait = "the founding host has not been heard yet"
 	}
+	use := &kbroker.TokenUse{Host: r.Host, Fingerprint: r.Fingerprint, Generation: known.Generation + 1, At: now}
 	if wait != "" {
-		return decision{reply: kbroker.JoinReply{Wait: wait}}, nil
+		d := decision{reply: kbroker.JoinReply{Wait: wait}}
+		if !same && token.Used == nil && token.Waits == nil && f.Known {
+			token.Waits = use // it was shown in time
+			d.changes = []state.Change{state.PutToken{Token: token}}
+		}
+		return d, nil
 	}
 	if known.Member() {
 		return decision{reply: admitted}, nil
 	}
-	admitted.Generation = known.Generation + 1
+	admitted.Generation = use.Generation
 	host := kbroker.Host{
 		Name: r.Host, Role: r.Role, State: kbroker.HostJoining, Labels: r.Labels,
 		Client: r.Client, Route: r.Route, Since: now, Fingerprint: r.Fingerprint, Generation: admitted.Generation,
 	}
-	return decision{[]state.Change{state.PutHost{Host: host}}, admitted}, nil
+	d := decision{[]state.Change{state.PutHost{Host: host}}, admitted}
+	if token.Used == nil {
+		token.Used, token.Waits = use, nil
+		d.changes = append(d.changes, state.PutToken{Token: token})
+	}
+	return d, nil
 }
 
 // member finds a host that was not removed.

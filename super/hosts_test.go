@@ -13,7 +13,7 @@ import (
 func TestDecideJoin(t *testing.T) {
 	c := newCluster(t, 1)
 	members := Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true}}
-	request := kbroker.JoinRequest{Host: "h2", Role: kbroker.RoleCore, Client: "127.0.0.1:1", Route: "127.0.0.1:2", Fingerprint: "two"}
+	request := kbroker.JoinRequest{Host: "h2", Role: kbroker.RoleCore, Client: "127.0.0.1:1", Route: "127.0.0.1:2", Fingerprint: "two", Token: c.token(kbroker.RoleCore, nil)}
 	ask := func(r kbroker.JoinRequest, m Members) (kbroker.JoinReply, error) {
 		t.Helper()
 		d, err := decideJoin(&c.view, r, c.facts(m), "kb-test", time.Time{})
@@ -32,16 +32,16 @@ func TestDecideJoin(t *testing.T) {
 		}
 	}
 	third := request
-	third.Host, third.Route = "h3", "127.0.0.1:3"
+	third.Host, third.Route, third.Token = "h3", "127.0.0.1:3", c.token(kbroker.RoleCore, nil)
 	if r, err := ask(third, members); err != nil || r.Admitted || !strings.Contains(r.Wait, "h2") {
 		t.Errorf("a second join while one is under way: %+v, %v; want to wait for h2", r, err)
 	}
 	other := request
-	other.Fingerprint = "another"
+	other.Fingerprint, other.Token = "another", c.token(kbroker.RoleCore, nil)
 	if _, err := ask(other, members); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("another host of the same name: %v, want refused", err)
 	}
-	worker := kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker, Fingerprint: "w"}
+	worker := kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker, Fingerprint: "w", Token: c.token(kbroker.RoleWorker, nil)}
 	for range 2 {
 		if r, err := ask(worker, Members{}); err != nil || !r.Admitted || r.Generation != firstGeneration || len(r.Cores) != 1 {
 			t.Errorf("a worker, while a core is joining: %+v, %v; want admitted with one core", r, err)
@@ -63,7 +63,7 @@ func TestDecideJoin(t *testing.T) {
 	}
 	full := newCluster(t, maxCores)
 	sixth := request
-	sixth.Host = "h6"
+	sixth.Host, sixth.Token = "h6", full.token(kbroker.RoleCore, nil)
 	if _, err := decideJoin(&full.view, sixth, full.facts(members), "kb-test", time.Time{}); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("a sixth core: %v, want refused", err)
 	}
@@ -83,16 +83,16 @@ func TestDecideJoinOfARemovedName(t *testing.T) {
 		c.apply(d.changes)
 		return d.reply.(kbroker.JoinReply), nil
 	}
-	if _, err := join(kbroker.JoinRequest{Host: "h3", Role: kbroker.RoleCore, Fingerprint: "new"}); !errors.Is(err, kbroker.Refused) {
+	if _, err := join(kbroker.JoinRequest{Host: "h3", Role: kbroker.RoleCore, Fingerprint: "new", Token: c.token(kbroker.RoleCore, nil)}); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("a core under the name of a removed one: %v, want refused", err)
 	}
-	if r, err := join(kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker, Fingerprint: "new"}); err != nil || !r.Admitted || r.Generation != 3 {
+	if r, err := join(kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker, Fingerprint: "new", Token: c.token(kbroker.RoleWorker, nil)}); err != nil || !r.Admitted || r.Generation != 3 {
 		t.Errorf("a worker under the name of a removed one: %+v, %v; want generation 3", r, err)
 	}
 	if h := c.view.Hosts["w1"]; !h.Removed(2) || h.Removed(3) {
 		t.Errorf("host %+v: want the old one removed and the new one not", h)
 	}
-	if r, err := join(kbroker.JoinRequest{Host: "h4", Role: kbroker.RoleCore, Fingerprint: "4"}); err != nil || !r.Admitted || len(r.Cores) != 2 {
+	if r, err := join(kbroker.JoinRequest{Host: "h4", Role: kbroker.RoleCore, Fingerprint: "4", Token: c.token(kbroker.RoleCore, nil)}); err != nil || !r.Admitted || len(r.Cores) != 2 {
 		t.Errorf("a core in the place of a removed one: %+v, %v; want admitted", r, err)
 	}
 }
@@ -309,6 +309,7 @@ func TestDecideJoinWhileSomethingElseChanges(t *testing.T) {
 			c, m := maintained(t, 3)
 			tc.prepare(c, m)
 			for _, r := range []kbroker.JoinRequest{{Host: "h5", Role: kbroker.RoleCore}, {Host: "w5", Role: kbroker.RoleWorker}} {
+				r.Token = c.token(r.Role, nil)
 				d, err := decideJoin(&c.view, r, c.facts(*m), "kb-test", time.Time{})
 				if err != nil {
 					t.Fatal(err)

@@ -47,10 +47,13 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	log.Info("leading", "host", l.cfg.Host)
 	defer log.Info("not leading any more", "host", l.cfg.Host)
 
-	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock(), heardAll: make(chan struct{}, 1)}
+	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock(), heardAll: make(chan struct{}, 1), guesses: newGuesses(l.cfg.Clock())}
 	t.tell(kbroker.Event{Kind: kbroker.EventLeader, Host: l.cfg.Host, Epoch: lease.Epoch(), Message: fmt.Sprintf("host %s leads", l.cfg.Host)})
 	commands := make(chan *nats.Msg, maxCommands)
 	sub, err := l.cfg.Conn.Subscribe(subjects.SuperAll(), func(m *nats.Msg) {
+		if t.turnAway(m) {
+			return
+		}
 		select {
 		case commands <- m:
 		default:
@@ -101,6 +104,7 @@ type term struct {
 	memory *memory
 	sawAt  time.Duration // when a majority's words were last there
 	minutes
+	guesses *guesses // of join tokens
 
 	heardAll chan struct{} // capacity 1: the cores were asked, whoever answered
 
@@ -247,6 +251,7 @@ func (t *term) commands(ctx context.Context, m *nats.Msg, waiting <-chan *nats.M
 		changed, err := t.command(ctx, m, &v)
 		if err != nil {
 			t.tellRefused(m, err)
+			t.tellJoinRefused(m, err)
 			respondError(t.log, m, err)
 		}
 		if changed {

@@ -22,9 +22,9 @@ func TestChangesOfCoresRestOnALookAtTheBroker(t *testing.T) {
 			return t.maintain(ctx, v, kbroker.MaintainRequest{Host: "h4", Holder: "me"}, time.Time{})
 		},
 		"join": func(t *term, ctx context.Context, v *state.View) (decision, error) {
-			d, err := t.join(ctx, v, kbroker.JoinRequest{Host: "h6", Role: kbroker.RoleCore}, time.Time{})
-			if err == nil && len(d.changes) == 0 {
-				err = kbroker.Errorf(kbroker.Refused, "wait: %s", d.reply.(kbroker.JoinReply).Wait)
+			d, err := t.join(ctx, v, kbroker.JoinRequest{Host: "h6", Role: kbroker.RoleCore, Token: tokenIn(v, kbroker.RoleCore, nil)}, time.Time{})
+			if reply, _ := d.reply.(kbroker.JoinReply); err == nil && !reply.Admitted {
+				err = kbroker.Errorf(kbroker.Refused, "wait: %s", reply.Wait)
 			}
 			return d, err
 		},
@@ -40,7 +40,7 @@ func TestChangesOfCoresRestOnALookAtTheBroker(t *testing.T) {
 		for verb, decide := range decide {
 			t.Run(verb+" when "+name, func(t *testing.T) {
 				c, m := maintained(t, 4)
-				leader := &term{memory: newMemory(), leader: &leader{Super: &Super{cfg: Config{
+				leader := &term{memory: newMemory(), guesses: newGuesses(0), leader: &leader{Super: &Super{cfg: Config{
 					Times: state.Tuned, Clock: func() time.Duration { return c.now },
 					Members: func() Members { return *m }, Look: func(context.Context) error { return look.look(m) },
 				}}}}

@@ -36,7 +36,7 @@ type World struct {
 	SteadyFor   map[kbroker.HostID]time.Duration
 	ApartFor    map[state.PlacementKey]time.Duration
 	ApartFailed map[serviceKey]time.Duration
-	// Now is the wall clock, for display fields only.
+	// Now is the wall clock: for display, and for tokens, which outlive a leader.
 	Now time.Time
 	// Steps has every service rolled in about so many rounds, however few at a
 	// time it asks for: a look ahead has not the time of a rollout. 0: as it asks.
@@ -318,7 +318,7 @@ func (d *draft) changes() []state.Change {
 			out = append(out, state.DropPlacement{Key: k})
 		}
 	}
-	return out
+	return append(out, forgotten(d.w.View, d.w.Now)...)
 }
 
 func keyOf(p kbroker.Placement) state.PlacementKey {

@@ -66,6 +66,9 @@ type Config struct {
 	// Admit adds to the answer to a host that is admitted what it will prove itself
 	// with; nil: nothing.
 	Admit func(kbroker.JoinRequest, *kbroker.JoinReply) error
+	// Root is the fingerprint of the root that cores prove themselves with, for
+	// tokens.
+	Root  string
 	Times state.Times
 	Clock state.Clock // nil: state.Boottime
 	Log   *slog.Logger

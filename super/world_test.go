@@ -1,9 +1,12 @@
 package super
 
 import (
+	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,6 +47,7 @@ func newCluster(t testing.TB, hosts int) *cluster {
 			Apps: map[state.AppKey]kbroker.AppRecord{}, Versions: map[state.AppKey]map[int]kbroker.AppVersion{},
 			Placements: map[state.PlacementKey]kbroker.Placement{}, Hosts: map[kbroker.HostID]kbroker.Host{},
 			Demands: map[state.AppKey]kbroker.Demand{}, Statuses: map[state.PlacementKey]kbroker.Status{},
+			Tokens: map[string]kbroker.Token{},
 		},
 	}
 	for i := range hosts {
@@ -71,6 +75,24 @@ var webKey = state.AppKey{Tenant: tenant, App: "shop"}
 func (c *cluster) deploy(services ...kbroker.Service) {
 	d := newVersion(&c.view, webKey, kbroker.App{Name: webKey.App, Services: services}, "deploy", time.Time{})
 	c.apply(d.changes)
+}
+
+// token puts a join token on record, changed by change (nil: as it is), and returns
+// it as a host shows it.
+func (c *cluster) token(role kbroker.Role, change func(*kbroker.Token)) *kbroker.ShownToken {
+	return tokenIn(&c.view, role, change)
+}
+
+// tokenIn is token, in any view. It holds from the zero time on.
+func tokenIn(v *state.View, role kbroker.Role, change func(*kbroker.Token)) *kbroker.ShownToken {
+	shown := &kbroker.ShownToken{ID: strings.ToLower(rand.Text()[:kbroker.TokenIDLen]), Secret: []byte(rand.Text())}
+	hash := sha256.Sum256(shown.Secret)
+	t := kbroker.Token{ID: shown.ID, Hash: hash[:], Role: role, Expires: time.Time{}.Add(kbroker.TokenTTL)}
+	if change != nil {
+		change(&t)
+	}
+	apply(v, []state.Change{state.PutToken{Token: t}})
+	return shown
 }
 
 // apply is what the store does with a batch.
