@@ -61,7 +61,8 @@ func (cfg Config) Validate() error {
 // Check tells whether a host of this configuration would start: its values, and
 // whether the data directory, as it is now, goes with them. It changes nothing.
 // Invalid, or Refused when the directory's host was removed, is what Run would
-// end with. Who holds the directory does not matter.
+// end with. Who holds the directory does not matter; a token on standard input is
+// left there.
 func (cfg Config) Check() error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -70,7 +71,10 @@ func (cfg Config) Check() error {
 	if err != nil {
 		return err
 	}
-	_, err = m.accepts(cfg)
+	if _, err = m.accepts(cfg); err != nil || m.ClusterID != "" || cfg.Found || cfg.TokenFile == stdinFile {
+		return err
+	}
+	_, err = readToken(cfg.TokenFile)
 	return err
 }
 
@@ -117,7 +121,7 @@ func (cfg Config) checkNew(client string) error {
 			WithHint("give --found=false to join, or --join= to found")
 	case !cfg.Found && len(cfg.Join) == 0:
 		return kbroker.Errorf(kbroker.Invalid, "this data directory belongs to no cluster yet").
-			WithHint("found one with --found, or join one with --join ADDR")
+			WithHint("found one with --found, or join one with --join ADDR --token-file FILE")
 	}
 	if _, err := cfg.hostName(); err != nil {
 		return err
@@ -127,12 +131,18 @@ func (cfg Config) checkNew(client string) error {
 		return kbroker.Errorf(kbroker.Invalid, "a worker cannot found a cluster: it stores nothing").WithHint("found it with a core, then join workers")
 	case cfg.Role == kbroker.RoleWorker && (cfg.ClientPort != 0 || cfg.RoutePort != 0):
 		return kbroker.Errorf(kbroker.Invalid, "a worker listens on no port").WithHint("leave the client port and the route port out")
-	case cfg.Role == kbroker.RoleWorker || client != "":
-		return nil
+	case cfg.Role == kbroker.RoleWorker || client != "": // it needs no address, or has it
 	case cfg.Role != "" && cfg.Role != kbroker.RoleCore:
 		return errRole(cfg.Role)
+	default:
+		if err := checkAdvertise(cfg.Advertise); err != nil {
+			return err
+		}
 	}
-	return checkAdvertise(cfg.Advertise)
+	if !cfg.Found && cfg.TokenFile == "" {
+		return errNoToken()
+	}
+	return nil
 }
 
 // hostName is the name of a new host.

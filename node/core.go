@@ -15,6 +15,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
 	"github.com/kbroker/kbroker/broker"
+	"github.com/kbroker/kbroker/internal/pki"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/super"
 )
@@ -198,6 +199,7 @@ func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 		Members: func() super.Members { return membersOf(c.broker) },
 		Look:    c.broker.Look,
 		Admit:   c.id.admit,
+		Root:    pki.FingerprintOf(c.id.root),
 	})
 	return a, s, err
 }

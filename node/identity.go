@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -50,6 +51,7 @@ type identity struct {
 	core  *pki.Authority
 	dir   string
 	roots []*x509.Certificate
+	root  *x509.Certificate // the one that the core is of
 	tls   *pki.Identities
 	now   func() time.Time // the wall clock
 	log   *slog.Logger
@@ -174,16 +176,8 @@ func (m *membership) roots() (string, error) {
 }
 
 // secure are the options of a connection to a core: one of the cluster whose roots
-// this host was given. A host that is of no cluster yet believes who answers at the
-// address that it is to join through.
+// this host was given.
 func (m *membership) secure() ([]nats.Option, error) {
-	if m.ClusterID == "" {
-		anyone := func(o *nats.Options) error {
-			o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
-			return nil
-		}
-		return []nats.Option{anyone}, nil
-	}
 	roots, err := m.roots()
 	if err != nil {
 		return nil, err
@@ -204,6 +198,13 @@ func Roots(dir string) (string, error) {
 	return m.roots()
 }
 
+// Admitted reports whether the host of a data directory was ever admitted to a
+// cluster, or has founded one: it needs no token.
+func Admitted(dir string) (bool, error) {
+	m, err := loadMembership(dir)
+	return err == nil && m.ClusterID != "", err
+}
+
 func (m *membership) saveIdentity(rootKey crypto.Signer, roots []*x509.Certificate, core *x509.Certificate) error {
 	dir := m.identityDir()
 	if err := errors.Join(makeDir(filepath.Dir(dir)), makeDir(dir)); err != nil {
@@ -220,11 +221,16 @@ func (m *membership) saveIdentity(rootKey crypto.Signer, roots []*x509.Certifica
 	return pki.SaveCerts(filepath.Join(dir, coreFile), core)
 }
 
-// takeIdentity keeps what this host was admitted with: a worker the roots alone.
-func (m *membership) takeIdentity(r kbroker.JoinReply, box *pki.Box) error {
+// takeIdentity keeps what this host was admitted with: a worker the roots alone. The
+// root with the fingerprint pin is one of them; empty: any.
+func (m *membership) takeIdentity(r kbroker.JoinReply, box *pki.Box, pin string) error {
 	roots, err := pki.ParseCerts([]byte(r.Roots))
 	if err != nil {
 		return fmt.Errorf("the roots of the cluster: %w", err)
+	}
+	if pin != "" && !slices.ContainsFunc(roots, func(c *x509.Certificate) bool { return pki.FingerprintOf(c) == pin }) {
+		return kbroker.Errorf(kbroker.Refused, "the cluster has admitted host %s, but does not name the root that the token is for among its own", m.Host).
+			WithHint("do not trust it; kbroker token create on a host of the cluster that you mean makes another token")
 	}
 	if m.Role == kbroker.RoleWorker {
 		return m.saveIdentity(nil, roots, nil)
@@ -268,12 +274,8 @@ func (m *membership) isMine(core *x509.Certificate, roots []*x509.Certificate) e
 	case got != m.identity():
 		return fmt.Errorf("it is the certificate of %s, want that of %s", got.URI(), m.identity().URI())
 	}
-	for _, root := range roots {
-		if core.CheckSignatureFrom(root) == nil {
-			return nil
-		}
-	}
-	return errors.New("it is not of the cluster's root")
+	_, err := pki.RootOf(core, roots)
+	return err
 }
 
 // openIdentity reads the identity of a core and makes its first certificate, with
@@ -308,6 +310,10 @@ func (m *membership) openIdentity(now func() time.Time, log *slog.Logger) (*iden
 	if i.core, err = pki.NewAuthority(certs[0], i.key); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, coreFile), err)
 	}
+	if i.root, err = pki.RootOf(i.core.Cert, i.roots); err != nil {
+		return nil, kbroker.Errorf(kbroker.Refused, "%s does not fit %s: %v", filepath.Join(dir, coreFile), rootsFile, err).
+			WithHint("restore both files; %s is the same on every host of the cluster", rootsFile)
+	}
 	i.believe(m.outs())
 	return i, i.renew()
 }
@@ -324,7 +330,7 @@ func (i *identity) renew() error {
 	if err != nil {
 		return err
 	}
-	i.tls.Use(pki.Shown(key, cert, i.core.Cert))
+	i.tls.Use(pki.Shown(key, cert, i.core.Cert, i.root))
 	i.made = made
 	return nil
 }

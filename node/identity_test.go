@@ -68,7 +68,7 @@ func joined(t *testing.T, by *identity, name kbroker.HostID) *membership {
 	m := newHost(t, by.self.Cluster, name)
 	r, box := request(t, m)
 	reply := kbroker.JoinReply{Admitted: true, Generation: 1}
-	if err := errors.Join(by.admit(r, &reply), m.takeIdentity(reply, box)); err != nil {
+	if err := errors.Join(by.admit(r, &reply), m.takeIdentity(reply, box, "")); err != nil {
 		t.Fatal(err)
 	}
 	return m
@@ -206,7 +206,7 @@ func TestWhoIsNotAdmitted(t *testing.T) {
 	if err := founder.admit(r, &reply); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.takeIdentity(reply, box); err == nil {
+	if err := m.takeIdentity(reply, box, ""); err == nil {
 		t.Error("a certificate for another generation was taken")
 	}
 }
@@ -228,14 +228,14 @@ func TestTheRootKeyIsKeptElsewhere(t *testing.T) {
 	again, box := request(t, before)
 	again.ClusterID = before.ClusterID
 	reply = kbroker.JoinReply{Admitted: true, Generation: 1}
-	if err := errors.Join(founder.admit(again, &reply), before.takeIdentity(reply, box)); err != nil {
+	if err := errors.Join(founder.admit(again, &reply), before.takeIdentity(reply, box, "")); err != nil {
 		t.Errorf("a core that was admitted before: %v", err)
 	}
 	if err := talk(t, founder, open(t, before, time.Now())); err != nil {
 		t.Errorf("it and the founder: %v", err)
 	}
 	before.Generation = 2
-	if err := before.takeIdentity(reply, box); !errors.Is(err, kbroker.Refused) {
+	if err := before.takeIdentity(reply, box, ""); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("it goes on with the certificate of another admission: %v", err)
 	}
 	if err := os.Rename(away, file); err != nil {
@@ -302,7 +302,7 @@ func TestWhomAWorkerBelieves(t *testing.T) {
 	worker.Role = kbroker.RoleWorker
 	r, box := request(t, worker)
 	reply := kbroker.JoinReply{Admitted: true, Generation: 1}
-	if err := errors.Join(founder.admit(r, &reply), worker.takeIdentity(reply, box)); err != nil {
+	if err := errors.Join(founder.admit(r, &reply), worker.takeIdentity(reply, box, "")); err != nil {
 		t.Fatal(err)
 	}
 	if reply.Certificate != "" || len(reply.RootKey) > 0 {

@@ -15,21 +15,16 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/internal/pki"
-	"github.com/kbroker/kbroker/subjects"
 )
 
 const (
 	membershipFile = "membership.json"
 	// askAgain is the pause before a host that was told to wait asks again.
 	askAgain = 250 * time.Millisecond
-	// askTimeout bounds one question to one core.
-	askTimeout = 2 * time.Second
 	// followEvery is how often the list of cores is compared with what is known.
 	followEvery = 2 * time.Second
 )
@@ -120,7 +115,7 @@ func establish(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*
 	}
 	if cfg.Found {
 		m.ClusterID, m.Founded, m.Generation = newClusterID(), true, 1
-	} else if err := m.join(ctx, cfg.Join, cfg.Labels, log); err != nil {
+	} else if err := m.join(ctx, cfg.Join, cfg, log); err != nil {
 		return nil, err
 	}
 	return m, m.save()
@@ -139,7 +134,7 @@ func (m *membership) joinAgain(ctx context.Context, dir string, cfg Config, log 
 	for _, c := range m.Cores {
 		through = append(through, c.Client)
 	}
-	if err := m.join(ctx, through, cfg.Labels, log); err != nil {
+	if err := m.join(ctx, through, cfg, log); err != nil {
 		return err
 	}
 	return m.save()
@@ -216,37 +211,32 @@ func pickPorts(ip string, ports []int) error {
 }
 
 // join asks the cores at these addresses, in turn and again, until it is
-// admitted. A refusal ends it.
-func (m *membership) join(ctx context.Context, through []string, labels map[string]string, log *slog.Logger) error {
+// admitted. A refusal ends it. A host that is of no cluster yet shows its token; one
+// that was admitted before is known by its key, and shows a token when it is refused.
+func (m *membership) join(ctx context.Context, through []string, cfg Config, log *slog.Logger) error {
 	if len(through) == 0 {
 		return kbroker.Errorf(kbroker.Invalid, "this host has not joined its cluster yet and knows no core").
 			WithHint("join through one with --join ADDR")
 	}
-	request := kbroker.JoinRequest{
-		Host: m.Host, Role: m.Role, Client: m.Client, Route: m.Route, Labels: labels, ClusterID: m.ClusterID,
-		Fingerprint: m.Fingerprint,
-	}
-	box, err := m.present(&request)
-	if err != nil {
-		return err
-	}
-	body, err := json.Marshal(request)
-	if err != nil {
-		return fmt.Errorf("marshal join request: %w", err)
-	}
-	secure, err := m.secure()
-	if err != nil {
+	a := &admission{}
+	if err := a.prepare(m, cfg); err != nil {
 		return err
 	}
 	last := ""
 	for i := 0; ; i++ {
-		reply, err := askToJoin(ctx, through[i%len(through)], secure, body)
+		reply, err := a.ask(ctx, through[i%len(through)])
 		if refused := kbroker.AsError(err); err != nil && (refused.Code == kbroker.Refused || refused.Code == kbroker.Invalid) {
-			return err
+			if a.request.Token != nil || cfg.TokenFile == "" {
+				return err
+			}
+			if err := a.show(cfg.TokenFile); err != nil {
+				return err
+			}
+			continue
 		}
 		if err == nil && reply.Admitted {
 			m.ClusterID, m.Generation, m.Cores = reply.ClusterID, reply.Generation, reply.Cores
-			return m.takeIdentity(reply, box)
+			return m.takeIdentity(reply, a.box, a.pin)
 		}
 		why := reply.Wait
 		if err != nil {
@@ -262,49 +252,6 @@ func (m *membership) join(ctx context.Context, through []string, labels map[stri
 		case <-time.After(askAgain):
 		}
 	}
-}
-
-// present adds to a request what shows who asks, and returns the box of a core's.
-func (m *membership) present(r *kbroker.JoinRequest) (*pki.Box, error) {
-	key, err := hostKey(filepath.Dir(m.path))
-	if err != nil {
-		return nil, err
-	}
-	var box *pki.Box
-	if m.Role == kbroker.RoleCore {
-		if box, err = pki.NewBox(); err != nil {
-			return nil, err
-		}
-		r.Box = box.Public()
-	}
-	return box, prove(key, r)
-}
-
-// askToJoin asks one core.
-func askToJoin(ctx context.Context, addr string, secure []nats.Option, body []byte) (kbroker.JoinReply, error) {
-	var reply kbroker.JoinReply
-	conn, err := nats.Connect(url(addr), append(secure, nats.Name("kbroker join"), nats.Timeout(askTimeout), nats.NoReconnect())...)
-	if err != nil {
-		return reply, fmt.Errorf("connect to core %s: %w", addr, err)
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	msg, err := conn.RequestWithContext(ctx, subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), body)
-	if err != nil {
-		return reply, fmt.Errorf("ask core %s: %w", addr, err)
-	}
-	if msg.Header.Get(subjects.HeaderCode) != "" {
-		var e kbroker.Error
-		if err := json.Unmarshal(msg.Data, &e); err != nil {
-			return reply, fmt.Errorf("unreadable refusal from %s: %w", addr, err)
-		}
-		return reply, &e
-	}
-	if err := json.Unmarshal(msg.Data, &reply); err != nil {
-		return reply, fmt.Errorf("unreadable answer from %s: %w", addr, err)
-	}
-	return reply, nil
 }
 
 // save writes the file so that a crash leaves the old or the new one.

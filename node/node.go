@@ -37,6 +37,7 @@ type Config struct {
 	Role       kbroker.Role   // default core
 	Found      bool           // found a new cluster, if Dir has none yet
 	Join       []string       // client addresses (host:port) of cores to join through
+	TokenFile  string         // has the join token, which is read when the host is to join; "-": standard input
 	Advertise  string         // the IP that other hosts and clients reach this one at
 	ClientPort int            // 0: the kernel picks one at the first start, then it is kept
 	RoutePort  int            // likewise

@@ -157,7 +157,7 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	cfg := Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{"127.0.0.1:1", srv.URL}}
+	cfg := Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{"127.0.0.1:1", srv.URL}, TokenFile: tokenFile(t, founder)}
 	log := discard()
 	m, err := establish(t.Context(), dir, cfg, log)
 	if err != nil {
@@ -202,7 +202,7 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 // may have been admitted with them.
 func TestAHostKeepsItsPortsWhileItAsks(t *testing.T) {
 	dir := t.TempDir()
-	cfg := Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{"127.0.0.1:1"}}
+	cfg := Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{"127.0.0.1:1"}, TokenFile: tokenFile(t, newFounder(t, "kb-test"))}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := establish(ctx, dir, cfg, discard()); err == nil {
@@ -251,12 +251,13 @@ func TestACoreThatWasRemovedIsForgotten(t *testing.T) {
 }
 
 func TestEstablishRefuses(t *testing.T) {
-	srv := natstest.Start(t)
+	founder := newFounder(t, "kb-test")
+	srv := natstest.StartTLS(t, founder.clients())
 	refusal, err := json.Marshal(kbroker.Errorf(kbroker.Refused, "a host named h2 is a member already"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = srv.Connect(t).Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
+	_, err = srv.Connect(t, anyone).Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
 		if err := m.RespondMsg(&nats.Msg{Data: refusal, Header: nats.Header{subjects.HeaderCode: {string(kbroker.Refused)}}}); err != nil {
 			t.Errorf("refuse: %v", err)
 		}
@@ -278,7 +279,9 @@ func TestEstablishRefuses(t *testing.T) {
 		"a worker that founds":       {cfg: Config{Name: "w1", Role: kbroker.RoleWorker, Found: true}, want: kbroker.Invalid},
 		"a worker with a port":       {cfg: Config{Name: "w1", Role: kbroker.RoleWorker, Join: []string{"x"}, ClientPort: 4222}, want: kbroker.Invalid},
 		"a role that is none":        {cfg: Config{Name: "w1", Role: "boss", Advertise: "127.0.0.1", Join: []string{"x"}}, want: kbroker.Invalid},
-		"a name that is taken":       {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}}, want: kbroker.Refused, others: true},
+		"a name that is taken":       {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}, TokenFile: tokenFile(t, founder)}, want: kbroker.Refused, others: true},
+		"a host without a token":     {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}}, want: kbroker.Invalid},
+		"a token that is not there":  {cfg: Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}, TokenFile: "/none"}, want: kbroker.Invalid},
 		"a damaged file":             {file: "{", want: kbroker.Refused},
 	} {
 		t.Run(name, func(t *testing.T) {

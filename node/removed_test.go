@@ -77,8 +77,9 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	ended := make(chan error, 1)
+	token := newToken(t, a, kbroker.RoleCore)
 	run := func(ctx context.Context) {
-		ended <- Run(ctx, Config{Dir: dirB, Name: "b", Join: []string{a.Client}, Advertise: "127.0.0.1"})
+		ended <- Run(ctx, Config{Dir: dirB, Name: "b", Join: []string{a.Client}, TokenFile: token, Advertise: "127.0.0.1"})
 	}
 	go run(ctx)
 	awaitCopies(t, a.Client, "b")
@@ -152,7 +153,7 @@ func TestACoreThatWasOffWhenItWasRemovedHearsOfIt(t *testing.T) {
 	a := awaitLeader(t, dirA)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	cfg := Config{Dir: dirB, Name: "b", Join: []string{a.Client}, Advertise: "127.0.0.1"}
+	cfg := Config{Dir: dirB, Name: "b", Join: []string{a.Client}, TokenFile: newToken(t, a, kbroker.RoleCore), Advertise: "127.0.0.1"}
 	go func() { ended <- Run(ctx, cfg) }()
 	awaitCopies(t, a.Client, "b")
 	stop()

@@ -28,7 +28,7 @@ func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
 	dir := func(host string) string { return filepath.Join(work, host) }
 	stopFounder := start(t, Config{Dir: dir("a"), Name: "a", Found: true, Advertise: "127.0.0.1"})
 	founder := awaitLeader(t, dir("a"))
-	stopSecond := start(t, Config{Dir: dir("b"), Name: "b", Join: []string{founder.Client}, Advertise: "127.0.0.1"})
+	stopSecond := start(t, Config{Dir: dir("b"), Name: "b", Join: []string{founder.Client}, TokenFile: newToken(t, founder, kbroker.RoleCore), Advertise: "127.0.0.1"})
 	awaitCopies(t, founder.Client, "b")
 	refused(t, dir("b"), "another agent holds")
 	if err := stopSecond(); err != nil {
@@ -93,9 +93,9 @@ func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
 	if rescued.ClusterID != done.ClusterID || !rescued.Founded || len(rescued.Cores) != 0 || rescued.RescuedFrom != founder.ClusterID {
 		t.Errorf("the host is %+v", rescued)
 	}
-	start(t, Config{Dir: dir("c"), Name: "c", Join: []string{rescued.Client}, Advertise: "127.0.0.1"})
+	start(t, Config{Dir: dir("c"), Name: "c", Join: []string{rescued.Client}, TokenFile: newToken(t, rescued, kbroker.RoleCore), Advertise: "127.0.0.1"})
 	awaitCopies(t, rescued.Client, "c")
-	if err := Run(t.Context(), Config{Dir: dir("d"), Name: "a", Join: []string{rescued.Client}, Advertise: "127.0.0.1"}); !errors.Is(err, kbroker.Refused) {
+	if err := Run(t.Context(), Config{Dir: dir("d"), Name: "a", Join: []string{rescued.Client}, TokenFile: newToken(t, rescued, kbroker.RoleCore), Advertise: "127.0.0.1"}); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("a new host under the name of the lost one: %v, want refused", err)
 	}
 }

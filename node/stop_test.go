@@ -7,6 +7,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -16,7 +17,7 @@ func TestAHostThatStopsBeatsUntilItsBrokerHas(t *testing.T) {
 	work := t.TempDir()
 	start(t, Config{Dir: filepath.Join(work, "a"), Name: "a", Found: true, Advertise: "127.0.0.1"})
 	a := awaitLeader(t, filepath.Join(work, "a"))
-	stop := start(t, Config{Dir: filepath.Join(work, "b"), Name: "b", Join: []string{a.Client}, Advertise: "127.0.0.1"})
+	stop := start(t, Config{Dir: filepath.Join(work, "b"), Name: "b", Join: []string{a.Client}, TokenFile: newToken(t, a, kbroker.RoleCore), Advertise: "127.0.0.1"})
 	awaitCopies(t, a.Client, "b")
 	b, err := readMembership(filepath.Join(work, "b"))
 	if err != nil {
