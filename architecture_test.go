@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"allocator":          {"state", "subjects", "internal/ownership", "internal/connect"},
 	"super":              {"state", "subjects", "spec"},
 	"node":               {"broker", "agent", "allocator", "super", "state", "subjects", "internal/connect", "internal/durable", "internal/pki"},
-	"client":             {"subjects", "internal/connect"},
+	"client":             {"subjects", "internal/connect", "internal/pki"},
 	"sdk":                {"spec", "subjects", "internal/ownership", "internal/connect"},
 	"sdk/sdktest":        {"node", "sdk"},
 	"cmd/kbroker":        {"node", "client", "spec", "sdk", "internal/durable"},

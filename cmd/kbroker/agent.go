@@ -22,10 +22,14 @@ Every flag can also be given in the file of --config (a flag's name with _ for -
 and in the environment (KBROKER_AGENT_ and the name in capitals); a flag wins over
 the environment, the environment over the file. Once a host belongs to a cluster,
 its directory knows name, role, ports and cluster, and --dir is enough.
+
+The first host founds the cluster. Every other one joins through a core of it, with
+a token from kbroker token create; it sends the token to nobody else.
 kbroker agent config prints a file with every setting and what it means.`,
 		Example: `  kbroker agent --dir /var/lib/kbroker --name a --found --advertise 10.0.0.1
-  kbroker agent --dir /var/lib/kbroker --name b --join 10.0.0.1:4222 --advertise 10.0.0.2
-  kbroker agent --dir /var/lib/kbroker --name w --join 10.0.0.1:4222 --role worker
+  kbroker token create --role core > join.token    # on a host of the cluster
+  kbroker agent --dir /var/lib/kbroker --name b --join 10.0.0.1:4222 --token-file join.token --advertise 10.0.0.2
+  kbroker agent --dir /var/lib/kbroker --name w --join 10.0.0.1:4222 --token-file - --role worker
   kbroker agent --config /etc/kbroker/agent.yaml`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,

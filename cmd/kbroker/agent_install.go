@@ -47,7 +47,7 @@ restarted, also when it has not seen what an earlier run wrote. A file that some
 edited is refused (4) unless --force. To take it back: systemctl disable --now
 kbroker; applications run on, and the data directory stays.`,
 		Example: `  kbroker agent install --name a --found --advertise 10.0.0.1
-  kbroker agent install --name b --join 10.0.0.1:4222 --advertise 10.0.0.2
+  kbroker agent install --name b --join 10.0.0.1:4222 --token-file join.token --advertise 10.0.0.2
   kbroker agent install --label disk=ssd   # the other settings stay
   kbroker agent install --found --advertise 10.0.0.1 --print`,
 		Args:              cobra.NoArgs,
@@ -125,7 +125,7 @@ func (in *installation) choose(flags *pflag.FlagSet) error {
 	switch in.keep = !given(over); {
 	case file == "" && in.keep:
 		return kbroker.Errorf(kbroker.Invalid, "no setting was given, and there is no %s", in.config).
-			WithHint("say how this host begins: --found --advertise IP, or --join HOST:PORT --advertise IP")
+			WithHint("say how this host begins: --found --advertise IP, or --join HOST:PORT --token-file FILE --advertise IP")
 	case file != "":
 		before, err := laid(fromFile) // what is bad in it may be what is given now
 		if err != nil {
@@ -141,6 +141,10 @@ func (in *installation) choose(flags *pflag.FlagSet) error {
 	if in.settings, err = mergeLayers(layers); err != nil {
 		return err
 	}
+	if in.settings.TokenFile == stdin {
+		return kbroker.Errorf(kbroker.Invalid, "token_file is %s, and a service has no standard input", stdin).
+			WithHint("put the token into a file of mode 0600: --token-file FILE; it may go when the host has joined")
+	}
 	for _, doc := range agentDocs {
 		if path, ok := doc.value(in.settings).(string); ok && doc.path && path != "" && !filepath.IsAbs(path) {
 			return kbroker.Errorf(kbroker.Invalid, "%s: %s is %s, want an absolute path", in.config, doc.key, path).
@@ -154,7 +158,7 @@ func (in *installation) choose(flags *pflag.FlagSet) error {
 func (l layer) absolute() error {
 	for _, doc := range agentDocs {
 		path := l.values.String(doc.key)
-		if !doc.path || path == "" {
+		if !doc.path || path == "" || doc.file && path == stdin {
 			continue
 		}
 		abs, err := filepath.Abs(path)

@@ -25,6 +25,7 @@ type setting struct {
 	example string // YAML
 	choices []string
 	path    bool // a path: relative to the working directory on a command line
+	file    bool // that of a file, or stdin
 }
 
 // agentDocs documents every key, in the order of a file.
@@ -54,6 +55,10 @@ var agentDocs = []setting{
 		more: "One that answers is enough; more of them let a host join while one is down.",
 	},
 	{
+		key: "token_file", usage: "`file` with the token to join with; - is standard input", path: true, file: true, example: "/etc/kbroker/join.token",
+		more: "One line, which kbroker token create prints on a host of the cluster. A host that has joined needs it no more, and the file may go. There is no setting for the token itself: command lines and environments are no place for it.",
+	},
+	{
 		key: "client_port", usage: "port for clients (default: picked once)", example: "4222",
 		more: "0 lets the kernel pick one, which the data directory keeps.",
 	},
@@ -70,6 +75,9 @@ var agentDocs = []setting{
 		more: "The same on every host of a cluster.",
 	},
 }
+
+// stdin is how a file on a command line is standard input.
+const stdin = "-"
 
 // flag is the setting's name on a command line.
 func (s setting) flag() string { return strings.ReplaceAll(s.key, "_", "-") }
@@ -110,6 +118,8 @@ func addSettingFlags(cmd *cobra.Command) {
 		switch {
 		case len(s.choices) > 0:
 			must(cmd.RegisterFlagCompletionFunc(s.flag(), cobra.FixedCompletions(s.choices, cobra.ShellCompDirectiveNoFileComp)))
+		case s.file:
+			must(cmd.MarkFlagFilename(s.flag()))
 		case s.path:
 			must(cmd.MarkFlagDirname(s.flag()))
 		}

@@ -35,6 +35,7 @@ type agentSettings struct {
 	Found      bool              `yaml:"found" koanf:"found"`
 	Advertise  string            `yaml:"advertise" koanf:"advertise"`
 	Join       []string          `yaml:"join" koanf:"join"`
+	TokenFile  string            `yaml:"token_file" koanf:"token_file"`
 	ClientPort int               `yaml:"client_port" koanf:"client_port"`
 	RoutePort  int               `yaml:"route_port" koanf:"route_port"`
 	Label      map[string]string `yaml:"label" koanf:"label"`
@@ -274,7 +275,7 @@ func parseLabels(pairs []string) map[string]any {
 func (s agentSettings) node(log *slog.Logger) node.Config {
 	return node.Config{
 		Dir: s.Dir, Name: kbroker.HostID(s.Name), Role: kbroker.Role(s.Role),
-		Found: s.Found, Join: s.Join, Advertise: s.Advertise,
+		Found: s.Found, Join: s.Join, TokenFile: s.TokenFile, Advertise: s.Advertise,
 		ClientPort: s.ClientPort, RoutePort: s.RoutePort,
 		Labels: s.Label, StockRaft: s.StockRaft, Log: log,
 	}

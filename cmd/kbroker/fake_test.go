@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"slices"
@@ -35,6 +36,21 @@ type fakeCore struct {
 	stopped  map[kbroker.AppName]bool
 	uploads  map[string][]byte // by session
 	stored   map[string][]byte // by digest
+	tokens   []kbroker.Token
+}
+
+// fakeNow is when tokens are made, fakeRoot the fingerprint that they have.
+var (
+	fakeNow  = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	fakeRoot = base64.RawURLEncoding.EncodeToString(make([]byte, sha256.Size))
+)
+
+// usedToken is one with which a host has joined.
+func usedToken() kbroker.Token {
+	return kbroker.Token{
+		ID: "abcdefghijkl", Role: kbroker.RoleWorker, Created: fakeNow, Expires: fakeNow.Add(kbroker.TokenTTL), By: "ann@laptop",
+		Used: &kbroker.TokenUse{Host: "w1", Fingerprint: "x", Generation: 1, At: fakeNow},
+	}
 }
 
 func newFakeCore(t testing.TB) *fakeCore {
@@ -43,6 +59,7 @@ func newFakeCore(t testing.TB) *fakeCore {
 		t: t, url: srv.URL, leader: true,
 		deployed: map[kbroker.AppName]kbroker.App{"hello": helloApp(), "duo": {Name: "duo", Services: []kbroker.Service{{Name: "one"}, {Name: "two"}}}},
 		stopped:  map[kbroker.AppName]bool{}, uploads: map[string][]byte{}, stored: map[string][]byte{},
+		tokens: []kbroker.Token{usedToken()},
 	}
 	conn := srv.Connect(t)
 	for subject, handle := range map[string]func(*nats.Msg) (any, error){
@@ -125,6 +142,12 @@ func (f *fakeCore) core(m *nats.Msg) (any, error) {
 			s.Alarms = []string{"no majority of the cores is up"}
 		}
 		return s, nil
+	case subjects.VerbTokens:
+		rows := []kbroker.TokenRow{}
+		for _, t := range f.tokens {
+			rows = append(rows, t.Row(fakeNow))
+		}
+		return rows, nil
 	case subjects.VerbVersion:
 		app, ok := f.deployed[r.App]
 		if !ok {
@@ -206,6 +229,28 @@ func (f *fakeCore) super(m *nats.Msg) (any, error) {
 		f.writes = append(f.writes, "scale "+string(r.App)+" "+string(r.Service)+" "+strconv.Itoa(r.Count))
 	case subjects.VerbRollback, subjects.VerbRestart:
 		return f.undone(verb, m)
+	case subjects.VerbToken:
+		var r kbroker.TokenRequest
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			return nil, err
+		}
+		f.writes = append(f.writes, strings.TrimSpace("token "+string(r.Role)+" "+string(r.Name)))
+		f.tokens = append(f.tokens, kbroker.Token{ID: r.ID, Hash: r.Hash, Role: r.Role, Name: r.Name, Created: fakeNow, Expires: fakeNow.Add(r.TTL), By: r.By})
+		return kbroker.TokenReply{Root: fakeRoot, Expires: fakeNow.Add(r.TTL)}, nil
+	case subjects.VerbRevoke:
+		var r kbroker.RevokeRequest
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(f.tokens, func(t kbroker.Token) bool { return t.ID == r.ID })
+		if i < 0 {
+			return nil, kbroker.Errorf(kbroker.NotFound, "there is no token %s", r.ID)
+		}
+		if f.tokens[i].Used != nil {
+			return nil, kbroker.Errorf(kbroker.Refused, "host w1 has joined with token %s", r.ID).WithHint("kbroker remove w1")
+		}
+		f.writes, f.tokens[i].Revoked = append(f.writes, "revoke"), fakeNow
+		return kbroker.RevokeReply{}, nil
 	case subjects.VerbStop:
 		var r kbroker.StopRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {

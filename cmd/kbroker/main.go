@@ -94,7 +94,7 @@ that fail.`,
 		c.validateCommand(), c.deployCommand(), c.scaleCommand(), c.stopCommand(),
 		c.appsCommand(), c.psCommand(), c.hostsCommand(), c.statusCommand(), c.doctorCommand(), c.logsCommand(),
 		c.initCommand(), c.runCommand(),
-		c.drainCommand(), c.undrainCommand(), c.removeCommand(),
+		c.tokenCommand(), c.drainCommand(), c.undrainCommand(), c.removeCommand(),
 		c.historyCommand(), c.rollbackCommand(), c.restartCommand(), c.planCommand(), c.eventsCommand(), c.whyCommand(),
 		c.callCommand(), c.versionCommand(), c.builtinCommand(),
 	)

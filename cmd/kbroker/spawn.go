@@ -76,7 +76,7 @@ func (l *localCluster) agentArgs(h localHost) []string {
 			others = append(others, o.client())
 		}
 	}
-	return append(args, "--join", strings.Join(others, ","))
+	return append(args, "--join", strings.Join(others, ","), "--token-file", filepath.Join(l.hostDir(h.Name), tokenFile))
 }
 
 // agentEnviron is the environment without what would configure the agent or

@@ -139,11 +139,17 @@ func (c *cli) up(ctx context.Context, flag string, hosts, cores int, demo bool) 
 	if err := local.grow(hosts, cores); err != nil {
 		return err
 	}
-	started, err := c.startDead(local)
-	if err != nil {
+	if err := local.forgetTokens(); err != nil { // those of an up that was killed
 		return err
 	}
-	rows, err := c.awaitReady(ctx, local, started)
+	started, err := c.startDead(ctx, local)
+	var rows []kbroker.HostRow
+	if err == nil {
+		rows, err = c.awaitReady(ctx, local, started)
+	}
+	if gone := local.forgetTokens(); err == nil {
+		err = gone
+	}
 	if err != nil {
 		return err
 	}
@@ -171,13 +177,16 @@ func (c *cli) hosts(ctx context.Context, all bool) ([]kbroker.HostRow, error) {
 	return api.Hosts(ctx, all)
 }
 
-// startDead starts the agents that do not run.
-func (c *cli) startDead(l *localCluster) ([]spawned, error) {
+// startDead starts the agents that do not run: first those that need nobody, then,
+// when the cluster makes tokens, those that join. Their tokens are there until
+// forgetTokens.
+func (c *cli) startDead(ctx context.Context, l *localCluster) ([]spawned, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	var started []spawned
+	var joining []localHost
 	for _, h := range l.members() {
 		_, alive, err := node.Running(l.hostDir(h.Name))
 		if err != nil {
@@ -186,6 +195,24 @@ func (c *cli) startDead(l *localCluster) ([]spawned, error) {
 		if alive {
 			continue
 		}
+		needs, err := l.needsToken(h)
+		if err != nil {
+			return started, err
+		}
+		if needs {
+			joining = append(joining, h)
+			continue
+		}
+		s, err := l.spawn(self, h)
+		if err != nil {
+			return started, err
+		}
+		started = append(started, s)
+	}
+	for _, h := range joining {
+		if err := c.makeToken(ctx, l, h, started); err != nil {
+			return started, err
+		}
 		s, err := l.spawn(self, h)
 		if err != nil {
 			return started, err
@@ -193,6 +220,52 @@ func (c *cli) startDead(l *localCluster) ([]spawned, error) {
 		started = append(started, s)
 	}
 	return started, nil
+}
+
+// makeToken has the cluster make a token for a host, and puts it where its agent
+// reads it. It waits until there is a leader, while the agents that were started run.
+func (c *cli) makeToken(ctx context.Context, l *localCluster, h localHost, started []spawned) error {
+	role := h.Role
+	if role == "" {
+		role = kbroker.RoleCore
+	}
+	for {
+		for _, s := range started {
+			if err := s.ended(); err != nil {
+				return l.withLog(s.host, s.log, err)
+			}
+		}
+		t, err := c.tokenFor(ctx, l, h.Name, role)
+		if err == nil {
+			return l.saveToken(h, t.Text)
+		}
+		if refused := kbroker.AsError(err); ctx.Err() == nil && (refused.Code == kbroker.Refused || refused.Code == kbroker.Invalid) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return ctx.Err()
+			}
+			return l.withLog(l.members()[0].Name, 0, kbroker.Errorf(kbroker.DeadlineExceeded, "the cluster in %s makes no token for host %s: %v", l.dir, h.Name, err).
+				WithHint("kbroker up goes on where it is; the logs are %s/*/%s", l.dir, agentLog))
+		case <-time.After(upPoll):
+		}
+	}
+}
+
+func (c *cli) tokenFor(ctx context.Context, l *localCluster, host kbroker.HostID, role kbroker.Role) (client.Token, error) {
+	ctx, cancel := context.WithTimeout(ctx, upAsk)
+	defer cancel()
+	if err := l.trust(); err != nil {
+		return client.Token{}, err
+	}
+	api, _, err := c.open(ctx)
+	if err != nil {
+		return client.Token{}, err
+	}
+	defer api.Close()
+	return api.CreateToken(ctx, role, host, kbroker.TokenTTL, "kbroker up")
 }
 
 // awaitReady waits until every host of the cluster is ready and the control
