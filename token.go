@@ -2,6 +2,7 @@ package kbroker
 
 import (
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -24,7 +25,7 @@ const (
 	MaxTokenBy = 128
 )
 
-var tokenIDForm = regexp.MustCompile(`^[a-z2-7]{12}$`)
+var tokenIDForm = regexp.MustCompile(`^[a-z2-7]{` + strconv.Itoa(TokenIDLen) + `}$`)
 
 // CheckTokenID reports why id is not the name of a token, or nil. The error has code
 // Invalid and a hint, and shows nothing of what may be a whole token.

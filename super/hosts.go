@@ -65,22 +65,8 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 		}
 	}
 	admitted := kbroker.JoinReply{Admitted: true, ClusterID: clusterID, Generation: known.Generation}
-	cores, joining, wait := 0, false, ""
-	for _, h := range sortedHosts(v) {
-		if !h.Member() || h.Role != kbroker.RoleCore || h.Name == r.Host {
-			continue
-		}
-		cores++
-		switch {
-		case h.State == kbroker.HostJoining:
-			joining = true
-			wait = fmt.Sprintf("host %s is joining", h.Name)
-		case r.Role == kbroker.RoleCore && (f.verdict.States[h.Name] != kbroker.HostReady || !f.Current[h.Name]):
-			wait = fmt.Sprintf("host %s is not current", h.Name)
-		default:
-			admitted.Cores = append(admitted.Cores, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
-		}
-	}
+	through, cores, joining, wait := coresFor(v, r, f)
+	admitted.Cores = through
 	switch {
 	case r.Role == kbroker.RoleWorker:
 		wait = ""
@@ -110,7 +96,7 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 	if wait != "" {
 		d := decision{reply: kbroker.JoinReply{Wait: wait}}
 		if !same && token.Used == nil && token.Waits == nil && f.Known {
-			token.Waits = use // it was shown in time
+			token.Waits = use // it was shown in time; without a leader of the broker nothing can be written
 			d.changes = []state.Change{state.PutToken{Token: token}}
 		}
 		return d, nil
@@ -129,6 +115,26 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 		d.changes = append(d.changes, state.PutToken{Token: token})
 	}
 	return d, nil
+}
+
+// coresFor are the cores that a host reaches when it has joined, how many there are
+// besides it, whether one of them is joining, and what of them it has to wait for.
+func coresFor(v *state.View, r kbroker.JoinRequest, f facts) (through []kbroker.CoreAddr, cores int, joining bool, wait string) {
+	for _, h := range sortedHosts(v) {
+		if !h.Member() || h.Role != kbroker.RoleCore || h.Name == r.Host {
+			continue
+		}
+		cores++
+		switch {
+		case h.State == kbroker.HostJoining:
+			joining, wait = true, fmt.Sprintf("host %s is joining", h.Name)
+		case r.Role == kbroker.RoleCore && (f.verdict.States[h.Name] != kbroker.HostReady || !f.Current[h.Name]):
+			wait = fmt.Sprintf("host %s is not current", h.Name)
+		default:
+			through = append(through, kbroker.CoreAddr{Host: h.Name, Client: h.Client, Route: h.Route})
+		}
+	}
+	return through, cores, joining, wait
 }
 
 // member finds a host that was not removed.
