@@ -350,7 +350,7 @@ func (d *diagnosis) join() string {
 	}
 	for _, h := range d.Hosts {
 		if h.Role == kbroker.RoleCore && !isDown(h) {
-			return fmt.Sprintf("kbroker agent install --join %s --advertise IP   # on the new host", h.Client)
+			return fmt.Sprintf("kbroker agent install --join %s --token-file FILE --advertise IP   # on the new host, FILE from: kbroker token create --role core", h.Client)
 		}
 	}
 	return "kbroker hosts"

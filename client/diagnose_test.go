@@ -104,7 +104,7 @@ func TestDiagnose(t *testing.T) {
 			return f
 		}, nil},
 		"two cores": {func() Facts { return alone(2) }, []string{
-			"warning cores @ $ kbroker agent install --join 10.0.0.1:4222 --advertise IP   # on the new host | without the first nothing can be changed",
+			"warning cores @ $ kbroker agent install --join 10.0.0.1:4222 --token-file FILE --advertise IP   # on the new host, FILE from: kbroker token create --role core | without the first nothing can be changed",
 		}},
 		"two local cores": {func() Facts { return local(alone(2)) }, []string{"warning cores @ $ kbroker up --hosts 3 | have three"}},
 		"two cores, a copy is behind": {func() Facts {

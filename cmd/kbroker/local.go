@@ -24,8 +24,6 @@ import (
 const (
 	localFile = "up.json"
 	lockFile  = "up.lock"
-	// tokenFile, in the directory of a host, is there while it joins.
-	tokenFile = "join.token"
 	// lockPoll is the pause between attempts to take the lock.
 	lockPoll = 50 * time.Millisecond
 	// loopback is where the hosts of a local cluster are.
@@ -188,39 +186,6 @@ func (l *localCluster) roots() string {
 		}
 	}
 	return ""
-}
-
-// needsToken reports whether a host has not joined the cluster yet, which the first one
-// founds.
-func (l *localCluster) needsToken(h localHost) (bool, error) {
-	if h.Name == l.Hosts[0].Name {
-		return false, nil
-	}
-	joined, err := node.Admitted(l.hostDir(h.Name))
-	return !joined, err
-}
-
-// saveToken puts a token where the agent of a host reads it.
-func (l *localCluster) saveToken(h localHost, text string) error {
-	dir := l.hostDir(h.Name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make directory of host %s: %w", h.Name, err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, tokenFile), []byte(text+"\n"), 0o600); err != nil {
-		return fmt.Errorf("write the token of host %s: %w", h.Name, err)
-	}
-	return nil
-}
-
-// forgetTokens removes the tokens of all hosts.
-func (l *localCluster) forgetTokens() error {
-	var all error
-	for _, h := range l.Hosts {
-		if err := os.Remove(filepath.Join(l.hostDir(h.Name), tokenFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			all = errors.Join(all, fmt.Errorf("remove the token of host %s: %w", h.Name, err))
-		}
-	}
-	return all
 }
 
 // found adds the hosts whose data directories are there although up.json does

@@ -222,52 +222,6 @@ func (c *cli) startDead(ctx context.Context, l *localCluster) ([]spawned, error)
 	return started, nil
 }
 
-// makeToken has the cluster make a token for a host, and puts it where its agent
-// reads it. It waits until there is a leader, while the agents that were started run.
-func (c *cli) makeToken(ctx context.Context, l *localCluster, h localHost, started []spawned) error {
-	role := h.Role
-	if role == "" {
-		role = kbroker.RoleCore
-	}
-	for {
-		for _, s := range started {
-			if err := s.ended(); err != nil {
-				return l.withLog(s.host, s.log, err)
-			}
-		}
-		t, err := c.tokenFor(ctx, l, h.Name, role)
-		if err == nil {
-			return l.saveToken(h, t.Text)
-		}
-		if refused := kbroker.AsError(err); ctx.Err() == nil && (refused.Code == kbroker.Refused || refused.Code == kbroker.Invalid) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.Canceled) {
-				return ctx.Err()
-			}
-			return l.withLog(l.members()[0].Name, 0, kbroker.Errorf(kbroker.DeadlineExceeded, "the cluster in %s makes no token for host %s: %v", l.dir, h.Name, err).
-				WithHint("kbroker up goes on where it is; the logs are %s/*/%s", l.dir, agentLog))
-		case <-time.After(upPoll):
-		}
-	}
-}
-
-func (c *cli) tokenFor(ctx context.Context, l *localCluster, host kbroker.HostID, role kbroker.Role) (client.Token, error) {
-	ctx, cancel := context.WithTimeout(ctx, upAsk)
-	defer cancel()
-	if err := l.trust(); err != nil {
-		return client.Token{}, err
-	}
-	api, _, err := c.open(ctx)
-	if err != nil {
-		return client.Token{}, err
-	}
-	defer api.Close()
-	return api.CreateToken(ctx, role, host, kbroker.TokenTTL, "kbroker up")
-}
-
 // awaitReady waits until every host of the cluster is ready and the control
 // store takes writes on as many hosts as it should.
 func (c *cli) awaitReady(ctx context.Context, l *localCluster, started []spawned) ([]kbroker.HostRow, error) {
