@@ -70,7 +70,11 @@ func (c *labCluster) join(h *netlab.Host, worker bool) {
 	if len(c.args) == 0 {
 		args = append(args, "--found")
 	} else {
-		args = append(args, "--join", strings.Join(c.cores(), ","))
+		role := kbroker.RoleCore
+		if worker {
+			role = kbroker.RoleWorker
+		}
+		args = append(args, "--join", strings.Join(c.cores(), ","), "--token-file", c.token(h.Dir, role))
 	}
 	c.args[h.Name] = args
 	c.hosts++

@@ -36,10 +36,10 @@ func TestRescueTheSecondHost(t *testing.T) {
 	c.context("h1")
 	wait.Until(t, 15*time.Second, func() error { return answering(c) })
 	first := c.address("h1")
-	c.agent("h2", "--join", first)
+	c.agent("h2", "--join", first, "--token-file", c.token(t.TempDir(), kbroker.RoleCore))
 	c.hosts = 2
 	c.whole(20 * time.Second)
-	c.agent("h5", "--join", first, "--role", "worker")
+	c.agent("h5", "--join", first, "--role", "worker", "--token-file", c.token(t.TempDir(), kbroker.RoleWorker))
 	c.hosts = 3
 	wait.Until(t, 20*time.Second, func() error { return allReady(c) })
 	c.must("deploy", "../examples/wordcount/app.yaml")
@@ -107,7 +107,7 @@ func TestRescueTheSecondHost(t *testing.T) {
 	c.copiesAreThere(running, copied)
 	for _, host := range []string{"h3", "h4"} {
 		c.hosts++
-		c.agent(host, "--join", c.address("h2"))
+		c.agent(host, "--join", c.address("h2"), "--token-file", c.token(t.TempDir(), kbroker.RoleCore))
 		wait.Until(t, 30*time.Second, func() error { return allReady(c) })
 	}
 	c.whole(30 * time.Second)
