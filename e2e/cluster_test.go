@@ -95,6 +95,9 @@ func up(t *testing.T, hosts int, args ...string) *cluster {
 func (c *cluster) up(args ...string) {
 	c.t.Helper()
 	c.must(append([]string{"up", "--hosts", strconv.Itoa(c.hosts), "--dir", c.dir}, args...)...)
+	if left, err := filepath.Glob(filepath.Join(c.dir, "*", "join.token")); err != nil || len(left) > 0 {
+		c.t.Errorf("up has left tokens: %v, %v", left, err)
+	}
 }
 
 // down ends everything, whatever the state, and checks that nothing is left.

@@ -98,6 +98,16 @@ func TestWhoIsNotAdmitted(t *testing.T) {
 			},
 			"was used by host w1", "kbroker token create",
 		},
+		"another host in the place of one whose admission was taken back": {
+			func(j *joiner) kbroker.JoinRequest {
+				r := hostAsks("h2", core, j.fresh(core, ""))
+				j.must(r)
+				delete(j.view.Hosts, "h2")
+				r.Fingerprint = "another"
+				return r
+			},
+			"was used by host h2", "kbroker token create --role core",
+		},
 		"a host that was removed, with the token that it came with": {
 			func(j *joiner) kbroker.JoinRequest {
 				r := hostAsks("w1", worker, j.fresh(worker, ""))

@@ -157,6 +157,7 @@ func TestWhoKnowsTheFingerprintAloneKnowsTheCluster(t *testing.T) {
 	}{
 		"a core that shows its root":                    {as(root, core, a, root), true, false},
 		"a core that shows two":                         {as(root, core, a, other, root), true, false},
+		"a core that shows a forged one":                {as(root, core, a, forged), false, true},
 		"a core that does not show it":                  {as(root, core, a), false, true},
 		"a core of another root":                        {as(other, foreign, a, other), false, true},
 		"a core of another root that shows this one":    {as(other, foreign, a, root), false, true},
