@@ -103,6 +103,8 @@ type Broker struct {
 	ready     chan struct{}
 	looks     chan chan<- struct{} // to the membership loop; it closes what it gets
 	fatal     chan error           // capacity 1: the first is what Run returns
+	counting  chan struct{}        // capacity 1: taken by who asks the server for its counters
+	began     time.Time
 	core      *server.Server
 	system    *nats.Conn // in SYS, from listening to the end
 	others    leavers
@@ -138,6 +140,7 @@ func New(cfg Config) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, id: id, joined: joined, acc: newAccounts(), log: cfg.Log,
 		listening: make(chan struct{}), ready: make(chan struct{}), looks: make(chan chan<- struct{}), fatal: make(chan error, 1),
+		counting: make(chan struct{}, 1), began: time.Now(),
 	}
 	if !cfg.StockRaft {
 		if err := tuneOnce(); err != nil {
