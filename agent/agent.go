@@ -109,6 +109,7 @@ type Agent struct {
 	outputs  *outputs
 	janitor  *janitor
 	checker  *checker
+	counters *counters
 	scanner  scanner
 	slots    chan struct{}
 
@@ -141,10 +142,11 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	counters := newCounters()
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, boot: boot,
+		cfg: cfg, log: cfg.Log, boot: boot, counters: counters,
 		viewer:    &viewer{host: cfg.Host, generation: cfg.Generation, dir: cfg.Dir, conn: cfg.Conn, log: cfg.Log, look: make(chan struct{}, 1)},
-		reporter:  newReporter(cfg),
+		reporter:  newReporter(cfg, counters),
 		cache:     newCache(cfg),
 		outputs:   &outputs{dir: cfg.Dir, host: cfg.Host, conn: cfg.Conn, log: cfg.Log, bound: maxOutputBytes},
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),
@@ -291,6 +293,7 @@ func (a *Agent) reconcile(ctx context.Context) time.Duration {
 			a.reporter.set(i.status(a.cfg.Host))
 		}
 	}
+	a.counters.runs(a.instances)
 	return wake
 }
 

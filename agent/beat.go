@@ -34,6 +34,9 @@ type heart struct {
 	held  uint64             // revision of the view that is held
 	since time.Duration      // boottime since a core knows more; 0: none does
 	cores []kbroker.CoreAddr // as last heard
+	// answered is when a core last did, at first when this began; boottime.
+	answered      time.Duration
+	sent, skipped uint64 // beats; skipped: there was no connection
 }
 
 // run beats until ctx ends; the first beat leaves at once. removed is called when
@@ -58,9 +61,11 @@ func (h *heart) run(ctx context.Context, removed func()) error {
 	for {
 		// A beat that waits in a buffer for the connection would be a lie by
 		// the time it arrives; one that cannot be sent is followed by another.
-		if h.conn.IsConnected() {
+		connected := h.conn.IsConnected()
+		if connected {
 			_ = h.conn.PublishRequest(subjects.Heartbeat(h.beat.Host), inbox, body)
 		}
+		h.count(connected)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -75,11 +80,13 @@ func (h *heart) hear(m *nats.Msg) (removed bool) {
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return false // a core of another version: the next one may be understood
 	}
-	if r.Removed {
-		return true
-	}
 	now := state.Boottime()
 	h.mu.Lock()
+	h.answered = now
+	if r.Removed {
+		h.mu.Unlock()
+		return true
+	}
 	if len(r.Cores) > 0 {
 		h.cores = r.Cores
 	}
@@ -95,6 +102,25 @@ func (h *heart) hear(m *nats.Msg) (removed bool) {
 		h.behind()
 	}
 	return false
+}
+
+// count notes a beat.
+func (h *heart) count(sent bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if sent {
+		h.sent++
+	} else {
+		h.skipped++
+	}
+}
+
+// counted is what count has noted, and how long ago a core answered.
+func (h *heart) counted() (sent, skipped uint64, silent time.Duration) {
+	now := state.Boottime()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sent, h.skipped, max(0, now-h.answered)
 }
 
 // holds tells which revision the agent has.
@@ -132,7 +158,7 @@ func (h *heart) servers(own []string) []string {
 
 func newHeart(cfg Config, behind func()) *heart {
 	return &heart{
-		conn: cfg.Conn, every: cfg.Times.Heartbeat, behind: behind,
+		conn: cfg.Conn, every: cfg.Times.Heartbeat, behind: behind, answered: state.Boottime(),
 		beat: kbroker.Heartbeat{
 			Host: cfg.Host, Role: cfg.Role, Process: cfg.Dir.Process, PID: os.Getpid(), Generation: cfg.Generation,
 			Labels: cfg.Labels, Capacity: cfg.Capacity, Client: cfg.Client, Route: cfg.Route, Version: cfg.Version,

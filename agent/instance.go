@@ -125,6 +125,7 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 	again := i.record.Incarnation != "" && i.placement.Epoch == p.Epoch && i.phase == phaseIdle
 	if again {
 		i.restarts++
+		a.counters.restarts.Inc()
 	} else if i.phase != phaseIdle || i.placement.Epoch != p.Epoch {
 		i.restarts, i.crashes, i.exit, i.message = 0, p.Backoff, nil, ""
 	}

@@ -55,13 +55,9 @@ func readStat(pid int) (procStat, error) {
 // hold blanks and parentheses itself: fields are counted from the last one.
 func parseStat(pid int, b []byte) (procStat, error) {
 	const parent, group, session, start = 1, 2, 3, 19 // after the name; proc(5)
-	i := bytes.LastIndexByte(b, ')')
-	if i < 0 {
-		return procStat{}, fmt.Errorf("stat of process %d: no program name", pid)
-	}
-	f := strings.Fields(string(b[i+1:]))
-	if len(f) <= start {
-		return procStat{}, fmt.Errorf("stat of process %d: %d fields", pid, len(f))
+	f, err := statFields(pid, b, start)
+	if err != nil {
+		return procStat{}, err
 	}
 	s := procStat{procID: procID{PID: pid}, State: f[0][0]}
 	var errs [4]error
@@ -73,6 +69,20 @@ func parseStat(pid int, b []byte) (procStat, error) {
 		return procStat{}, fmt.Errorf("stat of process %d: %w", pid, err)
 	}
 	return s, nil
+}
+
+// statFields are the fields of /proc/PID/stat after the name, up to last at
+// least.
+func statFields(pid int, b []byte, last int) ([]string, error) {
+	i := bytes.LastIndexByte(b, ')')
+	if i < 0 {
+		return nil, fmt.Errorf("stat of process %d: no program name", pid)
+	}
+	f := strings.Fields(string(b[i+1:]))
+	if len(f) <= last {
+		return nil, fmt.Errorf("stat of process %d: %d fields", pid, len(f))
+	}
+	return f, nil
 }
 
 // bootID names this boot of the machine.

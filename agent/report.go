@@ -37,6 +37,7 @@ type reporter struct {
 	process    string
 	conn       *nats.Conn
 	log        *slog.Logger
+	counters   *counters
 	dirty      chan struct{} // capacity 1
 
 	mu     sync.Mutex
@@ -51,9 +52,9 @@ type reported struct {
 	said    int
 }
 
-func newReporter(cfg Config) *reporter {
+func newReporter(cfg Config, counters *counters) *reporter {
 	return &reporter{
-		host: cfg.Host, generation: cfg.Generation, process: cfg.Dir.Process, conn: cfg.Conn, log: cfg.Log,
+		host: cfg.Host, generation: cfg.Generation, process: cfg.Dir.Process, conn: cfg.Conn, log: cfg.Log, counters: counters,
 		dirty: make(chan struct{}, 1), states: make(map[kbroker.StatusKey]*reported),
 	}
 }
@@ -123,7 +124,9 @@ func (r *reporter) run(ctx context.Context) error {
 			number++
 			req.Number = number
 			var reply kbroker.ReportReply
+			sent := time.Now()
 			err := request(ctx, r.conn, subjects.Report(r.host), req, &reply)
+			r.counters.reported(time.Since(sent), err)
 			switch {
 			case err != nil:
 				r.log.Debug("report not heard; sending it again", "err", err)

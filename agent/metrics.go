@@ -1,0 +1,226 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/kbroker/kbroker"
+)
+
+// ticksPerSecond is the unit of processor time in /proc, the same on every Linux
+// that Go runs on.
+const ticksPerSecond = 100
+
+// counters is what the agent counts for its metrics and for nothing else, and
+// whom the loop watches. Safe for concurrent use.
+type counters struct {
+	restarts prometheus.Counter
+	reports  prometheus.Histogram
+	unheard  prometheus.Counter
+
+	mu        sync.Mutex
+	processes map[kbroker.StatusKey]procID
+}
+
+func newCounters() *counters {
+	return &counters{
+		restarts: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "kbroker", Subsystem: "agent", Name: "restarts_total",
+			Help: "Instances that were started again after they had ended by themselves.",
+		}),
+		reports: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "kbroker", Subsystem: "agent", Name: "report_duration_seconds",
+			Help:    "Time from a report of instances to the answer of a core, which has stored it by then.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 12), // 1 ms to requestTimeout
+		}),
+		unheard: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "kbroker", Subsystem: "agent", Name: "reports_unheard_total",
+			Help: "Reports of instances that no core has answered in time, or that failed there; they are sent again.",
+		}),
+		processes: map[kbroker.StatusKey]procID{},
+	}
+}
+
+// reported notes the end of a report.
+func (c *counters) reported(took time.Duration, err error) {
+	if err != nil {
+		c.unheard.Inc()
+		return
+	}
+	c.reports.Observe(took.Seconds())
+}
+
+// runs notes the processes that the loop watches.
+func (c *counters) runs(instances map[kbroker.StatusKey]*instance) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k := range c.processes {
+		if i := instances[k]; i == nil || i.process == nil {
+			delete(c.processes, k)
+		}
+	}
+	for k, i := range instances {
+		if i.process != nil {
+			c.processes[k] = i.process.id
+		}
+	}
+}
+
+func (c *counters) processOf(k kbroker.StatusKey) (procID, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id, ok := c.processes[k]
+	return id, ok
+}
+
+func desc(what, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName("kbroker", "agent", what), help, labels, nil)
+}
+
+// instanceLabels name an instance; there are as many as this host runs.
+var instanceLabels = []string{"tenant", "app", "service", "instance"}
+
+var (
+	descInfo       = desc("info", "Always 1; the labels say which host and build this is.", "host", "role", "version", "goversion")
+	descInstances  = desc("instances", "Instances of this host by state.", "state")
+	descSent       = desc("heartbeats_sent_total", "Heartbeats that were sent.")
+	descSkipped    = desc("heartbeats_skipped_total", "Heartbeats that were not sent because no core was connected.")
+	descSilent     = desc("heartbeat_answer_age_seconds", "Time since a core has answered a heartbeat; since the start while none has.")
+	descUnreported = desc("unreported_instances", "Instances of which the last status has not been stored by a core yet.")
+
+	descUp       = desc("instance_up", "1 if the instance has a process.", instanceLabels...)
+	descReady    = desc("instance_ready", "1 if the instance answers.", instanceLabels...)
+	descRestarts = desc("instance_restarts_total", "How often the instance was started again after it had ended by itself; of its present placement.", instanceLabels...)
+	descResident = desc("instance_resident_memory_bytes", "Memory of the instance's own process, without its children.", instanceLabels...)
+	descCPU      = desc("instance_cpu_seconds_total", "Processor time of the instance's own process, without its children.", instanceLabels...)
+)
+
+// instanceStates are those that an agent reports.
+var instanceStates = []kbroker.InstanceState{
+	kbroker.StatePending, kbroker.StateStarting, kbroker.StateRunning, kbroker.StateReady,
+	kbroker.StateDraining, kbroker.StateBackoff, kbroker.StateExited,
+}
+
+// Collector has the metrics of this host's agent and its instances. Reading them
+// waits for neither the loop nor a core; it reads one small file of /proc for
+// each instance that runs.
+func (a *Agent) Collector() prometheus.Collector { return collector{a} }
+
+type collector struct{ *Agent }
+
+func (c collector) Describe(out chan<- *prometheus.Desc) {
+	for _, m := range c.own() {
+		m.Describe(out)
+	}
+	for _, d := range []*prometheus.Desc{
+		descInfo, descInstances, descSent, descSkipped, descSilent, descUnreported,
+		descUp, descReady, descRestarts, descResident, descCPU,
+	} {
+		out <- d
+	}
+}
+
+func (c collector) own() []prometheus.Collector {
+	return []prometheus.Collector{c.counters.restarts, c.counters.reports, c.counters.unheard}
+}
+
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	for _, m := range c.own() {
+		m.Collect(out)
+	}
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	count := func(d *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, value, labels...)
+	}
+	gauge(descInfo, 1, string(c.cfg.Host), string(c.cfg.Role), c.cfg.Version, runtime.Version())
+	sent, skipped, silent := c.heart.counted()
+	count(descSent, float64(sent))
+	count(descSkipped, float64(skipped))
+	gauge(descSilent, silent.Seconds())
+	gauge(descUnreported, float64(c.reporter.unsaid()))
+
+	byState := map[kbroker.InstanceState]int{}
+	for _, s := range c.reporter.known() {
+		byState[s.State]++
+		labels := []string{string(s.Tenant), string(s.App), string(s.Service), string(s.Instance)}
+		id, up := c.counters.processOf(kbroker.StatusKey{Tenant: s.Tenant, Instance: s.Instance})
+		gauge(descUp, oneIf(up), labels...)
+		gauge(descReady, oneIf(s.State == kbroker.StateReady), labels...)
+		count(descRestarts, float64(s.Restarts), labels...)
+		if u, ok := footprintOf(id); up && ok {
+			gauge(descResident, float64(u.residentBytes), labels...)
+			count(descCPU, u.cpu.Seconds(), labels...)
+		}
+	}
+	for _, s := range instanceStates {
+		gauge(descInstances, float64(byState[s]), string(s))
+	}
+}
+
+// known are the statuses of the instances that are there.
+func (r *reporter) known() []kbroker.Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]kbroker.Status, 0, len(r.states))
+	for _, e := range r.states {
+		if !e.gone {
+			out = append(out, e.status)
+		}
+	}
+	return out
+}
+
+// footprint is what a process has taken of its machine.
+type footprint struct {
+	residentBytes uint64
+	cpu           time.Duration
+}
+
+// footprintOf is false for a process that has gone, or whose pid is another one's
+// by now.
+func footprintOf(id procID) (footprint, bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id.PID))
+	if err != nil {
+		return footprint{}, false
+	}
+	s, err := parseStat(id.PID, b)
+	if err != nil || s.procID != id || s.ended() {
+		return footprint{}, false
+	}
+	u, err := parseFootprint(id.PID, b)
+	return u, err == nil
+}
+
+// parseFootprint parses /proc/PID/stat.
+func parseFootprint(pid int, b []byte) (footprint, error) {
+	const user, system, resident = 11, 12, 21 // after the name; proc(5)
+	f, err := statFields(pid, b, resident)
+	if err != nil {
+		return footprint{}, err
+	}
+	var n [3]uint64
+	for i, field := range []int{user, system, resident} {
+		if n[i], err = strconv.ParseUint(f[field], 10, 64); err != nil {
+			return footprint{}, fmt.Errorf("stat of process %d: %w", pid, err)
+		}
+	}
+	return footprint{
+		residentBytes: n[2] * uint64(os.Getpagesize()),
+		cpu:           time.Duration(n[0]+n[1]) * time.Second / ticksPerSecond,
+	}, nil
+}
+
+func oneIf(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
