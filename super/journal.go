@@ -33,7 +33,8 @@ type journal struct {
 
 	mu      sync.Mutex
 	waiting []kbroker.Event
-	dropped int
+	dropped int    // since it was last told
+	lost    uint64 // likewise, since the start
 	number  uint64
 	stirred chan struct{} // capacity 1
 }
@@ -51,6 +52,7 @@ func (j *journal) add(by string, events ...kbroker.Event) {
 	for _, e := range events {
 		if len(j.waiting) >= maxJournal {
 			j.dropped++
+			j.lost++
 			continue
 		}
 		j.waiting = append(j.waiting, j.complete(e, by, now))

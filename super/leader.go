@@ -49,6 +49,8 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 
 	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock(), heardAll: make(chan struct{}, 1), guesses: newGuesses(l.cfg.Clock())}
 	t.tell(kbroker.Event{Kind: kbroker.EventLeader, Host: l.cfg.Host, Epoch: lease.Epoch(), Message: fmt.Sprintf("host %s leads", l.cfg.Host)})
+	l.counters.tally.Store(&tally{epoch: lease.Epoch()})
+	defer l.counters.tally.Store(nil)
 	commands := make(chan *nats.Msg, maxCommands)
 	sub, err := l.cfg.Conn.Subscribe(subjects.SuperAll(), func(m *nats.Msg) {
 		if t.turnAway(m) {
@@ -57,7 +59,9 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 		select {
 		case commands <- m:
 		default:
-			respondError(log, m, kbroker.Errorf(kbroker.Overloaded, "more than %d writes are waiting", maxCommands))
+			err := kbroker.Errorf(kbroker.Overloaded, "more than %d writes are waiting", maxCommands)
+			l.counters.command(err)
+			respondError(log, m, err)
 		}
 	})
 	if err != nil {
@@ -88,6 +92,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 		if err := t.round(ctx); err == nil {
 			planned = l.cfg.Clock()
 		} else if ctx.Err() == nil {
+			l.counters.roundsFailed.Inc()
 			log.Warn("round failed; the next one plans again", "err", err)
 			if l.cfg.Clock()-planned > resignAfter {
 				return fmt.Errorf("no round for %v: %w", resignAfter, err)
@@ -116,6 +121,8 @@ type term struct {
 
 // round reads, judges, plans and commits once.
 func (t *term) round(ctx context.Context) error {
+	began := time.Now()
+	defer func() { t.counters.rounds.Observe(time.Since(began).Seconds()) }()
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
 	v, err := t.store.View(ctx)
@@ -124,6 +131,7 @@ func (t *term) round(ctx context.Context) error {
 	}
 	t.settleDoubt(v)
 	w := t.world(v)
+	t.counters.stand(t.lease.Epoch(), v, w.Verdict, t.alarming())
 	t.tellSuspects(w.Verdict)
 	changes := Plan(w)
 	if len(changes) == 0 {
@@ -132,12 +140,19 @@ func (t *term) round(ctx context.Context) error {
 	for _, c := range changes {
 		t.log.Info("plan", "change", c.String())
 	}
-	err = t.lease.Commit(ctx, v, changes)
-	t.tellChanges(v, changes, err)
-	if err != nil {
+	if err := t.commit(ctx, v, changes); err != nil {
 		return fmt.Errorf("commit %d changes: %w", len(changes), err)
 	}
 	return nil
+}
+
+// commit writes a batch, and has told what it means.
+func (t *term) commit(ctx context.Context, v *state.View, changes []state.Change) error {
+	began := time.Now()
+	err := t.lease.Commit(ctx, v, changes)
+	t.counters.commit(time.Since(began), err)
+	t.tellChanges(v, changes, err)
+	return err
 }
 
 // world is a view together with what this leader remembers and has heard.
@@ -164,6 +179,13 @@ func (t *term) world(v *state.View) World {
 		ReadyFor: t.memory.readyFor(now), Stalled: t.memory.stalled(now),
 		SteadyFor: t.memory.steadyFor(now), ApartFor: t.memory.apartFor(now), ApartFailed: t.memory.apartFailed(now), Now: time.Now().UTC(),
 	}
+}
+
+// alarming is how many alarms the last look at the world gave.
+func (t *term) alarming() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.alarms)
 }
 
 // lately returns the cores' words unless they are stale.
@@ -249,6 +271,7 @@ func (t *term) commands(ctx context.Context, m *nats.Msg, waiting <-chan *nats.M
 	var v *state.View
 	for range maxCommands {
 		changed, err := t.command(ctx, m, &v)
+		t.counters.command(err)
 		if err != nil {
 			t.tellRefused(m, err)
 			t.tellJoinRefused(m, err)
@@ -296,8 +319,7 @@ func (t *term) command(ctx context.Context, m *nats.Msg, v **state.View) (change
 		for _, c := range d.changes {
 			t.log.Info(verb, "change", c.String())
 		}
-		err = t.lease.Commit(ctx, *v, d.changes)
-		t.tellChanges(*v, d.changes, err)
+		err = t.commit(ctx, *v, d.changes)
 		switch {
 		case err == nil:
 			respond(t.log, m, d.reply)

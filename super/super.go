@@ -80,8 +80,9 @@ type Super struct {
 	log   *slog.Logger
 	heard *heard
 	// journal takes what was decided and what was seen.
-	journal *journal
-	store   atomic.Pointer[state.Store] // nil until the broker answers
+	journal  *journal
+	counters *counters
+	store    atomic.Pointer[state.Store] // nil until the broker answers
 }
 
 // New returns a Super; Run does everything.
@@ -99,7 +100,7 @@ func New(cfg Config) (*Super, error) {
 		cfg.Times = state.Tuned
 	}
 	return &Super{
-		cfg: cfg, log: cfg.Log, heard: newHeard(cfg.Host, cfg.Clock, cfg.Times.Suspect), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
+		cfg: cfg, log: cfg.Log, counters: newCounters(), heard: newHeard(cfg.Host, cfg.Clock, cfg.Times.Suspect), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
 	}, nil
 }
 

@@ -26,8 +26,10 @@ import (
 
 // desktop is a Super on a real server; the test plays the agent of its host.
 type desktop struct {
-	t  *testing.T
-	nc *nats.Conn
+	*Super
+	t    *testing.T
+	nc   *nats.Conn
+	stop func() // may be called early
 }
 
 func startSuper(t *testing.T) *desktop {
@@ -49,6 +51,7 @@ func superOn(t *testing.T, connect func() *nats.Conn) *desktop {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.Super = s
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -76,7 +79,8 @@ func superOn(t *testing.T, connect func() *nats.Conn) *desktop {
 			}
 		}
 	})
-	t.Cleanup(func() { cancel(); running.Wait() })
+	d.stop = func() { cancel(); running.Wait() }
+	t.Cleanup(d.stop)
 	return d
 }
 
