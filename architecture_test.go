@@ -61,7 +61,7 @@ var confined = map[string][]string{
 }
 
 // sdkWithout are modules that an application must not get with the SDK.
-var sdkWithout = []string{"github.com/nats-io/nats-server/", "github.com/knadh/koanf", "github.com/spf13/cobra", "github.com/shirou/gopsutil"}
+var sdkWithout = []string{"github.com/nats-io/nats-server/", "github.com/knadh/koanf", "github.com/spf13/cobra", "github.com/shirou/gopsutil", "github.com/prometheus/"}
 
 type goPackage struct {
 	ImportPath, Dir, Name              string

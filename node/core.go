@@ -27,6 +27,7 @@ type core struct {
 	m       *membership
 	broker  *broker.Broker
 	id      *identity
+	counted *metrics
 	planner atomic.Pointer[super.Super] // nil until the broker listens
 	gone    atomic.Bool                 // the host was removed
 	out     atomic.Bool                 // and the others say that it is no member of the broker's group
@@ -35,8 +36,8 @@ type core struct {
 // runCore runs a host with a broker. On one that was removed nothing else runs:
 // its applications are ended, and the broker leaves when it is no member any more.
 // agent.ErrRemoved: the broker alone knows of the removal.
-func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
-	c := &core{cfg: cfg, dir: dir, m: m}
+func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, counted *metrics) error {
+	c := &core{cfg: cfg, dir: dir, m: m, counted: counted}
 	c.gone.Store(m.Removed)
 	var err error
 	if c.id, err = m.openIdentity(time.Now, cfg.Log.With("component", "node")); err != nil {
@@ -50,6 +51,7 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) err
 	if err != nil {
 		return err
 	}
+	counted.MustRegister(c.broker.Collector())
 	partsCtx, stopParts := context.WithCancel(ctx)
 	defer stopParts()
 	brokerCtx, stopBroker := context.WithCancel(context.WithoutCancel(ctx))
@@ -147,6 +149,7 @@ func (c *core) runParts(ctx, beatCtx context.Context, stopBroker, stopBeat func(
 		return err
 	}
 	c.planner.Store(s)
+	c.counted.MustRegister(a.Collector(), s.Collector())
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

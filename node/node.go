@@ -1,7 +1,7 @@
 // Package node is the composition root of a host: it turns a configuration
 // into running parts and stops them in order.
 //
-//	lock the directory -> end a rescue that was cut off (swap.go)
+//	lock the directory -> serve metrics (metrics.go) -> end a rescue that was cut off (swap.go)
 //	-> who am I (membership.json; found or join)
 //	  core:   -> broker -> agent (heartbeats at once) and super (when JetStream answers)
 //	  worker: -> agent, as a client of the cores
@@ -79,6 +79,8 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer dir.Close()
+	counted := openMetrics(dir.Path, cfg.Log.With("component", "node"))
+	defer counted.close()
 	if done, err := endRescue(dir.Path); err != nil {
 		return err
 	} else if done != nil {
@@ -100,9 +102,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	switch {
 	case m.Role == kbroker.RoleWorker && !m.Removed:
-		err = runWorker(ctx, cfg, dir, m)
+		err = runWorker(ctx, cfg, dir, m, counted)
 	case m.Role == kbroker.RoleCore && !out:
-		err = errors.Join(err, runCore(ctx, cfg, dir, m))
+		err = errors.Join(err, runCore(ctx, cfg, dir, m, counted))
 	}
 	if errors.Is(err, agent.ErrRemoved) {
 		err = m.leave(ctx, dir)
@@ -114,7 +116,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // runWorker runs a host without a broker: a client of the cores.
-func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) error {
+func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, counted *metrics) error {
 	roots, err := m.roots()
 	if err != nil {
 		return err
@@ -134,6 +136,7 @@ func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership) e
 	if err != nil {
 		return err
 	}
+	counted.MustRegister(a.Collector())
 	nobody := func() []kbroker.HostID { return nil }
 	return runAll(ctx, map[string]func(context.Context) error{
 		"heartbeat": a.Beat,
