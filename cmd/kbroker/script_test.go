@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,6 +46,7 @@ func printMonotonic() {
 //	writes [WHAT...]     what has changed the cluster, nothing more, nothing less
 //	elf FILE MACHINE     writes a program for a machine (amd64, arm64, vax)
 //	sized FILE BYTES     makes a file of so many zero bytes
+//	agent-socket DIR     serves metrics as the agent of a data directory does
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -56,12 +60,13 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"kb":         runKbroker,
-			"online":     func(ts *testscript.TestScript, _ bool, _ []string) { online(t, ts) },
-			"leaderless": func(ts *testscript.TestScript, _ bool, _ []string) { coreOf(ts).depose() },
-			"writes":     checkWrites,
-			"elf":        writeELF,
-			"sized":      writeSized,
+			"kb":           runKbroker,
+			"online":       func(ts *testscript.TestScript, _ bool, _ []string) { online(t, ts) },
+			"leaderless":   func(ts *testscript.TestScript, _ bool, _ []string) { coreOf(ts).depose() },
+			"writes":       checkWrites,
+			"elf":          writeELF,
+			"sized":        writeSized,
+			"agent-socket": func(ts *testscript.TestScript, _ bool, args []string) { serveMetrics(ts, ts.MkAbs(args[0])) },
 		},
 	})
 }
@@ -122,6 +127,16 @@ func writeELF(ts *testscript.TestScript, _ bool, args []string) {
 	f, err := os.Create(ts.MkAbs(args[0]))
 	ts.Check(err)
 	ts.Check(errors.Join(binary.Write(f, binary.LittleEndian, h), f.Close()))
+}
+
+func serveMetrics(ts *testscript.TestScript, dir string) {
+	l, err := net.Listen("unix", filepath.Join(dir, "metrics.sock"))
+	ts.Check(err)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "# TYPE up gauge\nup 1") })
+	srv, ended := &http.Server{Handler: mux}, make(chan struct{})
+	go func() { defer close(ended); _ = srv.Serve(l) }()
+	ts.Defer(func() { _ = srv.Close(); <-ended })
 }
 
 func writeSized(ts *testscript.TestScript, _ bool, args []string) {
