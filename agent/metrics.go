@@ -36,7 +36,7 @@ func newCounters() *counters {
 		}),
 		reports: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "kbroker", Subsystem: "agent", Name: "report_duration_seconds",
-			Help:    "Time from a report of instances to the answer of a core, which has stored it by then.",
+			Help:    "Time from a report of instances to the answer of a core; what it has accepted is stored by then.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 12), // 1 ms to requestTimeout
 		}),
 		unheard: prometheus.NewCounter(prometheus.CounterOpts{
@@ -83,8 +83,9 @@ func desc(what, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(prometheus.BuildFQName("kbroker", "agent", what), help, labels, nil)
 }
 
-// instanceLabels name an instance; there are as many as this host runs.
-var instanceLabels = []string{"tenant", "app", "service", "instance"}
+// instanceLabels name an instance; there are as many as this host runs. The label
+// instance itself is Prometheus's, for whom it reads from.
+var instanceLabels = []string{"tenant", "app", "service", "instance_id"}
 
 var (
 	descInfo       = desc("info", "Always 1; the labels say which host and build this is.", "host", "role", "version", "goversion")
@@ -214,7 +215,7 @@ func parseFootprint(pid int, b []byte) (footprint, error) {
 	}
 	return footprint{
 		residentBytes: n[2] * uint64(os.Getpagesize()),
-		cpu:           time.Duration(n[0]+n[1]) * time.Second / ticksPerSecond,
+		cpu:           time.Duration(n[0]+n[1]) * (time.Second / ticksPerSecond),
 	}, nil
 }
 

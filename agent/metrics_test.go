@@ -15,7 +15,7 @@ import (
 )
 
 // metricsOf gathers an agent's metrics: values by name, and by what the labels
-// state and instance say; of a histogram how much it has counted.
+// state and instance_id say; of a histogram how much it has counted.
 func metricsOf(t *testing.T, a *Agent) map[string]float64 {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
@@ -29,7 +29,10 @@ func metricsOf(t *testing.T, a *Agent) map[string]float64 {
 		for _, m := range f.GetMetric() {
 			name := f.GetName()
 			for _, l := range m.GetLabel() {
-				if l.GetName() == "state" || l.GetName() == "instance" {
+				if l.GetName() == "instance" || l.GetName() == "job" {
+					t.Fatalf("%s has the label %s, which is Prometheus's own name of whom it reads from", name, l.GetName())
+				}
+				if l.GetName() == "state" || l.GetName() == "instance_id" {
 					name += " " + l.GetValue()
 				}
 			}
@@ -117,6 +120,10 @@ func TestParseFootprint(t *testing.T) {
 	f, err := parseFootprint(42, []byte("42 (a) (b c) S 1 40 39 0 -1 4194560 0 0 0 0 130 70 0 0 20 0 1 0 987654 555 3\n"))
 	if want := (footprint{residentBytes: 3 * uint64(os.Getpagesize()), cpu: 2 * time.Second}); err != nil || f != want {
 		t.Errorf("%+v %v, want %+v", f, err, want)
+	}
+	year := 365 * 24 * time.Hour
+	if f, err = parseFootprint(42, []byte("42 (a) S 1 40 39 0 -1 4194560 0 0 0 0 31536000000 0 0 0 20 0 1 0 987654 555 3")); err != nil || f.cpu != 10*year {
+		t.Errorf("ten years of processor time, a month on 120 of them, are %v %v", f.cpu, err)
 	}
 	for _, bad := range []string{"", "42 (a) S 1", "42 (a) S 1 40 39 0 -1 4194560 0 0 0 0 x 70 0 0 20 0 1 0 987654 555 3"} {
 		if f, err := parseFootprint(42, []byte(bad)); err == nil {
