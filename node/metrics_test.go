@@ -2,7 +2,6 @@ package node
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,17 +32,6 @@ func shortDir(t *testing.T) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
-}
-
-// over is a client of the socket in dir.
-func over(dir string) *http.Client {
-	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", filepath.Join(dir, metricsFile))
-		},
-	}}
 }
 
 func get(c *http.Client, path string) (string, error) {
@@ -109,7 +97,7 @@ func TestAHostServesItsMetrics(t *testing.T) {
 		t.Errorf("lint: %v %v", problems, err)
 	}
 
-	c := over(dir)
+	c := &http.Client{Timeout: 10 * time.Second, Transport: over(path)}
 	for path, part := range map[string]string{"/debug/pprof/": "goroutine", "/debug/pprof/goroutine?debug=1": "goroutine profile:", "/debug/pprof/heap": ""} {
 		if body, err := get(c, path); err != nil || !strings.Contains(body, part) {
 			t.Errorf("GET %s: %.100q, %v; want %q in it", path, body, err, part)
@@ -119,6 +107,14 @@ func TestAHostServesItsMetrics(t *testing.T) {
 		t.Errorf("GET / is answered with %.100q", body)
 	}
 	scrapeTogether(t, c)
+
+	// One more agent on the directory is refused, and takes nothing away.
+	if err := Run(t.Context(), Config{Dir: dir}); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a second agent on the directory: %v, want refused", err)
+	}
+	if err := Scrape(t.Context(), dir, io.Discard); err != nil {
+		t.Errorf("metrics after a second agent was refused: %v", err)
+	}
 
 	// One that is being profiled stops as fast as any other.
 	profiled := make(chan struct{})

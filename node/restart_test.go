@@ -230,6 +230,9 @@ func TestRestartInPlace(t *testing.T) {
 	if !sameProgram(t, p.pid, p.exe) {
 		t.Errorf("process %d does not execute what is at %s", p.pid, p.exe)
 	}
+	if err := Scrape(t.Context(), p.dir, io.Discard); err != nil {
+		t.Errorf("metrics after the restart: %v", err)
+	}
 	after := p.instance("ready", ready)
 	if *after.PID != *before.PID || after.Restarts != 0 || *after.Instance != *before.Instance {
 		t.Errorf("the instance was %s (%d), now it is %s (%d) after %d restarts", *before.Instance, *before.PID, *after.Instance, *after.PID, after.Restarts)

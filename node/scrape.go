@@ -21,19 +21,11 @@ import (
 // Unavailable - the agent serves none; that of ctx.
 func Scrape(ctx context.Context, dir string, out io.Writer) error {
 	path := filepath.Join(dir, metricsFile)
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		},
-	}
-	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://host"+metricsPath, nil)
 	if err != nil {
 		return fmt.Errorf("ask for metrics: %w", err)
 	}
-	res, err := (&http.Client{Transport: transport}).Do(req)
+	res, err := (&http.Client{Transport: over(path)}).Do(req)
 	if ctx.Err() != nil {
 		return fmt.Errorf("ask the agent of %s: %w", dir, ctx.Err())
 	}
@@ -49,6 +41,18 @@ func Scrape(ctx context.Context, dir string, out io.Writer) error {
 		return fmt.Errorf("read metrics: %w", err)
 	}
 	return nil
+}
+
+// over connects to the socket at path, whatever host a URL names, and keeps no
+// connection: nothing is to be closed.
+func over(path string) *http.Transport {
+	return &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		},
+	}
 }
 
 // unscraped says why nobody answers at the socket of a directory.
