@@ -76,7 +76,8 @@ func openMetrics(dir string, log *slog.Logger) *metrics {
 	return m
 }
 
-// close ends what is served, and removes the socket.
+// close ends what is served, and removes the socket. It takes scrapesEnd at most:
+// an answer that hangs by then, in a lock of a part, holds up no stop.
 func (m *metrics) close() {
 	m.cancel()
 	ctx, cancel := context.WithTimeout(context.Background(), scrapesEnd)
