@@ -20,11 +20,11 @@ func (c *cli) metricsCommand() *cobra.Command {
 		Short: "Print the metrics of this host's agent, for Prometheus",
 		Long: `Print the metrics of this host's agent, of its broker and its super, in the text
 form of Prometheus. They are served over HTTP on the socket metrics.sock in the
-host's data directory, for the agent's user alone, and on no port; so are the
+host's data directory, for the agent's user and root, and on no port; so are the
 profiles of the agent, under /debug/pprof/.
 
-DIR is the data directory of a host. Without --dir it is the one host of kbroker up
-in KBROKER_DIR, else in .kbroker here, else ` + defaultAgentDir + `.`,
+--dir is the data directory of a host; by default that of the one host of kbroker
+up in KBROKER_DIR, else in .kbroker here, else ` + defaultAgentDir + `.`,
 		Example: `  kbroker metrics --dir .kbroker/h1
   curl --unix-socket ` + defaultAgentDir + `/metrics.sock http://host/metrics
   curl --unix-socket ` + defaultAgentDir + `/metrics.sock -o heap.pprof http://host/debug/pprof/heap`,
