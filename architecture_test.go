@@ -25,33 +25,34 @@ const module = "github.com/kbroker/kbroker"
 // import the root; tests may also import what testOnly lists, and subjects to
 // play the other side of the bus.
 var mayImport = map[string][]string{
-	"":                   {},
-	"subjects":           {},
-	"spec":               {},
-	"state":              {"subjects"},
-	"broker":             {"subjects", "internal/durable"},
-	"agent":              {"state", "subjects", "internal/durable"},
-	"allocator":          {"state", "subjects", "internal/ownership", "internal/connect"},
-	"super":              {"state", "subjects", "spec"},
-	"node":               {"broker", "agent", "allocator", "super", "state", "subjects", "internal/connect", "internal/durable", "internal/pki"},
-	"client":             {"subjects", "internal/connect", "internal/pki"},
-	"sdk":                {"spec", "subjects", "internal/ownership", "internal/connect"},
-	"sdk/sdktest":        {"node", "sdk"},
-	"cmd/kbroker":        {"node", "client", "spec", "sdk", "internal/durable"},
-	"e2e":                {"client", "sdk"},
-	"e2e/netlab":         {},
-	"internal/ownership": {"subjects"},
-	"internal/connect":   {"subjects", "internal/durable", "internal/pki"},
-	"internal/durable":   {},
-	"internal/pki":       {"internal/durable"},
-	"internal/natstest":  {"internal/wait"},
-	"internal/wait":      {},
-	"examples/...":       {"sdk", "allocator"},
+	"":                     {},
+	"subjects":             {},
+	"spec":                 {},
+	"state":                {"subjects"},
+	"broker":               {"subjects", "internal/durable"},
+	"agent":                {"state", "subjects", "internal/durable"},
+	"allocator":            {"state", "subjects", "internal/ownership", "internal/connect"},
+	"super":                {"state", "subjects", "spec"},
+	"node":                 {"broker", "agent", "allocator", "super", "state", "subjects", "internal/connect", "internal/durable", "internal/pki"},
+	"client":               {"subjects", "internal/connect", "internal/pki"},
+	"sdk":                  {"spec", "subjects", "internal/ownership", "internal/connect"},
+	"sdk/sdktest":          {"node", "sdk"},
+	"cmd/kbroker":          {"node", "client", "spec", "sdk", "internal/durable"},
+	"e2e":                  {"client", "sdk"},
+	"e2e/netlab":           {},
+	"internal/ownership":   {"subjects"},
+	"internal/connect":     {"subjects", "internal/durable", "internal/pki"},
+	"internal/durable":     {},
+	"internal/pki":         {"internal/durable"},
+	"internal/metricstest": {},
+	"internal/natstest":    {"internal/wait"},
+	"internal/wait":        {},
+	"examples/...":         {"sdk", "allocator"},
 }
 
 // testOnly are the packages that nothing but tests, and they themselves, may
 // import.
-var testOnly = []string{"internal/natstest", "internal/wait", "e2e/netlab"}
+var testOnly = []string{"internal/metricstest", "internal/natstest", "internal/wait", "e2e/netlab"}
 
 // confined are modules that only these packages may import, in tests too.
 var confined = map[string][]string{

@@ -6,40 +6,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/metricstest"
 	"github.com/kbroker/kbroker/internal/wait"
 )
 
-// metricsOf gathers an agent's metrics: values by name, and by what the labels
-// state and instance_id say; of a histogram how much it has counted.
 func metricsOf(t *testing.T, a *Agent) map[string]float64 {
 	t.Helper()
-	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(a.Collector())
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]float64{}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			name := f.GetName()
-			for _, l := range m.GetLabel() {
-				if l.GetName() == "instance" || l.GetName() == "job" {
-					t.Fatalf("%s has the label %s, which is Prometheus's own name of whom it reads from", name, l.GetName())
-				}
-				if l.GetName() == "state" || l.GetName() == "instance_id" {
-					name += " " + l.GetValue()
-				}
-			}
-			out[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
-	}
-	return out
+	return metricstest.Values(t, a.Collector(), "state", "instance_id")
 }
 
 func TestMetricsFollowTheInstances(t *testing.T) {

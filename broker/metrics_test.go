@@ -9,33 +9,15 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/kbroker/kbroker/internal/metricstest"
 	"github.com/kbroker/kbroker/internal/wait"
 )
 
-// metricsOf gathers a broker's metrics: values by name, of a name with labels by
-// name and the value of its only label.
 func metricsOf(t *testing.T, b *Broker) map[string]float64 {
 	t.Helper()
-	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(b.Collector())
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]float64{}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			name := f.GetName()
-			for _, l := range m.GetLabel() {
-				name += " " + l.GetValue()
-			}
-			out[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
-		}
-	}
-	return out
+	return metricstest.Values(t, b.Collector())
 }
 
 func TestMetricsFollowTheServer(t *testing.T) {

@@ -5,11 +5,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -282,6 +284,38 @@ func TestWhoIsOutStaysOut(t *testing.T) {
 	}
 	if err := talk(t, open(t, again, time.Now()), removed); err == nil {
 		t.Error("a core that was removed is believed after a restart")
+	}
+}
+
+// TestWhatIsNotedAtOnceIsAllOnDisk: an older copy never takes a newer one's place, and
+// what could not be written is with the next.
+func TestWhatIsNotedAtOnceIsAllOnDisk(t *testing.T) {
+	m := newHost(t, "kb-test", "h1")
+	dir := filepath.Dir(m.path)
+	const hosts = 50
+	var all sync.WaitGroup
+	for n := range hosts {
+		all.Go(func() {
+			if err := m.noteOut([]kbroker.HostID{kbroker.HostID(fmt.Sprint("o", n))}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if got, err := readMember(dir); err != nil || len(got.Out) != hosts {
+		t.Fatalf("on disk are %d hosts, %v; want %d", len(got.Out), err, hosts)
+	}
+	away := m.path
+	m.path = filepath.Join(dir, "gone", membershipFile)
+	if err := m.noteOut([]kbroker.HostID{"late"}); err == nil {
+		t.Fatal("it was written where nothing can be")
+	}
+	m.path = away
+	if err := m.noteOut(nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readMember(dir); err != nil || len(got.Out) != hosts+1 {
+		t.Errorf("then there are %d hosts, %v; want %d", len(got.Out), err, hosts+1)
 	}
 }
 

@@ -49,7 +49,10 @@ type membership struct {
 	// RescuedFrom is the cluster whose second core this host was; see Rescue.
 	RescuedFrom string `json:"rescued_from,omitempty"`
 
-	mu    sync.Mutex         // guards what follows
+	saving sync.Mutex // held from what is written until it is on disk: what is newer is last
+
+	mu    sync.Mutex         // guards what follows, and Removed once the host runs
+	stale bool               // the last save failed
 	Cores []kbroker.CoreAddr `json:"cores"` // the others
 	// Out are cores that were removed and are no members of the broker's group any
 	// more: they are not believed, from the first moment on.
@@ -72,9 +75,9 @@ func (m *membership) noteOut(more []kbroker.HostID) error {
 			m.Out = append(m.Out, h)
 		}
 	}
-	grown := len(m.Out) > before
+	behind := len(m.Out) > before || m.stale
 	m.mu.Unlock()
-	if !grown {
+	if !behind {
 		return nil
 	}
 	return m.save()
@@ -254,15 +257,22 @@ func (m *membership) join(ctx context.Context, through []string, cfg Config, log
 	}
 }
 
-// save writes the file so that a crash leaves the old or the new one.
+// save writes the file so that a crash leaves the old or the new one. What several
+// goroutines save at once is on disk as the last of them has it.
 func (m *membership) save() error {
+	m.saving.Lock()
+	defer m.saving.Unlock()
 	m.mu.Lock()
 	raw, err := json.MarshalIndent(m, "", "  ")
 	m.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("marshal membership: %w", err)
 	}
-	return durable.Replace(m.path, append(raw, '\n'), 0o600)
+	err = durable.Replace(m.path, append(raw, '\n'), 0o600)
+	m.mu.Lock()
+	m.stale = err != nil
+	m.mu.Unlock()
+	return err
 }
 
 // servers are the cores' client URLs: a core's own first, and those that a worker

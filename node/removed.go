@@ -143,7 +143,9 @@ func (m *membership) askHosts(ctx context.Context, addr string) ([]kbroker.HostR
 // leave ends what a removed host runs, whether ctx ends or not; its directory
 // never runs anything again.
 func (m *membership) leave(ctx context.Context, dir *agent.Dir) error {
+	m.mu.Lock()
 	m.Removed = true
+	m.mu.Unlock()
 	err := m.save()
 	if _, sweepErr := agent.Sweep(context.WithoutCancel(ctx), dir.Path, removedGrace); sweepErr != nil {
 		err = errors.Join(err, fmt.Errorf("end the applications of a removed host: %w", sweepErr))

@@ -7,36 +7,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/metricstest"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
 
-// metricsOf gathers a Super's metrics: values by name and by the value of the
-// only label; of a histogram how much it has counted.
 func metricsOf(t *testing.T, s *Super) map[string]float64 {
 	t.Helper()
-	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(s.Collector())
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]float64{}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			name := f.GetName()
-			for _, l := range m.GetLabel() {
-				name += " " + l.GetValue()
-			}
-			out[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
-	}
-	return out
+	return metricstest.Values(t, s.Collector())
 }
 
 func TestMetricsFollowTheLead(t *testing.T) {
