@@ -61,6 +61,8 @@ type JoinRequest struct {
 	Key         []byte `json:"key,omitempty"`
 	Box         []byte `json:"box,omitempty"`
 	Proof       []byte `json:"proof,omitempty"`
+	// User is the public key of the credential (NATS) that a worker connects with.
+	User string `json:"user,omitempty"`
 	// Token is needed by a host that is no member yet.
 	Token *ShownToken `json:"token,omitempty"`
 }
@@ -81,6 +83,42 @@ type JoinReply struct {
 	Roots       string `json:"roots,omitempty"`
 	Certificate string `json:"certificate,omitempty"`
 	RootKey     []byte `json:"root_key,omitempty"`
+	// Accounts is, of a core, the secret by which it signs credentials, sealed;
+	// Credential, of a worker, what was signed for its User.
+	Accounts   []byte `json:"accounts,omitempty"`
+	Credential string `json:"credential,omitempty"`
+}
+
+// SignRequest is an agent's, on subjects.Sign, for a start of an instance: it has
+// made the key.
+type SignRequest struct {
+	Tenant      TenantID    `json:"tenant"`
+	Instance    InstanceID  `json:"instance"`
+	Epoch       uint64      `json:"epoch"`
+	Incarnation Incarnation `json:"incarnation"`
+	Key         string      `json:"key"` // public, NATS
+}
+
+// DevelopRequest is a deployer's, for a program that runs beside the cluster as an
+// instance of a service, without a placement.
+type DevelopRequest struct {
+	Tenant      TenantID    `json:"tenant"`
+	App         AppName     `json:"app"`
+	Service     ServiceName `json:"service"`
+	Instance    InstanceID  `json:"instance"`
+	Incarnation Incarnation `json:"incarnation"`
+	Key         string      `json:"key"`
+}
+
+// RenewRequest is that of a process on subjects.Renew: the credential (a NATS user JWT)
+// that it has, which still holds. The answer is a SignReply.
+type RenewRequest struct {
+	Credential string `json:"credential"`
+}
+
+// SignReply has the credential (a NATS user JWT).
+type SignReply struct {
+	Credential string `json:"credential"`
 }
 
 // DrainRequest asks super to empty a host, or (Undrain) to let it take instances
@@ -176,6 +214,8 @@ type ReportRequest struct {
 	// Gone are instances of which nothing is left to say. Those that have exited
 	// stay listed for a while.
 	Gone []StatusKey `json:"gone,omitempty"`
+	// Ended are the credentials (NATS user JWTs) of starts of this host that are over.
+	Ended []string `json:"ended,omitempty"`
 }
 
 // StatusKey names an instance of this host.
@@ -342,6 +382,9 @@ type InstanceFile struct {
 	Servers     []string    `json:"servers"` // nats:// URLs, this host's first
 	// CA are the cluster's roots, in PEM, which its servers prove themselves with.
 	CA string `json:"ca,omitempty"`
+	// Credential is the path of the .creds file of the incarnation: its key, and what
+	// a core has signed for it, which may come later and is renewed.
+	Credential string `json:"credential,omitempty"`
 	// StockRaft: the cluster's leases have the terms of stock raft timing.
 	StockRaft bool `json:"stock_raft,omitempty"`
 }

@@ -130,6 +130,10 @@ type Host struct {
 	// Fingerprint is that of the host's data directory: who asks under this name
 	// with another one is another host.
 	Fingerprint string `json:"fingerprint,omitempty"`
+	// User is the public key of a worker's credential; Revoked are those of earlier
+	// admissions of the name.
+	User    string   `json:"user,omitempty"`
+	Revoked []string `json:"revoked,omitempty"`
 	// Generation counts the admissions of the name. Whoever carries a lower one,
 	// or that of a removed host, is not a member any more.
 	Generation int `json:"generation,omitempty"`
@@ -204,6 +208,13 @@ type Status struct {
 	StartedAt   time.Time     `json:"started_at,omitzero"`
 	Exit        *Exit         `json:"exit,omitempty"`    // the last exit
 	Message     string        `json:"message,omitempty"` // why it is in this state
+}
+
+// Revocation takes a credential back.
+type Revocation struct {
+	User string `json:"user"` // its public key
+	// Until is when it would have ended, and with it this record.
+	Until time.Time `json:"until"`
 }
 
 // Exit is how a process ended.

@@ -190,13 +190,14 @@ func (a *Agent) resume(ctx context.Context, i *instance) {
 
 // watch follows the process until it has ended, and its health until then.
 func (a *Agent) watch(ctx context.Context, i *instance) {
-	p, health := i.process, i.record.Placement.Spec.Health
+	p, r, health := i.process, i.record, i.record.Placement.Spec.Health
 	if health.Ready == kbroker.HealthAlive {
 		a.ready(i, p, true)
 	}
 	a.work.Go(func() {
 		probing, done := context.WithCancel(ctx)
 		defer done()
+		a.work.Go(func() { a.signs(probing, r) })
 		if health.Ready != kbroker.HealthAlive {
 			a.work.Go(func() {
 				a.probe(probing, p.incarnation, health.Interval, func(ready bool) {
@@ -237,6 +238,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 	}
 	i.freeSlot()
 	i.process, i.exit = nil, &e
+	a.endCredential(a.cfg.Dir.home(i.key))
 	a.log.Info("process ended", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "pid", p.id.PID, "exit", exitText(e))
 	if i.phase == phaseStopping {
 		i.phase, i.readySince = phaseStopped, 0
@@ -295,6 +297,7 @@ func (a *Agent) stop(i *instance, act action) {
 func (a *Agent) tidy(ctx context.Context, i *instance, keep bool) {
 	home := a.cfg.Dir.home(i.key)
 	a.work.Go(func() {
+		a.endCredential(home)
 		kept, err := tidyHome(home, keep)
 		if err != nil {
 			a.log.Warn("files of an ended instance are left", "instance", i.key.Instance, "err", err)
@@ -318,7 +321,7 @@ func tidyHome(home string, keep bool) (kept bool, err error) {
 		return false, os.RemoveAll(home)
 	}
 	err = os.WriteFile(filepath.Join(home, endedFile), nil, 0o600)
-	for _, f := range []string{recordFile, recordFile + damagedSuffix, instanceFile, workDir, tempDir} {
+	for _, f := range []string{recordFile, recordFile + damagedSuffix, instanceFile, credsFile, workDir, tempDir} {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(home, f)))
 	}
 	return true, err

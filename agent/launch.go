@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/state"
 )
@@ -98,7 +99,15 @@ func (a *Agent) fork(path string, args []string, r record) (*process, record, er
 			return nil, r, fmt.Errorf("instance directory: %w", err)
 		}
 	}
-	if err := a.writeInstanceFile(r, filepath.Join(home, instanceFile)); err != nil {
+	a.endCredential(home) // an earlier agent may not have been heard
+	own, err := credential.New()
+	if err != nil {
+		return nil, r, err
+	}
+	if err := own.Save(filepath.Join(home, credsFile)); err != nil {
+		return nil, r, err
+	}
+	if err := a.writeInstanceFile(r, home); err != nil {
 		return nil, r, err
 	}
 	out, err := os.OpenFile(filepath.Join(home, outputFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -181,7 +190,7 @@ func environment(home, hostDir string, r record) []string {
 	)
 }
 
-func (a *Agent) writeInstanceFile(r record, path string) error {
+func (a *Agent) writeInstanceFile(r record, home string) error {
 	p := r.Placement
 	var own []string
 	if a.cfg.Servers != nil {
@@ -189,11 +198,11 @@ func (a *Agent) writeInstanceFile(r record, path string) error {
 	}
 	b, err := json.Marshal(kbroker.InstanceFile{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
-		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own), CA: a.cfg.CA,
+		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own), CA: a.cfg.CA, Credential: filepath.Join(home, credsFile),
 		StockRaft: a.cfg.Times == state.Stock,
 	})
 	if err != nil {
 		return fmt.Errorf("instance file: %w", err)
 	}
-	return durable.Replace(path, b, 0o600)
+	return durable.Replace(filepath.Join(home, instanceFile), b, 0o600)
 }

@@ -24,9 +24,10 @@ const (
 
 // Files of an instance, in instances/<tenant>/<instance>.
 const (
-	recordFile   = "record.json"   // what was started, and what became of it
-	instanceFile = "instance.json" // for the instance: a kbroker.InstanceFile
-	endedFile    = "ended"         // only output is left here
+	recordFile   = "record.json"    // what was started, and what became of it
+	instanceFile = "instance.json"  // for the instance: a kbroker.InstanceFile
+	credsFile    = "instance.creds" // for the instance: its key, and what was signed for it
+	endedFile    = "ended"          // only output is left here
 	outputFile   = "output.log"
 	workDir      = "work"
 	tempDir      = "tmp"

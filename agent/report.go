@@ -28,6 +28,8 @@ const (
 	// maxReportStatuses bounds one report: with messages of maxMessageBytes it
 	// stays below the broker's payload limit.
 	maxReportStatuses = 100
+	// maxReportEnded likewise, of credentials of a kilobyte.
+	maxReportEnded = 100
 )
 
 // reporter tells the cores how the instances are, until it was heard.
@@ -42,6 +44,8 @@ type reporter struct {
 
 	mu     sync.Mutex
 	states map[kbroker.StatusKey]*reported
+	// over are credentials of starts that have ended, until a core has taken them back.
+	over map[string]bool
 }
 
 // reported is what is to be said of one instance.
@@ -55,13 +59,21 @@ type reported struct {
 func newReporter(cfg Config, counters *counters) *reporter {
 	return &reporter{
 		host: cfg.Host, generation: cfg.Generation, process: cfg.Dir.Process, conn: cfg.Conn, log: cfg.Log, counters: counters,
-		dirty: make(chan struct{}, 1), states: make(map[kbroker.StatusKey]*reported),
+		dirty: make(chan struct{}, 1), states: make(map[kbroker.StatusKey]*reported), over: map[string]bool{},
 	}
 }
 
 // set notes an instance's status; what is already known costs nothing.
 func (r *reporter) set(s kbroker.Status) {
 	r.change(kbroker.StatusKey{Tenant: s.Tenant, Instance: s.Instance}, s, false)
+}
+
+// ended has a credential taken back, which the start of an instance had.
+func (r *reporter) ended(credential string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over[credential] = true
+	r.stir()
 }
 
 // gone notes that nothing is left to say of an instance.
@@ -118,7 +130,7 @@ func (r *reporter) run(ctx context.Context) error {
 		pause(ctx, reportDebounce)
 		for ctx.Err() == nil {
 			req, versions := r.next()
-			if len(versions) == 0 {
+			if len(versions) == 0 && len(req.Ended) == 0 {
 				break
 			}
 			number++
@@ -136,7 +148,7 @@ func (r *reporter) run(ctx context.Context) error {
 				number = max(number, reply.Number)
 				pause(ctx, reportDebounce)
 			default:
-				r.heard(versions)
+				r.heard(versions, req.Ended)
 				retry = reportRetryFirst
 			}
 		}
@@ -159,6 +171,12 @@ func (r *reporter) next() (kbroker.ReportRequest, map[kbroker.StatusKey]int) {
 	})
 	keys = keys[:min(len(keys), maxReportStatuses)]
 	req := kbroker.ReportRequest{Host: r.host, Generation: r.generation, Process: r.process}
+	for credential := range r.over {
+		if len(req.Ended) == maxReportEnded {
+			break
+		}
+		req.Ended = append(req.Ended, credential)
+	}
 	versions := make(map[kbroker.StatusKey]int, len(keys))
 	for _, k := range keys {
 		e := r.states[k]
@@ -173,9 +191,12 @@ func (r *reporter) next() (kbroker.ReportRequest, map[kbroker.StatusKey]int) {
 }
 
 // heard notes what a core has accepted; what changed meanwhile stays to be said.
-func (r *reporter) heard(versions map[kbroker.StatusKey]int) {
+func (r *reporter) heard(versions map[kbroker.StatusKey]int, ended []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, credential := range ended {
+		delete(r.over, credential)
+	}
 	for k, v := range versions {
 		e := r.states[k]
 		if e == nil || e.version != v {

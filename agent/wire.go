@@ -72,5 +72,8 @@ func respond(m *nats.Msg, v any, err error) error {
 		return fmt.Errorf("encode answer: %w", err)
 	}
 	reply.Data = body
+	if !subjects.IsInbox(m.Reply) {
+		return fmt.Errorf("an answer is wanted on %q, which is no inbox", m.Reply)
+	}
 	return m.RespondMsg(reply)
 }

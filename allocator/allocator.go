@@ -179,7 +179,7 @@ func (a *Allocator) sendDemand(ctx context.Context, epoch uint64) error {
 		Tenant: a.own.Tenant, App: a.own.App, Epoch: epoch,
 		Wanted: Wanted(a.cfg.Policy, view),
 	}}
-	err := ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Super(subjects.VerbDemand, a.own.Tenant), request, nil)
+	err := ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Demand(a.own.Tenant, a.own.App), request, nil)
 	if errors.Is(err, kbroker.Refused) {
 		return fmt.Errorf("%w: %w", errDeposed, err)
 	}

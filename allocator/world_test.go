@@ -132,7 +132,7 @@ func (w *world) core(m *nats.Msg) (any, error) {
 
 // super answers demands until stop is called.
 func (w *world) super() (stop func()) {
-	sub := w.serve(subjects.Super(subjects.VerbDemand, tenant), func(m *nats.Msg) (any, error) {
+	sub := w.serve(subjects.Demand(tenant, shop), func(m *nats.Msg) (any, error) {
 		var r kbroker.DemandRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			return nil, kbroker.Errorf(kbroker.Invalid, "%v", err)

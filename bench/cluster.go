@@ -14,6 +14,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/client"
+	"github.com/kbroker/kbroker/internal/credential"
 )
 
 const (
@@ -61,14 +62,17 @@ func (c *cluster) up(ctx context.Context) error {
 	if c.servers, err = serversOf(out); err != nil {
 		return err
 	}
-	return c.trust()
+	return c.trust(ctx)
 }
 
-// envCA names the file of the cluster's roots, for all that call it: the peers
-// connect over the same TLS.
-const envCA = "NATS_CA"
+// envCA names the file of the cluster's roots, envCreds that of a credential, for all
+// that call it: the peers connect over the same TLS, as instances of the same service.
+const (
+	envCA    = "NATS_CA"
+	envCreds = "NATS_CREDS"
+)
 
-func (c *cluster) trust() error {
+func (c *cluster) trust(ctx context.Context) error {
 	target, err := client.Find(c.dir)
 	if err != nil {
 		return err
@@ -77,7 +81,23 @@ func (c *cluster) trust() error {
 	if err := os.WriteFile(path, []byte(target.CA), 0o600); err != nil {
 		return err
 	}
-	return os.Setenv(envCA, path)
+	own, err := credential.New()
+	if err != nil {
+		return err
+	}
+	api, err := client.Open(ctx, target, "bench")
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	signed, err := api.Develop(ctx, kbroker.DevelopRequest{
+		App: "bench", Service: "echo", Instance: "bench-echo-dev", Incarnation: "bench-echo-dev.1", Key: own.Key(),
+	})
+	if err != nil {
+		return err
+	}
+	creds := filepath.Join(c.dir, "instance.creds")
+	return errors.Join(own.Signed(signed).Save(creds), os.Setenv(envCA, path), os.Setenv(envCreds, creds))
 }
 
 // serversOf reads the URLs out of the JSON of `kbroker hosts`.

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker/internal/credential"
 )
 
 // natsgoPeer is what a program without kbroker would do: Request and
@@ -15,8 +17,9 @@ import (
 type natsgoPeer struct{}
 
 const (
-	natsgoSubject = "bench.natsgo.echo"
-	natsgoQueue   = "bench"
+	// natsgoSubject is one of the service that all peers have the credential of.
+	natsgoSubject = "svc.bench.echo.natsgo"
+	natsgoQueue   = "svc"
 	// callTimeout is the SDK's default deadline.
 	callTimeout = 5 * time.Second
 )
@@ -52,6 +55,13 @@ func natsgoConnect(env Env) (*nats.Conn, error) {
 	options := []nats.Option{nats.DontRandomize()}
 	if ca := os.Getenv(envCA); ca != "" {
 		options = append(options, nats.RootCAs(ca))
+	}
+	if file := os.Getenv(envCreds); file != "" {
+		own, err := credential.Load(file)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, own.Options()...)
 	}
 	conn, err := nats.Connect(strings.Join(env.Servers, ","), options...)
 	if err != nil {

@@ -1,42 +1,84 @@
 package broker
 
 import (
-	"crypto/rand"
+	"fmt"
 	"time"
 
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
+	"github.com/kbroker/kbroker/internal/grants"
+	"github.com/kbroker/kbroker/subjects"
 )
 
-// The accounts of a core's server: SYS, whose user only this process can be,
-// and one for control and applications, in which everybody else lands who can
-// reach the client port.
-const (
-	systemAccount = "SYS"
-	systemUser    = "sys"
-	everyoneUser  = "everyone"
-)
-
-// accounts is the part of a server's options that says who may connect, with
-// the secret by which this process enters SYS. The secret is new at every
-// start: it never leaves the process.
+// accounts is the part of a server's options that says who may connect, and the
+// credentials by which this process does: their keys are made at each start and never
+// leave it.
 type accounts struct {
-	secret string
+	grants   *grants.Authority
+	operator *jwt.OperatorClaims
+	claims   map[string]string // of each account, signed, by its public key
+	gate     string            // the credential of who shows none
+	core     user
+	system   user
 }
 
-func newAccounts() accounts { return accounts{secret: rand.Text()} }
+// user is one credential with its key.
+type user struct {
+	jwt string
+	key nkeys.KeyPair
+}
 
-// apply writes the accounts into the options of a server.
-func (a accounts) apply(o *server.Options) {
-	system := server.NewAccount(systemAccount)
-	everyone := server.NewAccount(server.DEFAULT_GLOBAL_ACCOUNT)
-	o.Accounts = []*server.Account{system, everyone}
-	o.SystemAccount = systemAccount
-	o.Users = []*server.User{
-		{Username: systemUser, Password: a.secret, Account: system},
-		{Username: everyoneUser, Password: rand.Text(), Account: everyone},
+func newAccounts(g *grants.Authority) (*accounts, error) {
+	a := &accounts{grants: g}
+	var err error
+	if a.operator, err = g.Operator(); err != nil {
+		return nil, err
 	}
-	o.NoAuthUser = everyoneUser
+	if err := a.revoke(nil); err != nil {
+		return nil, err
+	}
+	if a.gate, err = g.Gate(); err != nil {
+		return nil, err
+	}
+	if a.core, err = newUser(func(key string) (string, error) {
+		return g.Sign(grants.User{Role: grants.Core, Name: "core", Key: key}, time.Now())
+	}); err != nil {
+		return nil, err
+	}
+	a.system, err = newUser(g.SignSystem)
+	return a, err
+}
+
+func newUser(sign func(key string) (string, error)) (user, error) {
+	key, err := nkeys.CreateUser()
+	if err != nil {
+		return user{}, fmt.Errorf("make a key: %w", err)
+	}
+	public, err := key.PublicKey()
+	if err != nil {
+		return user{}, fmt.Errorf("make a key: %w", err)
+	}
+	signed, err := sign(public)
+	return user{signed, key}, err
+}
+
+// apply writes the accounts into the options of a server. Each server has a resolver
+// of its own: what it needs to start is in its memory.
+func (a *accounts) apply(o *server.Options) error {
+	resolver := &server.MemAccResolver{}
+	for public, c := range a.claims {
+		if err := resolver.Store(public, c); err != nil {
+			return fmt.Errorf("store account %s: %w", public, err)
+		}
+	}
+	o.TrustedOperators = []*jwt.OperatorClaims{a.operator}
+	o.SystemAccount = a.grants.System()
+	o.AccountResolver = resolver
+	o.DefaultSentinel = a.gate
+	return nil
 }
 
 // Bounds of an in-process connection that lives as long as its owner.
@@ -48,6 +90,78 @@ const (
 	// the usual minute, the connection, and who closes it, hang that long.
 	inProcessWrite = 2 * time.Second
 )
+
+// Revoke keeps users out, by the public keys of their credentials, with a time after
+// all that was signed for them, and cuts those off who are there. It replaces what was
+// revoked before. Without a server, those that start later know it.
+func (b *Broker) Revoke(revoked map[string]time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.acc.revoke(revoked); err != nil {
+		return err
+	}
+	for _, s := range []*server.Server{b.core, b.witness} {
+		if s == nil {
+			continue
+		}
+		if err := b.acc.update(s); err != nil {
+			return fmt.Errorf("nats server %s: %w", s.Name(), err)
+		}
+	}
+	return nil
+}
+
+// revoke signs the accounts anew.
+func (a *accounts) revoke(revoked map[string]time.Time) error {
+	claims := map[string]string{}
+	for public, c := range a.grants.Accounts(revoked) {
+		var err error
+		if claims[public], err = a.grants.Encode(c); err != nil {
+			return err
+		}
+	}
+	a.claims = claims
+	return nil
+}
+
+// update has a server that runs take over the account of control and applications.
+func (a *accounts) update(s *server.Server) error {
+	main := a.grants.Main()
+	if err := s.AccountResolver().Store(main, a.claims[main]); err != nil {
+		return err
+	}
+	acc, err := s.LookupAccount(main)
+	if err != nil {
+		return err
+	}
+	claims, err := jwt.DecodeAccountClaims(a.claims[main])
+	if err != nil {
+		return err
+	}
+	s.UpdateAccountClaims(acc, claims)
+	return nil
+}
+
+// options are those of a connection as a user.
+func (u user) options() ([]nats.Option, error) {
+	public, err := u.key.PublicKey()
+	if err != nil {
+		return nil, fmt.Errorf("key of a user: %w", err)
+	}
+	return []nats.Option{
+		nats.UserJWT(func() (string, error) { return u.jwt, nil }, u.key.Sign),
+		nats.CustomInboxPrefix(subjects.Inbox(public)),
+	}, nil
+}
+
+// connect opens an in-process connection to s, as the user, that comes back by itself.
+func (u user) connect(s *server.Server, opts ...nats.Option) (*nats.Conn, error) {
+	own, err := u.options()
+	if err != nil {
+		return nil, err
+	}
+	return connect(s, append(own, opts...)...)
+}
 
 // connect opens an in-process connection to s that comes back by itself.
 func connect(s *server.Server, opts ...nats.Option) (*nats.Conn, error) {
@@ -61,9 +175,4 @@ func connect(s *server.Server, opts ...nats.Option) (*nats.Conn, error) {
 		nats.MaxPingsOutstanding(maxPingsOut),
 		nats.FlusherTimeout(inProcessWrite),
 	}, opts...)...)
-}
-
-// connectSystem opens an in-process connection in SYS.
-func (a accounts) connectSystem(s *server.Server) (*nats.Conn, error) {
-	return connect(s, nats.UserInfo(systemUser, a.secret))
 }

@@ -35,6 +35,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -60,6 +61,8 @@ type Config struct {
 	Routes *tls.Config `json:"-"`
 	// Clients is the TLS of the client port, likewise.
 	Clients *tls.Config `json:"-"`
+	// Grants say who may connect, and what they may do.
+	Grants *grants.Authority `json:"-"`
 	// Found: this host founds the cluster. It runs the witness until that is
 	// retired. At a later start the directory knows.
 	Found bool
@@ -80,8 +83,8 @@ func (c Config) validate() error {
 	if err := kbroker.CheckName("host", string(c.Host)); err != nil {
 		return err
 	}
-	if c.Dir == "" || c.ClusterID == "" {
-		return kbroker.Errorf(kbroker.Invalid, "a broker needs a directory and a cluster id")
+	if c.Dir == "" || c.ClusterID == "" || c.Grants == nil {
+		return kbroker.Errorf(kbroker.Invalid, "a broker needs a directory, a cluster id and grants")
 	}
 	if _, _, err := hostPort("client", c.ClientAddr); err != nil {
 		return err
@@ -95,7 +98,7 @@ type Broker struct {
 	cfg    Config
 	id     identity
 	joined bool // at an earlier start
-	acc    accounts
+	acc    *accounts
 	tuned  bool
 	log    *slog.Logger
 
@@ -126,7 +129,7 @@ func New(cfg Config) (*Broker, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	id, err := claimDir(cfg.Dir, identity{ClusterID: cfg.ClusterID, Host: cfg.Host, Founder: cfg.Found}, len(cfg.Cores) > 0)
+	id, err := claimDir(cfg.Dir, cfg.Grants.System(), identity{ClusterID: cfg.ClusterID, Host: cfg.Host, Founder: cfg.Found}, len(cfg.Cores) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -137,8 +140,12 @@ func New(cfg Config) (*Broker, error) {
 	if !id.Founder && !joined && len(cfg.Cores) == 0 {
 		return nil, kbroker.Errorf(kbroker.Invalid, "host %s knows no core of cluster %s to join", cfg.Host, cfg.ClusterID)
 	}
+	acc, err := newAccounts(cfg.Grants)
+	if err != nil {
+		return nil, err
+	}
 	b := &Broker{
-		cfg: cfg, id: id, joined: joined, acc: newAccounts(), log: cfg.Log,
+		cfg: cfg, id: id, joined: joined, acc: acc, log: cfg.Log,
 		listening: make(chan struct{}), ready: make(chan struct{}), looks: make(chan chan<- struct{}), fatal: make(chan error, 1),
 		counting: make(chan struct{}, 1), began: time.Now(),
 	}
@@ -170,7 +177,7 @@ func (b *Broker) RaftTuned() bool { return b.tuned }
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	select {
 	case <-b.listening:
-		return connect(b.core, opts...)
+		return b.acc.core.connect(b.core, opts...)
 	default:
 		return nil, kbroker.Errorf(kbroker.Unavailable, "the broker of host %s does not listen yet", b.cfg.Host)
 	}
@@ -230,7 +237,7 @@ func (b *Broker) Run(ctx context.Context) error {
 
 // serve runs the loops until ctx ends or one of them or a server fails.
 func (b *Broker) serve(ctx context.Context) error {
-	conn, err := connect(b.core)
+	conn, err := b.acc.core.connect(b.core)
 	if err != nil {
 		return fmt.Errorf("connect to the embedded server: %w", err)
 	}
@@ -290,7 +297,7 @@ func (b *Broker) start(ctx context.Context) error {
 			return err
 		}
 	}
-	if b.system, err = b.acc.connectSystem(b.core); err != nil {
+	if b.system, err = b.acc.system.connect(b.core); err != nil {
 		return fmt.Errorf("connect to the system account: %w", err)
 	}
 	if err := b.others.listen(b.system); err != nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
@@ -54,6 +55,7 @@ func child(config string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
+	cfg.Grants = testGrants
 	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	cfg.Removed = func() (removed []kbroker.HostID) {
 		b, err := os.ReadFile(removedIn(cfg))
@@ -93,7 +95,8 @@ func configOf(t testing.TB, name kbroker.HostID, found bool, others ...Config) C
 	t.Helper()
 	cfg := Config{
 		Host: name, Found: found, ClusterID: "test-" + strconv.Itoa(os.Getpid()) + "-" + t.Name(),
-		Dir: filepath.Join(t.TempDir(), string(name)), ClientAddr: freeAddr(t), RouteAddr: freeAddr(t),
+		Grants: testGrants,
+		Dir:    filepath.Join(t.TempDir(), string(name)), ClientAddr: freeAddr(t), RouteAddr: freeAddr(t),
 	}
 	for _, o := range others {
 		cfg.Cores = append(cfg.Cores, kbroker.CoreAddr{Host: o.Host, Client: o.ClientAddr, Route: o.RouteAddr})
@@ -205,6 +208,29 @@ func (c *childHost) signal(t testing.TB, s syscall.Signal) {
 	}
 }
 
+// testGrants are those of all clusters of the tests.
+var testGrants = func() *grants.Authority {
+	g, err := grants.New(make([]byte, grants.SecretSize))
+	if err != nil {
+		panic(err)
+	}
+	return g
+}()
+
+// asCore are the options of a client that may do everything.
+func asCore(t testing.TB) []nats.Option {
+	t.Helper()
+	acc, err := newAccounts(testGrants)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options, err := acc.core.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return options
+}
+
 // dial connects a plain client to the given cores.
 func dial(t testing.TB, cores ...Config) *nats.Conn {
 	t.Helper()
@@ -214,8 +240,8 @@ func dial(t testing.TB, cores ...Config) *nats.Conn {
 		urls += "nats://" + c.ClientAddr + ","
 	}
 	wait.Until(t, 10*time.Second, func() (err error) {
-		nc, err = nats.Connect(urls[:len(urls)-1], nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond),
-			nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2), nats.DontRandomize())
+		nc, err = nats.Connect(urls[:len(urls)-1], append(asCore(t), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond),
+			nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2), nats.DontRandomize())...)
 		return err
 	})
 	t.Cleanup(nc.Close)

@@ -29,9 +29,9 @@ const (
 	witnessDir   = "witness"
 )
 
-// metaDir is where the server keeps its vote and its log of the meta group,
-// under a store directory.
-var metaDir = filepath.Join("jetstream", systemAccount, "_js_", "_meta_")
+// metaDir is where the server keeps its vote and its log of the meta group, under a
+// store directory. system is the public key of SYS.
+func metaDir(system string) string { return filepath.Join("jetstream", system, "_js_", "_meta_") }
 
 // identity binds a directory to one host of one cluster for ever: raft state
 // that comes back under another name breaks quorums silently.
@@ -43,7 +43,7 @@ type identity struct {
 
 // claimDir makes dir the directory of want, or says (Refused) why it cannot
 // be. It returns the identity that holds.
-func claimDir(dir string, want identity, knowsCores bool) (identity, error) {
+func claimDir(dir, system string, want identity, knowsCores bool) (identity, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return identity{}, fmt.Errorf("make broker directory: %w", err)
 	}
@@ -77,7 +77,7 @@ func claimDir(dir string, want identity, knowsCores bool) (identity, error) {
 	if removed {
 		return identity{}, refuseRemoved(have.Host, dir)
 	}
-	gone, err := StoreGone(dir)
+	gone, err := StoreGone(dir, system)
 	if err != nil {
 		return identity{}, err
 	}
@@ -139,12 +139,13 @@ func NoteRemoved(dir string) error {
 
 // StoreGone reports whether the core whose broker has this directory has been a
 // member, and has no store any more: it was deleted, or dropped by the server when
-// the core was removed. New refuses such a directory.
-func StoreGone(dir string) (bool, error) {
+// the core was removed. New refuses such a directory. system is the public key of the
+// cluster's SYS.
+func StoreGone(dir, system string) (bool, error) {
 	joined, err := Joined(dir)
 	if err != nil || !joined {
 		return false, err
 	}
-	there, err := exists(filepath.Join(dir, storeDir, metaDir))
+	there, err := exists(filepath.Join(dir, storeDir, metaDir(system)))
 	return err == nil && !there, err
 }

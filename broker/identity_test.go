@@ -39,7 +39,7 @@ func TestDirectoryBelongsToOneHostOfOneCluster(t *testing.T) {
 			write(t, filepath.Join(c.Dir, joinedFile), "")
 		}, func(c *Config) {
 			c.Cores = nil
-			if err := os.MkdirAll(filepath.Join(c.Dir, storeDir, metaDir), 0o700); err != nil {
+			if err := os.MkdirAll(filepath.Join(c.Dir, storeDir, metaDir(testGrants.System())), 0o700); err != nil {
 				panic(err)
 			}
 		}, nil},
@@ -49,7 +49,7 @@ func TestDirectoryBelongsToOneHostOfOneCluster(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := Config{
-				Host: "a", ClusterID: "one", Dir: filepath.Join(t.TempDir(), "broker"), Found: true,
+				Host: "a", ClusterID: "one", Grants: testGrants, Dir: filepath.Join(t.TempDir(), "broker"), Found: true,
 				ClientAddr: "127.0.0.1:4222", RouteAddr: "127.0.0.1:6222",
 			}
 			if c.prepare != nil {
@@ -88,7 +88,7 @@ func write(t *testing.T, path, text string) {
 }
 
 func TestTornIdentityIsAnError(t *testing.T) {
-	cfg := Config{Host: "a", ClusterID: "one", Dir: t.TempDir(), Found: true, ClientAddr: "127.0.0.1:4222", RouteAddr: "127.0.0.1:6222"}
+	cfg := Config{Host: "a", ClusterID: "one", Grants: testGrants, Dir: t.TempDir(), Found: true, ClientAddr: "127.0.0.1:4222", RouteAddr: "127.0.0.1:6222"}
 	write(t, filepath.Join(cfg.Dir, identityFile), `{"cluster_`)
 	if _, err := New(cfg); err == nil {
 		t.Error("a torn identity was taken")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,12 +25,13 @@ var coreNoise = []string{
 	"of solicited routes will not be verified",   // pki does that, by who they are and not by where
 }
 
-// handshakeText is in what a server says of a connection that ended before TLS stood:
-// everybody who reaches the port can make it say so, as often as they like.
-const handshakeText = "TLS handshake error"
+// provoked is what everybody who reaches a port can make a server say, as often as
+// they like: that they spoke no TLS, showed no good credential, or did what theirs does
+// not allow.
+var provoked = []string{"TLS handshake error", "authentication error", "Publish Violation", "Subscription Violation"}
 
-// handshakeEvery is how often that is logged at most.
-const handshakeEvery = time.Minute
+// provokedEvery is how often one of them is logged at most.
+const provokedEvery = time.Minute
 
 // removedText is what a server says when it learns that it was removed from the
 // meta group, before it turns its JetStream off.
@@ -47,9 +49,9 @@ type logger struct {
 	// removed is called when the log says that the server was removed; may be nil.
 	removed func()
 
-	mu     sync.Mutex // guards what follows
-	said   time.Time  // when the last handshake that failed was logged
-	unsaid int        // how many failed since
+	mu     sync.Mutex           // guards what follows
+	said   map[string]time.Time // when the last of each that was provoked was logged
+	unsaid map[string]int       // how many there were since
 }
 
 func (l *logger) Noticef(format string, v ...any) {
@@ -80,11 +82,12 @@ func (l *logger) loud(level slog.Level, message, text string) {
 	if l.removed != nil && text == removedText {
 		l.removed()
 	}
-	if strings.Contains(text, handshakeText) {
-		more, say := l.handshake(time.Now())
+	if i := slices.IndexFunc(provoked, func(p string) bool { return strings.Contains(text, p) }); i >= 0 {
+		more, say := l.provocation(provoked[i], time.Now())
 		if !say {
 			return
 		}
+		level, message = slog.LevelWarn, "somebody is refused"
 		text = fmt.Sprintf("%s (%d more since the last line like this)", text, more)
 	}
 	for _, n := range l.noise {
@@ -96,15 +99,19 @@ func (l *logger) loud(level slog.Level, message, text string) {
 	l.log.Log(context.Background(), level, message, "err", text)
 }
 
-// handshake counts a handshake that failed, and says whether it is time to log one,
-// and how many were not logged.
-func (l *logger) handshake(now time.Time) (unsaid int, say bool) {
+// provocation counts one, and says whether it is time to log it, and how many were not
+// logged.
+func (l *logger) provocation(what string, now time.Time) (unsaid int, say bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.said.IsZero() && now.Sub(l.said) < handshakeEvery {
-		l.unsaid++
+	if l.said == nil {
+		l.said, l.unsaid = map[string]time.Time{}, map[string]int{}
+	}
+	if last, ok := l.said[what]; ok && now.Sub(last) < provokedEvery {
+		l.unsaid[what]++
 		return 0, false
 	}
-	unsaid, l.said, l.unsaid = l.unsaid, now, 0
+	unsaid = l.unsaid[what]
+	l.said[what], l.unsaid[what] = now, 0
 	return unsaid, true
 }

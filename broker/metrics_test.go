@@ -13,6 +13,7 @@ import (
 
 	"github.com/kbroker/kbroker/internal/metricstest"
 	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 func metricsOf(t *testing.T, b *Broker) map[string]float64 {
@@ -118,13 +119,14 @@ func TestASlowConsumerIsCounted(t *testing.T) {
 	t.Parallel()
 	h := start(t, configOf(t, "a", true))
 	h.awaitReady(10 * time.Second)
-	slow := deafClient(t, h.cfg.ClientAddr, "flood")
+	flood := subjects.GateInbox + ".flood" // which everybody may hear
+	slow := deafClient(t, h.cfg.ClientAddr, flood)
 	defer slow.Close()
 	nc := h.conn()
 	load := make([]byte, 512<<10)
 	wait.Until(t, 20*time.Second, func() error {
 		for range 64 {
-			if err := nc.Publish("flood", load); err != nil {
+			if err := nc.Publish(flood, load); err != nil {
 				return err
 			}
 		}

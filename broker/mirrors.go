@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -30,12 +31,12 @@ const (
 	mirrorReadAttempt = 5 * time.Second
 )
 
-var (
-	// streamsDir is where the server keeps the streams of everybody, under a
-	// store directory; streamMetaFile has a stream's configuration.
-	streamsDir     = filepath.Join("jetstream", server.DEFAULT_GLOBAL_ACCOUNT, "streams")
-	streamMetaFile = "meta.inf"
-)
+// streamMetaFile has a stream's configuration, in the stream's directory.
+const streamMetaFile = "meta.inf"
+
+// streamsDir is where the server keeps the streams of an account, under a store
+// directory.
+func streamsDir(account string) string { return filepath.Join("jetstream", account, "streams") }
 
 // answerHeaders are what the server adds to a stored message when it answers a
 // direct get.
@@ -67,10 +68,10 @@ type MirroredStream struct {
 }
 
 // ReadMirrors opens the copies in the directory of a core's broker that does not
-// run. scratch is a directory that must not exist, for as much as they have;
-// Close deletes it. Refused: there are no copies to read.
-func ReadMirrors(ctx context.Context, dir, scratch string, log *slog.Logger) (_ *Mirrors, err error) {
-	streams, err := findMirrors(dir)
+// run. g is of its cluster. scratch is a directory that must not exist, for as much as
+// they have; Close deletes it. Refused: there are no copies to read.
+func ReadMirrors(ctx context.Context, dir, scratch string, g *grants.Authority, log *slog.Logger) (_ *Mirrors, err error) {
+	streams, err := findMirrors(filepath.Join(dir, storeDir, streamsDir(g.Main())))
 	if err != nil {
 		return nil, err
 	}
@@ -81,27 +82,28 @@ func ReadMirrors(ctx context.Context, dir, scratch string, log *slog.Logger) (_ 
 		}
 	}()
 	for _, s := range streams {
-		to := filepath.Join(scratch, streamsDir, s.stored)
+		from := filepath.Join(dir, storeDir, streamsDir(g.Main()), s.stored)
+		to := filepath.Join(scratch, streamsDir(g.Main()), s.stored)
 		if err := os.MkdirAll(to, 0o700); err != nil {
 			return nil, fmt.Errorf("copy stream %s: %w", s.stored, err)
 		}
 		// Consumers are not of interest.
 		for _, part := range []string{"msgs", streamMetaFile, "meta.sum"} {
-			if err := copyTree(filepath.Join(dir, storeDir, streamsDir, s.stored, part), filepath.Join(to, part)); err != nil {
+			if err := copyTree(filepath.Join(from, part), filepath.Join(to, part)); err != nil {
 				return nil, fmt.Errorf("copy stream %s: %w", s.stored, err)
 			}
 		}
 	}
-	if err := m.open(log); err != nil {
+	if err := m.open(g, log); err != nil {
 		return nil, err
 	}
 	return m, m.choose(ctx, streams)
 }
 
-// findMirrors reads which streams are in a broker's directory.
+// findMirrors reads which streams are in a directory of streams.
 func findMirrors(dir string) ([]MirroredStream, error) {
 	none := kbroker.Errorf(kbroker.Refused, "there is no copy of a cluster in %s", dir)
-	entries, err := os.ReadDir(filepath.Join(dir, storeDir, streamsDir))
+	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, none.WithHint("copies are made while there are two cores")
 	}
@@ -111,7 +113,7 @@ func findMirrors(dir string) ([]MirroredStream, error) {
 	var streams []MirroredStream
 	control := false
 	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(dir, storeDir, streamsDir, e.Name(), streamMetaFile))
+		b, err := os.ReadFile(filepath.Join(dir, e.Name(), streamMetaFile))
 		var info server.FileStreamInfo
 		if err == nil {
 			err = json.Unmarshal(b, &info)
@@ -140,7 +142,7 @@ func findMirrors(dir string) ([]MirroredStream, error) {
 }
 
 // open starts the server that reads the copied files.
-func (m *Mirrors) open(log *slog.Logger) error {
+func (m *Mirrors) open(g *grants.Authority, log *slog.Logger) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -148,7 +150,13 @@ func (m *Mirrors) open(log *slog.Logger) error {
 		ServerName: "rescue", DontListen: true, NoSigs: true, DisableJetStreamBanner: true,
 		JetStream: true, StoreDir: m.scratch, JetStreamMaxMemory: memoryStoreBytes, JetStreamMaxStore: math.MaxInt64 / 2,
 	}
-	newAccounts().apply(o)
+	acc, err := newAccounts(g)
+	if err == nil {
+		err = acc.apply(o)
+	}
+	if err != nil {
+		return err
+	}
 	s, err := server.NewServer(o)
 	if err != nil {
 		return fmt.Errorf("make the server that reads copies: %w", err)
@@ -172,7 +180,7 @@ func (m *Mirrors) open(log *slog.Logger) error {
 			return fmt.Errorf("the copies are not open after %v", mirrorsOpenWithin)
 		}
 	}
-	if m.conn, err = connect(s); err != nil {
+	if m.conn, err = acc.core.connect(s); err != nil {
 		return fmt.Errorf("connect to the server that reads copies: %w", err)
 	}
 	if m.js, err = jetstream.New(m.conn, jetstream.WithDefaultTimeout(mirrorReadAttempt)); err != nil {

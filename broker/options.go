@@ -70,7 +70,7 @@ const witnessSuffix = ".witness"
 func witnessName(h kbroker.HostID) string { return string(h) + witnessSuffix }
 
 // baseOptions are what the core's server and its witness have in common.
-func baseOptions(cfg Config, acc accounts) *server.Options {
+func baseOptions(cfg Config, acc *accounts) (*server.Options, error) {
 	o := &server.Options{
 		NoSigs: true, DisableJetStreamBanner: true,
 		JetStream: true, SyncAlways: true,
@@ -88,13 +88,15 @@ func baseOptions(cfg Config, acc accounts) *server.Options {
 	if cfg.Clients != nil {
 		o.TLS, o.TLSConfig, o.TLSTimeout = true, cfg.Clients, handshake.Seconds()
 	}
-	acc.apply(o)
-	return o
+	return o, acc.apply(o)
 }
 
 // coreOptions are those of the core's own server.
-func coreOptions(cfg Config, acc accounts, routes []*url.URL) (*server.Options, error) {
-	o := baseOptions(cfg, acc)
+func coreOptions(cfg Config, acc *accounts, routes []*url.URL) (*server.Options, error) {
+	o, err := baseOptions(cfg, acc)
+	if err != nil {
+		return nil, err
+	}
 	o.ServerName = string(cfg.Host)
 	o.StoreDir = filepath.Join(cfg.Dir, storeDir)
 	o.Tags.Add(subjects.TagCore, subjects.TagHost(cfg.Host))
@@ -104,7 +106,6 @@ func coreOptions(cfg Config, acc accounts, routes []*url.URL) (*server.Options, 
 		MaxBatchInflightPerStream: batchesPerStream,
 		MaxBatchInflightTotal:     batchesPerServer,
 	}
-	var err error
 	if o.JetStreamMaxStore, err = storeBytes(cfg.Dir); err != nil {
 		return nil, err
 	}
@@ -120,8 +121,11 @@ func coreOptions(cfg Config, acc accounts, routes []*url.URL) (*server.Options, 
 // witnessOptions are those of the witness: a voter of the meta group beside
 // the founding core, that holds no data and that no client is told of. Its
 // ports are new at each start; the others learn its route from the core's.
-func witnessOptions(cfg Config, acc accounts, routes []*url.URL) (*server.Options, error) {
-	o := baseOptions(cfg, acc)
+func witnessOptions(cfg Config, acc *accounts, routes []*url.URL) (*server.Options, error) {
+	o, err := baseOptions(cfg, acc)
+	if err != nil {
+		return nil, err
+	}
 	o.ServerName = witnessName(cfg.Host)
 	o.StoreDir = filepath.Join(cfg.Dir, witnessDir)
 	o.Tags.Add(tagWitness, tagNoPlacement)

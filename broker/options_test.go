@@ -87,11 +87,11 @@ func TestLoggerTellsNoiseFromTrouble(t *testing.T) {
 		l.Errorf("%s:%d - rid:%d - TLS handshake error: EOF", "10.0.0.9", 4711, 12)
 	}
 	l.Fatalf("cannot listen on %d", 1)
-	want := []slog.Level{slog.LevelDebug, slog.LevelWarn, slog.LevelDebug, slog.LevelError, slog.LevelError, slog.LevelError}
+	want := []slog.Level{slog.LevelDebug, slog.LevelWarn, slog.LevelDebug, slog.LevelError, slog.LevelWarn, slog.LevelError}
 	if !slices.Equal(r.levels, want) {
 		t.Errorf("levels %v, want %v", r.levels, want)
 	}
-	if unsaid, say := l.handshake(time.Now().Add(handshakeEvery)); !say || unsaid != 2 {
+	if unsaid, say := l.provocation(provoked[0], time.Now().Add(provokedEvery)); !say || unsaid != 2 {
 		t.Errorf("a minute later: said %t, %d before it were not", say, unsaid)
 	}
 	if fatal == nil || fatal.Error() != "nats server: cannot listen on 1" {

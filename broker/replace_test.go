@@ -57,8 +57,8 @@ func dialLater(t *testing.T, cores ...Config) *nats.Conn {
 	for _, c := range cores {
 		urls += "nats://" + c.ClientAddr + ","
 	}
-	nc, err := nats.Connect(urls[:len(urls)-1], nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
-		nats.ReconnectWait(20*time.Millisecond), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2), nats.DontRandomize())
+	nc, err := nats.Connect(urls[:len(urls)-1], append(asCore(t), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
+		nats.ReconnectWait(20*time.Millisecond), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2), nats.DontRandomize())...)
 	if err != nil {
 		t.Fatal(err)
 	}

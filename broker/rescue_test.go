@@ -67,7 +67,7 @@ func TestTheFounderOfTwoIsLostAndItsCopyRestored(t *testing.T) {
 	before := treeOf(t, b.Dir)
 	work := t.TempDir()
 	began := time.Now()
-	m, err := ReadMirrors(t.Context(), b.Dir, filepath.Join(work, "scratch"), nil)
+	m, err := ReadMirrors(t.Context(), b.Dir, filepath.Join(work, "scratch"), testGrants, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestTheFounderOfTwoIsLostAndItsCopyRestored(t *testing.T) {
 	}
 	restored := b
 	restored.Dir, restored.ClusterID, restored.Found, restored.Cores = filepath.Join(work, "b"), b.ClusterID+"-rescued", true, nil
-	cfg := RestoreConfig{Host: "b", Dir: restored.Dir, ClusterID: restored.ClusterID}
+	cfg := RestoreConfig{Host: "b", Dir: restored.Dir, ClusterID: restored.ClusterID, Grants: testGrants}
 	cfg.Change = func(stream string, m *nats.Msg) ([]*nats.Msg, error) {
 		switch {
 		case m == nil && stream == subjects.ControlStream:
@@ -96,7 +96,7 @@ func TestTheFounderOfTwoIsLostAndItsCopyRestored(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(work, "scratch")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the scratch directory: %v, want that it is gone", err)
 	}
-	if _, err := New(Config{Host: "b", Dir: restored.Dir, ClusterID: b.ClusterID, ClientAddr: b.ClientAddr, RouteAddr: b.RouteAddr}); !errors.Is(err, kbroker.Refused) {
+	if _, err := New(Config{Host: "b", Grants: testGrants, Dir: restored.Dir, ClusterID: b.ClusterID, ClientAddr: b.ClientAddr, RouteAddr: b.RouteAddr}); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("the new directory under the old cluster id: %v, want refused", err)
 	}
 
@@ -164,7 +164,7 @@ func TestNothingToRescue(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, dir := range map[string]string{"an empty directory": t.TempDir(), "one without a control stream": a.cfg.Dir} {
-		if _, err := ReadMirrors(context.Background(), dir, scratch, nil); !errors.Is(err, kbroker.Refused) {
+		if _, err := ReadMirrors(context.Background(), dir, scratch, testGrants, nil); !errors.Is(err, kbroker.Refused) {
 			t.Errorf("%s: %v, want refused", name, err)
 		}
 		if _, err := os.Stat(scratch); !errors.Is(err, os.ErrNotExist) {

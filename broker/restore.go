@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -37,6 +38,7 @@ type RestoreConfig struct {
 	// Dir is the new broker's directory; it must not exist.
 	Dir       string
 	ClusterID string // of the new cluster
+	Grants    *grants.Authority
 	Change    Change // nil: everything as it was
 	Log       *slog.Logger
 }
@@ -50,7 +52,7 @@ func Restore(ctx context.Context, cfg RestoreConfig, m *Mirrors) error {
 		return err
 	}
 	b, err := New(Config{
-		Host: cfg.Host, Dir: cfg.Dir, ClusterID: cfg.ClusterID, Found: true,
+		Host: cfg.Host, Dir: cfg.Dir, ClusterID: cfg.ClusterID, Grants: cfg.Grants, Found: true,
 		ClientAddr: addrs[0], RouteAddr: addrs[1], Log: cfg.Log,
 	})
 	if err != nil {

@@ -69,14 +69,15 @@ const (
 
 // Client speaks the control API for one tenant. Safe for concurrent use.
 type Client struct {
-	conn   *nats.Conn
-	tenant kbroker.TenantID
-	pace   pace
+	conn     *nats.Conn
+	tenant   kbroker.TenantID
+	pace     pace
+	refusals *refusals
 }
 
 // New returns a client on a connection that stays the caller's to close.
 func New(conn *nats.Conn, tenant kbroker.TenantID) *Client {
-	return &Client{conn: conn, tenant: tenant, pace: usualPace}
+	return &Client{conn: conn, tenant: tenant, pace: usualPace, refusals: &refusals{}}
 }
 
 // read asks any core. Errors: what the core answered; Unavailable when none
@@ -136,9 +137,11 @@ func (c *Client) ask(ctx context.Context, q question, req, reply any) error {
 	last, pause := error(q.silent), pauseMin
 	for {
 		try, cancel := context.WithTimeout(ctx, q.attempt)
-		msg, err := c.conn.RequestMsgWithContext(try, &nats.Msg{Subject: q.subject, Data: body})
+		msg, err := c.request(try, &nats.Msg{Subject: q.subject, Data: body})
 		cancel()
 		switch {
+		case errors.Is(err, kbroker.Refused):
+			return err
 		case err == nil:
 			err = decode(msg, reply)
 			if !errors.Is(err, kbroker.NoLeader) && !errors.Is(err, kbroker.Unavailable) {
@@ -169,6 +172,15 @@ func (c *Client) ask(ctx context.Context, q question, req, reply any) error {
 		}
 		pause = min(2*pause, pauseMax)
 	}
+}
+
+// request sends one request. Errors: those of nats.go; Refused - this side may not send
+// it.
+func (c *Client) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
+	ctx, done := c.refusals.watch(ctx, m.Subject)
+	defer done()
+	reply, err := c.conn.RequestMsgWithContext(ctx, m)
+	return reply, refused(ctx, err)
 }
 
 // decode reads a reply: the error in it, or its body into reply (nil: the

@@ -35,11 +35,13 @@ func WriteContext(dir string, c Context) error { return connect.WriteContext(dir
 // Open connects to a cluster under the given name. The caller closes the
 // client with Close. Unavailable when no server answers.
 func Open(ctx context.Context, t Target, name string, opts ...nats.Option) (*Client, error) {
-	conn, err := t.Connect(ctx, name, opts...)
+	c := New(nil, t.Tenant)
+	conn, err := t.Connect(ctx, name, append([]nats.Option{nats.ErrorHandler(c.refusals.note)}, opts...)...)
 	if err != nil {
 		return nil, err
 	}
-	return New(conn, t.Tenant), nil
+	c.conn = conn
+	return c, nil
 }
 
 // Close closes the connection of a client that Open made.

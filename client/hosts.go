@@ -18,6 +18,15 @@ func (c *Client) Drain(ctx context.Context, host kbroker.HostID, force bool) (kb
 	return r, c.write(ctx, subjects.VerbDrain, kbroker.DrainRequest{Host: host, Force: force}, &r)
 }
 
+// Develop has a credential signed for a program that runs beside the cluster. Errors:
+// Invalid, Unavailable.
+func (c *Client) Develop(ctx context.Context, r kbroker.DevelopRequest) (credential string, err error) {
+	var reply kbroker.SignReply
+	r.Tenant = c.tenant
+	err = c.read(ctx, subjects.VerbDevelop, r, &reply)
+	return reply.Credential, err
+}
+
 // Undrain lets a host take instances again. Errors: NotFound, NoLeader,
 // Unavailable.
 func (c *Client) Undrain(ctx context.Context, host kbroker.HostID) (kbroker.HostReply, error) {

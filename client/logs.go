@@ -334,7 +334,10 @@ func (f *follower) piece(ctx context.Context, o *output, offset int64) (kbroker.
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.client.pace.logWait)
 	defer cancel()
-	msg, err := f.client.conn.RequestMsgWithContext(ctx, &nats.Msg{Subject: subjects.Host(o.host, subjects.VerbLogs), Data: body})
+	msg, err := f.client.request(ctx, &nats.Msg{Subject: subjects.Host(o.host, subjects.VerbLogs), Data: body})
+	if errors.Is(err, kbroker.Refused) {
+		return r, err
+	}
 	if err != nil {
 		return r, kbroker.Errorf(kbroker.Unavailable, "the agent of host %s does not answer", o.host)
 	}

@@ -40,8 +40,10 @@ func (c *Client) Checkup(ctx context.Context, host kbroker.HostID) (kbroker.Chec
 	ctx, cancel := context.WithTimeout(ctx, checkupWait)
 	defer cancel()
 	var out kbroker.Checkup
-	m, err := c.conn.RequestMsgWithContext(ctx, &nats.Msg{Subject: subjects.Host(host, subjects.VerbCheckup)})
+	m, err := c.request(ctx, &nats.Msg{Subject: subjects.Host(host, subjects.VerbCheckup)})
 	switch {
+	case errors.Is(err, kbroker.Refused):
+		return out, err
 	case errors.Is(err, nats.ErrNoResponders):
 		return out, kbroker.Errorf(kbroker.Unavailable, "the agent of host %s is not there", host)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -23,6 +23,9 @@ import (
 // reached. It prints its report as one line of JSON.
 const childEnv = "KBROKER_TEST_E2E_CHILD"
 
+// credsEnv names the file of its credential.
+const credsEnv = "KBROKER_TEST_E2E_CREDS"
+
 const (
 	writerJob = "writer"
 	proberJob = "prober"
@@ -40,6 +43,7 @@ func child(job string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	target.CredentialFile = os.Getenv(credsEnv)
 	switch job {
 	case writerJob:
 		report, err = writeUntilTold(target, servers)
@@ -78,7 +82,7 @@ type childRun struct {
 func (c *cluster) startChild(job string, servers []string) *childRun {
 	c.t.Helper()
 	r := &childRun{t: c.t, cmd: c.client(context.Background(), os.Args[0], servers...)}
-	r.cmd.Env = append(r.cmd.Env, childEnv+"="+job)
+	r.cmd.Env = append(r.cmd.Env, childEnv+"="+job, credsEnv+"="+c.coreCreds())
 	r.cmd.Stdout, r.cmd.Stderr = &r.stdout, &r.stderr
 	stdin, err := r.cmd.StdinPipe()
 	if err == nil {

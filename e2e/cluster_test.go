@@ -65,6 +65,9 @@ type cluster struct {
 	dir   string
 	hosts int
 
+	// core is the data directory of a core; empty: that of h1 in dir.
+	core     string
+	coreFile string // see coreCreds
 	// Both are nil for one on this machine: how to run a program where the
 	// cluster's people are, and the live processes of a host (empty: of all).
 	command func(ctx context.Context, program string, args ...string) *exec.Cmd

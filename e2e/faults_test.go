@@ -41,6 +41,7 @@ func TestSmoke(t *testing.T) {
 	if supers != 1 {
 		t.Errorf("%d hosts are the super, want 1", supers)
 	}
+	useContexts(c)
 	killInstance(c, rows[0])
 }
 

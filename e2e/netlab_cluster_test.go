@@ -32,16 +32,18 @@ type labCluster struct {
 	*cluster
 	lab  *netlab.Lab
 	args map[string][]string // of the agents that have been started, by host
-	// roots are the cluster's, as the first host has them.
-	roots string
+	// settings are flags of all agents.
+	settings []string
+	// roots are the cluster's, as the first host has them, admin a credential of it.
+	roots, admin string
 }
 
 // newLab makes a cluster of the lab's first hosts: cores, then workers. The lab
-// may have more hosts, for later. It skips the test where no lab can be.
-func newLab(t *testing.T, hosts, cores, workers int) *labCluster {
+// may have more hosts, for later. settings are flags for all agents. It skips the test where no lab can be.
+func newLab(t *testing.T, hosts, cores, workers int, settings ...string) *labCluster {
 	t.Helper()
 	lab := netlab.New(t, hosts)
-	c := &labCluster{cluster: &cluster{t: t, dir: filepath.Join(lab.Dir, "operator")}, lab: lab, args: map[string][]string{}}
+	c := &labCluster{cluster: &cluster{t: t, dir: filepath.Join(lab.Dir, "operator")}, lab: lab, args: map[string][]string{}, settings: settings}
 	c.command = lab.Operator().Command
 	c.inside = c.processesIn
 	t.Cleanup(c.keepLogs)
@@ -76,6 +78,7 @@ func (c *labCluster) join(h *netlab.Host, worker bool) {
 		}
 		args = append(args, "--join", strings.Join(c.cores(), ","), "--token-file", c.token(h.Dir, role))
 	}
+	args = append(args, c.settings...)
 	c.args[h.Name] = args
 	c.hosts++
 	c.start(h)
@@ -113,9 +116,11 @@ func (c *labCluster) servers() []string {
 func (c *labCluster) aim() {
 	c.t.Helper()
 	if c.roots == "" {
-		c.roots = rootsIn(c.t, filepath.Join(c.lab.Host(1).Dir, "data"))
+		c.core = filepath.Join(c.lab.Host(1).Dir, "data")
+		c.roots, c.admin = rootsIn(c.t, c.core), c.creds(c.core, "admin")
+		c.coreCreds() // while there is power
 	}
-	if err := client.WriteContext(c.dir, client.Context{Servers: c.servers(), CA: c.roots}); err != nil {
+	if err := client.WriteContext(c.dir, client.Context{Servers: c.servers(), CA: c.roots, Credential: c.admin}); err != nil {
 		c.t.Fatal(err)
 	}
 }

@@ -82,6 +82,7 @@ func (c *cluster) connect() (*nats.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	target.CredentialFile = c.coreCreds()
 	options, err := target.Secure()
 	if err != nil {
 		return nil, err

@@ -172,10 +172,43 @@ func rootsIn(t *testing.T, dir string) string {
 	return roots
 }
 
+// creds is a credential that the core of a data directory makes.
+func (c *cluster) creds(dir, role string) string {
+	c.t.Helper()
+	var out string
+	wait.Until(c.t, 10*time.Second, func() error {
+		raw, err := exec.Command(kbrokerBin, "agent", "creds", "--dir", dir, "--role", role).Output()
+		out = string(raw)
+		return err
+	})
+	return out
+}
+
+// coreCreds is the file of a credential that may do what a core may: write to the
+// stores, too.
+func (c *cluster) coreCreds() string {
+	c.t.Helper()
+	if c.coreFile == "" {
+		dir := c.core
+		if dir == "" {
+			dir = c.host("h1")
+		}
+		file := filepath.Join(c.t.TempDir(), "core.creds")
+		if err := os.WriteFile(file, []byte(c.creds(dir, "core")), 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+		c.coreFile = file
+	}
+	return c.coreFile
+}
+
 // context names the core that the commands use.
 func (c *cluster) context(host string) {
 	c.t.Helper()
-	err := client.WriteContext(c.dir, client.Context{Tenant: kbroker.DefaultTenant, Servers: []string{"nats://" + c.address(host)}, CA: rootsIn(c.t, c.host(host))})
+	err := client.WriteContext(c.dir, client.Context{
+		Tenant: kbroker.DefaultTenant, Servers: []string{"nats://" + c.address(host)},
+		CA: rootsIn(c.t, c.host(host)), Credential: c.creds(c.host(host), "admin"),
+	})
 	if err != nil {
 		c.t.Fatal(err)
 	}

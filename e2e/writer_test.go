@@ -63,13 +63,14 @@ func (c *cluster) writer() *writer {
 	return w
 }
 
-// target is the cluster, as commands find it.
+// target is the cluster, as commands find it, for who may do what a core may.
 func (c *cluster) target() client.Target {
 	c.t.Helper()
 	target, err := client.Find(c.dir)
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	target.CredentialFile = c.coreCreds()
 	return target
 }
 

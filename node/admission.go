@@ -46,7 +46,7 @@ func (a *admission) prepare(m *membership, cfg Config) (err error) {
 	if m.ClusterID != "" {
 		a.secure, err = m.secure()
 	} else if err = a.show(cfg.TokenFile); err == nil {
-		a.secure = []nats.Option{nats.Secure(pki.Pinned(a.pin, time.Now))}
+		a.secure = []nats.Option{nats.Secure(pki.Pinned(a.pin, time.Now)), nats.CustomInboxPrefix(subjects.GateInbox)}
 	}
 	if err != nil {
 		return err
@@ -115,6 +115,12 @@ func (m *membership) present(r *kbroker.JoinRequest) (*pki.Box, error) {
 			return nil, err
 		}
 		r.Box = box.Public()
+	} else {
+		own, err := m.ownKey()
+		if err != nil {
+			return nil, err
+		}
+		r.User = own.Key()
 	}
 	return box, prove(key, r)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/pki"
 	"github.com/kbroker/kbroker/internal/wait"
@@ -55,7 +56,7 @@ func newToken(t *testing.T, core *membership, role kbroker.Role) (file string) {
 	}
 	var reply kbroker.TokenReply
 	wait.Until(t, 20*time.Second, func() error {
-		nc, err := nats.Connect(url(core.Client), anyone)
+		nc, err := core.dial()
 		if err != nil {
 			return err
 		}
@@ -214,6 +215,14 @@ func TestTheAnswerNamesThePinnedRoot(t *testing.T) {
 		t.Error("it keeps them")
 	}
 	reply.Roots += string(pki.EncodeCerts(founder.roots...))
+	own, err := m.ownKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply.Credential, err = founder.grants.Sign(grants.User{Role: grants.Worker, Key: own.Key(), Tags: map[string][]string{grants.TagHost: {"w1"}}}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := m.takeIdentity(reply, nil, pki.FingerprintOf(founder.root)); err != nil {
 		t.Errorf("two roots, the pinned one among them: %v", err)
 	}

@@ -50,6 +50,9 @@ func (cfg Config) Validate() error {
 	if cfg.ClientPort != 0 && cfg.ClientPort == cfg.RoutePort {
 		return kbroker.Errorf(kbroker.Invalid, "client port and route port are both %d", cfg.ClientPort).WithHint("leave one of them out, and it is picked")
 	}
+	if life := cfg.CredentialLife; life != 0 && (life < minCredentialLife || life > maxCredentialLife) {
+		return kbroker.Errorf(kbroker.Invalid, "credential life is not a duration between %v and %v", minCredentialLife, maxCredentialLife).WithHint("for example 15m")
+	}
 	for _, k := range slices.Sorted(maps.Keys(cfg.Labels)) {
 		if k == "" || cfg.Labels[k] == "" {
 			return kbroker.Errorf(kbroker.Invalid, "label %s=%s has an empty part", k, cfg.Labels[k]).WithHint("a label is KEY=VALUE")

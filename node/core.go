@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type core struct {
 	id      *identity
 	counted *metrics
 	planner atomic.Pointer[super.Super] // nil until the broker listens
+	keeping sync.Mutex                  // held while it changes who is kept out
 	gone    atomic.Bool                 // the host was removed
 	out     atomic.Bool                 // and the others say that it is no member of the broker's group
 }
@@ -43,12 +45,21 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, cou
 	if c.id, err = m.openIdentity(time.Now, cfg.Log.With("component", "node")); err != nil {
 		return err
 	}
+	c.id.life = cmp.Or(cfg.CredentialLife, credentialLife)
+	if !m.Removed {
+		if err := m.writeContext(); err != nil {
+			cfg.Log.Warn("the context of this host is not written; `kbroker agent creds` makes a credential", "component", "node", "err", err)
+		}
+	}
 	c.broker, err = broker.New(broker.Config{
-		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID, Routes: c.id.routes(), Clients: c.id.clients(),
+		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID, Routes: c.id.routes(), Clients: c.id.clients(), Grants: c.id.grants,
 		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
 		Removed: c.removed, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
 	})
 	if err != nil {
+		return err
+	}
+	if err := c.broker.Revoke(m.revoked()); err != nil {
 		return err
 	}
 	counted.MustRegister(c.broker.Collector())
@@ -62,6 +73,11 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, cou
 	var both sync.WaitGroup
 	var brokerErr, partsErr error
 	both.Go(func() { _ = c.id.run(brokerCtx, c.expelled) }) // nil
+	both.Go(func() {
+		if err := c.catchUp(brokerCtx); err != nil {
+			cfg.Log.Error("this core may let in whose credential was taken back", "component", "node", "err", err)
+		}
+	})
 	both.Go(func() {
 		brokerErr = c.broker.Run(brokerCtx)
 		stopBroker()
@@ -164,6 +180,9 @@ func (c *core) runParts(ctx, beatCtx context.Context, stopBroker, stopBeat func(
 	})
 	err = runAll(ctx, map[string]func(context.Context) error{
 		"agent": a.Run, "super": s.Run,
+		"revoked":     func(ctx context.Context) error { return c.tellsRevoked(ctx, conn) },
+		"revocations": func(ctx context.Context) error { return c.revoke(ctx, s) },
+		"renewals":    func(ctx context.Context) error { return c.id.renews(ctx, conn) },
 		"standing": func(ctx context.Context) error {
 			if c.awaitStanding(ctx, removed) {
 				c.gone.Store(true)
@@ -202,6 +221,8 @@ func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 		Members: func() super.Members { return membersOf(c.broker) },
 		Look:    c.broker.Look,
 		Admit:   c.id.admit,
+		Sign:    c.id.signInstance,
+		Signed:  c.id.signed,
 		Root:    pki.FingerprintOf(c.id.root),
 	})
 	return a, s, err

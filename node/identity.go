@@ -22,7 +22,9 @@ import (
 	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/internal/pki"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // Files of a host's identity, under its data directory:
@@ -30,6 +32,8 @@ import (
 //	identity/host.key           its own, made before it first asks to join
 //	identity/CLUSTER/root.key   of cores: admits other cores
 //	identity/CLUSTER/root.crt   whom it believes
+//	identity/CLUSTER/accounts.key  of cores: signs credentials
+//	identity/CLUSTER/host.creds    of workers: what it connects with
 //	identity/CLUSTER/core.crt   of cores: with it and host.key it makes its own certificates; written last
 const (
 	identityDir = "identity"
@@ -37,6 +41,9 @@ const (
 	rootKeyFile = "root.key"
 	rootsFile   = "root.crt"
 	coreFile    = "core.crt"
+
+	accountsFile = "accounts.key"
+	credsFile    = "host.creds"
 )
 
 // identityEvery is how often a core looks at its certificate and its clock, and
@@ -45,16 +52,19 @@ const identityEvery = time.Second
 
 // identity is what a core proves to others who it is with.
 type identity struct {
-	self  pki.Identity
-	at    []net.IP // that clients reach it at
-	key   crypto.Signer
-	core  *pki.Authority
-	dir   string
-	roots []*x509.Certificate
-	root  *x509.Certificate // the one that the core is of
-	tls   *pki.Identities
-	now   func() time.Time // the wall clock
-	log   *slog.Logger
+	self pki.Identity
+	at   []net.IP // that clients reach it at
+	key  crypto.Signer
+	core *pki.Authority
+	dir  string
+	// grants sign credentials.
+	grants *grants.Authority
+	life   time.Duration // of those of instances
+	roots  []*x509.Certificate
+	root   *x509.Certificate // the one that the core is of
+	tls    *pki.Identities
+	now    func() time.Time // the wall clock
+	log    *slog.Logger
 	// made is when the certificate that is shown was.
 	made time.Time
 }
@@ -109,7 +119,14 @@ func (m *membership) foundIdentity() error {
 	if err != nil {
 		return err
 	}
-	return m.saveIdentity(root.Key(), roots, core)
+	secret, err := m.secret()
+	if errors.Is(err, fs.ErrNotExist) {
+		secret, err = grants.NewSecret(), nil
+	}
+	if err != nil {
+		return err
+	}
+	return m.saveIdentity(root.Key(), secret, roots, core)
 }
 
 // foundRoot is the root of the cluster that this host founds: the one that is there,
@@ -178,11 +195,13 @@ func (m *membership) roots() (string, error) {
 // secure are the options of a connection to a core: one of the cluster whose roots
 // this host was given.
 func (m *membership) secure() ([]nats.Option, error) {
+	gate := nats.CustomInboxPrefix(subjects.GateInbox)
 	roots, err := m.roots()
 	if err != nil {
 		return nil, err
 	}
-	return connect.Target{CA: roots, Source: m.path}.Secure()
+	secure, err := connect.Target{CA: roots, Source: m.path}.Secure()
+	return append(secure, gate), err
 }
 
 // Roots are those of the cluster that the host of a data directory is of, in PEM.
@@ -205,13 +224,18 @@ func Admitted(dir string) (bool, error) {
 	return err == nil && m.ClusterID != "", err
 }
 
-func (m *membership) saveIdentity(rootKey crypto.Signer, roots []*x509.Certificate, core *x509.Certificate) error {
+func (m *membership) saveIdentity(rootKey crypto.Signer, secret []byte, roots []*x509.Certificate, core *x509.Certificate) error {
 	dir := m.identityDir()
 	if err := errors.Join(makeDir(filepath.Dir(dir)), makeDir(dir)); err != nil {
 		return err
 	}
 	if rootKey != nil {
 		if err := pki.SaveKey(filepath.Join(dir, rootKeyFile), rootKey); err != nil {
+			return err
+		}
+	}
+	if secret != nil {
+		if err := pki.SaveSecret(filepath.Join(dir, accountsFile), secret); err != nil {
 			return err
 		}
 	}
@@ -233,7 +257,10 @@ func (m *membership) takeIdentity(r kbroker.JoinReply, box *pki.Box, pin string)
 			WithHint("do not trust it; kbroker token create on a host of the cluster that you mean makes another token")
 	}
 	if m.Role == kbroker.RoleWorker {
-		return m.saveIdentity(nil, roots, nil)
+		if err := m.saveIdentity(nil, nil, roots, nil); err != nil {
+			return err
+		}
+		return m.keepCredential(r.Credential)
 	}
 	if r.Certificate == "" {
 		return m.keepIdentity(roots)
@@ -249,7 +276,11 @@ func (m *membership) takeIdentity(r kbroker.JoinReply, box *pki.Box, pin string)
 	if err := m.isMine(core[0], roots); err != nil {
 		return err
 	}
-	return m.saveIdentity(rootKey, roots, core[0])
+	secret, err := box.Open(r.Accounts)
+	if err != nil {
+		return err
+	}
+	return m.saveIdentity(rootKey, secret, roots, core[0])
 }
 
 // keepIdentity goes on with the certificate that this core was given when it was
@@ -263,7 +294,7 @@ func (m *membership) keepIdentity(roots []*x509.Certificate) error {
 		return kbroker.Errorf(kbroker.Refused, "host %s was admitted without a certificate, and has none that fits: %v", m.Host, err).
 			WithHint("put %s back on the cores of the cluster, and start this agent again", rootKeyFile)
 	}
-	return m.saveIdentity(nil, roots, nil)
+	return m.saveIdentity(nil, nil, roots, nil)
 }
 
 // isMine says what is wrong with an intermediate for this core.
@@ -309,6 +340,9 @@ func (m *membership) openIdentity(now func() time.Time, log *slog.Logger) (*iden
 	}
 	if i.core, err = pki.NewAuthority(certs[0], i.key); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, coreFile), err)
+	}
+	if i.grants, err = m.grants(); err != nil {
+		return nil, err
 	}
 	if i.root, err = pki.RootOf(i.core.Cert, i.roots); err != nil {
 		return nil, kbroker.Errorf(kbroker.Refused, "%s does not fit %s: %v", filepath.Join(dir, coreFile), rootsFile, err).
@@ -383,7 +417,13 @@ func (i *identity) admit(r kbroker.JoinRequest, reply *kbroker.JoinReply) error 
 	}
 	reply.Roots = string(pki.EncodeCerts(i.roots...))
 	if r.Role != kbroker.RoleCore {
-		return nil
+		reply.Credential, err = i.grants.Sign(grants.User{
+			Role: grants.Worker, Name: string(r.Host), Key: r.User, Tags: map[string][]string{grants.TagHost: {string(r.Host)}},
+		}, i.now())
+		if err != nil {
+			err = kbroker.Errorf(kbroker.Invalid, "host %s asks to join: %v", r.Host, err)
+		}
+		return err
 	}
 	root, _, err := loadRoot(i.dir)
 	switch {
@@ -401,6 +441,13 @@ func (i *identity) admit(r kbroker.JoinRequest, reply *kbroker.JoinReply) error 
 	}
 	if reply.RootKey, err = pki.SealKey(r.Box, root.Key()); err != nil {
 		return kbroker.Errorf(kbroker.Invalid, "host %s asks to join without a box for the root key: %v", r.Host, err)
+	}
+	secret, err := pki.LoadSecret(filepath.Join(i.dir, accountsFile))
+	if err != nil {
+		return err
+	}
+	if reply.Accounts, err = pki.Seal(r.Box, secret); err != nil {
+		return err
 	}
 	reply.Certificate = string(pki.EncodeCerts(cert))
 	return nil
@@ -436,5 +483,5 @@ const joinPurpose = "kbroker join"
 
 // claims are what a host proves that it asked for.
 func claims(r kbroker.JoinRequest) [][]byte {
-	return [][]byte{[]byte(r.Host), []byte(r.Role), []byte(r.Client), []byte(r.Route), r.Box}
+	return [][]byte{[]byte(r.Host), []byte(r.Role), []byte(r.Client), []byte(r.Route), r.Box, []byte(r.User)}
 }

@@ -57,6 +57,23 @@ type membership struct {
 	// Out are cores that were removed and are no members of the broker's group any
 	// more: they are not believed, from the first moment on.
 	Out []kbroker.HostID `json:"out,omitempty"`
+	// Revoked are the users, of a core's broker, whose credentials were taken back.
+	Revoked map[string]time.Time `json:"revoked,omitempty"`
+}
+
+// revoked are the users whose credentials were taken back; nobody writes to it.
+func (m *membership) revoked() map[string]time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.Revoked
+}
+
+// noteRevoked remembers them.
+func (m *membership) noteRevoked(revoked map[string]time.Time) error {
+	m.mu.Lock()
+	m.Revoked = revoked
+	m.mu.Unlock()
+	return m.save()
 }
 
 // outs are the cores that are out.
@@ -291,8 +308,8 @@ func (m *membership) servers() []string {
 	return append([]string{url(m.Client)}, out...)
 }
 
-// follow keeps the list of others as the cluster has it, so that a restart finds
-// them all. removed are those that have gone for good. That a core is absent
+// follow keeps the list of others as the cluster has it, so that a restart, and who
+// takes the context of a core, finds them all. removed are those that have gone for good. That a core is absent
 // from an answer says nothing to a core, whose broker dials what it knows; a
 // worker drops it.
 func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr, removed func() []kbroker.HostID, log *slog.Logger) error {
@@ -309,6 +326,9 @@ func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr
 		}
 		if err := m.save(); err != nil {
 			log.Warn("the list of cores is not stored; a restart will know fewer", "err", err)
+		}
+		if err := m.writeContext(); err != nil {
+			log.Warn("the context of this host is not written; it names fewer cores than there are", "err", err)
 		}
 	}
 }

@@ -25,7 +25,6 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
-	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/state"
 )
 
@@ -43,7 +42,10 @@ type Config struct {
 	RoutePort  int            // likewise
 	Labels     map[string]string
 	StockRaft  bool // stock raft timing and the times that go with it
-	Log        *slog.Logger
+	// CredentialLife is how long the credential of an instance holds that this core
+	// signs; 0: an hour.
+	CredentialLife time.Duration
+	Log            *slog.Logger
 }
 
 // release is set by the linker: -X github.com/kbroker/kbroker/node.release=v1.2.3
@@ -117,11 +119,10 @@ func Run(ctx context.Context, cfg Config) error {
 
 // runWorker runs a host without a broker: a client of the cores.
 func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, counted *metrics) error {
-	roots, err := m.roots()
+	cores, err := m.target()
 	if err != nil {
 		return err
 	}
-	cores := connect.Target{Servers: m.servers(), CA: roots, Source: m.path}
 	// What runs here is adopted and kept running, whether a core is there or not.
 	conn, err := cores.Connect(ctx, "kbroker agent "+string(m.Host), nats.RetryOnFailedConnect(true))
 	if err != nil {

@@ -16,6 +16,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/connect"
+	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
@@ -58,7 +60,7 @@ func readMembership(dir string) (*membership, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &membership{}
+	m := &membership{path: filepath.Join(dir, membershipFile)}
 	return m, json.Unmarshal(raw, m)
 }
 
@@ -68,6 +70,7 @@ func TestAHostFoundsAndComesBack(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "h1")
 	stop := start(t, Config{Dir: dir, Name: "h1", Found: true, Advertise: "127.0.0.1"})
 	first := awaitLeader(t, dir)
+	checkContext(t, dir, first)
 
 	if err := Run(context.Background(), Config{Dir: dir}); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("a second agent on the directory: %v, want refused", err)
@@ -94,6 +97,80 @@ func TestAHostFoundsAndComesBack(t *testing.T) {
 	}
 }
 
+// checkContext holds that who may read the directory of a core can use the cluster.
+func checkContext(t *testing.T, dir string, m *membership) {
+	t.Helper()
+	path := filepath.Join(dir, connect.ContextFile)
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%s is %v, %v; want mode 0600", path, info, err)
+	}
+	target, err := connect.Find(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(target.Servers) != 1 || target.Servers[0] != "nats://"+m.Client || target.Tenant != kbroker.DefaultTenant || target.CA == "" {
+		t.Errorf("the context of %s is %+v, want its own server and the roots", dir, target)
+	}
+	c, err := credential.Parse([]byte(target.Credential))
+	if err != nil || c.Name() != "admin at h1" || c.Check(time.Now().AddDate(100, 0, 0)) != nil {
+		t.Errorf("its credential is of %q, %v; want that of an admin, for ever", c.Name(), err)
+	}
+	nc, err := target.Connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if reply, err := nc.Request(subjects.Core(subjects.VerbStatus, kbroker.DefaultTenant), nil, 5*time.Second); err != nil || reply.Header.Get(subjects.HeaderCode) != "" {
+		t.Errorf("as it says, status is %v, %v", reply, err)
+	}
+}
+
+// TestTheContextOfACoreFollowsTheOthers: it is taken elsewhere, where nothing else
+// tells of them. That of a worker is none of its business.
+func TestTheContextOfACoreFollowsTheOthers(t *testing.T) {
+	founder := newFounder(t, "kb-test")
+	second := joined(t, founder, "h2")
+	second.Client = "127.0.0.1:2"
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	cores := func() []kbroker.CoreAddr { return []kbroker.CoreAddr{{Host: "h1", Client: "127.0.0.1:1"}} }
+	go func() {
+		ended <- second.follow(ctx, cores, func() []kbroker.HostID { return nil }, discard())
+	}()
+	dir := filepath.Dir(second.path)
+	wait.Until(t, 10*time.Second, func() error {
+		target, err := connect.Find(dir)
+		if err == nil && strings.Join(target.Servers, ",") != "nats://127.0.0.1:2,nats://127.0.0.1:1" {
+			err = fmt.Errorf("servers are %v", target.Servers)
+		}
+		return err
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	worker := &membership{path: filepath.Join(t.TempDir(), membershipFile), Role: kbroker.RoleWorker}
+	if err := worker.writeContext(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := connect.Find(filepath.Dir(worker.path)); !errors.Is(err, kbroker.NotFound) {
+		t.Errorf("the context of a worker: %v, want none", err)
+	}
+}
+
+// dial connects to a core as one.
+func (m *membership) dial(opts ...nats.Option) (*nats.Conn, error) {
+	self, err := m.target()
+	if err != nil {
+		return nil, err
+	}
+	secure, err := self.Secure()
+	if err != nil {
+		return nil, err
+	}
+	return nats.Connect(url(m.Client), append(secure, opts...)...)
+}
+
 // awaitLeader waits until the host of dir is ready and leads.
 func awaitLeader(t *testing.T, dir string) *membership {
 	t.Helper()
@@ -102,7 +179,7 @@ func awaitLeader(t *testing.T, dir string) *membership {
 		if m, err = readMembership(dir); err != nil {
 			return err
 		}
-		nc, err := nats.Connect(url(m.Client), anyone, nats.Timeout(time.Second))
+		nc, err := m.dial(nats.Timeout(time.Second))
 		if err != nil {
 			return err
 		}

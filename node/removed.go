@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
 	"github.com/kbroker/kbroker/broker"
@@ -51,7 +49,11 @@ func (m *membership) isOut(ctx context.Context, dir string) (bool, error) {
 	if err != nil || !joined {
 		return m.Removed, err
 	}
-	gone, err := broker.StoreGone(brokerDir(dir))
+	g, err := m.grants()
+	if err != nil {
+		return false, err
+	}
+	gone, err := broker.StoreGone(brokerDir(dir), g.System())
 	return err == nil && gone && (m.Removed || m.standing(ctx) != member), err
 }
 
@@ -111,13 +113,9 @@ func (c *core) awaitStanding(ctx context.Context, want standing) bool {
 
 // askHosts asks one core for all hosts that it knows, the removed ones too.
 func (m *membership) askHosts(ctx context.Context, addr string) ([]kbroker.HostRow, error) {
-	secure, err := m.secure()
+	conn, err := m.connectTo(ctx, addr)
 	if err != nil {
 		return nil, err
-	}
-	conn, err := nats.Connect(url(addr), append(secure, nats.Name("kbroker hosts"), nats.Timeout(askTimeout), nats.NoReconnect())...)
-	if err != nil {
-		return nil, fmt.Errorf("connect to core %s: %w", addr, err)
 	}
 	defer conn.Close()
 	if cluster := conn.ConnectedClusterName(); cluster != m.ClusterID {

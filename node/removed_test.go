@@ -82,8 +82,8 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 		ended <- Run(ctx, Config{Dir: dirB, Name: "b", Join: []string{a.Client}, TokenFile: token, Advertise: "127.0.0.1"})
 	}
 	go run(ctx)
-	awaitCopies(t, a.Client, "b")
-	nc, err := nats.Connect(url(a.Client), anyone)
+	awaitCopies(t, a, "b")
+	nc, err := a.dial()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 		t.Errorf("stopped, it ended with %v, want refused", err)
 	}
 	go run(t.Context())
-	awaitCopies(t, a.Client, "a")
+	awaitCopies(t, a, "a")
 
 	wait.Until(t, 30*time.Second, func() error { // not while it is suspect
 		select {
@@ -155,12 +155,12 @@ func TestACoreThatWasOffWhenItWasRemovedHearsOfIt(t *testing.T) {
 	ended := make(chan error, 1)
 	cfg := Config{Dir: dirB, Name: "b", Join: []string{a.Client}, TokenFile: newToken(t, a, kbroker.RoleCore), Advertise: "127.0.0.1"}
 	go func() { ended <- Run(ctx, cfg) }()
-	awaitCopies(t, a.Client, "b")
+	awaitCopies(t, a, "b")
 	stop()
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	nc, err := nats.Connect(url(a.Client), anyone)
+	nc, err := a.dial()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -176,8 +176,11 @@ func (r *Rescue) read(ctx context.Context) error {
 		return errors.Join(kbroker.Errorf(kbroker.Refused, "%s is there, which a rescue would make", old).
 			WithHint("move it out of the data directory"), err)
 	}
-	var err error
-	if r.mirrors, err = broker.ReadMirrors(ctx, brokerDir(r.dir.Path), scratch, r.log); err != nil {
+	g, err := r.member.grants()
+	if err != nil {
+		return err
+	}
+	if r.mirrors, err = broker.ReadMirrors(ctx, brokerDir(r.dir.Path), scratch, g, r.log); err != nil {
 		return err
 	}
 	records := state.NewRescue(r.Host, time.Now())
@@ -220,8 +223,12 @@ func (r *Rescue) Finish(ctx context.Context) (Rescued, error) {
 	fresh := filepath.Join(r.dir.Path, freshDir)
 	next := r.member.rescued(newClusterID())
 	records := state.NewRescue(r.Host, time.Now())
-	err := broker.Restore(ctx, broker.RestoreConfig{
-		Host: r.Host, Dir: fresh, ClusterID: next.ClusterID, Change: records.Change, Log: r.log,
+	g, err := r.member.grants()
+	if err != nil {
+		return Rescued{}, err
+	}
+	err = broker.Restore(ctx, broker.RestoreConfig{
+		Host: r.Host, Dir: fresh, ClusterID: next.ClusterID, Grants: g, Change: records.Change, Log: r.log,
 	}, r.mirrors)
 	if err == nil {
 		err = ctx.Err()

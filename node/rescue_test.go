@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/grants"
+	"github.com/kbroker/kbroker/internal/pki"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -29,7 +29,7 @@ func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
 	stopFounder := start(t, Config{Dir: dir("a"), Name: "a", Found: true, Advertise: "127.0.0.1"})
 	founder := awaitLeader(t, dir("a"))
 	stopSecond := start(t, Config{Dir: dir("b"), Name: "b", Join: []string{founder.Client}, TokenFile: newToken(t, founder, kbroker.RoleCore), Advertise: "127.0.0.1"})
-	awaitCopies(t, founder.Client, "b")
+	awaitCopies(t, founder, "b")
 	refused(t, dir("b"), "another agent holds")
 	if err := stopSecond(); err != nil {
 		t.Fatal(err)
@@ -94,7 +94,7 @@ func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
 		t.Errorf("the host is %+v", rescued)
 	}
 	start(t, Config{Dir: dir("c"), Name: "c", Join: []string{rescued.Client}, TokenFile: newToken(t, rescued, kbroker.RoleCore), Advertise: "127.0.0.1"})
-	awaitCopies(t, rescued.Client, "c")
+	awaitCopies(t, rescued, "c")
 	if err := Run(t.Context(), Config{Dir: dir("d"), Name: "a", Join: []string{rescued.Client}, TokenFile: newToken(t, rescued, kbroker.RoleCore), Advertise: "127.0.0.1"}); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("a new host under the name of the lost one: %v, want refused", err)
 	}
@@ -122,9 +122,9 @@ func refused(t *testing.T, dir, why string) {
 }
 
 // awaitCopies waits until each stream has a copy, and the host is a member.
-func awaitCopies(t *testing.T, addr string, second kbroker.HostID) {
+func awaitCopies(t *testing.T, core *membership, second kbroker.HostID) {
 	t.Helper()
-	nc, err := nats.Connect(url(addr), anyone)
+	nc, err := core.dial()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,6 +312,10 @@ func TestRescueIsRefused(t *testing.T) {
 				if err := os.WriteFile(filepath.Join(dir, membershipFile), []byte(tc.member), 0o600); err != nil {
 					t.Fatal(err)
 				}
+			}
+			identity := filepath.Join(dir, identityDir, "kb-x")
+			if err := errors.Join(os.MkdirAll(identity, 0o700), pki.SaveSecret(filepath.Join(identity, accountsFile), make([]byte, grants.SecretSize))); err != nil {
+				t.Fatal(err)
 			}
 			_, err := BeginRescue(t.Context(), dir, nil)
 			if e := kbroker.AsError(err); err == nil || e.Code != tc.want || !strings.Contains(e.Message, tc.says) || e.Hint == "" {

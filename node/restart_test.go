@@ -137,7 +137,7 @@ func startProcess(t *testing.T) *agentProcess {
 		}
 	})
 	m := awaitLeader(t, p.dir)
-	if p.conn, err = nats.Connect(url(m.Client), anyone, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond)); err != nil {
+	if p.conn, err = m.dial(nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.conn.Close)

@@ -18,18 +18,18 @@ func TestAHostThatStopsBeatsUntilItsBrokerHas(t *testing.T) {
 	start(t, Config{Dir: filepath.Join(work, "a"), Name: "a", Found: true, Advertise: "127.0.0.1"})
 	a := awaitLeader(t, filepath.Join(work, "a"))
 	stop := start(t, Config{Dir: filepath.Join(work, "b"), Name: "b", Join: []string{a.Client}, TokenFile: newToken(t, a, kbroker.RoleCore), Advertise: "127.0.0.1"})
-	awaitCopies(t, a.Client, "b")
+	awaitCopies(t, a, "b")
 	b, err := readMembership(filepath.Join(work, "b"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	told := make(chan struct{})
-	client, err := nats.Connect(url(b.Client), anyone, nats.NoReconnect(), nats.LameDuckModeHandler(func(*nats.Conn) { close(told) }))
+	client, err := b.dial(nats.NoReconnect(), nats.LameDuckModeHandler(func(*nats.Conn) { close(told) }))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close() // it does not leave when it is told to
-	other, err := nats.Connect(url(a.Client), anyone)
+	other, err := a.dial()
 	if err != nil {
 		t.Fatal(err)
 	}

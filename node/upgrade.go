@@ -29,6 +29,8 @@ type Member struct {
 	Servers []string
 	// CA are the cluster's roots, in PEM.
 	CA string
+	// Credential is that of an admin, as the content of a .creds file; empty on a worker.
+	Credential string
 	// Source is the file that says so.
 	Source string
 	// Process and Program are of the agent that runs on it now.
@@ -56,6 +58,11 @@ func MemberOf(dir string) (Member, error) {
 	out := Member{Host: m.Host, Role: m.Role, Source: m.path, Process: holder.Process, Program: holder.Executable}
 	if out.CA, err = m.roots(); err != nil {
 		return Member{}, err
+	}
+	if m.Role == kbroker.RoleCore {
+		if out.Credential, err = Credential(dir, AdminRole); err != nil {
+			return Member{}, err
+		}
 	}
 	own := ""
 	if m.Client != "" {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
+	"github.com/kbroker/kbroker/internal/grants"
 )
 
 func write(t *testing.T, path, content string) {
@@ -84,7 +85,7 @@ func TestMemberOf(t *testing.T) {
 	const member = `{"cluster_id":"kb-1","host":"h2","role":"core","client":"10.0.0.2:1","cores":[{"host":"h1","client":"10.0.0.1:1"}]`
 	write(t, file, member+"}")
 	founder := newFounder(t, "kb-1")
-	if err := (&membership{path: file, ClusterID: "kb-1"}).saveIdentity(nil, founder.roots, nil); err != nil {
+	if err := (&membership{path: file, ClusterID: "kb-1"}).saveIdentity(nil, make([]byte, grants.SecretSize), founder.roots, nil); err != nil {
 		t.Fatal(err)
 	}
 	m, err := MemberOf(dir)

@@ -150,6 +150,7 @@ type call struct {
 // run sends attempts until one is answered for good or the deadline passes.
 func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 	now := time.Now()
+	began := now
 	c.client.calls.Add(1)
 	c.client.budget.call(now)
 	c.deadline = now.Add(c.timeout)
@@ -162,7 +163,7 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 	}
 	defer c.clear(t)
 
-	back := c.client.back.wait()
+	back, refused := c.client.back.wait(), c.client.refused.wait()
 	pause, err := c.send(t, now)
 	if err != nil {
 		return nil, err
@@ -188,6 +189,12 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 			}
 			back = c.client.back.wait()
 			v = decide(reconnected, c.idempotence(), len(c.open))
+		case <-refused:
+			if c.client.refusedSince(c.subject, began) {
+				return nil, c.refused()
+			}
+			refused = c.client.refused.wait()
+			continue
 		case <-c.asked.answered():
 			c.asked = nil
 			v = decide(learned, c.idempotence(), len(c.open))
@@ -312,6 +319,17 @@ func (c *call) final(e *kbroker.Error, last kbroker.Executed) *kbroker.Error {
 
 func (c *call) ended() error {
 	return c.final(kbroker.Errorf(kbroker.Unavailable, "the client was closed during a call of %s %s", c.to, c.method), kbroker.ExecutedNo)
+}
+
+// refused is the error of a call that the servers do not let this process make.
+func (c *call) refused() error {
+	e := kbroker.Errorf(kbroker.Refused, "the credential of this process does not allow calls of %s", c.to).
+		WithHint("people need the role deployer; kbroker context ls says who you are")
+	e.Executed = kbroker.ExecutedNo
+	if c.sent > 1 {
+		e.Executed = kbroker.ExecutedUnknown // an earlier one was sent by another connection, maybe
+	}
+	return e
 }
 
 // givenUp is the error of a call whose deadline passed or whose caller left.

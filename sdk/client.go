@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/connect"
@@ -20,7 +21,10 @@ type Client struct {
 	session string // of the request ids: random, one per client
 	seq     atomic.Uint64
 	budget  *budget
-	back    broadcast // fires when the connection is (again) there, or will never be
+	refused broadcast // fires when the servers have refused a subject
+	// refusals has when they did so last, by subject (string to time.Time).
+	refusals sync.Map
+	back     broadcast // fires when the connection is (again) there, or will never be
 
 	methods        sync.Map // subject of a method -> bool: idempotent
 	calls, retried atomic.Uint64
@@ -41,6 +45,8 @@ type opened struct{ transport }
 type connEvents struct {
 	connected func() // the connection is there, after it was not
 	closed    func() // it will never be back
+	// refused: the servers do not let this process publish to a subject. May be nil.
+	refused func(subject string)
 }
 
 // Stats counts what a Client did since it was made.
@@ -96,7 +102,7 @@ func (c *Client) open(ctx context.Context) (transport, error) {
 	}
 	// The lock is held while dialling: everybody who waits for it wants this
 	// very connection, and the dial is bounded by the servers it knows, 1 s each.
-	t, err := c.dial(ctx, connEvents{connected: c.back.fire, closed: c.end})
+	t, err := c.dial(ctx, connEvents{connected: c.back.fire, closed: c.end, refused: c.refuse})
 	if err != nil {
 		return nil, err
 	}
@@ -115,6 +121,18 @@ func (c *Client) Close() {
 		o.close()
 	}
 	c.end()
+}
+
+// refuse ends the calls that go to a subject.
+func (c *Client) refuse(subject string) {
+	c.refusals.Store(subject, time.Now())
+	c.refused.fire()
+}
+
+// refusedSince reports whether the servers have refused a subject since then.
+func (c *Client) refusedSince(subject string, then time.Time) bool {
+	at, ok := c.refusals.Load(subject)
+	return ok && !at.(time.Time).Before(then)
 }
 
 // end wakes everybody who waits on a connection that will not come back.

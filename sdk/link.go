@@ -6,12 +6,14 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker/internal/connect"
+	"github.com/kbroker/kbroker/internal/credential"
 )
 
 // link is one connection of a transport. Mostly there is one; while the
@@ -30,6 +32,7 @@ type link struct {
 	gone  bool      // lost is closed
 	lame  bool      // its server shuts down
 	since time.Time // of the connection; zero while there is none
+	holds time.Time // until when its credential does; zero: for ever
 }
 
 type stage int
@@ -69,10 +72,17 @@ func (l *link) is(s stage) bool {
 }
 
 // up notes a connection.
-func (l *link) up() {
+func (l *link) up(until time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.since, l.lame = time.Now(), false
+	l.since, l.lame, l.holds = time.Now(), false, until
+}
+
+// ends is when the connection is cut, as its credential ends; zero: never.
+func (l *link) ends() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.holds
 }
 
 // down notes the loss of the connection; false if it comes back.
@@ -131,7 +141,7 @@ func newNetwork(target connect.Target, name string, log *slog.Logger) *network {
 func (n *network) first(ctx context.Context, on linkEvents) (*link, error) {
 	l := &link{lost: make(chan struct{}), stage: current}
 	conn, err := n.target.Connect(ctx, n.name, append(n.options(l, on), nats.DontRandomize())...)
-	return l.made(conn), err
+	return n.made(l, conn), err
 }
 
 // second makes a link to one of servers, or fails. Each attempt has a link of its
@@ -145,18 +155,36 @@ func (n *network) second(ctx context.Context, servers []string, on linkEvents) (
 	if err != nil {
 		return nil, err
 	}
-	return links[i].made(conn), nil
+	return n.made(links[i], conn), nil
 }
 
-func (l *link) made(conn *nats.Conn) *link {
+func (n *network) made(l *link, conn *nats.Conn) *link {
 	if conn == nil {
 		return nil
 	}
 	l.conn = conn
 	if conn.IsConnected() {
-		l.up()
+		l.up(n.until())
 	}
 	return l
+}
+
+// until is when the credential ends that a connection shows now.
+func (n *network) until() time.Time {
+	c, err := n.credential()
+	if err != nil {
+		return time.Time{}
+	}
+	_, until := c.Holds()
+	return until
+}
+
+// credential is that of the process as it is now. Only those in a file come to an end.
+func (n *network) credential() (credential.Credential, error) {
+	if n.target.CredentialFile == "" {
+		return credential.Credential{}, nil
+	}
+	return credential.Load(n.target.CredentialFile)
 }
 
 // elsewhere are the servers to move to from a link: home first, if it is not
@@ -178,12 +206,12 @@ func (n *network) options(l *link, on linkEvents) []nats.Option {
 			// only of one that was made in the background; to a call that was
 			// sent meanwhile it would look like a loss.
 			if since, _ := l.state(); since.IsZero() && l.is(current) {
-				l.up()
+				l.up(n.until())
 				on.connected()
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			l.up()
+			l.up(n.until())
 			n.log.Info("connected again", "server", nc.ConnectedUrlRedacted())
 			on.connected()
 		}),
@@ -212,9 +240,24 @@ func (n *network) options(l *link, on linkEvents) []nats.Option {
 				n.log.Warn("messages dropped", "subject", s.Subject, "err", err)
 				return
 			}
+			if subject, ok := refusedSubject(err); ok && on.refused != nil {
+				on.refused(subject)
+			}
 			n.log.Warn("connection error", "err", err)
 		}),
 	}
+}
+
+// refusedSubject is the one that a server did not let this process publish to.
+func refusedSubject(err error) (subject string, ok bool) {
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return "", false
+	}
+	_, rest, ok := strings.Cut(err.Error(), `for Publish to "`)
+	if !ok {
+		return "", false
+	}
+	return strings.CutSuffix(rest, `"`)
 }
 
 // never is how long a link that is given up waits before it reconnects; it is

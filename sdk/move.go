@@ -69,8 +69,8 @@ func goesHome(since, now time.Time, lame, atHome bool, stable time.Duration) boo
 // mover changes the server of a transport such that no request is lost ("make
 // before break"): a second link is made, everything is joined there, the
 // transport sends over it, and only then the first link is left. It does so
-// when the server of the current link says that it shuts down (lame duck), and
-// to return home. Without another server within reach it stays, and nats.go
+// when the server of the current link says that it shuts down (lame duck), before the
+// credential ends that the link was made with, and to return home. Without another server within reach it stays, and nats.go
 // reconnects when the server has gone.
 type mover struct {
 	t       *natsTransport
@@ -112,9 +112,10 @@ func (m *mover) stop() {
 
 func (m *mover) run(ctx context.Context) {
 	defer m.left.Wait()
-	again, home := time.NewTimer(moveAgain), time.NewTimer(m.pace.homeWait(0))
+	again, home, fresh := time.NewTimer(moveAgain), time.NewTimer(m.pace.homeWait(0)), time.NewTimer(freshLook)
 	defer again.Stop()
 	defer home.Stop()
+	defer fresh.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -124,12 +125,15 @@ func (m *mover) run(ctx context.Context) {
 		case <-home.C:
 			m.goHome(ctx)
 			home.Reset(m.pace.homeWait(m.returns))
+		case <-fresh.C:
+			fresh.Reset(m.refresh(ctx))
+			continue
 		}
 		l := m.t.link.Load()
 		if since, lame := l.state(); since.IsZero() || !lame {
 			continue
 		}
-		if err := m.move(ctx, l, m.network.elsewhere(l)); err != nil && ctx.Err() == nil {
+		if err := m.move(ctx, l, m.network.elsewhere(l), false); err != nil && ctx.Err() == nil {
 			m.t.log.Warn("the server shuts down and no other takes over yet", "server", l.conn.ConnectedUrlRedacted(), "err", err)
 			again.Reset(moveAgain + rand.N(moveAgain))
 		}
@@ -148,7 +152,7 @@ func (m *mover) goHome(ctx context.Context) {
 	if !goesHome(since, now, lame, at, m.pace.stable) {
 		return
 	}
-	switch err := m.move(ctx, l, []string{home}); {
+	switch err := m.move(ctx, l, []string{home}, false); {
 	case errors.Is(err, errSame):
 		m.homeID = l.conn.ConnectedServerId() // by another address
 		return
@@ -170,9 +174,9 @@ var (
 	errNoAnswer = errors.New("does not hear what is sent elsewhere")
 )
 
-// move takes the transport from one link to another server. When it returns an
-// error nothing has changed.
-func (m *mover) move(ctx context.Context, from *link, servers []string) error {
+// move takes the transport from one link to another server, or (same) to one that may
+// be the same. When it returns an error nothing has changed.
+func (m *mover) move(ctx context.Context, from *link, servers []string, same bool) error {
 	if len(m.t.joins.open()) >= maxLinks {
 		return errBusy
 	}
@@ -183,7 +187,7 @@ func (m *mover) move(ctx context.Context, from *link, servers []string) error {
 		return err
 	}
 	server := to.conn.ConnectedUrlRedacted()
-	if to.conn.ConnectedServerId() == from.conn.ConnectedServerId() {
+	if !same && to.conn.ConnectedServerId() == from.conn.ConnectedServerId() {
 		to.conn.Close()
 		return errSame
 	}

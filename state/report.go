@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -16,6 +17,10 @@ import (
 // reportRetries bounds how often a report is tried again because another core
 // wrote one of the same host meanwhile.
 const reportRetries = 3
+
+// revokedLonger is how much longer than the credential its revocation is kept: clocks
+// differ.
+const revokedLonger = 10 * time.Minute
 
 // reportRecord is the number of a host's last report.
 type reportRecord struct {
@@ -32,9 +37,17 @@ type reportRecord struct {
 //
 // Errors: Invalid - a status of another host. Unavailable - the outcome is not
 // known; the same report may be sent again, and is then accepted or its own
-// number comes back.
-func (s *Store) Report(ctx context.Context, r kbroker.ReportRequest) (kbroker.ReportReply, error) {
-	msgs := make([]*nats.Msg, 0, len(r.Statuses)+len(r.Gone))
+// number comes back. ended are the credentials that it takes back; the caller has
+// looked whose they are.
+func (s *Store) Report(ctx context.Context, r kbroker.ReportRequest, ended ...kbroker.Revocation) (kbroker.ReportReply, error) {
+	msgs := make([]*nats.Msg, 0, len(r.Statuses)+len(r.Gone)+len(ended))
+	for _, e := range ended {
+		if left := time.Until(e.Until); left > 0 { // by the wall clock, as the credential's end is
+			m := newRecord(subjects.Status(subjects.KeyRevoked(e.User)), e)
+			m.Header.Set(jetstream.MsgTTLHeader, (left + revokedLonger).Round(time.Second).String())
+			msgs = append(msgs, m)
+		}
+	}
 	for _, st := range r.Statuses {
 		if st.Host != r.Host {
 			return kbroker.ReportReply{}, kbroker.Errorf(kbroker.Invalid, "host %s reports %s of host %q", r.Host, st.Instance, st.Host)

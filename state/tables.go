@@ -25,6 +25,7 @@ type tables struct {
 	demands    map[AppKey]kbroker.Demand
 	tokens     map[string]kbroker.Token // by ID
 	statuses   map[PlacementKey]kbroker.Status
+	revoked    map[string]time.Time // users, with the end of what was signed for them
 	lease      Lease
 
 	revisions  map[string]uint64     // of the keys that exist
@@ -48,6 +49,7 @@ func newTables() *tables {
 		demands:    map[AppKey]kbroker.Demand{},
 		tokens:     map[string]kbroker.Token{},
 		statuses:   map[PlacementKey]kbroker.Status{},
+		revoked:    map[string]time.Time{},
 		revisions:  map[string]uint64{},
 		gone:       map[string]deletedKey{},
 		unreadable: map[string]error{},
@@ -99,6 +101,8 @@ func decode(m message, keyOf func(string) (string, bool)) record {
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Status) bool {
 			return v.Host == r.id.Host && v.Tenant == r.id.Tenant && v.Instance == r.id.Instance
 		})
+	case subjects.RevokedTable:
+		r.value, r.err = decodeAs(m.data, func(v kbroker.Revocation) bool { return v.User == r.id.User })
 	}
 	return r
 }
@@ -171,6 +175,8 @@ func (t *tables) put(value any) {
 		t.tokens[v.ID] = v
 	case kbroker.Status:
 		t.statuses[PlacementKey{v.Host, v.Tenant, v.Instance}] = v
+	case kbroker.Revocation:
+		t.revoked[v.User] = v.Until
 	}
 }
 
@@ -198,6 +204,8 @@ func (t *tables) forget(k subjects.Key) {
 		delete(t.tokens, k.Token)
 	case subjects.StatusTable:
 		delete(t.statuses, PlacementKey{k.Host, k.Tenant, k.Instance})
+	case subjects.RevokedTable:
+		delete(t.revoked, k.User)
 	}
 }
 

@@ -29,6 +29,9 @@ type View struct {
 	Tokens     map[string]kbroker.Token // by ID
 	// Statuses are as last reported, not behind the barrier.
 	Statuses map[PlacementKey]kbroker.Status
+	// Revoked are users of credentials that were taken back, with the end of what was
+	// signed for them; likewise.
+	Revoked map[string]time.Time
 	// Unreadable are the keys of records that exist and cannot be decoded, with
 	// the reason. They are in none of the maps above, and are not absent:
 	// Commit refuses changes that depend on them.
@@ -103,7 +106,7 @@ func (s *Store) View(ctx context.Context) (*View, error) {
 func (s *Store) Peek() *View {
 	v := s.control.snapshot()
 	r := s.reports.snapshot()
-	v.Statuses = r.Statuses
+	v.Statuses, v.Revoked = r.Statuses, r.Revoked
 	if len(r.Unreadable) > 0 {
 		v.Unreadable = maps.Clone(v.Unreadable)
 		maps.Copy(v.Unreadable, r.Unreadable)

@@ -4,9 +4,13 @@
 //
 //	svc.<app>.<service>.<method>            application requests (queue group svc)
 //	kb.super.<verb>.<tenant>                writes: only the leader answers
+//	kb.demand.<tenant>.<app>                what an app's allocator wants, likewise
 //	kb.core.<verb>.<tenant>                 reads and artifacts: any core answers (queue group core)
 //	kb.view.<host>  kb.report.<host>        an agent asks, reports (queue group core)
+//	kb.sign.<host>                          an agent has a credential signed (queue group core)
+//	kb.renew                                a process has its own signed again (queue group core)
 //	kb.beat.<host>                          heartbeats: every core hears and answers
+//	kb.revoked.<host>                       a core that starts asks which credentials were taken back
 //	kb.heard                                the leader asks every core whom it has heard
 //	kb.artifact.<core>.<session>            chunks of one upload, to the core that took it
 //	kb.host.<host>.<verb>                   one host's agent answers (logs, checkup)
@@ -39,7 +43,6 @@ const (
 	VerbDeploy = "deploy"
 	VerbScale  = "scale"
 	VerbStop   = "stop"
-	VerbDemand = "demand"
 	VerbJoin   = "join"
 	VerbDrain  = "drain"
 	VerbRemove = "remove"
@@ -65,6 +68,7 @@ const (
 	VerbPlan          = "plan"
 	VerbEvents        = "events"
 	VerbWhy           = "why"
+	VerbDevelop       = "develop"
 	VerbTokens        = "tokens"
 )
 
@@ -78,6 +82,13 @@ const (
 func Method(app kbroker.AppName, service kbroker.ServiceName, method string) string {
 	return "svc." + string(app) + "." + string(service) + "." + method
 }
+
+// Methods are the subjects of all methods of a service, <app>.<service>; AllMethods
+// those of all services.
+func Methods(service string) string { return "svc." + service + ".>" }
+
+// AllMethods are the subjects of Method.
+const AllMethods = "svc.>"
 
 // CheckMethod reports why a method name is not one subject token, or nil.
 func CheckMethod(method string) error {
@@ -104,8 +115,11 @@ func Core(verb string, tenant kbroker.TenantID) string {
 // CoreAll is what a core subscribes to, in QueueCore.
 func CoreAll() string { return "kb.core.*.*" }
 
-// ParseAPI splits a subject of Super or Core into verb and tenant.
+// ParseAPI splits a subject of Super, Core or Demand into verb and tenant.
 func ParseAPI(subject string) (verb string, tenant kbroker.TenantID, ok bool) {
+	if tenant, _, ok := ParseDemand(subject); ok {
+		return VerbDemand, tenant, true
+	}
 	t := strings.Split(subject, ".")
 	if len(t) != 4 || t[0] != "kb" || (t[1] != "super" && t[1] != "core") || t[2] == "" || t[3] == "" {
 		return "", "", false
@@ -146,11 +160,74 @@ func Upload(core kbroker.HostID, session string) string {
 	return "kb.artifact." + string(core) + "." + session
 }
 
+// Sign is where a host's agent has credentials signed for what it starts, by any core
+// alone; AllSigns are those of all hosts.
+func Sign(host kbroker.HostID) string { return "kb.sign." + string(host) }
+
+// AllSigns are the subjects of Sign.
+const AllSigns = "kb.sign.*"
+
+// Renew is where a process has its own credential signed again, by any core alone.
+const Renew = "kb.renew"
+
+// Revoked is where a core tells another which credentials were taken back.
+func Revoked(host kbroker.HostID) string { return "kb.revoked." + string(host) }
+
+// AllUploads are the subjects of Upload.
+const AllUploads = "kb.artifact.>"
+
 // Host is where one host's agent answers.
 func Host(host kbroker.HostID, verb string) string { return "kb.host." + string(host) + "." + verb }
 
 // Ping is where one process answers its agent.
 func Ping(i kbroker.Incarnation) string { return "kb.ping." + string(i) }
+
+// AllPings are the subjects of Ping.
+const AllPings = "kb.ping.>"
+
+// Inboxes, where answers come: everybody has those under the public key of its own
+// credential; who has none yet, those of the gate.
+const (
+	inboxPrefix = "_INBOX"
+	AllInboxes  = inboxPrefix + ".>"
+	GateInbox   = "_GATE"
+)
+
+// IsInbox reports whether an answer may go to a subject. A server asks whether somebody
+// may publish to a subject, not where the answer is to go: who may publish everywhere
+// has to look.
+func IsInbox(subject string) bool {
+	return strings.HasPrefix(subject, inboxPrefix+".") || strings.HasPrefix(subject, GateInbox+".")
+}
+
+// Inbox is the prefix of the inboxes of who has a key, without the last dot.
+func Inbox(key string) string { return inboxPrefix + "." + key }
+
+// Discovery is the prefix of NATS micro discovery, Discoveries its questions.
+const Discovery = "$SRV"
+
+// Discoveries are the questions of NATS micro discovery.
+var Discoveries = []string{Discovery + ".PING", Discovery + ".INFO", Discovery + ".STATS"}
+
+// VerbDemand is that of subjects of Demand.
+const VerbDemand = "demand"
+
+// Demand is where the allocator of an app asks for instances; only the leader answers.
+func Demand(t kbroker.TenantID, a kbroker.AppName) string {
+	return "kb.demand." + string(t) + "." + string(a)
+}
+
+// AllDemands are the subjects of Demand.
+const AllDemands = "kb.demand.*.*"
+
+// ParseDemand splits a subject of Demand.
+func ParseDemand(subject string) (t kbroker.TenantID, a kbroker.AppName, ok bool) {
+	s := strings.Split(subject, ".")
+	if len(s) != 4 || s[0] != "kb" || s[1] != "demand" || s[2] == "" || s[3] == "" {
+		return "", "", false
+	}
+	return kbroker.TenantID(s[2]), kbroker.AppName(s[3]), true
+}
 
 // MicroName is the name under which a service is found by NATS micro discovery.
 // The underscore is in no name, so two services never share one.
@@ -223,6 +300,7 @@ const (
 	tableCanary   = "canary"
 	tableStatus   = "status"
 	tableReport   = "report"
+	tableRevoked  = "revoked"
 )
 
 // KeyApp is the head of an app.
@@ -271,6 +349,10 @@ func KeyStatus(h kbroker.HostID, t kbroker.TenantID, i kbroker.InstanceID) strin
 // KeyReport is the number of a host's last report, in the status bucket.
 func KeyReport(h kbroker.HostID) string { return tableReport + "." + string(h) }
 
+// KeyRevoked is a credential that was taken back, in the status bucket, by the public
+// key of its user.
+func KeyRevoked(user string) string { return tableRevoked + "." + user }
+
 // Table names a kind of key.
 type Table int
 
@@ -289,6 +371,7 @@ const (
 	CanaryTable
 	StatusTable
 	ReportTable
+	RevokedTable
 )
 
 // Key is a parsed key: the fields that its table has are set.
@@ -299,6 +382,7 @@ type Key struct {
 	Version  int
 	Host     kbroker.HostID
 	Instance kbroker.InstanceID
+	User     string
 	Token    string
 }
 
@@ -331,6 +415,8 @@ func ParseKey(key string) Key {
 		return k
 	case len(t) == 3 && t[0] == tableDemand:
 		return Key{Table: DemandTable, Tenant: kbroker.TenantID(t[1]), App: kbroker.AppName(t[2])}
+	case len(t) == 2 && t[0] == tableRevoked:
+		return Key{Table: RevokedTable, User: t[1]}
 	case len(t) == 2 && t[0] == tableToken:
 		return Key{Table: TokenTable, Token: t[1]}
 	case len(t) == 2:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -92,6 +93,7 @@ func (d *desk) run(ctx context.Context) error {
 	}{
 		{subjects.AllViews, subjects.QueueCore, agentTimeout, d.view},
 		{subjects.AllReports, subjects.QueueCore, agentTimeout, d.report},
+		{subjects.AllSigns, subjects.QueueCore, agentTimeout, d.sign},
 		{subjects.CoreAll(), subjects.QueueCore, transferTimeout, d.api},
 		{subjects.Upload(d.cfg.Host, "*"), "", transferTimeout, d.uploads.message},
 	} {
@@ -156,11 +158,32 @@ func (d *desk) report(ctx context.Context, m *nats.Msg) (any, error) {
 		return nil, removedError(r.Host)
 	}
 	was := d.known(r)
-	reply, err := d.store.Report(ctx, r)
+	reply, err := d.store.Report(ctx, r, d.ended(r)...)
 	if err == nil && reply.Accepted || errors.Is(err, kbroker.Unavailable) {
 		d.tellReport(r, was)
 	}
 	return reply, err
+}
+
+// ended are the credentials that a host says are over. It can take back its own alone;
+// what else it names is no reason not to take its report.
+func (d *desk) ended(r kbroker.ReportRequest) []kbroker.Revocation {
+	var out []kbroker.Revocation
+	for _, signed := range r.Ended {
+		if d.cfg.Signed == nil {
+			break
+		}
+		host, revocation, err := d.cfg.Signed(signed)
+		if err == nil && host != r.Host {
+			err = fmt.Errorf("it is one of host %q", host)
+		}
+		if err != nil {
+			d.log.Warn("a host reports the end of a credential that is not its own", "host", r.Host, "err", err)
+			continue
+		}
+		out = append(out, revocation)
+	}
+	return out
 }
 
 // api answers the reads of clients, instances and allocators.
@@ -181,6 +204,8 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		return decoded(ctx, m.Data, tenant, d.plan)
 	case subjects.VerbEvents:
 		return decoded(ctx, m.Data, tenant, d.events)
+	case subjects.VerbDevelop:
+		return decoded(ctx, m.Data, tenant, d.develop)
 	case subjects.VerbWhy:
 		return decoded(ctx, m.Data, tenant, d.why)
 	}
@@ -217,9 +242,61 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		if !ok {
 			return nil, kbroker.Errorf(kbroker.NotFound, "instance %s is not placed on host %s", k.Instance, k.Host)
 		}
+		p.Spec = kbroker.Service{} // whoever asks may be another instance
 		return p, nil
 	}
 	return nil, kbroker.Errorf(kbroker.Invalid, "a core does not know %q", verb)
+}
+
+// sign answers an agent that starts what this core knows to be placed on its host. It
+// takes no quorum: this core's own copy is enough, as a placement that it does not
+// know of yet is asked for again.
+func (d *desk) sign(_ context.Context, m *nats.Msg) (any, error) {
+	host, ok := subjects.HostOf(m.Subject)
+	if !ok {
+		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q names no host", m.Subject)
+	}
+	var r kbroker.SignRequest
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+	}
+	p, placed := d.store.Peek().Placements[state.PlacementKey{Host: host, Tenant: r.Tenant, Instance: r.Instance}]
+	switch {
+	case !placed || p.Epoch < r.Epoch:
+		return nil, kbroker.Errorf(kbroker.NotFound, "instance %s is not placed on host %s, as far as core %s knows", r.Instance, host, d.cfg.Host)
+	case p.Stop || p.Epoch > r.Epoch:
+		return nil, kbroker.Errorf(kbroker.Refused, "instance %s is not to run on host %s any more", r.Instance, host)
+	}
+	return d.signed(p, r)
+}
+
+// develop signs for a program that runs beside the cluster.
+func (d *desk) develop(_ context.Context, tenant kbroker.TenantID, r kbroker.DevelopRequest) (any, error) {
+	p := kbroker.Placement{Tenant: tenant, App: r.App, Service: r.Service, Instance: r.Instance, Host: developmentHost}
+	err := errors.Join(kbroker.CheckName("app", string(r.App)), kbroker.CheckName("service", string(r.Service)))
+	if err != nil {
+		return nil, err
+	}
+	return d.signed(p, kbroker.SignRequest{Tenant: tenant, Instance: r.Instance, Incarnation: r.Incarnation, Key: r.Key})
+}
+
+// developmentHost is in the credentials of programs that run on no host of the
+// cluster: no host has this name.
+const developmentHost kbroker.HostID = "_"
+
+func (d *desk) signed(p kbroker.Placement, r kbroker.SignRequest) (any, error) {
+	if d.cfg.Sign == nil {
+		return nil, kbroker.Errorf(kbroker.Unavailable, "core %s signs nothing", d.cfg.Host)
+	}
+	start, ok := strings.CutPrefix(string(r.Incarnation), string(p.Instance)+".")
+	if !ok || start == "" || strings.Contains(start, ".") {
+		return nil, kbroker.Errorf(kbroker.Invalid, "%q is not a start of instance %s", r.Incarnation, p.Instance)
+	}
+	credential, err := d.cfg.Sign(p, r)
+	if err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "instance %s: %v", r.Instance, err)
+	}
+	return kbroker.SignReply{Credential: credential}, nil
 }
 
 // read is a barriered view, or what this core knows when the store cannot be
@@ -319,7 +396,7 @@ func respondError(log *slog.Logger, m *nats.Msg, err error) {
 }
 
 func respondMsg(log *slog.Logger, m, reply *nats.Msg) {
-	if m.Reply == "" {
+	if !subjects.IsInbox(m.Reply) {
 		return
 	}
 	if err := m.RespondMsg(reply); err != nil {

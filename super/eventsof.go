@@ -189,6 +189,8 @@ func hostWords(was, now kbroker.Host) (words []string) {
 	say(was.Client != now.Client, "takes clients at %s", now.Client)
 	say(was.Route != now.Route, "takes other cores at %s", now.Route)
 	say(was.Fingerprint != now.Fingerprint, "has another data directory")
+	say(was.User != now.User, "has another credential")
+	say(!slices.Equal(was.Revoked, now.Revoked), "has %d earlier credentials that are taken back", len(now.Revoked))
 	say(was.Generation != now.Generation, "was admitted anew, as number %d of its name", now.Generation)
 	return words
 }

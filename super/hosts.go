@@ -3,6 +3,7 @@ package super
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,6 +109,10 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 	host := kbroker.Host{
 		Name: r.Host, Role: r.Role, State: kbroker.HostJoining, Labels: r.Labels,
 		Client: r.Client, Route: r.Route, Since: now, Fingerprint: r.Fingerprint, Generation: admitted.Generation,
+		User: r.User, Revoked: known.Revoked,
+	}
+	if known.User != "" {
+		host.Revoked = append(slices.Clone(known.Revoked), known.User)
 	}
 	d := decision{[]state.Change{state.PutHost{Host: host}}, admitted}
 	if token.Used == nil {

@@ -52,22 +52,24 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	l.counters.tally.Store(&tally{epoch: lease.Epoch()})
 	defer l.counters.tally.Store(nil)
 	commands := make(chan *nats.Msg, maxCommands)
-	sub, err := l.cfg.Conn.Subscribe(subjects.SuperAll(), func(m *nats.Msg) {
-		if t.turnAway(m) {
-			return
+	for _, asked := range []string{subjects.SuperAll(), subjects.AllDemands} {
+		sub, err := l.cfg.Conn.Subscribe(asked, func(m *nats.Msg) {
+			if t.turnAway(m) {
+				return
+			}
+			select {
+			case commands <- m:
+			default:
+				err := kbroker.Errorf(kbroker.Overloaded, "more than %d writes are waiting", maxCommands)
+				l.counters.command(err)
+				respondError(log, m, err)
+			}
+		})
+		if err != nil {
+			return fmt.Errorf("subscribe %s: %w", asked, err)
 		}
-		select {
-		case commands <- m:
-		default:
-			err := kbroker.Errorf(kbroker.Overloaded, "more than %d writes are waiting", maxCommands)
-			l.counters.command(err)
-			respondError(log, m, err)
-		}
-	})
-	if err != nil {
-		return fmt.Errorf("subscribe %s: %w", subjects.SuperAll(), err)
+		defer func() { _ = sub.Unsubscribe() }()
 	}
-	defer func() { _ = sub.Unsubscribe() }()
 
 	var asking sync.WaitGroup
 	defer asking.Wait()
@@ -301,6 +303,19 @@ func (t *term) command(ctx context.Context, m *nats.Msg, v **state.View) (change
 	verb, tenant, ok := subjects.ParseAPI(m.Subject)
 	if !ok {
 		return false, kbroker.Errorf(kbroker.Invalid, "subject %q is not one of super's", m.Subject)
+	}
+	_, app, demand := subjects.ParseDemand(m.Subject)
+	switch {
+	case (verb == subjects.VerbDemand) != demand:
+		return false, kbroker.Errorf(kbroker.Invalid, "subject %q is not one of super's", m.Subject)
+	case demand:
+		var r kbroker.DemandRequest
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			return false, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+		}
+		if r.Demand.App != app { // whose allocator it is, the server has checked
+			return false, kbroker.Errorf(kbroker.Refused, "the allocator of app %s may not speak for app %q", app, r.Demand.App)
+		}
 	}
 	for range conflictRetries {
 		if *v == nil {

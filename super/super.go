@@ -22,6 +22,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,6 +67,12 @@ type Config struct {
 	// Admit adds to the answer to a host that is admitted what it will prove itself
 	// with; nil: nothing.
 	Admit func(kbroker.JoinRequest, *kbroker.JoinReply) error
+	// Sign makes the credential of a start of an instance that is placed; nil: there
+	// are none. Safe for concurrent use.
+	Sign func(kbroker.Placement, kbroker.SignRequest) (string, error)
+	// Signed reads what was signed for a start on a host: the key of its user, and when
+	// it ends. nil as Sign.
+	Signed func(credential string) (host kbroker.HostID, r kbroker.Revocation, err error)
 	// Root is the fingerprint of the root that cores prove themselves with, for
 	// tokens.
 	Root  string
@@ -196,6 +203,32 @@ func (s *Super) Cores() []kbroker.CoreAddr {
 	}
 	return out
 }
+
+// Revoked are the public keys of users whose credentials were taken back, with a time
+// after all that was signed for them: those of starts that are over, and of workers that
+// were removed.
+func (s *Super) Revoked() map[string]time.Time {
+	store := s.store.Load()
+	if store == nil {
+		return nil
+	}
+	out := maps.Clone(store.Peek().Revoked)
+	if out == nil {
+		out = map[string]time.Time{}
+	}
+	for _, h := range store.Hosts() {
+		for _, user := range h.Revoked {
+			out[user] = forGood
+		}
+		if !h.Member() && h.User != "" {
+			out[h.User] = forGood
+		}
+	}
+	return out
+}
+
+// forGood is later than anything that is signed.
+var forGood = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Removed are the hosts that were taken out of the cluster; nil until the store
 // is open.

@@ -48,7 +48,7 @@ kbroker agent config prints a file with every setting and what it means.`,
 	f.StringVar(&configFile, "config", "", "read settings from this YAML `file`")
 	must(cmd.MarkFlagFilename("config", "yaml", "yml"))
 	addSettingFlags(cmd)
-	cmd.AddCommand(c.agentConfigCommand(), c.agentInstallCommand(), c.agentUpgradeCommand(), c.agentRescueCommand())
+	cmd.AddCommand(c.agentConfigCommand(), c.agentInstallCommand(), c.agentUpgradeCommand(), c.agentRescueCommand(), c.agentCredsCommand())
 	return cmd
 }
 

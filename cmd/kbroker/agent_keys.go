@@ -74,6 +74,10 @@ var agentDocs = []setting{
 		key: "stock_raft", usage: "the broker's own raft timing: slower failover, more patience with slow disks", example: "true",
 		more: "The same on every host of a cluster.",
 	},
+	{
+		key: "credential_life", usage: "how long the credential of an instance holds (default: 1h)", example: "15m",
+		more: "On cores. A process has its own renewed when half of that has passed. Between 10s and 720h.",
+	},
 }
 
 // stdin is how a file on a command line is standard input.

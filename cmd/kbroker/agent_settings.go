@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/knadh/koanf/providers/confmap"
@@ -40,6 +42,8 @@ type agentSettings struct {
 	RoutePort  int               `yaml:"route_port" koanf:"route_port"`
 	Label      map[string]string `yaml:"label" koanf:"label"`
 	StockRaft  bool              `yaml:"stock_raft" koanf:"stock_raft"`
+
+	CredentialLife string `yaml:"credential_life" koanf:"credential_life"`
 }
 
 // agentKeys are the names of all settings.
@@ -273,11 +277,15 @@ func parseLabels(pairs []string) map[string]any {
 }
 
 func (s agentSettings) node(log *slog.Logger) node.Config {
+	life, err := time.ParseDuration(cmp.Or(s.CredentialLife, "0"))
+	if err != nil {
+		life = -1 // which Validate refuses
+	}
 	return node.Config{
 		Dir: s.Dir, Name: kbroker.HostID(s.Name), Role: kbroker.Role(s.Role),
 		Found: s.Found, Join: s.Join, TokenFile: s.TokenFile, Advertise: s.Advertise,
 		ClientPort: s.ClientPort, RoutePort: s.RoutePort,
-		Labels: s.Label, StockRaft: s.StockRaft, Log: log,
+		Labels: s.Label, StockRaft: s.StockRaft, CredentialLife: life, Log: log,
 	}
 }
 

@@ -87,7 +87,17 @@ func (u *upgrade) run(ctx context.Context) error {
 		return err
 	}
 	// The directory knows its cluster; what the environment names may be another.
-	target := client.Target{Servers: u.member.Servers, CA: u.member.CA, Tenant: kbroker.DefaultTenant, Source: u.member.Source}
+	target := client.Target{
+		Servers: u.member.Servers, CA: u.member.CA, Credential: u.member.Credential,
+		Tenant: kbroker.DefaultTenant, Source: u.member.Source,
+	}
+	if target.Credential == "" { // a worker may not say that it leaves: an operator does
+		person, err := client.Find("")
+		if err != nil {
+			return err
+		}
+		target.Credential, target.CredentialFile = person.Credential, person.CredentialFile
+	}
 	api, err := client.Open(ctx, target, "kbroker agent upgrade")
 	if err != nil {
 		return err

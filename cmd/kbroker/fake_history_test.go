@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
@@ -50,6 +52,17 @@ func (f *fakeCore) told(verb string, m *nats.Msg) (reply any, known bool, err er
 		}
 		page.Events = page.Events[max(0, len(page.Events)-max(1, r.Limit)):]
 		return page, true, nil
+	case subjects.VerbDevelop:
+		var r kbroker.DevelopRequest
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			return nil, true, err
+		}
+		account, err := nkeys.CreateAccount()
+		if err != nil {
+			return nil, true, err
+		}
+		signed, err := jwt.NewUserClaims(r.Key).Encode(account)
+		return kbroker.SignReply{Credential: signed}, true, err
 	case subjects.VerbWhy:
 		var r kbroker.WhyRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {

@@ -163,7 +163,7 @@ func (l *localCluster) save() error {
 		return fmt.Errorf("write cluster: %w", err)
 	}
 	l.ca = l.roots()
-	c := client.Context{Tenant: kbroker.DefaultTenant, CA: l.ca}
+	c := client.Context{Tenant: kbroker.DefaultTenant, CA: l.ca, Credential: l.admin()}
 	for _, h := range l.cores() {
 		c.Servers = append(c.Servers, "nats://"+h.client())
 	}
@@ -183,6 +183,17 @@ func (l *localCluster) roots() string {
 	for _, h := range l.members() {
 		if roots, err := node.Roots(l.hostDir(h.Name)); err == nil {
 			return roots
+		}
+	}
+	return ""
+}
+
+// admin is the credential of an admin of the cluster, made anew; empty until a host is
+// of one.
+func (l *localCluster) admin() string {
+	for _, h := range l.members() {
+		if admin, err := node.Credential(l.hostDir(h.Name), node.AdminRole); err == nil {
+			return admin
 		}
 	}
 	return ""

@@ -83,12 +83,14 @@ that fail.`,
 	root.SetErr(c.err)
 	flags := root.PersistentFlags()
 	flags.VarP(&c.output, "output", "o", "how results are printed: table, json or yaml")
-	flags.StringVar(&c.server, "context", "", "the cluster, by `NAME`: a context's name, a directory of kbroker up, or nats:// addresses")
+	flags.StringVar(&c.server, "context", "", "the cluster, by `NAME`: a context or its file, the directory of a core host or of kbroker up, or nats:// addresses")
 	flags.StringVar(&c.server, "server", "", "the same as --context, by `NAME`")
 	flags.Var(&c.timeout, "timeout", "give up after this long, for example 30s (default: what suits the command)")
 	if err := root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputFormats, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // the flag is defined above
 	}
+	must(root.RegisterFlagCompletionFunc("context", completePlaces))
+	must(root.RegisterFlagCompletionFunc("server", completePlaces))
 	root.AddCommand(
 		c.upCommand(), c.downCommand(), c.agentCommand(),
 		c.validateCommand(), c.deployCommand(), c.scaleCommand(), c.stopCommand(),
@@ -96,7 +98,7 @@ that fail.`,
 		c.initCommand(), c.runCommand(),
 		c.tokenCommand(), c.drainCommand(), c.undrainCommand(), c.removeCommand(),
 		c.historyCommand(), c.rollbackCommand(), c.restartCommand(), c.planCommand(), c.eventsCommand(), c.whyCommand(),
-		c.callCommand(), c.versionCommand(), c.builtinCommand(),
+		c.callCommand(), c.contextCommand(), c.versionCommand(), c.builtinCommand(),
 	)
 	return root
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/client"
+	"github.com/kbroker/kbroker/internal/credential"
 )
 
 // Environment of a program that `run` starts.
@@ -28,6 +29,7 @@ const (
 	envInstanceFile = "KBROKER_INSTANCE"
 	envURL          = "NATS_URL"
 	envCA           = "NATS_CA"
+	envCreds        = "NATS_CREDS"
 )
 
 const (
@@ -120,14 +122,18 @@ func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.Serv
 	if err != nil {
 		return err
 	}
+	defer api.Close()
 	known := isDeployed(ctx, api, app)
-	api.Close()
 	dir, err := os.MkdirTemp("", "kbroker-run-")
 	if err != nil {
 		return fmt.Errorf("run %s: %w", command[0], err)
 	}
 	defer os.RemoveAll(dir)
 	instance := developmentInstance(target, app, service)
+	instance.Credential = filepath.Join(dir, "instance.creds")
+	if err := credit(ctx, api, instance); err != nil {
+		return err
+	}
 	file := filepath.Join(dir, "instance.json")
 	b, err := json.Marshal(instance)
 	if err == nil {
@@ -142,16 +148,30 @@ func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.Serv
 	}
 	cmd := exec.Command(path, command[1:]...)
 	cmd.Args[0] = command[0]
-	roots := ""
+	files, roots := []string{file, instance.Credential}, ""
 	if target.CA != "" {
 		roots = filepath.Join(dir, "ca.pem")
 		if err := os.WriteFile(roots, []byte(target.CA), 0o600); err != nil {
 			return fmt.Errorf("run %s: %w", command[0], err)
 		}
+		files = append(files, roots)
 	}
-	cmd.Env = runEnviron(os.Environ(), file, target.Servers, roots)
+	cmd.Env = runEnviron(os.Environ(), file, instance, roots)
 	cmd.Stdout, cmd.Stderr = c.out, c.err
-	return c.attend(ctx, cmd, file)
+	return c.attend(ctx, cmd, files)
+}
+
+// credit has a credential signed for a development instance, and writes it.
+func credit(ctx context.Context, api *client.Client, i kbroker.InstanceFile) error {
+	own, err := credential.New()
+	if err != nil {
+		return err
+	}
+	signed, err := api.Develop(ctx, kbroker.DevelopRequest{App: i.App, Service: i.Service, Instance: i.Instance, Incarnation: i.Incarnation, Key: own.Key()})
+	if err != nil {
+		return err
+	}
+	return own.Signed(signed).Save(i.Credential)
 }
 
 // isDeployed reports whether the cluster knows the app; when nobody answers it
@@ -177,14 +197,14 @@ func developmentInstance(target client.Target, app kbroker.AppName, service kbro
 
 // runEnviron is this process's environment, with who the program is for the SDK
 // and with the servers, and the file of their roots, for everybody else.
-func runEnviron(environ []string, file string, servers []string, roots string) []string {
+func runEnviron(environ []string, file string, i kbroker.InstanceFile, roots string) []string {
 	var kept []string
 	for _, e := range environ {
-		if name, _, _ := strings.Cut(e, "="); name != envInstanceFile && name != envURL && name != envCA {
+		if name, _, _ := strings.Cut(e, "="); name != envInstanceFile && name != envURL && name != envCA && name != envCreds {
 			kept = append(kept, e)
 		}
 	}
-	kept = append(kept, envInstanceFile+"="+file, envURL+"="+strings.Join(servers, ","))
+	kept = append(kept, envInstanceFile+"="+file, envURL+"="+strings.Join(i.Servers, ","), envCreds+"="+i.Credential)
 	if roots != "" {
 		kept = append(kept, envCA+"="+roots)
 	}
@@ -192,10 +212,10 @@ func runEnviron(environ []string, file string, servers []string, roots string) [
 }
 
 // attend starts cmd in a guarded process group, passes signals on, and returns
-// when it has ended and nothing of its group is left. The instance file is the
+// when it has ended and nothing of its group is left. The instance's files are the
 // caller's to remove, unless this process is killed.
-func (c *cli) attend(ctx context.Context, cmd *exec.Cmd, file string) error {
-	guard, err := newGuard(file)
+func (c *cli) attend(ctx context.Context, cmd *exec.Cmd, files []string) error {
+	guard, err := newGuard(files)
 	if err != nil {
 		return fmt.Errorf("run %s: %w", cmd.Path, err)
 	}

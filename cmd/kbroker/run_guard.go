@@ -18,8 +18,8 @@ const guardName = "guard"
 
 // guard leads the process group of a program that `run` starts, and ends all of
 // it when this process is gone, however it went: kill -9 too. It sees that by
-// its input, whose other end nobody else has; and removes the instance file, with
-// its folder, that this process cannot remove any more. As the group's leader it
+// its input, whose other end nobody else has; and removes the files of the instance,
+// with their folder, that this process cannot remove any more. As the group's leader it
 // keeps the group's number from being given to others.
 //
 // A death signal on the program (PR_SET_PDEATHSIG) would reach it alone, not
@@ -29,14 +29,14 @@ type guard struct {
 	held io.Closer
 }
 
-// newGuard starts a guard of an instance file that is ready for the first signal
-// to its group. The caller ends it.
-func newGuard(file string) (*guard, error) {
+// newGuard starts a guard of the files of an instance, in one folder, that is ready
+// for the first signal to its group. The caller ends it.
+func newGuard(files []string) (*guard, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	cmd := exec.Command(program, "builtin", guardName, file)
+	cmd := exec.Command(program, append([]string{"builtin", guardName}, files...)...)
 	cmd.Args[0] = "kbroker"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	held, err := cmd.StdinPipe()
@@ -74,10 +74,10 @@ func (g *guard) end() {
 // guardCommand is the guard.
 func (c *cli) guardCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:               guardName + " FILE",
-		Short:             "Remove a file, with its folder, and end this process group when the input ends",
+		Use:               guardName + " FILE...",
+		Short:             "Remove files, with their folder, and end this process group when the input ends",
 		Example:           "  kbroker builtin guard /tmp/kbroker-run-1/instance.json",
-		Args:              cobra.ExactArgs(1),
+		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if syscall.Getpgrp() != os.Getpid() {
@@ -88,7 +88,10 @@ func (c *cli) guardCommand() *cobra.Command {
 				return fmt.Errorf("say ready: %w", err)
 			}
 			_, _ = io.Copy(io.Discard, c.in) // an error is an end, too
-			removed := os.Remove(args[0])
+			var removed error
+			for _, file := range args {
+				removed = errors.Join(removed, os.Remove(file))
+			}
 			if removed == nil {
 				removed = os.Remove(filepath.Dir(args[0])) // not with what else is in it
 			}

@@ -46,13 +46,16 @@ func printMonotonic() {
 //	writes [WHAT...]     what has changed the cluster, nothing more, nothing less
 //	elf FILE MACHINE     writes a program for a machine (amd64, arm64, vax)
 //	sized FILE BYTES     makes a file of so many zero bytes
+//	creds FILE NAME DAYS writes a credential of NAME for so many days, 0: for ever
+//	roots FILE           writes the root of a cluster
+//	private FILE...      holds that only the owner may read them
 //	agent-socket DIR     serves metrics as the agent of a data directory does
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
-			for _, name := range []string{"KBROKER_DIR", "KBROKER_CONTEXT", "KBROKER_INSTANCE", "NATS_URL"} {
+			for _, name := range []string{"KBROKER_DIR", "KBROKER_CONTEXT", "KBROKER_INSTANCE", "NATS_URL", "NATS_CA", "NATS_CREDS", "XDG_CONFIG_HOME"} {
 				e.Setenv(name, "")
 			}
 			e.Values[coreKey{}] = new(*fakeCore)
@@ -66,6 +69,9 @@ func TestScripts(t *testing.T) {
 			"writes":       checkWrites,
 			"elf":          writeELF,
 			"sized":        writeSized,
+			"creds":        writeCreds,
+			"roots":        writeRoots,
+			"private":      checkPrivate,
 			"agent-socket": func(ts *testscript.TestScript, _ bool, args []string) { serveMetrics(ts, ts.MkAbs(args[0])) },
 		},
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/pki"
 )
 
@@ -65,16 +66,33 @@ func (t Target) Connect(ctx context.Context, name string, extra ...nats.Option) 
 }
 
 // Secure are the options with which the servers must prove, in TLS, that they are
-// cores of the cluster; none when its roots are not known. Invalid: CA is none.
+// cores of the cluster, and this side shows its credential; neither when it is not
+// known. Invalid: CA or the credential are none.
 func (t Target) Secure() ([]nats.Option, error) {
-	if t.CA == "" {
-		return nil, nil
+	own, err := t.identify()
+	if err != nil || t.CA == "" {
+		return own, err
 	}
 	roots, err := pki.ParseCerts([]byte(t.CA))
 	if err != nil {
 		return nil, kbroker.Errorf(kbroker.Invalid, "the roots of the cluster, from %s: %v", t.Source, err)
 	}
-	return []nats.Option{nats.Secure(pki.Client(roots, time.Now))}, nil
+	return append(own, nats.Secure(pki.Client(roots, time.Now))), nil
+}
+
+// identify are the options that show the credential.
+func (t Target) identify() ([]nats.Option, error) {
+	switch {
+	case t.CredentialFile != "":
+		return credential.FileOptions(t.CredentialFile)
+	case t.Credential != "":
+		c, err := credential.Parse([]byte(t.Credential))
+		if err != nil {
+			return nil, kbroker.Errorf(kbroker.Invalid, "the credential from %s: %v", t.Source, err)
+		}
+		return c.Options(), nil
+	}
+	return nil, nil
 }
 
 func (t Target) unreachable(servers []string, err error) error {

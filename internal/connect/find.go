@@ -18,6 +18,7 @@ const (
 	EnvContext  = "KBROKER_CONTEXT"  // name or path of a context
 	EnvURL      = "NATS_URL"         // server URLs, separated by commas
 	EnvCA       = "NATS_CA"          // path of the roots of the cluster of such URLs, in PEM
+	EnvCreds    = "NATS_CREDS"       // path of the .creds file with which to connect to them
 )
 
 // LocalDir is the directory that `kbroker up` makes when it is given none.
@@ -31,8 +32,14 @@ type Target struct {
 	// are known, and servers that ask for TLS are refused, unless the system's
 	// roots know them.
 	CA string
+	// Credential is who this process is, as the content of a .creds file, or
+	// CredentialFile where it is, if it is renewed there. Neither: nobody.
+	Credential     string
+	CredentialFile string
 	// Source says which place won, for people: "KBROKER_DIR=/tmp/c".
 	Source string
+	// Context is the name of the context, if one of the user's won.
+	Context string
 	// Dir is the directory of the cluster, if one of a local cluster won.
 	Dir string
 	// Instance is set when this process was started by an agent.
@@ -51,9 +58,9 @@ type Target struct {
 //     directory names a file in kbroker/contexts
 //  7. NATS_URL
 //
-// To URLs, of the flag or of NATS_URL, belong the roots in the file of NATS_CA; to
-// those of the flag, without that, the roots of what would be found without it: they
-// may be some of its cores.
+// To URLs, of the flag or of NATS_URL, belong the roots in the file of NATS_CA and
+// the credential of NATS_CREDS; to those of the flag, without, what would be found
+// without it: they may be some of its cores.
 //
 // What is named in 1 to 4 and not there is an error (NotFound): it is never
 // silently another cluster. A file that is not what it should be is Invalid.
@@ -98,36 +105,33 @@ func Find(flag string) (Target, error) {
 func named(value, source string, address bool) (Target, error) {
 	if address && strings.Contains(value, "://") {
 		t, err := urls(value, source)
+		if err != nil {
+			return t, err
+		}
+		around, err := Find("")
 		if err == nil && t.CA == "" {
-			if around, err := Find(""); err == nil {
-				t.CA = around.CA
-			}
+			t.CA = around.CA
 		}
-		return t, err
-	}
-	if !strings.ContainsRune(value, filepath.Separator) {
-		path, err := contextPath(value)
-		if err == nil {
-			t, err := file(path, source)
-			if !errors.Is(err, kbroker.NotFound) {
-				return t, err
-			}
+		if err == nil && t.CredentialFile == "" {
+			t.Credential, t.CredentialFile = around.Credential, around.CredentialFile
 		}
+		return t, nil
 	}
-	info, err := os.Stat(value)
-	switch {
-	case err != nil:
-		return Target{}, kbroker.Errorf(kbroker.NotFound, "%s: there is no context, file or directory of that name", source).
-			WithHint("name a context, a %s file or the directory of a cluster", ContextFile)
-	case info.IsDir():
-		return directory(value, source)
+	at, err := locate(value)
+	if err != nil {
+		return Target{}, fmt.Errorf("%s: %w", source, err)
 	}
-	return file(value, source)
+	if at.dir != "" {
+		return directory(at.dir, source)
+	}
+	t, err := file(at.path, source)
+	t.Context = at.name
+	return t, err
 }
 
 // urls takes server URLs, with the roots that the environment names.
 func urls(value, source string) (Target, error) {
-	t := Target{Servers: splitURLs(value), Tenant: kbroker.DefaultTenant, Source: source}
+	t := Target{Servers: splitURLs(value), Tenant: kbroker.DefaultTenant, Source: source, CredentialFile: os.Getenv(EnvCreds)}
 	path := os.Getenv(EnvCA)
 	if path == "" {
 		return t, nil
@@ -161,7 +165,7 @@ func file(path, source string) (Target, error) {
 	if err != nil {
 		return Target{}, err
 	}
-	return Target{Servers: c.Servers, Tenant: tenantOr(c.Tenant), CA: c.CA, Source: source}, nil
+	return Target{Servers: c.Servers, Tenant: tenantOr(c.Tenant), CA: c.CA, Credential: c.Credential, Source: source}, nil
 }
 
 func instance(path string) (Target, error) {
@@ -173,7 +177,10 @@ func instance(path string) (Target, error) {
 		return Target{}, kbroker.Errorf(kbroker.Invalid, "instance file %s: servers or incarnation is missing", path)
 	}
 	i.Tenant = tenantOr(i.Tenant)
-	return Target{Servers: i.Servers, Tenant: i.Tenant, CA: i.CA, Source: EnvInstance + "=" + path, Instance: &i}, nil
+	return Target{
+		Servers: i.Servers, Tenant: i.Tenant, CA: i.CA, CredentialFile: i.Credential,
+		Source: EnvInstance + "=" + path, Instance: &i,
+	}, nil
 }
 
 // upward looks for .kbroker from the working directory to the root. A
@@ -200,34 +207,22 @@ func upward() (t Target, found bool, err error) {
 // current takes the user's current context, if there is one. A current context
 // that does not exist is an error: the person chose it.
 func current() (t Target, found bool, err error) {
-	config, err := os.UserConfigDir()
-	if err != nil {
-		return Target{}, false, nil // no home: no current context
-	}
-	b, err := os.ReadFile(filepath.Join(config, "kbroker", "current"))
-	name := strings.TrimSpace(string(b))
+	name, err := CurrentContext()
 	if err != nil || name == "" {
-		return Target{}, false, nil
+		return Target{}, false, nil // a home that may not be read is somebody else's
 	}
 	path, err := contextPath(name)
 	if err != nil {
 		return Target{}, false, err
 	}
 	if t, err = file(path, "current context "+name); err != nil {
-		return Target{}, false, err
+		if errors.Is(err, kbroker.NotFound) {
+			err = errNoContext(name)
+		}
+		return Target{}, false, fmt.Errorf("current context: %w", err)
 	}
+	t.Context = name
 	return t, true, nil
-}
-
-func contextPath(name string) (string, error) {
-	if name == "" || strings.ContainsAny(name, `/\`) || strings.HasPrefix(name, ".") {
-		return "", kbroker.Errorf(kbroker.Invalid, "context name %q is not valid", name)
-	}
-	config, err := os.UserConfigDir()
-	if err != nil {
-		return "", fmt.Errorf("context %s: %w", name, err)
-	}
-	return filepath.Join(config, "kbroker", "contexts", name+".json"), nil
 }
 
 func tenantOr(t kbroker.TenantID) kbroker.TenantID {

@@ -121,3 +121,26 @@ func TestRenameMovesBetweenDirectories(t *testing.T) {
 	}
 	holds(t, b, map[string]string{"g": "x"})
 }
+
+func TestMakeDirMakesWhatIsMissingAbove(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, "a", "b", "c")
+	for range 2 { // and is fine with what is there
+		if err := MakeDir(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{path, filepath.Dir(path)} {
+		if info, err := os.Stat(dir); err != nil || info.Mode() != os.ModeDir|0o700 {
+			t.Errorf("%s is %v, %v; want mode 0700", dir, info, err)
+		}
+	}
+	if err := Replace(filepath.Join(root, "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []string{"f", filepath.Join("f", "in")} {
+		if err := MakeDir(filepath.Join(root, at)); err == nil {
+			t.Errorf("%s was made, f is a file", at)
+		}
+	}
+}

@@ -15,6 +15,7 @@ import (
 const (
 	pemCertificate = "CERTIFICATE"
 	pemKey         = "PRIVATE KEY"
+	pemSecret      = "KBROKER SECRET"
 )
 
 // SaveKey keeps a key in a file of its own, 0600, which survives a power-off.
@@ -42,6 +43,24 @@ func LoadKey(path string) (crypto.Signer, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return key, nil
+}
+
+// SaveSecret keeps a secret in a file of its own, 0600, which survives a power-off.
+func SaveSecret(path string, secret []byte) error {
+	return durable.Replace(path, pem.EncodeToMemory(&pem.Block{Type: pemSecret, Bytes: secret}), 0o600)
+}
+
+// LoadSecret reads what SaveSecret wrote. Errors as those of LoadKey.
+func LoadSecret(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, rest := pem.Decode(b)
+	if block == nil || block.Type != pemSecret || len(rest) > 0 {
+		return nil, fmt.Errorf("%s is not one secret in PEM", path)
+	}
+	return block.Bytes, nil
 }
 
 // parseKey reads PKCS 8. Its errors show nothing of what it reads.

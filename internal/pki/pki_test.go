@@ -204,8 +204,13 @@ func TestWhoTalksToWhom(t *testing.T) {
 		i := NewIdentities(clock)
 		i.Use(Shown(h.key, h.chain...))
 		i.Believe(trust)
+		i.Open()
 		return i
 	}
+	closed := NewIdentities(clock)
+	shut := newHost(t, core, Identity{cluster, kbroker.RoleCore, "a", 1}, began)
+	closed.Use(Shown(shut.key, shut.chain...))
+	closed.Believe(trust)
 	a := with(newHost(t, core, Identity{cluster, kbroker.RoleCore, "a", 1}, began), trust)
 	b := with(newHost(t, newCore(t, root, cluster, "b"), Identity{cluster, kbroker.RoleCore, "b", 1}, began), trust)
 	w := with(newHost(t, core, Identity{cluster, kbroker.RoleWorker, "w", 1}, began), trust)
@@ -223,6 +228,8 @@ func TestWhoTalksToWhom(t *testing.T) {
 		"a core without a certificate":  {a.Peers(), naked.Peers(), false},
 		"a core that shows none":        {a.Peers(), Client(trust.Roots, clock), false},
 		"a client":                      {a.Server(), Client(trust.Roots, clock), true},
+		"a client before it is open":    {closed.Server(), Client(trust.Roots, clock), false},
+		"a core before it is open":      {closed.Peers(), b.Peers(), true},
 		"a client of another root":      {a.Server(), Client([]*x509.Certificate{other.Cert}, clock), false},
 		"a client that asks a worker":   {w.Server(), Client(trust.Roots, clock), false},
 		"a client of the usual library": {a.Server(), &tls.Config{RootCAs: pool(root.Cert), ServerName: "127.0.0.1", Time: clock}, true},

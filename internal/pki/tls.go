@@ -16,6 +16,7 @@ import (
 // stay, new ones use the new. Safe for concurrent use.
 type Identities struct {
 	now   func() time.Time
+	open  atomic.Bool
 	own   atomic.Pointer[tls.Certificate]
 	trust atomic.Pointer[Trust]
 }
@@ -34,13 +35,19 @@ func (i *Identities) Use(c *tls.Certificate) { i.own.Store(c) }
 // Believe replaces the trust.
 func (i *Identities) Believe(t Trust) { i.trust.Store(&t) }
 
+// Open lets clients in, from now on: Server refuses them before.
+func (i *Identities) Open() { i.open.Store(true) }
+
+// errClosed: a client came before Open was called.
+var errClosed = errors.New("this core takes no clients yet")
+
 // errNoCertificate: a connection came before Use was called.
 var errNoCertificate = errors.New("this host has no certificate yet")
 
 // Peers is the configuration between cores, of both sides: TLS 1.3, each shows
 // its certificate, and each must be a core's.
 func (i *Identities) Peers() *tls.Config {
-	c := i.Server()
+	c := i.shows()
 	c.ClientAuth = tls.RequireAnyClientCert // judged below, by both sides
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.certificate() }
 	c.InsecureSkipVerify = true // instead of the usual verification, not of any
@@ -51,8 +58,20 @@ func (i *Identities) Peers() *tls.Config {
 }
 
 // Server is the configuration for clients: they check the server, and prove who
-// they are by other means.
+// they are by other means. None is taken before Open.
 func (i *Identities) Server() *tls.Config {
+	c := i.shows()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		if !i.open.Load() {
+			return nil, errClosed
+		}
+		return nil, nil // the same
+	}
+	return c
+}
+
+// shows is the configuration of a side that shows its certificate.
+func (i *Identities) shows() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.certificate() },

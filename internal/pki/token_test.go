@@ -140,6 +140,7 @@ func TestWhoKnowsTheFingerprintAloneKnowsTheCluster(t *testing.T) {
 			chain = append(chain, a.Cert)
 		}
 		s := NewIdentities(clock)
+		s.Open()
 		s.Use(Shown(h.key, chain...))
 		s.Believe(Trust{Cluster: cluster, Roots: certs(root)})
 		return s

@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/credential"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// signAgain is the pause after a core did not sign, doubled up to signAgainCap: it
+	// may not know the placement yet.
+	signAgain    = 20 * time.Millisecond
+	signAgainCap = time.Second
+	// signLook is how often it is looked at whether a credential is to be renewed.
+	signLook = 5 * time.Second
+)
+
+// renewPart of a credential's life passes before the agent renews it: the process does
+// so earlier, by itself.
+const renewPart = 2. / 3
+
+// signs has the credential of a running incarnation signed, by any one core, and
+// again in time, until ctx ends.
+func (a *Agent) signs(ctx context.Context, r record) {
+	path := filepath.Join(a.cfg.Dir.home(keyOf(r.Placement)), credsFile)
+	pause, told := signAgain, false
+	for {
+		own, err := credential.Load(path)
+		if due := own.Due(renewPart); err == nil && (!own.IsSigned() || !due.IsZero() && time.Now().After(due)) {
+			own, err = a.signed(ctx, r, own)
+			if err == nil {
+				err = own.Save(path)
+			}
+		}
+		wait := signLook
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, kbroker.Refused):
+			a.log.Debug("an instance that is to leave gets no credential", "instance", r.Placement.Instance, "err", err)
+		case err != nil:
+			if !told && pause == signAgainCap {
+				told = true
+				a.log.Warn("a credential is not signed; trying again", "instance", r.Placement.Instance, "err", err)
+			}
+			wait, pause = pause, min(2*pause, signAgainCap)
+		default:
+			pause, told = signAgain, false
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// signed asks a core once.
+func (a *Agent) signed(ctx context.Context, r record, own credential.Credential) (credential.Credential, error) {
+	var reply kbroker.SignReply
+	err := request(ctx, a.cfg.Conn, subjects.Sign(a.cfg.Host), kbroker.SignRequest{
+		Tenant: r.Placement.Tenant, Instance: r.Placement.Instance, Epoch: r.Placement.Epoch, Incarnation: r.Incarnation, Key: own.Key(),
+	}, &reply)
+	return own.Signed(reply.Credential), err
+}
+
+// endCredential has the credential taken back that a start of an instance had whose
+// process is over. It may be called again.
+func (a *Agent) endCredential(home string) {
+	own, err := credential.Load(filepath.Join(home, credsFile))
+	if err != nil || !own.IsSigned() {
+		return
+	}
+	if _, until := own.Holds(); until.IsZero() || time.Now().Before(until) {
+		a.reporter.ended(own.JWT())
+	}
+}

@@ -1,0 +1,102 @@
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
+	"github.com/kbroker/kbroker/internal/wait"
+)
+
+// revokedWithin is when a credential holds nowhere any more, after its instance has
+// stopped.
+const revokedWithin = 5 * time.Second
+
+// TestAStolenCredentialEndsWithItsInstance: on every server, also on one that was away
+// when it was taken back.
+func TestAStolenCredentialEndsWithItsInstance(t *testing.T) {
+	needLong(t)
+	c := up(t, 3, "--demo")
+	rows := c.waitReady(10*time.Second, "hello", "hello", 3, nil)
+	away := other(c.super())
+	var thief client.Target
+	var of kbroker.InstanceID
+	for _, r := range rows {
+		if string(*r.Host) != away {
+			thief, of = c.target(), *r.Instance
+			thief.CredentialFile = filepath.Join(t.TempDir(), "stolen.creds")
+			copyFile(t, filepath.Join(c.host(string(*r.Host)), "instances", "default", string(*r.Instance), "instance.creds"), thief.CredentialFile)
+			break
+		}
+	}
+	connect := func(server string) (*nats.Conn, error) {
+		options, err := thief.Secure()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nats.Connect(server, append(options, nats.Timeout(time.Second), nats.NoReconnect(), nats.IgnoreDiscoveredServers())...)
+	}
+	closed := map[string]<-chan nats.Status{}
+	for _, host := range []string{"h1", "h2", "h3"} {
+		server := "nats://" + c.address(host)
+		nc, err := connect(server)
+		if err != nil {
+			t.Fatalf("while its instance runs, on %s: %v", host, err)
+		}
+		t.Cleanup(nc.Close)
+		if host != away {
+			closed[host] = nc.StatusChanged(nats.CLOSED)
+		}
+	}
+	c.kill(away, true)
+	c.must("stop", "hello", "--detach")
+	wait.Until(t, 15*time.Second, func() error { // that on the host that is away is not known to have ended
+		rows, err := list[kbroker.InstanceRow](c, "ps", "hello", "--all")
+		for _, r := range rows {
+			if *r.Instance == of && r.State == kbroker.StateExited {
+				return err
+			}
+		}
+		return fmt.Errorf("%s runs: %s, %v", of, show(rows), err)
+	})
+	stopped := time.Now()
+	for host, cut := range closed {
+		select {
+		case <-cut:
+			t.Logf("RESULT %s: cut %v after it was seen that the instance had stopped", host, time.Since(stopped).Round(time.Millisecond))
+		case <-time.After(revokedWithin):
+			t.Errorf("%s: connected with the credential of an instance that has stopped for %v", host, time.Since(stopped))
+		}
+		if nc, err := connect("nats://" + c.address(host)); err == nil {
+			nc.Close()
+			t.Errorf("%s takes the credential again", host)
+		}
+	}
+	server := "nats://" + c.address(away)
+	c.up()
+	wait.Until(t, 20*time.Second, func() error { // from the first moment on
+		nc, err := connect(server)
+		if err == nil {
+			nc.Close()
+			t.Fatalf("%s, which was away, takes the credential", away)
+		}
+		if rows, err := list[struct {
+			Name  string `json:"name"`
+			State string `json:"state"`
+		}](c, "hosts"); err != nil {
+			return err
+		} else if len(rows) != 3 || rows[0].State+rows[1].State+rows[2].State != "readyreadyready" {
+			return fmt.Errorf("hosts are %s", show(rows))
+		}
+		return nil
+	})
+	if nc, err := connect(server); err == nil {
+		nc.Close()
+		t.Errorf("%s, which was away, takes the credential", away)
+	}
+}

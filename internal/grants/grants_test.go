@@ -1,0 +1,248 @@
+package grants_test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+	"pgregory.net/rapid"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/grants"
+)
+
+// tagsOf says which tags each role needs, and how many tokens of a subject each is.
+var tagsOf = map[grants.Role][]string{
+	grants.Core:      nil,
+	grants.Gate:      nil,
+	grants.Worker:    {grants.TagHost},
+	grants.Instance:  {grants.TagTenant, grants.TagHost, grants.TagApp, grants.TagService, grants.TagInstance, grants.TagIncarnation, grants.TagCall},
+	grants.Allocator: {grants.TagTenant, grants.TagHost, grants.TagApp, grants.TagService, grants.TagInstance, grants.TagIncarnation},
+	grants.Viewer:    {grants.TagTenant},
+	grants.Deployer:  {grants.TagTenant},
+	grants.Operator:  {grants.TagTenant},
+	grants.Admin:     {grants.TagTenant},
+}
+
+func tokensOf(tag string) int {
+	if tag == grants.TagIncarnation || tag == grants.TagCall {
+		return 2
+	}
+	return 1
+}
+
+// plain are tags that no role refuses.
+func plain(role grants.Role) map[string][]string {
+	all := map[string]string{
+		grants.TagTenant: "default", grants.TagHost: "w1", grants.TagApp: "shop", grants.TagService: "web",
+		grants.TagInstance: "shop-web-1", grants.TagIncarnation: "shop-web-1.00112233aabbccdd", grants.TagCall: "shop.web",
+	}
+	tags := map[string][]string{}
+	for _, tag := range tagsOf[role] {
+		tags[tag] = []string{all[tag]}
+	}
+	return tags
+}
+
+func authority(t testing.TB) *grants.Authority {
+	t.Helper()
+	g, err := grants.New(make([]byte, grants.SecretSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func userKey(t testing.TB) string {
+	t.Helper()
+	k, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := k.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return public
+}
+
+func TestSignRefusesWhatIsNotAPartOfASubject(t *testing.T) {
+	g, key := authority(t), userKey(t)
+	never := map[string]string{
+		"empty": "", "a wildcard": "*", "all": ">", "a wildcard in it": "a*", "all in it": "a.>", "a blank": "a b", "a blank before": " a", "a blank behind": "a ",
+		"a tab": "a\tb", "a line": "a\nb", "a line behind": "a\n", "what is trimmed away": "a\v", "what is trimmed away, too": "a\f", "a blank of Unicode": "a\u00a0", "a line of Unicode": "a\u0085",
+		"upper case": "A", "a template": "{{subject()}}", "another tag": "a:b", "an empty token": "a..b", "a dot before": ".a", "a dot behind": "a.", "a dot": ".",
+		"a control character": "a\x00b", "three tokens": "a.b.c", "a wildcard of two": "a.*", "a wildcard, then a name": "*.a",
+	}
+	for role, tags := range tagsOf {
+		if _, err := g.Sign(grants.User{Role: role, Name: "n", Key: key, Tags: plain(role)}, time.Now()); err != nil {
+			t.Errorf("%s with plain tags: %v", role, err)
+		}
+		for _, tag := range tags {
+			bad := maps.Clone(never)
+			if tokensOf(tag) == 1 {
+				bad["two tokens"] = "a.b"
+			} else {
+				bad["one token"] = "a" // and the rest of the subject would take its place
+			}
+			if tag != grants.TagCall {
+				bad["everything"] = "*.*"
+			}
+			var taken []string
+			for _, name := range slices.Sorted(maps.Keys(bad)) {
+				alone, second := plain(role), plain(role)
+				alone[tag] = []string{bad[name]}
+				second[tag] = append(second[tag], bad[name])
+				for _, with := range []map[string][]string{alone, second} {
+					if _, err := g.Sign(grants.User{Role: role, Name: "n", Key: key, Tags: with}, time.Now()); err == nil {
+						taken = append(taken, fmt.Sprintf("%s (%q)", name, with[tag]))
+					}
+				}
+			}
+			if len(taken) > 0 {
+				t.Errorf("a user of role %s was signed whose %s is\n\t%s\nwant it refused", role, tag, strings.Join(taken, "\n\t"))
+			}
+			without := plain(role)
+			delete(without, tag)
+			if _, err := g.Sign(grants.User{Role: role, Name: "n", Key: key, Tags: without}, time.Now()); err == nil {
+				t.Errorf("a user of role %s without a %s was signed", role, tag)
+			}
+		}
+	}
+}
+
+func TestSignRefusesOtherKeysAndRoles(t *testing.T) {
+	g, key := authority(t), userKey(t)
+	account, err := nkeys.CreateAccount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := account.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, u := range map[string]grants.User{
+		"no role":              {Key: key},
+		"an unknown role":      {Role: "root", Key: key},
+		"no key":               {Role: grants.Viewer, Tags: plain(grants.Viewer)},
+		"the key of no user":   {Role: grants.Viewer, Tags: plain(grants.Viewer), Key: public},
+		"a wildcard for a key": {Role: grants.Viewer, Tags: plain(grants.Viewer), Key: "*"},
+	} {
+		if _, err := g.Sign(u, time.Now()); err == nil {
+			t.Errorf("%s: signed, want it refused", name)
+		}
+	}
+}
+
+// TestPermissionsAreAsWideAsTheirTemplates: whatever Sign takes, each subject of the
+// role has as many tokens as with plain names, and a wildcard only where the template
+// has one, or the tag that says whom an instance calls.
+func TestPermissionsAreAsWideAsTheirTemplates(t *testing.T) {
+	g, key := authority(t), userKey(t)
+	templates := templatesOf(t, g)
+	if len(templates) != len(tagsOf) {
+		t.Fatalf("%d roles have permissions, this test knows %d", len(templates), len(tagsOf))
+	}
+	odd := rapid.OneOf(
+		rapid.StringMatching(kbroker.NamePattern),
+		rapid.SampledFrom([]string{"a", "kb", "svc", "own", "event", "lease", "host", "tag", "name", "subject", "a--b", "a1", "x-0", strings.Repeat("a", kbroker.MaxNameBytes)}),
+		rapid.StringMatching(`[a-cA-C.*>{}():$_ \v-]{0,8}`), // most of these are refused
+	)
+	rapid.Check(t, func(t *rapid.T) {
+		role := rapid.SampledFrom(slices.Sorted(maps.Keys(tagsOf))).Draw(t, "role")
+		tags := plain(role)
+		for _, tag := range tagsOf[role] {
+			if v := odd.Draw(t, tag); tokensOf(tag) == 1 {
+				tags[tag] = []string{v}
+			} else if tag == grants.TagCall || !rapid.Bool().Draw(t, "plain") {
+				tags[tag] = []string{v + "." + odd.Draw(t, tag)}
+			}
+		}
+		signed, err := g.Sign(grants.User{Role: role, Name: odd.Draw(t, "name"), Key: key, Tags: tags}, time.Now())
+		if err != nil {
+			return // refused: nothing is granted
+		}
+		claims, err := jwt.DecodeUserClaims(signed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(claims.Pub.Allow)+len(claims.Sub.Allow)+len(claims.Pub.Deny)+len(claims.Sub.Deny) > 0 {
+			t.Fatalf("%s has permissions of its own: %+v", role, claims.Permissions)
+		}
+		for _, template := range templates[role] {
+			wide := strings.Count(template, "*") + strings.Count(template, ">")
+			if strings.Contains(template, "{{tag("+grants.TagCall+")}}") {
+				if tags[grants.TagCall][0] == "*.*" {
+					wide += 2
+				}
+			}
+			tokens := len(strings.Split(template, "."))
+			for tag := range tags {
+				tokens += strings.Count(template, "{{tag("+tag+")}}") * (tokensOf(tag) - 1)
+			}
+			subject := expand(template, claims)
+			if strings.Contains(subject, "{{") {
+				t.Fatalf("%s: %q is not in the credential: %q", role, template, subject)
+			}
+			if got := len(strings.Split(subject, ".")); got != tokens {
+				t.Fatalf("%s with %v: %q becomes %q of %d tokens, want %d", role, tags, template, subject, got, tokens)
+			}
+			if got := strings.Count(subject, "*") + strings.Count(subject, ">"); got != wide {
+				t.Fatalf("%s with %v: %q becomes %q with %d wildcards, want %d", role, tags, template, subject, got, wide)
+			}
+			if slices.Contains(strings.Split(subject, "."), "") || strings.ContainsAny(subject, " \t\r\n\f\v") {
+				t.Fatalf("%s with %v: %q becomes %q, which is no subject", role, tags, template, subject)
+			}
+		}
+	})
+}
+
+// templatesOf are the subjects of all roles, as they stand in the account.
+func templatesOf(t *testing.T, g *grants.Authority) map[grants.Role][]string {
+	t.Helper()
+	account := g.Accounts(nil)[g.Main()]
+	if account == nil {
+		t.Fatal("there is no account of control and applications")
+	}
+	all := map[grants.Role][]string{}
+	for _, key := range account.SigningKeys.Keys() {
+		scope, ok := account.SigningKeys.GetScope(key)
+		u, isUser := scope.(*jwt.UserScope)
+		if !ok || !isUser {
+			t.Fatalf("key %s signs without a role", key)
+		}
+		role := grants.Role(u.Role)
+		if u.Template.BearerToken != (role == grants.Gate) { // whose key proves nothing
+			t.Errorf("%s: that nobody needs the key is %t", role, u.Template.BearerToken)
+		}
+		all[role] = slices.Concat(u.Template.Pub.Allow, u.Template.Sub.Allow)
+		for _, s := range all[role] {
+			// The servers also know these, which nothing bounds.
+			if strings.Contains(s, "name()") {
+				t.Errorf("%s: %q has a name, which is for people", role, s)
+			}
+		}
+		// An empty list of what is allowed allows everything.
+		if len(u.Template.Pub.Allow) == 0 || len(u.Template.Sub.Allow) == 0 {
+			t.Errorf("%s may publish %q and subscribe %q: an empty list means everything", role, u.Template.Pub.Allow, u.Template.Sub.Allow)
+		}
+	}
+	return all
+}
+
+// expand is what a server makes of a template: see processUserPermissionsTemplate of
+// nats-server.
+func expand(template string, c *jwt.UserClaims) string {
+	s := strings.ReplaceAll(template, "{{subject()}}", c.Subject)
+	for _, tag := range c.Tags {
+		if name, value, ok := strings.Cut(tag, ":"); ok {
+			s = strings.ReplaceAll(s, "{{tag("+name+")}}", value)
+		}
+	}
+	return s
+}

@@ -1,0 +1,214 @@
+package grants
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+
+	"github.com/nats-io/jwt/v2"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// Role is what kind of user a credential is for.
+type Role string
+
+// The roles. Each of the people's may do what the one before it may.
+const (
+	// Core is a core host itself: its connections never leave the process.
+	Core Role = "core"
+	// Gate is everybody who shows no credential: it may ask for one.
+	Gate Role = "gate"
+	// Worker is the agent of a host that is no core. Tags: host.
+	Worker Role = "worker"
+	// Instance is one incarnation of an application's service. Tags: tenant, host,
+	// app, service, instance, incarnation, call.
+	Instance Role = "instance"
+	// Allocator is that of an allocator, which is an instance as well.
+	Allocator Role = "allocator"
+
+	Viewer   Role = "viewer"
+	Deployer Role = "deployer"
+	Operator Role = "operator"
+	Admin    Role = "admin"
+)
+
+// Tags of users, which stand in the permissions of their roles.
+const (
+	TagTenant      = "tenant"
+	TagHost        = "host"
+	TagApp         = "app"
+	TagService     = "service"
+	TagInstance    = "instance"
+	TagIncarnation = "incarnation"
+	// TagCall is <app>.<service>, or *.*, that an instance may call.
+	TagCall = "call"
+)
+
+// roles are the permissions of each role. docs/security.md has them in words, and a
+// test of its own knows them by heart.
+var roles = map[Role]permissions{
+	Core:      {publish: []string{">"}, subscribe: []string{">"}},
+	Gate:      {publish: []string{subjects.Super(subjects.VerbJoin, "*")}, bearer: true},
+	Worker:    worker,
+	Instance:  instance,
+	Allocator: allocator,
+	Viewer:    viewer,
+	Deployer:  deployer,
+	Operator:  operator,
+	Admin:     admin,
+}
+
+var (
+	worker = permissions{
+		tags: []string{TagHost},
+		publish: []string{
+			subjects.View(kbroker.HostID(tag(TagHost))), subjects.Report(kbroker.HostID(tag(TagHost))), subjects.Heartbeat(kbroker.HostID(tag(TagHost))),
+			subjects.Sign(kbroker.HostID(tag(TagHost))), subjects.Core(subjects.VerbArtifactGet, "*"), subjects.AllPings,
+		},
+		subscribe: []string{
+			subjects.Host(kbroker.HostID(tag(TagHost)), "*"),
+			subjects.Changed(subjects.KeyPlacements(kbroker.HostID(tag(TagHost)))),
+		},
+		answers: true,
+	}
+	placed = permissions{
+		tags: []string{TagTenant, TagHost, TagApp, TagService, TagInstance, TagIncarnation},
+		publish: []string{
+			subjects.Core(subjects.VerbPlacement, kbroker.TenantID(tag(TagTenant))), subjects.Renew,
+		},
+		subscribe: []string{
+			subjects.Ping(kbroker.Incarnation(tag(TagIncarnation))),
+			subjects.Changed(subjects.KeyPlacement(kbroker.HostID(tag(TagHost)), kbroker.TenantID(tag(TagTenant)), kbroker.InstanceID(tag(TagInstance)))),
+		},
+		answers: true,
+	}
+	instance = placed.and(permissions{
+		tags:    []string{TagCall},
+		publish: []string{subjects.Methods(tag(TagCall)), subjects.Discovery + ".>"},
+		// The server drops a template with a queue, and takes a last * for a >.
+		subscribe: slices.Concat(
+			[]string{subjects.Methods(tag(TagApp) + "." + tag(TagService))}, subjects.Discoveries,
+			each(subjects.Discoveries, func(question string) string {
+				return question + "." + subjects.MicroName(kbroker.AppName(tag(TagApp)), kbroker.ServiceName(tag(TagService)))
+			}),
+			each(subjects.Discoveries, func(question string) string {
+				return question + "." + subjects.MicroName(kbroker.AppName(tag(TagApp)), kbroker.ServiceName(tag(TagService))) + ".*"
+			}),
+		),
+	})
+	allocator = placed.and(permissions{
+		publish: []string{
+			subjects.Demand(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
+			subjects.Core(subjects.VerbVersion, kbroker.TenantID(tag(TagTenant))),
+			subjects.AllocatorLease(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
+			subjects.LeaderRead(ownership(tag(TagTenant), tag(TagApp))),
+		},
+		subscribe: []string{
+			subjects.Changed(subjects.KeyApp(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)))),
+		},
+	})
+)
+
+// The people's: each has what the one before has.
+var (
+	viewer = permissions{
+		tags: []string{TagTenant},
+		publish: slices.Concat(
+			reads(subjects.VerbApps, subjects.VerbInstances, subjects.VerbHosts, subjects.VerbStatus, subjects.VerbVersion,
+				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy),
+			[]string{subjects.Host("*", subjects.VerbLogs), subjects.Host("*", subjects.VerbCheckup), subjects.Discovery + ".>"},
+		),
+	}
+	deployer = viewer.and(permissions{publish: slices.Concat(
+		writes(subjects.VerbDeploy, subjects.VerbScale, subjects.VerbStop, subjects.VerbRollback, subjects.VerbRestart),
+		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.AllUploads, subjects.AllMethods},
+	)})
+	operator = deployer.and(permissions{publish: writes(subjects.VerbDrain, subjects.VerbRemove, subjects.VerbMaintain)})
+	// An admin lets hosts in, and may look into all that is stored.
+	admin = operator.and(permissions{publish: slices.Concat(writes(subjects.VerbToken, subjects.VerbRevoke), reads(subjects.VerbTokens), []string{
+		"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.MSG.GET.*",
+		"$JS.FC.>", "$JS.API.DIRECT.GET.>", "$JS.API.CONSUMER.CREATE.>", "$JS.API.CONSUMER.INFO.>", "$JS.API.CONSUMER.DELETE.>", "$JS.API.CONSUMER.MSG.NEXT.>",
+	})})
+)
+
+func reads(verbs ...string) []string {
+	return each(verbs, func(v string) string { return subjects.Core(v, kbroker.TenantID(tag(TagTenant))) })
+}
+
+func writes(verbs ...string) []string {
+	return each(verbs, func(v string) string { return subjects.Super(v, kbroker.TenantID(tag(TagTenant))) })
+}
+
+func each(names []string, subject func(string) string) []string {
+	var out []string
+	for _, n := range names {
+		out = append(out, subject(n))
+	}
+	return out
+}
+
+func ownership(tenant, app string) string {
+	stream, _ := subjects.Ownership(kbroker.TenantID(tenant), kbroker.AppName(app))
+	return stream
+}
+
+func tag(name string) string { return "{{tag(" + name + ")}}" }
+
+// permissions are the subjects of a role. All may use the inbox of their own key;
+// none may read that of another. To answer is to publish to the inbox of who asked:
+// its name is a secret between the two, so that it is open to who serves something.
+type permissions struct {
+	publish, subscribe []string
+	answers            bool
+	bearer             bool
+	tags               []string
+}
+
+// and adds what is in q.
+func (p permissions) and(q permissions) permissions {
+	return permissions{
+		publish: slices.Concat(p.publish, q.publish), subscribe: slices.Concat(p.subscribe, q.subscribe),
+		answers: p.answers || q.answers, bearer: p.bearer || q.bearer, tags: slices.Concat(p.tags, q.tags),
+	}
+}
+
+func (p permissions) template() jwt.UserPermissionLimits {
+	t := jwt.UserPermissionLimits{Limits: jwt.Limits{NatsLimits: jwt.NatsLimits{Subs: jwt.NoLimit, Data: jwt.NoLimit, Payload: jwt.NoLimit}}}
+	t.BearerToken = p.bearer
+	t.Pub.Allow.Add(p.publish...)
+	t.Sub.Allow.Add(p.subscribe...)
+	if p.answers {
+		t.Pub.Allow.Add(subjects.AllInboxes)
+	}
+	if p.bearer {
+		t.Sub.Allow.Add(subjects.GateInbox + ".>")
+	} else {
+		t.Sub.Allow.Add(subjects.Inbox("{{subject()}}") + ".>")
+		t.Pub.Allow.Add(subjects.Inbox("{{subject()}}") + ".>") // who moves to another server listens to itself
+	}
+	return t
+}
+
+// forms are what the values of tags look like: one token of a subject each, but for
+// incarnations and calls.
+var (
+	token = regexp.MustCompile(`^[a-z0-9_-]+$`)
+	forms = map[string]*regexp.Regexp{
+		TagIncarnation: regexp.MustCompile(`^[a-z0-9_-]+\.[a-z0-9_-]+$`),
+		TagCall:        regexp.MustCompile(`^([a-z0-9_-]+\.[a-z0-9_-]+|\*\.\*)$`),
+	}
+)
+
+// checkTag refuses what would be more, or something else, than its part of a subject.
+func checkTag(name, v string) error {
+	form, ok := forms[name]
+	if !ok {
+		form = token
+	}
+	if !form.MatchString(v) {
+		return fmt.Errorf("%q cannot be in a subject", v)
+	}
+	return nil
+}

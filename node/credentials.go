@@ -1,0 +1,404 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/connect"
+	"github.com/kbroker/kbroker/internal/credential"
+	"github.com/kbroker/kbroker/internal/grants"
+	"github.com/kbroker/kbroker/internal/pki"
+	"github.com/kbroker/kbroker/subjects"
+	"github.com/kbroker/kbroker/super"
+)
+
+// Credentials: a core signs them, for itself and for others, by the secret that all
+// cores have; a worker has one that it was given when it was admitted, for a key of
+// its own.
+
+// The life of an instance's credential: as a rule, and the bounds of another one.
+const (
+	credentialLife    = time.Hour
+	minCredentialLife = 10 * time.Second
+	maxCredentialLife = 720 * time.Hour
+)
+
+// userFile is under the identity directory, as host.key: the key of a worker's
+// credential, made before it first asks to join.
+const userFile = "user.creds"
+
+// grants are those of this core's cluster.
+func (m *membership) grants() (*grants.Authority, error) {
+	secret, err := m.secret()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, kbroker.Errorf(kbroker.Refused, "%s is not there: host %s cannot sign credentials", filepath.Join(m.identityDir(), accountsFile), m.Host).
+			WithHint("restore the file, it is the same on every core of the cluster")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return grants.New(secret)
+}
+
+// secret is that by which the credentials of this core's cluster are signed: one that
+// was rescued has that of the lost one. fs.ErrNotExist: there is none.
+func (m *membership) secret() (secret []byte, err error) {
+	dirs := []string{m.identityDir()}
+	if m.RescuedFrom != "" {
+		dirs = append(dirs, m.identityOf(m.RescuedFrom))
+	}
+	for _, dir := range dirs {
+		if secret, err = pki.LoadSecret(filepath.Join(dir, accountsFile)); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return secret, err
+}
+
+// ownKey is the key of a worker's credential, made when there is none.
+func (m *membership) ownKey() (credential.Credential, error) {
+	path := filepath.Join(filepath.Dir(m.path), identityDir, userFile)
+	c, err := credential.Load(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return c, err
+	}
+	if c, err = credential.New(); err != nil {
+		return c, err
+	}
+	if err := makeDir(filepath.Dir(path)); err != nil {
+		return c, err
+	}
+	return c, c.Save(path)
+}
+
+// keepCredential keeps what was signed for a worker's key.
+func (m *membership) keepCredential(signed string) error {
+	own, err := m.ownKey()
+	if err != nil {
+		return err
+	}
+	if signed == "" {
+		return fmt.Errorf("host %s was admitted without a credential", m.Host)
+	}
+	return own.Signed(signed).Save(m.credential())
+}
+
+// credential is where a worker's is.
+func (m *membership) credential() string { return filepath.Join(m.identityDir(), credsFile) }
+
+// target is the cluster of a host that was admitted, with what its agent may do: a
+// core everything.
+func (m *membership) target() (connect.Target, error) {
+	roots, err := m.roots()
+	if err != nil {
+		return connect.Target{}, err
+	}
+	t := connect.Target{Servers: m.servers(), Tenant: kbroker.DefaultTenant, CA: roots, Source: m.path}
+	if m.Role == kbroker.RoleWorker {
+		t.CredentialFile = m.credential()
+		return t, nil
+	}
+	t.Credential, err = m.sign(grants.User{Role: grants.Core, Name: "core " + string(m.Host)})
+	return t, err
+}
+
+// sign makes a credential with a key of its own, as the content of a .creds file.
+func (m *membership) sign(u grants.User) (string, error) {
+	g, err := m.grants()
+	if err != nil {
+		return "", err
+	}
+	c, err := credential.New()
+	if err != nil {
+		return "", err
+	}
+	u.Key = c.Key()
+	signed, err := g.Sign(u, time.Now())
+	if err != nil {
+		return "", err
+	}
+	b, err := c.Signed(signed).Encode()
+	return string(b), err
+}
+
+// Roles of the credentials that a core host makes for people: each may do what the one
+// before may. CoreRole may also write what only cores should.
+var Roles = []string{string(grants.Viewer), string(grants.Deployer), string(grants.Operator), AdminRole, CoreRole}
+
+// The highest of Roles.
+const (
+	AdminRole = string(grants.Admin)
+	CoreRole  = string(grants.Core)
+)
+
+// Credential makes one for a person, for ever, as the content of a .creds file: who may
+// read the directory of a core may do everything. Errors: NotFound - the host is of no
+// cluster yet; Refused - it is no core; Invalid - a role that is none of Roles.
+func Credential(dir, role string) (string, error) {
+	m, err := readMember(dir)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case m.ClusterID == "":
+		return "", kbroker.Errorf(kbroker.NotFound, "host %s is of no cluster yet", m.Host).WithHint("start its agent first")
+	case m.Role == kbroker.RoleWorker:
+		return "", kbroker.Errorf(kbroker.Refused, "host %s is a worker: it signs nothing", m.Host).WithHint("ask for a credential on a core host")
+	case !slices.Contains(Roles, role):
+		return "", kbroker.Errorf(kbroker.Invalid, "there is no role %q for people", role).WithHint("one of %s", strings.Join(Roles, ", "))
+	}
+	return m.person(role)
+}
+
+// person makes a credential of a role for somebody, for ever.
+func (m *membership) person(role string) (string, error) {
+	return m.sign(grants.User{
+		Role: grants.Role(role), Name: role + " at " + string(m.Host),
+		Tags: map[string][]string{grants.TagTenant: {string(kbroker.DefaultTenant)}},
+	})
+}
+
+// writeContext has the data directory of a core say how to reach the cluster, as an
+// admin: who may read it could make that credential anyhow. Of a worker's it has no say.
+func (m *membership) writeContext() error {
+	if m.Role == kbroker.RoleWorker {
+		return nil
+	}
+	roots, err := m.roots()
+	if err != nil {
+		return err
+	}
+	admin, err := m.person(AdminRole)
+	if err != nil {
+		return err
+	}
+	return connect.WriteContext(filepath.Dir(m.path), connect.Context{
+		Servers: m.servers(), Tenant: kbroker.DefaultTenant, CA: roots, Credential: admin,
+	})
+}
+
+// signInstance is the credential of a start of an instance that is placed.
+func (i *identity) signInstance(p kbroker.Placement, r kbroker.SignRequest) (string, error) {
+	role := grants.Instance
+	if p.Spec.Artifact.Builtin == kbroker.BuiltinAllocator {
+		role = grants.Allocator
+	}
+	return i.grants.Sign(grants.User{
+		Role: role, Name: string(r.Incarnation), Key: r.Key, Life: i.life,
+		Tags: map[string][]string{
+			grants.TagTenant: {string(p.Tenant)}, grants.TagHost: {string(p.Host)}, grants.TagApp: {string(p.App)}, grants.TagService: {string(p.Service)},
+			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(r.Incarnation)}, grants.TagCall: {"*.*"},
+		},
+	}, i.now())
+}
+
+// renews answers the processes that have their credentials signed again, on a
+// connection of this core, until ctx ends. It needs no store and no leader.
+func (i *identity) renews(ctx context.Context, conn *nats.Conn) error {
+	sub, err := conn.QueueSubscribe(subjects.Renew, subjects.QueueCore, func(m *nats.Msg) {
+		if !subjects.IsInbox(m.Reply) {
+			return
+		}
+		var r kbroker.RenewRequest
+		err := json.Unmarshal(m.Data, &r)
+		var reply kbroker.SignReply
+		if err == nil {
+			reply.Credential, err = i.grants.Renew(r.Credential, i.now(), i.life)
+		}
+		answer := nats.NewMsg(m.Reply)
+		if err != nil {
+			e := kbroker.Errorf(kbroker.Refused, "credential not renewed: %v", err)
+			answer.Header.Set(subjects.HeaderCode, string(e.Code))
+			answer.Data, err = json.Marshal(e)
+		} else {
+			answer.Data, err = json.Marshal(reply)
+		}
+		if err == nil {
+			err = m.RespondMsg(answer)
+		}
+		if err != nil {
+			i.log.Warn("cannot answer", "subject", m.Subject, "err", err)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("subscribe %s: %w", subjects.Renew, err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	<-ctx.Done()
+	return nil
+}
+
+// signed reads what was signed for a start of an instance.
+func (i *identity) signed(credential string) (kbroker.HostID, kbroker.Revocation, error) {
+	host, key, until, err := i.grants.Signed(credential)
+	return kbroker.HostID(host), kbroker.Revocation{User: key, Until: until}, err
+}
+
+// revokeEvery is how often it is looked at which credentials were taken back.
+const revokeEvery = 500 * time.Millisecond
+
+// revokedKept is how much longer than its end a revocation is kept here: clocks differ.
+const revokedKept = 10 * time.Minute
+
+// allRevoked adds what is known now to what was known before, without what has ended.
+// It never takes one back on the word of a store that is behind.
+func allRevoked(now time.Time, known ...map[string]time.Time) map[string]time.Time {
+	all := map[string]time.Time{}
+	for _, some := range known {
+		for user, until := range some {
+			if now.Before(until.Add(revokedKept)) {
+				all[user] = until.UTC() // so that they can be compared
+			}
+		}
+	}
+	return all
+}
+
+// revoke keeps the broker from those whose credentials were taken back, until ctx ends.
+func (c *core) revoke(ctx context.Context, s *super.Super) error {
+	tick := time.NewTicker(revokeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := c.keepOut(s.Revoked()); err != nil {
+			c.cfg.Log.Error("credentials that were taken back still hold here; trying again", "component", "node", "err", err)
+		}
+	}
+}
+
+// keepOut has the broker, and this core's disk, know more users that are out.
+func (c *core) keepOut(more map[string]time.Time) error {
+	c.keeping.Lock()
+	defer c.keeping.Unlock()
+	all := allRevoked(c.id.now(), c.m.revoked(), more)
+	if maps.Equal(all, c.m.revoked()) {
+		return nil
+	}
+	if err := c.broker.Revoke(all); err != nil {
+		return err
+	}
+	if err := c.m.noteRevoked(all); err != nil {
+		c.cfg.Log.Warn("which credentials were taken back is not stored; a restart will ask the other cores", "component", "node", "err", err)
+	}
+	return nil
+}
+
+const (
+	// catchUpWithin is how long a core that starts takes no clients while it asks the
+	// others which credentials were taken back meanwhile.
+	catchUpWithin = 2 * time.Second
+	// catchUpAgain is the pause before one is asked again that does not answer yet.
+	catchUpAgain = 200 * time.Millisecond
+)
+
+// catchUp has the broker know who is to be kept out, then opens it to clients: as this
+// core's disk has it, and every core that answers in time.
+func (c *core) catchUp(ctx context.Context) error {
+	defer c.id.tls.Open()
+	c.m.mu.Lock()
+	others := slices.Clone(c.m.Cores)
+	c.m.mu.Unlock()
+	asking, cancel := context.WithTimeout(ctx, catchUpWithin)
+	defer cancel()
+	answers := make(chan map[string]time.Time, len(others))
+	for _, o := range others {
+		go func() { answers <- c.m.askRevoked(asking, o) }()
+	}
+	var told []map[string]time.Time
+	for range others {
+		told = append(told, <-answers)
+	}
+	select {
+	case <-c.broker.Listening():
+	case <-ctx.Done():
+		return nil
+	}
+	return c.keepOut(allRevoked(c.id.now(), told...))
+}
+
+// askRevoked asks another core which credentials were taken back, until it answers or
+// ctx ends; nil then.
+func (m *membership) askRevoked(ctx context.Context, of kbroker.CoreAddr) map[string]time.Time {
+	for {
+		revoked, err := m.askRevokedOnce(ctx, of)
+		if err == nil {
+			return revoked
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(catchUpAgain):
+		}
+	}
+}
+
+func (m *membership) askRevokedOnce(ctx context.Context, of kbroker.CoreAddr) (revoked map[string]time.Time, err error) {
+	conn, err := m.connectTo(ctx, of.Client)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	reply, err := conn.RequestWithContext(ctx, subjects.Revoked(of.Host), nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask core %s: %w", of.Host, err)
+	}
+	return revoked, json.Unmarshal(reply.Data, &revoked)
+}
+
+// connectTo connects to another core as one.
+func (m *membership) connectTo(ctx context.Context, addr string) (*nats.Conn, error) {
+	self, err := m.target()
+	if err != nil {
+		return nil, err
+	}
+	secure, err := self.Secure()
+	if err != nil {
+		return nil, err
+	}
+	timeout := askTimeout
+	if at, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, max(time.Millisecond, time.Until(at)))
+	}
+	conn, err := nats.Connect(url(addr), append(secure, nats.Name("kbroker core "+string(m.Host)), nats.Timeout(timeout), nats.NoReconnect())...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to core %s: %w", addr, err)
+	}
+	return conn, nil
+}
+
+// tellsRevoked answers cores that start, until ctx ends.
+func (c *core) tellsRevoked(ctx context.Context, conn *nats.Conn) error {
+	sub, err := conn.Subscribe(subjects.Revoked(c.m.Host), func(m *nats.Msg) {
+		if !subjects.IsInbox(m.Reply) {
+			return
+		}
+		body, err := json.Marshal(c.m.revoked())
+		if err == nil {
+			err = m.Respond(body)
+		}
+		if err != nil {
+			c.cfg.Log.Warn("cannot answer", "component", "node", "subject", m.Subject, "err", err)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("subscribe %s: %w", subjects.Revoked(c.m.Host), err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	<-ctx.Done()
+	return nil
+}
