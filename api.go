@@ -316,7 +316,6 @@ type StatusReply struct {
 
 // LogRequest reads a piece of an instance's output from its host's agent.
 type LogRequest struct {
-	Tenant   TenantID   `json:"tenant"`
 	Instance InstanceID `json:"instance"`
 	// Offset counts the bytes ever written, so that it survives rotation.
 	// Below what is kept: the oldest kept byte. Negative: that many bytes

@@ -107,6 +107,7 @@ type Agent struct {
 	reporter *reporter
 	cache    *cache
 	outputs  *outputs
+	pinger   *pinger
 	janitor  *janitor
 	checker  *checker
 	counters *counters
@@ -149,6 +150,7 @@ func New(cfg Config) (*Agent, error) {
 		reporter:  newReporter(cfg, counters),
 		cache:     newCache(cfg),
 		outputs:   &outputs{dir: cfg.Dir, host: cfg.Host, conn: cfg.Conn, log: cfg.Log, bound: maxOutputBytes},
+		pinger:    newPinger(cfg),
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),
 		events:    make(chan func()),
 		instances: make(map[kbroker.StatusKey]*instance),
@@ -196,6 +198,11 @@ func (a *Agent) Run(parent context.Context) error {
 	if err := prepareProcess(); err != nil {
 		return err
 	}
+	deaf, err := a.pinger.hear()
+	if err != nil {
+		return err
+	}
+	defer deaf()
 	a.patience = state.Boottime() + firstViewWait
 	a.view = a.viewer.load()
 	a.heart.holds(a.view.Head.Revision)

@@ -334,14 +334,14 @@ func TestLogsAreServed(t *testing.T) {
 	c.awaitState(p.Instance, kbroker.StateReady)
 	wait.Until(t, 5*time.Second, func() error {
 		var r kbroker.LogReply
-		err := request(t.Context(), c.conn, subjects.Host(testHost, subjects.VerbLogs), kbroker.LogRequest{Tenant: p.Tenant, Instance: p.Instance}, &r)
+		err := request(t.Context(), c.conn, subjects.Host(testHost, subjects.VerbLogs, p.Tenant), kbroker.LogRequest{Instance: p.Instance}, &r)
 		if err != nil || string(r.Data) != "this is run\n" || r.Next != int64(len(r.Data)) {
 			return fmt.Errorf("%+v %w", r, err)
 		}
 		return nil
 	})
 	for name, want := range map[kbroker.InstanceID]kbroker.Code{"shop-web-9": kbroker.NotFound, "../../../etc": kbroker.Invalid, "": kbroker.Invalid} {
-		err := request(t.Context(), c.conn, subjects.Host(testHost, subjects.VerbLogs), kbroker.LogRequest{Tenant: p.Tenant, Instance: name}, &kbroker.LogReply{})
+		err := request(t.Context(), c.conn, subjects.Host(testHost, subjects.VerbLogs, p.Tenant), kbroker.LogRequest{Instance: name}, &kbroker.LogReply{})
 		if !errors.Is(err, want) {
 			t.Errorf("logs of %q: %v, want %s", name, err, want)
 		}

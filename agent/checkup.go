@@ -42,7 +42,7 @@ type checker struct {
 // run answers until ctx ends.
 func (c *checker) run(ctx context.Context) error {
 	asked := make(chan *nats.Msg, maxCheckups)
-	sub, err := c.cfg.Conn.ChanSubscribe(subjects.Host(c.cfg.Host, subjects.VerbCheckup), asked)
+	sub, err := c.cfg.Conn.ChanSubscribe(subjects.Host(c.cfg.Host, subjects.VerbCheckup, "*"), asked)
 	if err != nil {
 		return fmt.Errorf("subscribe to checkups: %w", err)
 	}

@@ -21,7 +21,7 @@ func TestAnAgentAnswersForItsHost(t *testing.T) {
 	c.awaitState(p.Instance, kbroker.StateReady)
 	ask := func() (out kbroker.Checkup) {
 		t.Helper()
-		m, err := c.conn.Request(subjects.Host(testHost, subjects.VerbCheckup), nil, 10*time.Second)
+		m, err := c.conn.Request(subjects.Host(testHost, subjects.VerbCheckup, kbroker.DefaultTenant), nil, 10*time.Second)
 		if err == nil {
 			err = json.Unmarshal(m.Data, &out)
 		}

@@ -98,7 +98,7 @@ func answer() {
 	if err != nil {
 		panic(err)
 	}
-	_, err = conn.Subscribe(subjects.Ping(f.Incarnation), func(m *nats.Msg) {
+	_, err = conn.Subscribe(subjects.Ping(f.Tenant, f.Incarnation), func(m *nats.Msg) {
 		_, err := os.Stat("sick")
 		body, _ := json.Marshal(kbroker.PingReply{Incarnation: f.Incarnation, Ready: err != nil})
 		_ = m.Respond(body)

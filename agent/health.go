@@ -4,7 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"sync"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
@@ -29,10 +34,10 @@ const (
 // calls changed with true when it has become so and with false when it is no
 // more: it says so, or maxMisses answers in a row are missing. No answer while
 // this host's own connection is down says nothing.
-func (a *Agent) probe(ctx context.Context, inc kbroker.Incarnation, interval time.Duration, changed func(ready bool)) {
+func (a *Agent) probe(ctx context.Context, tenant kbroker.TenantID, inc kbroker.Incarnation, interval time.Duration, changed func(ready bool)) {
 	began, ready, misses := time.Now(), false, 0
 	for ctx.Err() == nil {
-		answer, err := a.ping(ctx, inc)
+		answer, err := a.pinger.ask(ctx, tenant, inc)
 		switch {
 		case err == nil:
 			misses = 0
@@ -69,24 +74,53 @@ func probePause(ready bool, since, interval time.Duration) time.Duration {
 // errNotTold: the connection of this host was down meanwhile.
 var errNotTold = errors.New("not connected")
 
-// ping asks once. errNotTold says nothing about the process.
-func (a *Agent) ping(ctx context.Context, inc kbroker.Incarnation) (kbroker.PingReply, error) {
+// pinger asks the processes of this host whether they are ready. What they answer
+// with reaches subjects.Pong alone: inboxes are not shared with applications.
+type pinger struct {
+	conn *nats.Conn
+	host kbroker.HostID
+
+	mu      sync.Mutex
+	waiting map[string]chan<- *nats.Msg // by question
+}
+
+func newPinger(cfg Config) *pinger {
+	return &pinger{conn: cfg.Conn, host: cfg.Host, waiting: map[string]chan<- *nats.Msg{}}
+}
+
+// hear takes the answers until the connection is closed, or stop is called.
+func (p *pinger) hear() (stop func(), err error) {
+	sub, err := p.conn.Subscribe(subjects.Pong("*", p.host, "*"), func(m *nats.Msg) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if answer, ok := p.waiting[m.Subject]; ok {
+			delete(p.waiting, m.Subject)
+			answer <- m // of capacity 1
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to the answers of processes: %w", err)
+	}
+	return func() { _ = sub.Unsubscribe() }, nil
+}
+
+// ask asks once. errNotTold says nothing about the process.
+func (p *pinger) ask(ctx context.Context, tenant kbroker.TenantID, inc kbroker.Incarnation) (kbroker.PingReply, error) {
 	var r kbroker.PingReply
-	conn := a.cfg.Conn
-	before := conn.Stats().Reconnects
-	if !conn.IsConnected() {
+	before := p.conn.Stats().Reconnects
+	if !p.conn.IsConnected() {
 		return r, errNotTold
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	reply, err := conn.RequestWithContext(ctx, subjects.Ping(inc), nil)
+	answer, err := p.once(ctx, tenant, inc)
 	if err != nil {
-		if !conn.IsConnected() || conn.Stats().Reconnects != before {
+		if !p.conn.IsConnected() || p.conn.Stats().Reconnects != before {
 			return r, errNotTold
 		}
 		return r, err
 	}
-	if err := json.Unmarshal(reply.Data, &r); err != nil {
+	if err := json.Unmarshal(answer.Data, &r); err != nil {
 		return r, err
 	}
 	if r.Incarnation != inc {
@@ -94,3 +128,31 @@ func (a *Agent) ping(ctx context.Context, inc kbroker.Incarnation) (kbroker.Ping
 	}
 	return r, nil
 }
+
+func (p *pinger) once(ctx context.Context, tenant kbroker.TenantID, inc kbroker.Incarnation) (*nats.Msg, error) {
+	answer, on := make(chan *nats.Msg, 1), subjects.Pong(tenant, p.host, nuid.Next())
+	p.mu.Lock()
+	p.waiting[on] = answer
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.waiting, on)
+	}()
+	if err := p.conn.PublishRequest(subjects.Ping(tenant, inc), on, nil); err != nil {
+		return nil, err
+	}
+	select {
+	case m := <-answer:
+		if m.Header.Get("Status") == noResponders {
+			return nil, nats.ErrNoResponders
+		}
+		return m, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// noResponders is the status of the message by which a server says that nobody hears a
+// question (NATS protocol).
+const noResponders = "503"

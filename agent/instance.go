@@ -200,7 +200,7 @@ func (a *Agent) watch(ctx context.Context, i *instance) {
 		a.work.Go(func() { a.signs(probing, r) })
 		if health.Ready != kbroker.HealthAlive {
 			a.work.Go(func() {
-				a.probe(probing, p.incarnation, health.Interval, func(ready bool) {
+				a.probe(probing, i.key.Tenant, p.incarnation, health.Interval, func(ready bool) {
 					a.post(probing, func() { a.ready(i, p, ready) })
 				})
 			})

@@ -64,7 +64,7 @@ type outputs struct {
 // while it runs.
 func (o *outputs) run(ctx context.Context) error {
 	asked := make(chan *nats.Msg, maxLogRequests)
-	sub, err := o.conn.ChanSubscribe(subjects.Host(o.host, subjects.VerbLogs), asked)
+	sub, err := o.conn.ChanSubscribe(subjects.Host(o.host, subjects.VerbLogs, "*"), asked)
 	if err != nil {
 		return fmt.Errorf("subscribe to log requests: %w", err)
 	}
@@ -76,7 +76,7 @@ func (o *outputs) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case m := <-asked:
-			reply, err := o.answer(m.Data)
+			reply, err := o.answer(m)
 			if err := respond(m, reply, err); err != nil {
 				o.log.Debug("log request not answered", "err", err)
 			}
@@ -88,12 +88,13 @@ func (o *outputs) run(ctx context.Context) error {
 	}
 }
 
-func (o *outputs) answer(body []byte) (kbroker.LogReply, error) {
+func (o *outputs) answer(m *nats.Msg) (kbroker.LogReply, error) {
 	var r kbroker.LogRequest
-	if err := json.Unmarshal(body, &r); err != nil {
+	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return kbroker.LogReply{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 	}
-	k := kbroker.StatusKey{Tenant: r.Tenant, Instance: r.Instance}
+	tenant, _ := subjects.TenantOf(m.Subject) // the server lets nobody ask for another
+	k := kbroker.StatusKey{Tenant: tenant, Instance: r.Instance}
 	if err := validKey(k); err != nil {
 		return kbroker.LogReply{}, err
 	}

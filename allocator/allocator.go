@@ -129,7 +129,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 	}{
 		{subjects.Changed(subjects.KeyApp(a.own.Tenant, a.own.App)), a.onApp},
 		{subjects.Changed(subjects.KeyPlacement(a.own.Host, a.own.Tenant, a.own.Instance)), func(m *nats.Msg) { a.onPlacement(m, leave) }},
-		{subjects.Ping(a.own.Incarnation), a.onPing},
+		{subjects.Ping(a.own.Tenant, a.own.Incarnation), a.onPing},
 	} {
 		sub, err := a.cfg.Conn.SubscribeSync(s.subject)
 		if err != nil {

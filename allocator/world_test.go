@@ -250,7 +250,7 @@ func (w *world) start(name kbroker.InstanceID, p pace) *process {
 
 // ping asks as an agent does.
 func (w *world) ping(pr *process) error {
-	m, err := w.conn.Request(subjects.Ping(pr.own.Incarnation), nil, time.Second)
+	m, err := w.conn.Request(subjects.Ping(pr.own.Tenant, pr.own.Incarnation), nil, time.Second)
 	if err != nil {
 		return err
 	}

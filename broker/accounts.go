@@ -124,21 +124,25 @@ func (a *accounts) revoke(revoked map[string]time.Time) error {
 	return nil
 }
 
-// update has a server that runs take over the account of control and applications.
+// update has a server that runs take over the accounts, but that of the servers.
 func (a *accounts) update(s *server.Server) error {
-	main := a.grants.Main()
-	if err := s.AccountResolver().Store(main, a.claims[main]); err != nil {
-		return err
+	for public, signed := range a.claims {
+		if public == a.grants.System() {
+			continue
+		}
+		if err := s.AccountResolver().Store(public, signed); err != nil {
+			return err
+		}
+		acc, err := s.LookupAccount(public)
+		if err != nil {
+			return err
+		}
+		claims, err := jwt.DecodeAccountClaims(signed)
+		if err != nil {
+			return err
+		}
+		s.UpdateAccountClaims(acc, claims)
 	}
-	acc, err := s.LookupAccount(main)
-	if err != nil {
-		return err
-	}
-	claims, err := jwt.DecodeAccountClaims(a.claims[main])
-	if err != nil {
-		return err
-	}
-	s.UpdateAccountClaims(acc, claims)
 	return nil
 }
 

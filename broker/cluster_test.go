@@ -208,9 +208,9 @@ func (c *childHost) signal(t testing.TB, s syscall.Signal) {
 	}
 }
 
-// testGrants are those of all clusters of the tests.
+// testGrants are those of all clusters of the tests, which have a second tenant.
 var testGrants = func() *grants.Authority {
-	g, err := grants.New(make([]byte, grants.SecretSize))
+	g, err := grants.New(make([]byte, grants.SecretSize), "other")
 	if err != nil {
 		panic(err)
 	}

@@ -71,7 +71,7 @@ type MirroredStream struct {
 // run. g is of its cluster. scratch is a directory that must not exist, for as much as
 // they have; Close deletes it. Refused: there are no copies to read.
 func ReadMirrors(ctx context.Context, dir, scratch string, g *grants.Authority, log *slog.Logger) (_ *Mirrors, err error) {
-	streams, err := findMirrors(filepath.Join(dir, storeDir, streamsDir(g.Main())))
+	streams, err := findMirrors(filepath.Join(dir, storeDir, streamsDir(g.Control())))
 	if err != nil {
 		return nil, err
 	}
@@ -82,8 +82,8 @@ func ReadMirrors(ctx context.Context, dir, scratch string, g *grants.Authority, 
 		}
 	}()
 	for _, s := range streams {
-		from := filepath.Join(dir, storeDir, streamsDir(g.Main()), s.stored)
-		to := filepath.Join(scratch, streamsDir(g.Main()), s.stored)
+		from := filepath.Join(dir, storeDir, streamsDir(g.Control()), s.stored)
+		to := filepath.Join(scratch, streamsDir(g.Control()), s.stored)
 		if err := os.MkdirAll(to, 0o700); err != nil {
 			return nil, fmt.Errorf("copy stream %s: %w", s.stored, err)
 		}

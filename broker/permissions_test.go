@@ -31,10 +31,10 @@ import (
 //	<stream>      each stream of the catalogue
 //	<own>         the key of who tries; <another>: that of somebody else
 var may = map[string][]string{
-	// Who shows no credential asks to join, and hears the answer. A join is not of a
-	// tenant, and all of them have the same inbox.
+	// Who shows no credential asks to join, and hears the answer. All of them have the
+	// same inbox.
 	"nobody": {
-		"publish kb.super.join.{default,other}",
+		"publish kb.join",
 		"subscribe _GATE.>",
 	},
 
@@ -44,17 +44,21 @@ var may = map[string][]string{
 	"worker w1": slices.Concat(answering, []string{
 		"publish kb.{view,report,beat,sign}.w1",
 		"publish kb.core.get.{default,other}",
-		"publish kb.ping.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-allocator-1.1,bank-api-1.1}",
-		"subscribe kb.host.w1.*",
-		"subscribe exactly kb.host.w1.>",
+		"publish kb.ping.{default,other}.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-allocator-1.1,bank-api-1.1}",
+		"subscribe kb.pong.*.w1.*",
+		"subscribe exactly kb.pong.{*,default,other}.w1.>",
+		"subscribe kb.host.w1.*.*",
+		"subscribe exactly kb.host.w1.{*,logs,checkup,new}.>",
 		"subscribe kb.changed.place.w1.>",
 	}),
 	"worker w2": slices.Concat(answering, []string{
 		"publish kb.{view,report,beat,sign}.w2",
 		"publish kb.core.get.{default,other}",
-		"publish kb.ping.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-allocator-1.1,bank-api-1.1}",
-		"subscribe kb.host.w2.*",
-		"subscribe exactly kb.host.w2.>",
+		"publish kb.ping.{default,other}.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-allocator-1.1,bank-api-1.1}",
+		"subscribe kb.pong.*.w2.*",
+		"subscribe exactly kb.pong.{*,default,other}.w2.>",
+		"subscribe kb.host.w2.*.*",
+		"subscribe exactly kb.host.w2.{*,logs,checkup}.>",
 		"subscribe kb.changed.place.w2.>",
 	}),
 
@@ -64,7 +68,8 @@ var may = map[string][]string{
 	"instance shop-web-1, calls all": slices.Concat(answering, discovering, []string{
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
 		"publish kb.core.placement.default",
-		"subscribe kb.ping.shop-web-1.1",
+		"subscribe kb.ping.default.shop-web-1.1",
+		"publish kb.pong.default.w1.q",
 		"subscribe kb.changed.place.w1.default.shop-web-1",
 		"subscribe svc.shop.web.>",
 		"subscribe $SRV.{PING,INFO,STATS}",
@@ -76,13 +81,31 @@ var may = map[string][]string{
 	"instance bank-api-1, calls shop.web": slices.Concat(answering, discovering, []string{
 		"publish svc.shop.web.m",
 		"publish kb.core.placement.default",
-		"subscribe kb.ping.bank-api-1.1",
+		"subscribe kb.ping.default.bank-api-1.1",
+		"publish kb.pong.default.w2.q",
 		"subscribe kb.changed.place.w2.default.bank-api-1",
 		"subscribe svc.bank.api.>",
 		"subscribe $SRV.{PING,INFO,STATS}",
 		"subscribe $SRV.{PING,INFO,STATS}.bank_api",
 		"subscribe $SRV.{PING,INFO,STATS}.bank_api.*",
 		"subscribe exactly $SRV.{PING,INFO,STATS}.bank_api.>",
+		"publish kb.renew",
+	}),
+
+	// One of another tenant has the same within its own. Neither's services, inboxes or
+	// discovery are the other's, though they have the same names: they are in accounts
+	// apart (TestAccountsAreApart).
+	"instance shop-web-1 of tenant other": slices.Concat(answering, discovering, []string{
+		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish kb.core.placement.other",
+		"subscribe kb.ping.other.shop-web-1.1",
+		"publish kb.pong.other.w1.q",
+		"subscribe kb.changed.place.w1.other.shop-web-1",
+		"subscribe svc.shop.web.>",
+		"subscribe $SRV.{PING,INFO,STATS}",
+		"subscribe $SRV.{PING,INFO,STATS}.shop_web",
+		"subscribe $SRV.{PING,INFO,STATS}.shop_web.*",
+		"subscribe exactly $SRV.{PING,INFO,STATS}.shop_web.>",
 		"publish kb.renew",
 	}),
 
@@ -93,7 +116,8 @@ var may = map[string][]string{
 		"publish kb.renew",
 		"publish own.default.shop.lease.alloc",
 		"publish $JS.API.STREAM.MSG.GET.OWN_default_shop",
-		"subscribe kb.ping.shop-allocator-1.1",
+		"subscribe kb.ping.default.shop-allocator-1.1",
+		"publish kb.pong.default.w1.q",
 		"subscribe kb.changed.place.w1.default.shop-allocator-1",
 		"subscribe kb.changed.app.default.shop",
 	}),
@@ -102,9 +126,9 @@ var may = map[string][]string{
 	"viewer":   viewing,
 	"deployer": slices.Concat(viewing, deploying),
 	"operator": slices.Concat(viewing, deploying, operating),
-	"admin":    slices.Concat(viewing, deploying, operating, looking),
+	"admin":    slices.Concat(viewing, deploying, operating, admitting),
 
-	// A core may do everything in the account of control and applications.
+	// A core may do everything in the account of control.
 	"core": {everything},
 }
 
@@ -126,28 +150,18 @@ var (
 	viewing = slices.Concat(inbox, discovering, []string{
 		"publish _INBOX.<own>.x",
 		"publish kb.core.{apps,ps,hosts,status,appversion,placement,history,plan,events,why}.default",
-		"publish kb.host.{w1,w2,c1}.{logs,checkup}",
+		"publish kb.host.{w1,w2,c1}.{logs,checkup}.default",
 	})
 	deploying = []string{
-		"publish kb.super.{deploy,scale,stop,rollback,restart}.default",
+		"publish kb.super.{deploy,scale,stop,rollback,restart}.default.<own>",
 		"publish kb.core.{put,get,develop}.default",
-		"publish kb.artifact.{w1,w2,c1}.s",
+		"publish kb.artifact.{w1,w2,c1}.default.s",
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
 	}
-	operating = []string{"publish kb.super.{drain,remove,maintain}.default"}
-	// An admin may look into all that is stored, as `nats kv watch` does, and change
-	// none of it.
-	looking = []string{
-		"publish kb.super.{token,revoke}.default",
+	operating = []string{"publish kb.super.{drain,remove,maintain}.default.<own>"}
+	admitting = []string{
+		"publish kb.super.{token,revoke}.default.<own>",
 		"publish kb.core.tokens.default",
-		"publish $JS.API.{INFO,STREAM.NAMES,STREAM.LIST}",
-		"publish $JS.API.STREAM.{INFO,MSG.GET}.<stream>",
-		"publish $JS.API.DIRECT.GET.<stream>",
-		"publish $JS.API.DIRECT.GET.<stream>.a.b",
-		"publish $JS.API.CONSUMER.CREATE.<stream>",
-		"publish $JS.API.CONSUMER.CREATE.<stream>.{c,c.a.b}",
-		"publish $JS.API.CONSUMER.{INFO,DELETE,MSG.NEXT}.<stream>.c",
-		"publish $JS.FC.<stream>.c.x",
 	}
 )
 
@@ -319,6 +333,7 @@ func callers(t *testing.T) []caller {
 		{"worker w2", grants.Worker, map[string][]string{grants.TagHost: {"w2"}}},
 		{"instance shop-web-1, calls all", grants.Instance, of("default", "w1", "shop", "web", "shop-web-1", "*.*")},
 		{"instance bank-api-1, calls shop.web", grants.Instance, of("default", "w2", "bank", "api", "bank-api-1", "shop.web")},
+		{"instance shop-web-1 of tenant other", grants.Instance, of("other", "w1", "shop", "web", "shop-web-1", "*.*")},
 		{"allocator of shop", grants.Allocator, of("default", "w1", "shop", "allocator", "shop-allocator-1", "*.*")},
 		{"viewer", grants.Viewer, tenant},
 		{"deployer", grants.Deployer, tenant},

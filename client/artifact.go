@@ -55,7 +55,7 @@ func (c *Client) PutArtifact(ctx context.Context, sha256 string, sizeBytes int64
 			progress(sizeBytes)
 			return nil
 		}
-		u := upload{conn: c.conn, pace: c.pace, subject: subjects.Upload(begin.Core, begin.Session), size: sizeBytes, file: r, progress: progress}
+		u := upload{conn: c.conn, pace: c.pace, subject: subjects.Upload(begin.Core, c.tenant, begin.Session), size: sizeBytes, file: r, progress: progress}
 		if err = u.run(ctx); !errors.Is(err, errCoreGone) {
 			return err
 		}

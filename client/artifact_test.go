@@ -51,7 +51,7 @@ func (c *cluster) store() *store {
 // open makes a session reachable, as long as the subscription lasts.
 func (s *store) open(session string) *nats.Subscription {
 	var received int64
-	return s.c.serve(subjects.Upload("h1", session), func(m *nats.Msg) any {
+	return s.c.serve(subjects.Upload("h1", kbroker.DefaultTenant, session), func(m *nats.Msg) any {
 		if s.drop != nil && s.drop(session, m) {
 			return nil
 		}

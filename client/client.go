@@ -71,13 +71,14 @@ const (
 type Client struct {
 	conn     *nats.Conn
 	tenant   kbroker.TenantID
+	key      string // public, of the credential
 	pace     pace
 	refusals *refusals
 }
 
-// New returns a client on a connection that stays the caller's to close.
-func New(conn *nats.Conn, tenant kbroker.TenantID) *Client {
-	return &Client{conn: conn, tenant: tenant, pace: usualPace, refusals: &refusals{}}
+// newClient returns a client on a connection that shows the credential of a key.
+func newClient(conn *nats.Conn, tenant kbroker.TenantID, key string) *Client {
+	return &Client{conn: conn, tenant: tenant, key: key, pace: usualPace, refusals: &refusals{}}
 }
 
 // read asks any core. Errors: what the core answered; Unavailable when none
@@ -100,7 +101,7 @@ func (c *Client) readOf(verb string) question {
 // leads, Unavailable when the leader did not answer, each until ctx ended.
 func (c *Client) write(ctx context.Context, verb string, req, reply any) error {
 	q := question{
-		subject: subjects.Super(verb, c.tenant),
+		subject: subjects.Super(verb, c.tenant, c.key),
 		attempt: c.pace.writeAttempt,
 		budget:  c.pace.writeBudget,
 		silent:  kbroker.Errorf(kbroker.Unavailable, "the leader did not answer; the change may have been made").WithHint("run it again: a change that was made is not made twice"),

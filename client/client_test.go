@@ -73,7 +73,7 @@ func TestAWriteWithoutALeaderIsNoLeaderWhenTheDeadlinePasses(t *testing.T) {
 func TestAWriteIsSentAgainToTheNextLeader(t *testing.T) {
 	c := newCluster(t)
 	var asked atomic.Int32
-	c.serve(subjects.Super(subjects.VerbScale, kbroker.DefaultTenant), func(m *nats.Msg) any {
+	c.serve(subjects.Super(subjects.VerbScale, kbroker.DefaultTenant, subjects.NoKey), func(m *nats.Msg) any {
 		r := parse[kbroker.ScaleRequest](t, m)
 		if r.App != "hello" || r.Count != 5 || r.Tenant != kbroker.DefaultTenant {
 			t.Errorf("request is %+v", r)
@@ -95,7 +95,7 @@ func TestAWriteIsSentAgainToTheNextLeader(t *testing.T) {
 func TestAnErrorKeepsCodeMessageAndHintAndIsNotRepeated(t *testing.T) {
 	c := newCluster(t)
 	var asked atomic.Int32
-	c.serve(subjects.Super(subjects.VerbDeploy, kbroker.DefaultTenant), func(m *nats.Msg) any {
+	c.serve(subjects.Super(subjects.VerbDeploy, kbroker.DefaultTenant, subjects.NoKey), func(m *nats.Msg) any {
 		asked.Add(1)
 		return kbroker.Errorf(kbroker.Invalid, "no host has a gpu").WithHint("label one")
 	})

@@ -35,7 +35,11 @@ func WriteContext(dir string, c Context) error { return connect.WriteContext(dir
 // Open connects to a cluster under the given name. The caller closes the
 // client with Close. Unavailable when no server answers.
 func Open(ctx context.Context, t Target, name string, opts ...nats.Option) (*Client, error) {
-	c := New(nil, t.Tenant)
+	key, err := t.Key()
+	if err != nil {
+		return nil, err
+	}
+	c := newClient(nil, t.Tenant, key)
 	conn, err := t.Connect(ctx, name, append([]nats.Option{nats.ErrorHandler(c.refusals.note)}, opts...)...)
 	if err != nil {
 		return nil, err

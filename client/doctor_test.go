@@ -18,8 +18,8 @@ func TestExamineAsksEveryHost(t *testing.T) {
 	c.serve(subjects.Core(subjects.VerbStatus, kbroker.DefaultTenant), func(*nats.Msg) any { return kbroker.StatusReply{Writable: true} })
 	c.serve(subjects.Core(subjects.VerbApps, kbroker.DefaultTenant), func(*nats.Msg) any { return []kbroker.AppRow{{App: "shop"}} })
 	c.serve(subjects.Core(subjects.VerbInstances, kbroker.DefaultTenant), func(*nats.Msg) any { return []kbroker.InstanceRow{{App: "shop"}} })
-	c.serve(subjects.Host("h1", subjects.VerbCheckup), func(*nats.Msg) any { return kbroker.Checkup{PID: 7, Now: time.Now().Add(time.Hour)} })
-	c.serve(subjects.Host("h2", subjects.VerbCheckup), func(*nats.Msg) any { return kbroker.Errorf(kbroker.Unavailable, "too much to do") })
+	c.serve(subjects.Host("h1", subjects.VerbCheckup, kbroker.DefaultTenant), func(*nats.Msg) any { return kbroker.Checkup{PID: 7, Now: time.Now().Add(time.Hour)} })
+	c.serve(subjects.Host("h2", subjects.VerbCheckup, kbroker.DefaultTenant), func(*nats.Msg) any { return kbroker.Errorf(kbroker.Unavailable, "too much to do") })
 
 	f, err := c.client().Examine(t.Context(), "1.0")
 	if err != nil {

@@ -28,7 +28,7 @@ func newCluster(t *testing.T) *cluster {
 
 // client returns one that is in a hurry.
 func (c *cluster) client() *Client {
-	api := New(c.srv.Connect(c.t), kbroker.DefaultTenant)
+	api := newClient(c.srv.Connect(c.t), kbroker.DefaultTenant, subjects.NoKey)
 	api.pace = pace{
 		readAttempt: 100 * time.Millisecond, readBudget: 2 * time.Second,
 		writeAttempt: 100 * time.Millisecond, writeBudget: 2 * time.Second,

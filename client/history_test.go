@@ -24,7 +24,7 @@ func TestARepeatedWriteCarriesTheSameRequest(t *testing.T) {
 		subjects.VerbRestart:  func() (kbroker.DeployReply, error) { return api.Restart(t.Context(), "hello", "", "") },
 	} {
 		asked := make(chan string, 10)
-		c.serve(subjects.Super(verb, kbroker.DefaultTenant), func(m *nats.Msg) any {
+		c.serve(subjects.Super(verb, kbroker.DefaultTenant, subjects.NoKey), func(m *nats.Msg) any {
 			asked <- parse[kbroker.RollbackRequest](t, m).Request // as in a RestartRequest
 			if len(asked)%2 == 1 {
 				return nil // done, but the answer is lost

@@ -328,13 +328,13 @@ func text(line []byte) string {
 // piece asks the instance's host for output from offset on.
 func (f *follower) piece(ctx context.Context, o *output, offset int64) (kbroker.LogReply, error) {
 	var r kbroker.LogReply
-	body, err := json.Marshal(kbroker.LogRequest{Tenant: f.client.tenant, Instance: o.instance, Offset: offset, MaxBytes: logPieceBytes})
+	body, err := json.Marshal(kbroker.LogRequest{Instance: o.instance, Offset: offset, MaxBytes: logPieceBytes})
 	if err != nil {
 		return r, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.client.pace.logWait)
 	defer cancel()
-	msg, err := f.client.request(ctx, &nats.Msg{Subject: subjects.Host(o.host, subjects.VerbLogs), Data: body})
+	msg, err := f.client.request(ctx, &nats.Msg{Subject: subjects.Host(o.host, subjects.VerbLogs, f.client.tenant), Data: body})
 	if errors.Is(err, kbroker.Refused) {
 		return r, err
 	}

@@ -29,7 +29,7 @@ func (c *cluster) outputs(files *value[map[kbroker.InstanceID]file]) {
 		}
 		return append(rows, kbroker.InstanceRow{App: "hello", Service: "hello"}) // not placed
 	})
-	c.serve(subjects.Host("h1", subjects.VerbLogs), func(m *nats.Msg) any {
+	c.serve(subjects.Host("h1", subjects.VerbLogs, kbroker.DefaultTenant), func(m *nats.Msg) any {
 		r := parse[kbroker.LogRequest](c.t, m)
 		f, ok := files.get()[r.Instance]
 		if !ok {

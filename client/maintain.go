@@ -40,7 +40,7 @@ func (c *Client) Checkup(ctx context.Context, host kbroker.HostID) (kbroker.Chec
 	ctx, cancel := context.WithTimeout(ctx, checkupWait)
 	defer cancel()
 	var out kbroker.Checkup
-	m, err := c.request(ctx, &nats.Msg{Subject: subjects.Host(host, subjects.VerbCheckup)})
+	m, err := c.request(ctx, &nats.Msg{Subject: subjects.Host(host, subjects.VerbCheckup, c.tenant)})
 	switch {
 	case errors.Is(err, kbroker.Refused):
 		return out, err

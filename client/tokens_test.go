@@ -25,7 +25,7 @@ func TestATokensSecretStaysWithItsMaker(t *testing.T) {
 	var asked atomic.Int32
 	heard := make(chan kbroker.TokenRequest, 8)
 	bodies := make(chan string, 8)
-	c.serve(subjects.Super(subjects.VerbToken, kbroker.DefaultTenant), func(m *nats.Msg) any {
+	c.serve(subjects.Super(subjects.VerbToken, kbroker.DefaultTenant, subjects.NoKey), func(m *nats.Msg) any {
 		heard <- parse[kbroker.TokenRequest](c.t, m)
 		bodies <- string(m.Data)
 		if asked.Add(1) == 1 {
@@ -59,7 +59,7 @@ func TestTokensAreListedAndRevoked(t *testing.T) {
 	c.serve(subjects.Core(subjects.VerbTokens, kbroker.DefaultTenant), func(*nats.Msg) any {
 		return []kbroker.TokenRow{{ID: "abcdefghijkl", State: kbroker.TokenUnused}}
 	})
-	c.serve(subjects.Super(subjects.VerbRevoke, kbroker.DefaultTenant), func(m *nats.Msg) any {
+	c.serve(subjects.Super(subjects.VerbRevoke, kbroker.DefaultTenant, subjects.NoKey), func(m *nats.Msg) any {
 		if parse[kbroker.RevokeRequest](c.t, m).ID != "abcdefghijkl" {
 			return kbroker.Errorf(kbroker.NotFound, "there is no such token")
 		}

@@ -38,21 +38,22 @@ const (
 func child(job string) int {
 	servers := os.Args[1:]
 	var report any
-	target, err := client.Find("") // in the environment
+	people, err := client.Find("") // in the environment
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	target.CredentialFile = os.Getenv(credsEnv)
+	core := people
+	core.CredentialFile = os.Getenv(credsEnv)
 	switch job {
 	case writerJob:
-		report, err = writeUntilTold(target, servers)
+		report, err = writeUntilTold(core, servers)
 	case proberJob:
-		report, err = probeUntilTold(target, servers)
+		report, err = probeUntilTold(people, core, servers)
 	case replicasJob:
-		report, err = replicas(target, servers)
+		report, err = replicas(core, servers)
 	case valuesJob:
-		report, err = valuesOf(target, servers)
+		report, err = valuesOf(core, servers)
 	default:
 		err = fmt.Errorf("there is no job %q", job)
 	}

@@ -76,13 +76,14 @@ func within(t *testing.T, bound time.Duration, began time.Time, what string, che
 	}
 }
 
-// connect connects to the cluster's cores, once they are known.
-func (c *cluster) connect() (*nats.Conn, error) {
+// connect connects to the cluster's cores, once they are known: with a credential in
+// a file, or as the cluster's context says.
+func (c *cluster) connect(file string) (*nats.Conn, error) {
 	target, err := client.Find(c.dir)
 	if err != nil {
 		return nil, err
 	}
-	target.CredentialFile = c.coreCreds()
+	target.CredentialFile = file
 	options, err := target.Secure()
 	if err != nil {
 		return nil, err
@@ -93,7 +94,7 @@ func (c *cluster) connect() (*nats.Conn, error) {
 // write makes one compare-and-set write to the control store, on a key that the
 // system does not know.
 func (c *cluster) write() error {
-	nc, err := c.connect()
+	nc, err := c.connect(c.coreCreds())
 	if err != nil {
 		return err
 	}
@@ -118,7 +119,7 @@ func (c *cluster) write() error {
 
 // request is one call of hello, not repeated.
 func (c *cluster) request() error {
-	nc, err := c.connect()
+	nc, err := c.connect("")
 	if err != nil {
 		return err
 	}

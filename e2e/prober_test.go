@@ -63,16 +63,23 @@ type prober struct {
 	leases map[uint64]leaseWrite
 }
 
-func probeUntilTold(target client.Target, servers []string) (probes, error) {
+// probeUntilTold sends as one of the people, and hears of the lease as a core.
+func probeUntilTold(people, core client.Target, servers []string) (probes, error) {
 	p := &prober{probes: probes{Sent: map[string]int{}, Bad: map[string][]probe{}}, leases: map[uint64]leaseWrite{}}
 	ways := map[string]func() error{}
 	for i, server := range servers {
-		nc, err := connectTo(target, slices.Concat(servers[i:], servers[:i])...)
+		first := slices.Concat(servers[i:], servers[:i])
+		nc, err := connectTo(people, first...)
 		if err != nil {
 			return probes{}, err
 		}
 		defer nc.Close()
-		if _, err := nc.Subscribe(subjects.Changed(subjects.KeySuperLease), p.lease); err != nil {
+		store, err := connectTo(core, first...)
+		if err != nil {
+			return probes{}, err
+		}
+		defer store.Close()
+		if _, err := store.Subscribe(subjects.Changed(subjects.KeySuperLease), p.lease); err != nil {
 			return probes{}, err
 		}
 		ways[server] = func() error { return greet(nc) }

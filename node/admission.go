@@ -145,7 +145,7 @@ func (a *admission) ask(ctx context.Context, addr string) (kbroker.JoinReply, er
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	msg, err := conn.RequestWithContext(ctx, subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), body)
+	msg, err := conn.RequestWithContext(ctx, subjects.Join, body)
 	if err != nil {
 		return reply, fmt.Errorf("ask core %s: %w", addr, err)
 	}

@@ -61,7 +61,7 @@ func newToken(t *testing.T, core *membership, role kbroker.Role) (file string) {
 			return err
 		}
 		defer nc.Close()
-		m, err := nc.Request(subjects.Super(subjects.VerbToken, kbroker.DefaultTenant), body, 3*time.Second)
+		m, err := nc.Request(subjects.Super(subjects.VerbToken, kbroker.DefaultTenant, subjects.NoKey), body, 3*time.Second)
 		if err != nil {
 			return err
 		}
@@ -234,7 +234,7 @@ func TestAnAdmittedHostShowsATokenWhenItMust(t *testing.T) {
 	founder := newFounder(t, "kb-test")
 	srv := natstest.StartTLS(t, founder.clients())
 	shown := make(chan bool, 16)
-	_, err := srv.Connect(t, anyone).Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
+	_, err := srv.Connect(t, anyone).Subscribe(subjects.Join, func(m *nats.Msg) {
 		var r kbroker.JoinRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			t.Error(err)

@@ -33,12 +33,12 @@ func TestACoreAnswersToInboxesOnly(t *testing.T) {
 		value   string
 		subject string
 	}{
-		{grants.Gate, "", "", subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant)},
+		{grants.Gate, "", "", subjects.Join},
 		{grants.Worker, grants.TagHost, "w1", subjects.View("w1")},
 		{grants.Worker, grants.TagHost, "w1", subjects.Sign("w1")},
 		{grants.Viewer, grants.TagTenant, tenant, subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant)},
-		{grants.Viewer, grants.TagTenant, tenant, subjects.Host("h1", subjects.VerbCheckup)},
-		{grants.Viewer, grants.TagTenant, tenant, subjects.Host("h1", subjects.VerbLogs)},
+		{grants.Viewer, grants.TagTenant, tenant, subjects.Host("h1", subjects.VerbCheckup, kbroker.DefaultTenant)},
+		{grants.Viewer, grants.TagTenant, tenant, subjects.Host("h1", subjects.VerbLogs, kbroker.DefaultTenant)},
 	} {
 		t.Run(string(c.role)+" asks "+c.subject, func(t *testing.T) {
 			nc := dialAs(t, m, c.role, map[string][]string{c.tag: {c.value}})

@@ -211,7 +211,7 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 	}
 	asked := make(chan kbroker.JoinRequest, 16)
 	heard := 0 // by the subscription's goroutine alone
-	_, err := nc.Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
+	_, err := nc.Subscribe(subjects.Join, func(m *nats.Msg) {
 		var r kbroker.JoinRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			t.Errorf("join request %q: %v", m.Data, err)
@@ -334,7 +334,7 @@ func TestEstablishRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = srv.Connect(t, anyone).Subscribe(subjects.Super(subjects.VerbJoin, kbroker.DefaultTenant), func(m *nats.Msg) {
+	_, err = srv.Connect(t, anyone).Subscribe(subjects.Join, func(m *nats.Msg) {
 		if err := m.RespondMsg(&nats.Msg{Data: refusal, Header: nats.Header{subjects.HeaderCode: {string(kbroker.Refused)}}}); err != nil {
 			t.Errorf("refuse: %v", err)
 		}

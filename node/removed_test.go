@@ -137,7 +137,7 @@ func remove(t *testing.T, nc *nats.Conn, host kbroker.HostID) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply, err := nc.Request(subjects.Super(subjects.VerbRemove, kbroker.DefaultTenant), body, 5*time.Second)
+	reply, err := nc.Request(subjects.Super(subjects.VerbRemove, kbroker.DefaultTenant, subjects.NoKey), body, 5*time.Second)
 	if err == nil && reply.Header.Get(subjects.HeaderCode) != "" {
 		err = fmt.Errorf("not removed: %s", reply.Data)
 	}

@@ -130,7 +130,7 @@ func awaitCopies(t *testing.T, core *membership, second kbroker.HostID) {
 	}
 	defer nc.Close()
 	wait.Until(t, 30*time.Second, func() error {
-		reply, err := nc.Request(subjects.Host(second, subjects.VerbCheckup), []byte("{}"), 2*time.Second)
+		reply, err := nc.Request(subjects.Host(second, subjects.VerbCheckup, kbroker.DefaultTenant), []byte("{}"), 2*time.Second)
 		if err != nil {
 			return err
 		}

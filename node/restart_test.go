@@ -178,7 +178,7 @@ func (p *agentProcess) deploy() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	reply, err := p.conn.Request(subjects.Super(subjects.VerbDeploy, kbroker.DefaultTenant), body, 10*time.Second)
+	reply, err := p.conn.Request(subjects.Super(subjects.VerbDeploy, kbroker.DefaultTenant, subjects.NoKey), body, 10*time.Second)
 	if err != nil || reply.Header.Get(subjects.HeaderCode) != "" {
 		p.t.Fatalf("deploy: %v, %+v", err, reply)
 	}

@@ -163,7 +163,7 @@ func (a *App) Run(ctx context.Context) error {
 
 // subscribe joins everything; the methods' subscriptions are returned.
 func (a *App) subscribe(handlers context.Context, t transport) ([]subscription, error) {
-	if _, err := t.subscribe(subjects.Ping(a.identity.Incarnation), "", func(m *nats.Msg) { a.pong(t, m) }); err != nil {
+	if _, err := t.subscribe(subjects.Ping(a.identity.Tenant, a.identity.Incarnation), "", func(m *nats.Msg) { a.pong(t, m) }); err != nil {
 		return nil, fmt.Errorf("subscribe ping: %w", err)
 	}
 	if err := a.discoverable(t); err != nil {

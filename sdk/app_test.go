@@ -195,7 +195,7 @@ func TestPing(t *testing.T) {
 	nc := s.Connect(t)
 	ping := func() kbroker.PingReply {
 		t.Helper()
-		m, err := nc.Request(subjects.Ping(a.identity.Incarnation), nil, patience)
+		m, err := nc.Request(subjects.Ping(a.identity.Tenant, a.identity.Incarnation), nil, patience)
 		if err != nil {
 			t.Fatalf("ping: %v", err)
 		}

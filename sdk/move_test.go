@@ -57,7 +57,7 @@ func pinging(t *testing.T, nc *nats.Conn, a *App) (stop func()) {
 				return
 			case <-pace.C:
 			}
-			m, err := nc.Request(subjects.Ping(a.identity.Incarnation), nil, time.Second)
+			m, err := nc.Request(subjects.Ping(a.identity.Tenant, a.identity.Incarnation), nil, time.Second)
 			if err != nil {
 				t.Errorf("ping %d: %v", n, err)
 				return

@@ -77,7 +77,7 @@ func TestAnInstanceLeavesOnItsTombstone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := nc.Request(subjects.Ping(a.identity.Incarnation), nil, patience); err != nil {
+	if _, err := nc.Request(subjects.Ping(a.identity.Tenant, a.identity.Incarnation), nil, patience); err != nil {
 		t.Fatalf("ping: %v", err)
 	}
 	if got := a.phase.Load(); got != phaseReady {

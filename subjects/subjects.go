@@ -3,7 +3,8 @@
 // literal subject.
 //
 //	svc.<app>.<service>.<method>            application requests (queue group svc)
-//	kb.super.<verb>.<tenant>                writes: only the leader answers
+//	kb.super.<verb>.<tenant>.<key>          writes, with the key of who asks: only the leader answers
+//	kb.join                                 a host asks to be admitted, likewise
 //	kb.demand.<tenant>.<app>                what an app's allocator wants, likewise
 //	kb.core.<verb>.<tenant>                 reads and artifacts: any core answers (queue group core)
 //	kb.view.<host>  kb.report.<host>        an agent asks, reports (queue group core)
@@ -12,9 +13,10 @@
 //	kb.beat.<host>                          heartbeats: every core hears and answers
 //	kb.revoked.<host>                       a core that starts asks which credentials were taken back
 //	kb.heard                                the leader asks every core whom it has heard
-//	kb.artifact.<core>.<session>            chunks of one upload, to the core that took it
-//	kb.host.<host>.<verb>                   one host's agent answers (logs, checkup)
-//	kb.ping.<incarnation>                   one process answers its agent
+//	kb.artifact.<core>.<tenant>.<session>   chunks of one upload, to the core that took it
+//	kb.host.<host>.<verb>.<tenant>          one host's agent answers (logs, checkup)
+//	kb.ping.<tenant>.<incarnation>          an agent asks one process
+//	kb.pong.<tenant>.<host>.<question>      where it answers
 //	kb.changed.<key>                        every change of the control store, republished
 //	kb.reported.<key>                       every change of the status store, republished
 //	event.<tenant>.<app>.<instance>         one event in the event stream; _ for what it is not about
@@ -24,6 +26,7 @@
 package subjects
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -38,7 +41,7 @@ const (
 	QueueCore = "core"
 )
 
-// Verbs of kb.super: writes, answered by the leader only.
+// Verbs of kb.super, and VerbJoin: writes, answered by the leader only.
 const (
 	VerbDeploy = "deploy"
 	VerbScale  = "scale"
@@ -99,13 +102,21 @@ func CheckMethod(method string) error {
 	return nil
 }
 
-// Super is where a write is asked for.
-func Super(verb string, tenant kbroker.TenantID) string {
-	return "kb.super." + verb + "." + string(tenant)
+// Super is where a write is asked for by who has a key: the server lets nobody ask with
+// that of another.
+func Super(verb string, tenant kbroker.TenantID, key string) string {
+	return "kb.super." + verb + "." + string(tenant) + "." + key
 }
 
+// NoKey is the key of who shows no credential, where servers ask for none.
+const NoKey = "_"
+
 // SuperAll is what a leader subscribes to.
-func SuperAll() string { return "kb.super.*.*" }
+func SuperAll() string { return "kb.super.*.*.*" }
+
+// Join is where a host asks to be admitted, also one that shows no credential; only the
+// leader answers.
+const Join = "kb.join"
 
 // Core is where a read is asked for.
 func Core(verb string, tenant kbroker.TenantID) string {
@@ -115,13 +126,20 @@ func Core(verb string, tenant kbroker.TenantID) string {
 // CoreAll is what a core subscribes to, in QueueCore.
 func CoreAll() string { return "kb.core.*.*" }
 
-// ParseAPI splits a subject of Super, Core or Demand into verb and tenant.
+// ParseAPI splits a subject of Super, Core, Demand or Join into verb and tenant; a join
+// is of the default one.
 func ParseAPI(subject string) (verb string, tenant kbroker.TenantID, ok bool) {
+	if subject == Join {
+		return VerbJoin, kbroker.DefaultTenant, true
+	}
 	if tenant, _, ok := ParseDemand(subject); ok {
 		return VerbDemand, tenant, true
 	}
 	t := strings.Split(subject, ".")
-	if len(t) != 4 || t[0] != "kb" || (t[1] != "super" && t[1] != "core") || t[2] == "" || t[3] == "" {
+	if len(t) < 4 || slices.Contains(t, "") || t[0] != "kb" {
+		return "", "", false
+	}
+	if super := t[1] == "super" && len(t) == 5; !super && (t[1] != "core" || len(t) != 4) {
 		return "", "", false
 	}
 	return t[2], kbroker.TenantID(t[3]), true
@@ -156,8 +174,8 @@ func HostOf(subject string) (kbroker.HostID, bool) {
 }
 
 // Upload is where the chunks of one upload go.
-func Upload(core kbroker.HostID, session string) string {
-	return "kb.artifact." + string(core) + "." + session
+func Upload(core kbroker.HostID, tenant kbroker.TenantID, session string) string {
+	return "kb.artifact." + string(core) + "." + string(tenant) + "." + session
 }
 
 // Sign is where a host's agent has credentials signed for what it starts, by any core
@@ -173,17 +191,33 @@ const Renew = "kb.renew"
 // Revoked is where a core tells another which credentials were taken back.
 func Revoked(host kbroker.HostID) string { return "kb.revoked." + string(host) }
 
-// AllUploads are the subjects of Upload.
-const AllUploads = "kb.artifact.>"
+// Host is where one host's agent answers those of a tenant.
+func Host(host kbroker.HostID, verb string, tenant kbroker.TenantID) string {
+	return "kb.host." + string(host) + "." + verb + "." + string(tenant)
+}
 
-// Host is where one host's agent answers.
-func Host(host kbroker.HostID, verb string) string { return "kb.host." + string(host) + "." + verb }
+// TenantOf is the tenant in a subject of Host.
+func TenantOf(subject string) (kbroker.TenantID, bool) {
+	t := strings.Split(subject, ".")
+	if len(t) != 5 || t[0] != "kb" || t[1] != "host" || t[4] == "" {
+		return "", false
+	}
+	return kbroker.TenantID(t[4]), true
+}
 
-// Ping is where one process answers its agent.
-func Ping(i kbroker.Incarnation) string { return "kb.ping." + string(i) }
+// Ping is where an agent asks one process whether it is ready.
+func Ping(t kbroker.TenantID, i kbroker.Incarnation) string {
+	return "kb.ping." + string(t) + "." + string(i)
+}
 
 // AllPings are the subjects of Ping.
 const AllPings = "kb.ping.>"
+
+// Pong is where a process answers a question of its agent: inboxes do not reach from
+// applications to agents.
+func Pong(t kbroker.TenantID, host kbroker.HostID, question string) string {
+	return "kb.pong." + string(t) + "." + string(host) + "." + question
+}
 
 // Inboxes, where answers come: everybody has those under the public key of its own
 // credential; who has none yet, those of the gate.

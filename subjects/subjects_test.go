@@ -127,7 +127,7 @@ func TestKeysComeBackFromBothSidesOfTheirStream(t *testing.T) {
 func TestRequestsComeBackFromTheirSubjects(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		verb, tenant, host := name[string](t, "verb"), name[kbroker.TenantID](t, "tenant"), name[kbroker.HostID](t, "host")
-		for _, s := range []string{subjects.Super(verb, tenant), subjects.Core(verb, tenant)} {
+		for _, s := range []string{subjects.Super(verb, tenant, "UKEY"), subjects.Core(verb, tenant)} {
 			if v, n, ok := subjects.ParseAPI(s); !ok || v != verb || n != tenant {
 				t.Fatalf("ParseAPI(%q) = %q, %q, %t, want %q, %q", s, v, n, ok, verb, tenant)
 			}
@@ -138,7 +138,7 @@ func TestRequestsComeBackFromTheirSubjects(t *testing.T) {
 			}
 		}
 	})
-	for _, s := range []string{"", "kb.super", "kb.super.deploy", "kb.super..default", "kb.super.deploy.", "kb.core.ps.default.x", "kb.view.h1", "xx.core.ps.default"} {
+	for _, s := range []string{"", "kb.super", "kb.super.deploy", "kb.super..default", "kb.super.deploy.", "kb.super.deploy.default", "kb.super.deploy.default.", "kb.super.deploy.default.k.x", "kb.join.x", "kb.core.ps.default.x", "kb.view.h1", "xx.core.ps.default"} {
 		if v, n, ok := subjects.ParseAPI(s); ok {
 			t.Errorf("ParseAPI(%q) = %q, %q, want none", s, v, n)
 		}
@@ -173,23 +173,25 @@ func TestSubscriptionsAreApart(t *testing.T) {
 		instance := kbroker.InstanceID(string(app) + "-" + string(service) + "-1")
 		_, owned := subjects.Ownership(tenant, app)
 		subscriptions := map[string]string{ // subject: who gets it
-			subjects.Super(verb, tenant):                           subjects.SuperAll(),
-			subjects.Core(verb, tenant):                            subjects.CoreAll(),
-			subjects.View(host):                                    subjects.AllViews,
-			subjects.Report(host):                                  subjects.AllReports,
-			subjects.Heartbeat(host):                               subjects.AllHeartbeats,
-			subjects.Heard:                                         subjects.Heard,
-			subjects.Control(subjects.KeyHead(host)):               subjects.ControlAll,
-			subjects.Changed(subjects.KeyHead(host)):               subjects.ControlChanged,
-			subjects.Status(subjects.KeyReport(host)):              subjects.StatusAll,
-			subjects.AllocatorLease(tenant, app):                   owned,
-			subjects.Control(subjects.KeySuperLease):               subjects.ControlAll,
-			subjects.Status(subjects.KeyStatus(host, tenant, "i")): subjects.StatusAll,
-			subjects.Method(app, service, "greet"):                 subjects.Method(app, service, "greet"),
-			subjects.Host(host, verb):                              subjects.Host(host, verb),
-			subjects.Upload(host, "s1"):                            subjects.Upload(host, "s1"),
-			subjects.Ping(kbroker.Incarnation(instance + ".00")):   subjects.Ping(kbroker.Incarnation(instance + ".00")),
-			subjects.Event(tenant, app, instance):                  subjects.EventAll,
+			subjects.Super(verb, tenant, "UKEY"):                       subjects.SuperAll(),
+			subjects.Join:                                              subjects.Join,
+			subjects.Core(verb, tenant):                                subjects.CoreAll(),
+			subjects.View(host):                                        subjects.AllViews,
+			subjects.Report(host):                                      subjects.AllReports,
+			subjects.Heartbeat(host):                                   subjects.AllHeartbeats,
+			subjects.Heard:                                             subjects.Heard,
+			subjects.Control(subjects.KeyHead(host)):                   subjects.ControlAll,
+			subjects.Changed(subjects.KeyHead(host)):                   subjects.ControlChanged,
+			subjects.Status(subjects.KeyReport(host)):                  subjects.StatusAll,
+			subjects.AllocatorLease(tenant, app):                       owned,
+			subjects.Control(subjects.KeySuperLease):                   subjects.ControlAll,
+			subjects.Status(subjects.KeyStatus(host, tenant, "i")):     subjects.StatusAll,
+			subjects.Method(app, service, "greet"):                     subjects.Method(app, service, "greet"),
+			subjects.Host(host, verb, tenant):                          subjects.Host(host, verb, "*"),
+			subjects.Upload(host, tenant, "s1"):                        subjects.Upload(host, "*", "*"),
+			subjects.Ping(tenant, kbroker.Incarnation(instance+".00")): subjects.Ping(tenant, kbroker.Incarnation(instance+".00")),
+			subjects.Pong(tenant, host, "q"):                           subjects.Pong("*", host, "*"),
+			subjects.Event(tenant, app, instance):                      subjects.EventAll,
 		}
 		for subject, own := range subscriptions {
 			for _, pattern := range subscriptions {

@@ -20,7 +20,7 @@ func TestACoreTellsTheStory(t *testing.T) {
 	write := func(verb string, request any) kbroker.DeployReply {
 		t.Helper()
 		var reply kbroker.DeployReply
-		wait.Until(t, 10*time.Second, func() error { return d.ask(subjects.Super(verb, tenant), request, &reply) })
+		wait.Until(t, 10*time.Second, func() error { return d.ask(subjects.Super(verb, tenant, subjects.NoKey), request, &reply) })
 		return reply
 	}
 	app := shop(t, func(s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello} })
@@ -116,7 +116,7 @@ func TestAPlanAndARollbackOverTheWire(t *testing.T) {
 	var deployed kbroker.DeployReply
 	deploy := kbroker.DeployRequest{App: app, CheckIndex: plan.CheckIndex + 1}
 	wait.Until(t, 10*time.Second, func() error {
-		if err := d.ask(subjects.Super(subjects.VerbDeploy, tenant), deploy, &deployed); !errors.Is(err, kbroker.Refused) {
+		if err := d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), deploy, &deployed); !errors.Is(err, kbroker.Refused) {
 			return fmt.Errorf("deploy of another plan: %v, want refused", err)
 		}
 		return nil
@@ -132,20 +132,20 @@ func TestAPlanAndARollbackOverTheWire(t *testing.T) {
 		return nil
 	})
 	deploy.CheckIndex = plan.CheckIndex
-	if err := d.ask(subjects.Super(subjects.VerbDeploy, tenant), deploy, &deployed); err != nil {
+	if err := d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), deploy, &deployed); err != nil {
 		t.Fatalf("deploy of the plan: %v", err)
 	}
 	// A version whose program nobody uploaded cannot come from a deploy.
 	lost := app
 	lost.Services = slices.Clone(app.Services)
 	lost.Services[0].Artifact = kbroker.Artifact{SHA256: strings.Repeat("e", 64), SizeBytes: 1}
-	if err := d.ask(subjects.Super(subjects.VerbDeploy, tenant), kbroker.DeployRequest{App: lost}, &deployed); !errors.Is(err, kbroker.Invalid) {
+	if err := d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), kbroker.DeployRequest{App: lost}, &deployed); !errors.Is(err, kbroker.Invalid) {
 		t.Errorf("deploy without its program: %v, want invalid", err)
 	}
-	if err := d.ask(subjects.Super(subjects.VerbRollback, tenant), kbroker.RollbackRequest{App: "shop", Version: 9}, &deployed); !errors.Is(err, kbroker.NotFound) {
+	if err := d.ask(subjects.Super(subjects.VerbRollback, tenant, subjects.NoKey), kbroker.RollbackRequest{App: "shop", Version: 9}, &deployed); !errors.Is(err, kbroker.NotFound) {
 		t.Errorf("rollback to what never was: %v, want not found", err)
 	}
-	if err := d.ask(subjects.Super(subjects.VerbRestart, tenant), kbroker.RestartRequest{App: "shop", Request: "r"}, &deployed); err != nil || deployed.Version != 2 {
+	if err := d.ask(subjects.Super(subjects.VerbRestart, tenant, subjects.NoKey), kbroker.RestartRequest{App: "shop", Request: "r"}, &deployed); err != nil || deployed.Version != 2 {
 		t.Errorf("restart: %+v, %v; want version 2", deployed, err)
 	}
 }

@@ -95,7 +95,7 @@ func (d *desk) run(ctx context.Context) error {
 		{subjects.AllReports, subjects.QueueCore, agentTimeout, d.report},
 		{subjects.AllSigns, subjects.QueueCore, agentTimeout, d.sign},
 		{subjects.CoreAll(), subjects.QueueCore, transferTimeout, d.api},
-		{subjects.Upload(d.cfg.Host, "*"), "", transferTimeout, d.uploads.message},
+		{subjects.Upload(d.cfg.Host, "*", "*"), "", transferTimeout, d.uploads.message},
 	} {
 		sub, err := d.cfg.Conn.QueueSubscribe(s.subject, s.queue, answer(s.timeout, s.handle))
 		if err != nil {

@@ -106,7 +106,7 @@ func TestGuessesDoNotKeepAHostOut(t *testing.T) {
 	hash := sha256.Sum256(secret)
 	made := kbroker.TokenRequest{ID: "abcdefghijkl", Hash: hash[:], Role: kbroker.RoleWorker, TTL: time.Minute}
 	wait.Until(t, 10*time.Second, func() error {
-		return d.ask(subjects.Super(subjects.VerbToken, tenant), made, new(kbroker.TokenReply))
+		return d.ask(subjects.Super(subjects.VerbToken, tenant, subjects.NoKey), made, new(kbroker.TokenReply))
 	})
 	const guesses = 10_000
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -123,7 +123,7 @@ func TestGuessesDoNotKeepAHostOut(t *testing.T) {
 	for n := range guesses {
 		body, err := json.Marshal(guess(n))
 		if err == nil {
-			err = d.nc.PublishRequest(subjects.Super(subjects.VerbJoin, tenant), inbox, body)
+			err = d.nc.PublishRequest(subjects.Join, inbox, body)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -133,7 +133,7 @@ func TestGuessesDoNotKeepAHostOut(t *testing.T) {
 		}
 		var reply kbroker.JoinReply
 		asked := time.Now()
-		err = d.ask(subjects.Super(subjects.VerbJoin, tenant), hostAsks("w1", kbroker.RoleWorker, &kbroker.ShownToken{ID: made.ID, Secret: secret}), &reply)
+		err = d.ask(subjects.Join, hostAsks("w1", kbroker.RoleWorker, &kbroker.ShownToken{ID: made.ID, Secret: secret}), &reply)
 		if took := time.Since(asked); err != nil || !reply.Admitted || took > 3*time.Second {
 			t.Errorf("a host with a token, after %d guesses and within %v: %+v, %v; want it admitted within 3 s", n, took, reply, err)
 		}
@@ -165,7 +165,7 @@ func TestOneTokenAdmitsOneOfManyHosts(t *testing.T) {
 	hash := sha256.Sum256(secret)
 	made := kbroker.TokenRequest{ID: "abcdefghijkl", Hash: hash[:], Role: kbroker.RoleWorker, TTL: time.Minute}
 	wait.Until(t, 10*time.Second, func() error {
-		return d.ask(subjects.Super(subjects.VerbToken, tenant), made, new(kbroker.TokenReply))
+		return d.ask(subjects.Super(subjects.VerbToken, tenant, subjects.NoKey), made, new(kbroker.TokenReply))
 	})
 	const hosts, times = 8, 5
 	inbox := d.nc.NewRespInbox()
@@ -177,7 +177,7 @@ func TestOneTokenAdmitsOneOfManyHosts(t *testing.T) {
 		for n := range hosts {
 			body, err := json.Marshal(hostAsks(kbroker.HostID(fmt.Sprintf("w%d", n)), kbroker.RoleWorker, &kbroker.ShownToken{ID: made.ID, Secret: secret}))
 			if err == nil {
-				err = d.nc.PublishMsg(&nats.Msg{Subject: subjects.Super(subjects.VerbJoin, tenant), Reply: inbox, Data: body})
+				err = d.nc.PublishMsg(&nats.Msg{Subject: subjects.Join, Reply: inbox, Data: body})
 			}
 			if err != nil {
 				t.Fatal(err)

@@ -52,7 +52,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	l.counters.tally.Store(&tally{epoch: lease.Epoch()})
 	defer l.counters.tally.Store(nil)
 	commands := make(chan *nats.Msg, maxCommands)
-	for _, asked := range []string{subjects.SuperAll(), subjects.AllDemands} {
+	for _, asked := range []string{subjects.SuperAll(), subjects.Join, subjects.AllDemands} {
 		sub, err := l.cfg.Conn.Subscribe(asked, func(m *nats.Msg) {
 			if t.turnAway(m) {
 				return

@@ -50,10 +50,10 @@ func TestMetricsFollowTheLead(t *testing.T) {
 
 	var deployed kbroker.DeployReply
 	app := shop(t, func(s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello} })
-	if err := d.ask(subjects.Super(subjects.VerbDeploy, tenant), kbroker.DeployRequest{App: app}, &deployed); err != nil {
+	if err := d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), kbroker.DeployRequest{App: app}, &deployed); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.ask(subjects.Super(subjects.VerbStop, tenant), kbroker.StopRequest{App: "none"}, &deployed); !errors.Is(err, kbroker.NotFound) {
+	if err := d.ask(subjects.Super(subjects.VerbStop, tenant, subjects.NoKey), kbroker.StopRequest{App: "none"}, &deployed); !errors.Is(err, kbroker.NotFound) {
 		t.Fatalf("stop of an app that is not there: %v, want not found", err)
 	}
 	before := m

@@ -113,7 +113,7 @@ func TestDeployReachesTheHostsView(t *testing.T) {
 	app := shop(t, func(s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello} })
 	var deployed kbroker.DeployReply
 	wait.Until(t, 10*time.Second, func() error {
-		return d.ask(subjects.Super(subjects.VerbDeploy, tenant), kbroker.DeployRequest{App: app}, &deployed)
+		return d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), kbroker.DeployRequest{App: app}, &deployed)
 	})
 	if deployed.Version != 1 {
 		t.Fatalf("deployed %+v, want version 1", deployed)
@@ -176,7 +176,7 @@ func TestDeployReachesTheHostsView(t *testing.T) {
 		}
 		return nil
 	})
-	if err := d.ask(subjects.Super(subjects.VerbStop, tenant), kbroker.StopRequest{App: "none"}, &deployed); !errors.Is(err, kbroker.NotFound) {
+	if err := d.ask(subjects.Super(subjects.VerbStop, tenant, subjects.NoKey), kbroker.StopRequest{App: "none"}, &deployed); !errors.Is(err, kbroker.NotFound) {
 		t.Errorf("stop of an app that is not there: %v, want not found", err)
 	}
 }
@@ -215,8 +215,8 @@ func TestUnknownTenantsAreRefused(t *testing.T) {
 	begin := kbroker.ArtifactBegin{SHA256: hex.EncodeToString(make([]byte, 32)), SizeBytes: 1}
 	app := shop(t, func(s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello} })
 	for subject, request := range map[string]any{
-		subjects.Core(subjects.VerbArtifactBegin, "junk"): begin,
-		subjects.Super(subjects.VerbDeploy, "junk"):       kbroker.DeployRequest{App: app},
+		subjects.Core(subjects.VerbArtifactBegin, "junk"):           begin,
+		subjects.Super(subjects.VerbDeploy, "junk", subjects.NoKey): kbroker.DeployRequest{App: app},
 	} {
 		wait.Until(t, 10*time.Second, func() error {
 			if err := d.ask(subject, request, &nothing); !errors.Is(err, kbroker.NotFound) {
@@ -255,7 +255,7 @@ func TestUploadIsVisibleOnlyWhole(t *testing.T) {
 	wait.Until(t, 10*time.Second, func() error {
 		return d.ask(subjects.Core(subjects.VerbArtifactBegin, tenant), begin, &session)
 	})
-	to := subjects.Upload(session.Core, session.Session)
+	to := subjects.Upload(session.Core, tenant, session.Session)
 	chunk := func(subject string, offset int, data []byte) error {
 		var r kbroker.ArtifactChunkReply
 		return d.send(&nats.Msg{Subject: subject, Data: data, Header: nats.Header{subjects.HeaderOffset: {strconv.Itoa(offset)}}}, &r)
@@ -306,7 +306,7 @@ func TestUploadIsVisibleOnlyWhole(t *testing.T) {
 	if err := d.ask(subjects.Core(subjects.VerbArtifactBegin, tenant), begin, &session); err != nil {
 		t.Fatal(err)
 	}
-	to = subjects.Upload(session.Core, session.Session)
+	to = subjects.Upload(session.Core, tenant, session.Session)
 	for at := 0; at < len(content); at += kbroker.ArtifactChunkBytes {
 		if err := chunk(to, at, content[at:at+kbroker.ArtifactChunkBytes]); err != nil {
 			t.Fatal(err)

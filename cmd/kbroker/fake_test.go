@@ -63,12 +63,12 @@ func newFakeCore(t testing.TB) *fakeCore {
 	}
 	conn := srv.Connect(t)
 	for subject, handle := range map[string]func(*nats.Msg) (any, error){
-		subjects.CoreAll():                         f.core,
-		subjects.SuperAll():                        f.super,
-		subjects.Upload("h1", "*"):                 f.chunk,
-		subjects.Host("h1", subjects.VerbLogs):     f.logs,
-		subjects.Host("h1", subjects.VerbCheckup):  f.checkup,
-		subjects.Method("hello", "hello", "greet"): f.greet,
+		subjects.CoreAll():                             f.core,
+		subjects.SuperAll():                            f.super,
+		subjects.Upload("h1", "*", "*"):                f.chunk,
+		subjects.Host("h1", subjects.VerbLogs, "*"):    f.logs,
+		subjects.Host("h1", subjects.VerbCheckup, "*"): f.checkup,
+		subjects.Method("hello", "hello", "greet"):     f.greet,
 	} {
 		if _, err := conn.Subscribe(subject, func(m *nats.Msg) {
 			f.mu.Lock()

@@ -22,6 +22,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/pki"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 const (
@@ -80,19 +81,41 @@ func (t Target) Secure() ([]nats.Option, error) {
 	return append(own, nats.Secure(pki.Client(roots, time.Now))), nil
 }
 
-// identify are the options that show the credential.
-func (t Target) identify() ([]nats.Option, error) {
+// Key is the public one of the credential; subjects.NoKey without one.
+func (t Target) Key() (string, error) {
+	c, err := t.credential()
+	if err != nil || c == nil {
+		return subjects.NoKey, err
+	}
+	return c.Key(), nil
+}
+
+// credential is the one that is shown; nil: none.
+func (t Target) credential() (*credential.Credential, error) {
 	switch {
 	case t.CredentialFile != "":
-		return credential.FileOptions(t.CredentialFile)
+		c, err := credential.Load(t.CredentialFile)
+		return &c, err
 	case t.Credential != "":
 		c, err := credential.Parse([]byte(t.Credential))
 		if err != nil {
 			return nil, kbroker.Errorf(kbroker.Invalid, "the credential from %s: %v", t.Source, err)
 		}
-		return c.Options(), nil
+		return &c, nil
 	}
 	return nil, nil
+}
+
+// identify are the options that show the credential.
+func (t Target) identify() ([]nats.Option, error) {
+	if t.CredentialFile != "" {
+		return credential.FileOptions(t.CredentialFile)
+	}
+	c, err := t.credential()
+	if err != nil || c == nil {
+		return nil, err
+	}
+	return c.Options(), nil
 }
 
 func (t Target) unreachable(servers []string, err error) error {

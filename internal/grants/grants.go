@@ -3,8 +3,13 @@
 //
 //	operator          trusted by all servers
 //	  SYS             the servers' own account
-//	  kbroker         control and applications
-//	    role keys     one per role: whom they sign has the permissions of the role
+//	  control         cores and workers; everything that is stored
+//	  gate            who shows no credential
+//	  tenant T        its applications and its people
+//	    role keys     in each account, one per role: whom they sign has its permissions
+//
+// Nothing of JetStream is in a tenant's account, and what crosses from one account to
+// another is in accounts.go.
 //
 // All keys but those of users are made of one secret, which every core has: so each
 // of them alone makes the same accounts and signs credentials, whatever is down, and
@@ -17,11 +22,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
+
+	"github.com/kbroker/kbroker"
 )
 
 // SecretSize is that of a cluster's secret, in bytes.
@@ -34,42 +42,60 @@ func NewSecret() []byte {
 	return secret
 }
 
-// Names of the accounts, for people.
-const (
-	systemName = "SYS"
-	mainName   = "kbroker"
-)
-
 // Authority signs for a cluster. Safe for concurrent use.
 type Authority struct {
-	operator nkeys.KeyPair
-	system   nkeys.KeyPair
-	main     nkeys.KeyPair
-	gate     nkeys.KeyPair
-	roles    map[Role]nkeys.KeyPair
-	public   map[nkeys.KeyPair]string
+	operator key
+	system   key
+	gate     key // of the user whom all are who show no credential
+	accounts []account
 }
 
-// New derives the keys of a cluster from its secret. One that was rescued has that of
-// the lost one, and so the same accounts.
-func New(secret []byte) (*Authority, error) {
+// key is one with its public half.
+type key struct {
+	nkeys.KeyPair
+	public string
+}
+
+// account is one of those that have users of a role.
+type account struct {
+	key
+	name   string
+	tenant kbroker.TenantID // empty: none
+	roles  map[Role]key
+}
+
+// New derives the keys of a cluster from its secret: the default tenant is there
+// without being named. One that was rescued has the secret of the lost one, and so the
+// same accounts.
+func New(secret []byte, tenants ...kbroker.TenantID) (*Authority, error) {
 	if len(secret) != SecretSize {
 		return nil, fmt.Errorf("a secret of %d bytes, want %d", len(secret), SecretSize)
 	}
-	a := &Authority{roles: map[Role]nkeys.KeyPair{}, public: map[nkeys.KeyPair]string{}}
 	var all error
-	derive := func(prefix nkeys.PrefixByte, name string) nkeys.KeyPair {
-		k, public, err := derive(secret, prefix, name)
+	derive := func(prefix nkeys.PrefixByte, name string) key {
+		k, err := derive(secret, prefix, name)
 		all = errors.Join(all, err)
-		a.public[k] = public
 		return k
 	}
-	a.operator = derive(nkeys.PrefixByteOperator, "operator")
-	a.system = derive(nkeys.PrefixByteAccount, "account "+systemName)
-	a.main = derive(nkeys.PrefixByteAccount, "account "+mainName)
-	a.gate = derive(nkeys.PrefixByteUser, "gate")
-	for role := range roles {
-		a.roles[role] = derive(nkeys.PrefixByteAccount, "role "+string(role))
+	a := &Authority{
+		operator: derive(nkeys.PrefixByteOperator, "operator"),
+		system:   derive(nkeys.PrefixByteAccount, "account "+systemName),
+		gate:     derive(nkeys.PrefixByteUser, "gate"),
+	}
+	add := func(name string, tenant kbroker.TenantID, roles []Role) {
+		acc := account{key: derive(nkeys.PrefixByteAccount, "account "+name), name: name, tenant: tenant, roles: map[Role]key{}}
+		for _, role := range roles {
+			acc.roles[role] = derive(nkeys.PrefixByteAccount, "role "+string(role)+" of "+name)
+		}
+		a.accounts = append(a.accounts, acc)
+	}
+	add(controlName, "", []Role{Core, Worker})
+	add(gateName, "", []Role{Gate})
+	for _, t := range tenants {
+		all = errors.Join(all, kbroker.CheckName("tenant", string(t)))
+	}
+	for _, t := range append([]kbroker.TenantID{kbroker.DefaultTenant}, tenants...) {
+		add(tenantName+string(t), t, []Role{Instance, Allocator, Viewer, Deployer, Operator, Admin})
 	}
 	if all != nil {
 		return nil, fmt.Errorf("derive the keys of a cluster: %w", all)
@@ -78,60 +104,35 @@ func New(secret []byte) (*Authority, error) {
 }
 
 // derive makes a key by HKDF (RFC 5869) with SHA-256: its name is the info.
-func derive(secret []byte, prefix nkeys.PrefixByte, name string) (key nkeys.KeyPair, public string, err error) {
+func derive(secret []byte, prefix nkeys.PrefixByte, name string) (key, error) {
 	raw, err := hkdf.Key(sha256.New, secret, nil, "kbroker "+name, 32)
 	if err != nil {
-		return nil, "", err
+		return key{}, err
 	}
 	seed, err := nkeys.EncodeSeed(prefix, raw)
 	if err != nil {
-		return nil, "", err
+		return key{}, err
 	}
-	if key, err = nkeys.FromSeed(seed); err != nil {
-		return nil, "", err
+	pair, err := nkeys.FromSeed(seed)
+	if err != nil {
+		return key{}, err
 	}
-	public, err = key.PublicKey()
-	return key, public, err
+	public, err := pair.PublicKey()
+	return key{pair, public}, err
 }
 
-// System is the public key of SYS, Main that of the account of control and
-// applications: how servers name them, and their directories.
-func (a *Authority) System() string { return a.public[a.system] }
-func (a *Authority) Main() string   { return a.public[a.main] }
+// System is the public key of SYS, Control that of the account of cores and workers:
+// how servers name them, and their directories.
+func (a *Authority) System() string  { return a.system.public }
+func (a *Authority) Control() string { return a.accounts[0].public }
 
 // Operator is what servers trust.
 func (a *Authority) Operator() (*jwt.OperatorClaims, error) {
-	o := jwt.NewOperatorClaims(a.public[a.operator])
+	o := jwt.NewOperatorClaims(a.operator.public)
 	o.Name, o.SystemAccount = "kbroker", a.System()
 	_, err := o.Encode(a.operator) // which completes it
 	return o, err
 }
-
-// Accounts are the claims of all accounts, by public key. revoked are users of Main
-// that are out, by public key, with the time up to which what was signed for them is.
-func (a *Authority) Accounts(revoked map[string]time.Time) map[string]*jwt.AccountClaims {
-	system := jwt.NewAccountClaims(a.System())
-	system.Name = systemName
-	main := jwt.NewAccountClaims(a.Main())
-	main.Name = mainName
-	main.Limits.JetStreamLimits = jwt.JetStreamLimits{
-		MemoryStorage: jwt.NoLimit, DiskStorage: jwt.NoLimit, Streams: jwt.NoLimit, Consumer: jwt.NoLimit, MaxAckPending: jwt.NoLimit,
-		MemoryMaxStreamBytes: jwt.NoLimit, DiskMaxStreamBytes: jwt.NoLimit,
-	}
-	for role, permissions := range roles {
-		scope := jwt.NewUserScope()
-		scope.Key, scope.Role = a.public[a.roles[role]], string(role)
-		scope.Template = permissions.template()
-		main.SigningKeys.AddScopedSigner(scope)
-	}
-	for user, at := range revoked {
-		main.RevokeAt(user, at)
-	}
-	return map[string]*jwt.AccountClaims{a.System(): system, a.Main(): main}
-}
-
-// Encode signs the claims of an account.
-func (a *Authority) Encode(c *jwt.AccountClaims) (string, error) { return c.Encode(a.operator) }
 
 // User is whom a credential is for. What a role's permissions do not need is empty.
 type User struct {
@@ -149,11 +150,15 @@ func (a *Authority) Sign(u User, now time.Time) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("there is no role %q", u.Role)
 	}
+	acc, role, err := a.of(u)
+	if err != nil {
+		return "", err
+	}
 	if !nkeys.IsValidPublicUserKey(u.Key) {
 		return "", fmt.Errorf("%q is not the public key of a user", u.Key)
 	}
 	c := jwt.NewUserClaims(u.Key)
-	c.Name, c.IssuerAccount = u.Name, a.Main()
+	c.Name, c.IssuerAccount = u.Name, acc.public
 	if u.Life > 0 {
 		c.Expires = now.Add(u.Life).Unix()
 	}
@@ -170,7 +175,29 @@ func (a *Authority) Sign(u User, now time.Time) (string, error) {
 		}
 	}
 	c.SetScoped(true)
-	return c.Encode(a.roles[u.Role])
+	return c.Encode(role)
+}
+
+// of is the account of a user, and the key of its role there.
+func (a *Authority) of(u User) (account, key, error) {
+	for _, acc := range a.accounts {
+		if role, ok := acc.roles[u.Role]; ok && (acc.tenant == "" || slices.Equal(u.Tags[TagTenant], []string{string(acc.tenant)})) {
+			return acc, role, nil
+		}
+	}
+	return account{}, key{}, fmt.Errorf("there is no account for role %s of tenant %q", u.Role, u.Tags[TagTenant])
+}
+
+// issuer is the account and the role whose key has signed a credential.
+func (a *Authority) issuer(c *jwt.UserClaims) (account, Role, bool) {
+	for _, acc := range a.accounts {
+		for role, k := range acc.roles {
+			if c.Issuer == k.public && c.IssuerAccount == acc.public {
+				return acc, role, true
+			}
+		}
+	}
+	return account{}, "", false
 }
 
 // Renew signs a credential that still holds again, for another life from now on; only
@@ -180,19 +207,17 @@ func (a *Authority) Renew(signed string, now time.Time, life time.Duration) (str
 	if err != nil {
 		return "", fmt.Errorf("not a credential: %w", err)
 	}
-	for role, key := range a.roles {
-		switch {
-		case c.Issuer != a.public[key]:
-			continue
-		case c.IssuerAccount != a.Main() || c.Expires == 0:
-			return "", fmt.Errorf("a credential of a %s is not renewed", role)
-		case !now.Before(time.Unix(c.Expires, 0)):
-			return "", fmt.Errorf("it ended at %s", time.Unix(c.Expires, 0).UTC().Format(time.RFC3339))
-		}
-		c.Expires = now.Add(life).Unix()
-		return c.Encode(key)
+	acc, role, ok := a.issuer(c)
+	switch {
+	case !ok:
+		return "", errors.New("it is not of this cluster")
+	case c.Expires == 0:
+		return "", fmt.Errorf("a credential of a %s is not renewed", role)
+	case !now.Before(time.Unix(c.Expires, 0)):
+		return "", fmt.Errorf("it ended at %s", time.Unix(c.Expires, 0).UTC().Format(time.RFC3339))
 	}
-	return "", errors.New("it is not of this cluster")
+	c.Expires = now.Add(life).Unix()
+	return c.Encode(acc.roles[role])
 }
 
 // Signed is what was signed for a start of an instance: on which host, for which key,
@@ -202,7 +227,7 @@ func (a *Authority) Signed(credential string) (host, key string, until time.Time
 	if err != nil {
 		return "", "", until, fmt.Errorf("not a credential: %w", err)
 	}
-	if c.Issuer != a.public[a.roles[Instance]] && c.Issuer != a.public[a.roles[Allocator]] {
+	if _, role, _ := a.issuer(c); role != Instance && role != Allocator {
 		return "", "", until, errors.New("it is not that of an instance of this cluster")
 	}
 	for _, t := range c.Tags {
@@ -215,7 +240,7 @@ func (a *Authority) Signed(credential string) (host, key string, until time.Time
 
 // Gate is the credential of everybody who shows none: all cores make the same user.
 func (a *Authority) Gate() (string, error) {
-	return a.Sign(User{Role: Gate, Name: "nobody", Key: a.public[a.gate]}, time.Now())
+	return a.Sign(User{Role: Gate, Name: "nobody", Key: a.gate.public}, time.Now())
 }
 
 // SignSystem makes the credential of a user of SYS.

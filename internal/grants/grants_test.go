@@ -51,7 +51,7 @@ func plain(role grants.Role) map[string][]string {
 
 func authority(t testing.TB) *grants.Authority {
 	t.Helper()
-	g, err := grants.New(make([]byte, grants.SecretSize))
+	g, err := grants.New(make([]byte, grants.SecretSize), "other", "a--b", "tag")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +116,25 @@ func TestSignRefusesWhatIsNotAPartOfASubject(t *testing.T) {
 	}
 }
 
+func TestATenantNeedsAnAccount(t *testing.T) {
+	for tenant, want := range map[kbroker.TenantID]bool{"other": true, "": false, "a.b": false, "A": false} {
+		g, err := grants.New(make([]byte, grants.SecretSize), tenant)
+		if (err == nil) != want {
+			t.Errorf("an authority with tenant %q: %v", tenant, err)
+		}
+		if err != nil {
+			continue
+		}
+		tags := plain(grants.Viewer)
+		for name, want := range map[string]bool{"default": true, "other": true, "third": false} {
+			tags[grants.TagTenant] = []string{name}
+			if _, err := g.Sign(grants.User{Role: grants.Viewer, Name: "n", Key: userKey(t), Tags: tags}, time.Now()); (err == nil) != want {
+				t.Errorf("a viewer of tenant %s: %v, want it signed: %t", name, err, want)
+			}
+		}
+	}
+}
+
 func TestSignRefusesOtherKeysAndRoles(t *testing.T) {
 	g, key := authority(t), userKey(t)
 	account, err := nkeys.CreateAccount()
@@ -157,7 +176,9 @@ func TestPermissionsAreAsWideAsTheirTemplates(t *testing.T) {
 		role := rapid.SampledFrom(slices.Sorted(maps.Keys(tagsOf))).Draw(t, "role")
 		tags := plain(role)
 		for _, tag := range tagsOf[role] {
-			if v := odd.Draw(t, tag); tokensOf(tag) == 1 {
+			if v := odd.Draw(t, tag); tag == grants.TagTenant {
+				tags[tag] = []string{rapid.SampledFrom([]string{"default", "other", "a--b", "tag", v}).Draw(t, "tenant")}
+			} else if tokensOf(tag) == 1 {
 				tags[tag] = []string{v}
 			} else if tag == grants.TagCall || !rapid.Bool().Draw(t, "plain") {
 				tags[tag] = []string{v + "." + odd.Draw(t, tag)}
@@ -205,22 +226,16 @@ func TestPermissionsAreAsWideAsTheirTemplates(t *testing.T) {
 // templatesOf are the subjects of all roles, as they stand in the account.
 func templatesOf(t *testing.T, g *grants.Authority) map[grants.Role][]string {
 	t.Helper()
-	account := g.Accounts(nil)[g.Main()]
-	if account == nil {
-		t.Fatal("there is no account of control and applications")
-	}
 	all := map[grants.Role][]string{}
-	for _, key := range account.SigningKeys.Keys() {
-		scope, ok := account.SigningKeys.GetScope(key)
-		u, isUser := scope.(*jwt.UserScope)
-		if !ok || !isUser {
-			t.Fatalf("key %s signs without a role", key)
-		}
+	for _, u := range scopesOf(t, g) {
 		role := grants.Role(u.Role)
 		if u.Template.BearerToken != (role == grants.Gate) { // whose key proves nothing
 			t.Errorf("%s: that nobody needs the key is %t", role, u.Template.BearerToken)
 		}
-		all[role] = slices.Concat(u.Template.Pub.Allow, u.Template.Sub.Allow)
+		had := all[role]
+		if all[role] = slices.Concat(u.Template.Pub.Allow, u.Template.Sub.Allow); had != nil && !slices.Equal(had, all[role]) {
+			t.Errorf("%s has other permissions in one account than in another", role)
+		}
 		for _, s := range all[role] {
 			// The servers also know these, which nothing bounds.
 			if strings.Contains(s, "name()") {
@@ -230,6 +245,25 @@ func templatesOf(t *testing.T, g *grants.Authority) map[grants.Role][]string {
 		// An empty list of what is allowed allows everything.
 		if len(u.Template.Pub.Allow) == 0 || len(u.Template.Sub.Allow) == 0 {
 			t.Errorf("%s may publish %q and subscribe %q: an empty list means everything", role, u.Template.Pub.Allow, u.Template.Sub.Allow)
+		}
+	}
+	return all
+}
+
+// scopesOf are the roles of all accounts.
+func scopesOf(t *testing.T, g *grants.Authority) (all []*jwt.UserScope) {
+	t.Helper()
+	for public, account := range g.Accounts(nil) {
+		for _, key := range account.SigningKeys.Keys() {
+			scope, ok := account.SigningKeys.GetScope(key)
+			u, isUser := scope.(*jwt.UserScope)
+			if !ok || !isUser {
+				t.Fatalf("key %s signs without a role in account %s", key, account.Name)
+			}
+			all = append(all, u)
+		}
+		if want := public == g.System(); (len(account.SigningKeys) == 0) != want {
+			t.Errorf("account %s has %d roles", account.Name, len(account.SigningKeys))
 		}
 	}
 	return all

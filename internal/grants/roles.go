@@ -50,7 +50,7 @@ const (
 // test of its own knows them by heart.
 var roles = map[Role]permissions{
 	Core:      {publish: []string{">"}, subscribe: []string{">"}},
-	Gate:      {publish: []string{subjects.Super(subjects.VerbJoin, "*")}, bearer: true},
+	Gate:      {publish: []string{subjects.Join}, bearer: true},
 	Worker:    worker,
 	Instance:  instance,
 	Allocator: allocator,
@@ -68,7 +68,7 @@ var (
 			subjects.Sign(kbroker.HostID(tag(TagHost))), subjects.Core(subjects.VerbArtifactGet, "*"), subjects.AllPings,
 		},
 		subscribe: []string{
-			subjects.Host(kbroker.HostID(tag(TagHost)), "*"),
+			subjects.Host(kbroker.HostID(tag(TagHost)), "*", "*"), subjects.Pong("*", kbroker.HostID(tag(TagHost)), "*"),
 			subjects.Changed(subjects.KeyPlacements(kbroker.HostID(tag(TagHost)))),
 		},
 		answers: true,
@@ -77,9 +77,10 @@ var (
 		tags: []string{TagTenant, TagHost, TagApp, TagService, TagInstance, TagIncarnation},
 		publish: []string{
 			subjects.Core(subjects.VerbPlacement, kbroker.TenantID(tag(TagTenant))), subjects.Renew,
+			subjects.Pong(kbroker.TenantID(tag(TagTenant)), kbroker.HostID(tag(TagHost)), "*"),
 		},
 		subscribe: []string{
-			subjects.Ping(kbroker.Incarnation(tag(TagIncarnation))),
+			subjects.Ping(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.Changed(subjects.KeyPlacement(kbroker.HostID(tag(TagHost)), kbroker.TenantID(tag(TagTenant)), kbroker.InstanceID(tag(TagInstance)))),
 		},
 		answers: true,
@@ -118,19 +119,19 @@ var (
 		publish: slices.Concat(
 			reads(subjects.VerbApps, subjects.VerbInstances, subjects.VerbHosts, subjects.VerbStatus, subjects.VerbVersion,
 				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy),
-			[]string{subjects.Host("*", subjects.VerbLogs), subjects.Host("*", subjects.VerbCheckup), subjects.Discovery + ".>"},
+			[]string{
+				subjects.Host("*", subjects.VerbLogs, kbroker.TenantID(tag(TagTenant))), subjects.Host("*", subjects.VerbCheckup, kbroker.TenantID(tag(TagTenant))),
+				subjects.Discovery + ".>",
+			},
 		),
 	}
 	deployer = viewer.and(permissions{publish: slices.Concat(
 		writes(subjects.VerbDeploy, subjects.VerbScale, subjects.VerbStop, subjects.VerbRollback, subjects.VerbRestart),
-		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.AllUploads, subjects.AllMethods},
+		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods},
 	)})
 	operator = deployer.and(permissions{publish: writes(subjects.VerbDrain, subjects.VerbRemove, subjects.VerbMaintain)})
-	// An admin lets hosts in, and may look into all that is stored.
-	admin = operator.and(permissions{publish: slices.Concat(writes(subjects.VerbToken, subjects.VerbRevoke), reads(subjects.VerbTokens), []string{
-		"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.MSG.GET.*",
-		"$JS.FC.>", "$JS.API.DIRECT.GET.>", "$JS.API.CONSUMER.CREATE.>", "$JS.API.CONSUMER.INFO.>", "$JS.API.CONSUMER.DELETE.>", "$JS.API.CONSUMER.MSG.NEXT.>",
-	})})
+	// An admin lets hosts in.
+	admin = operator.and(permissions{publish: slices.Concat(writes(subjects.VerbToken, subjects.VerbRevoke), reads(subjects.VerbTokens))})
 )
 
 func reads(verbs ...string) []string {
@@ -138,7 +139,7 @@ func reads(verbs ...string) []string {
 }
 
 func writes(verbs ...string) []string {
-	return each(verbs, func(v string) string { return subjects.Super(v, kbroker.TenantID(tag(TagTenant))) })
+	return each(verbs, func(v string) string { return subjects.Super(v, kbroker.TenantID(tag(TagTenant)), ownKey) })
 }
 
 func each(names []string, subject func(string) string) []string {
@@ -155,6 +156,9 @@ func ownership(tenant, app string) string {
 }
 
 func tag(name string) string { return "{{tag(" + name + ")}}" }
+
+// ownKey is the key of who has the permission.
+const ownKey = "{{subject()}}"
 
 // permissions are the subjects of a role. All may use the inbox of their own key;
 // none may read that of another. To answer is to publish to the inbox of who asked:
@@ -185,8 +189,8 @@ func (p permissions) template() jwt.UserPermissionLimits {
 	if p.bearer {
 		t.Sub.Allow.Add(subjects.GateInbox + ".>")
 	} else {
-		t.Sub.Allow.Add(subjects.Inbox("{{subject()}}") + ".>")
-		t.Pub.Allow.Add(subjects.Inbox("{{subject()}}") + ".>") // who moves to another server listens to itself
+		t.Sub.Allow.Add(subjects.Inbox(ownKey) + ".>")
+		t.Pub.Allow.Add(subjects.Inbox(ownKey) + ".>") // who moves to another server listens to itself
 	}
 	return t
 }
