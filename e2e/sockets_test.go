@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -32,9 +34,13 @@ func (c *cluster) sockets(processes map[int]string) []socket {
 			}
 		}
 	}
-	raw, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		c.t.Fatalf("read the kernel's sockets: %v", err)
+	var raw []byte
+	for _, of := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		b, err := os.ReadFile(of)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6
+			c.t.Fatalf("read the kernel's sockets: %v", err)
+		}
+		raw = append(raw, b...)
 	}
 	port := func(address string) uint16 {
 		_, hex, _ := strings.Cut(address, ":")
