@@ -11,19 +11,22 @@ type App struct {
 
 // Service is one program of an app.
 type Service struct {
-	Name      ServiceName       `json:"name"`
-	Build     string            `json:"build,omitempty"` // run by the deploying machine, never by hosts
-	Run       string            `json:"run,omitempty"`   // the local file that was uploaded, for display
-	Artifact  Artifact          `json:"artifact"`
-	Args      []string          `json:"args,omitempty"`
-	Env       map[string]string `json:"env,omitempty"`
-	Count     Count             `json:"count"`
-	Resources Resources         `json:"resources"`
-	Health    Health            `json:"health"`
-	Update    Update            `json:"update"`
-	Stop      Stop              `json:"stop"`
-	Spread    string            `json:"spread"`            // "host" or "none": a preference
-	Require   []string          `json:"require,omitempty"` // constraints on host labels: all must hold
+	Name     ServiceName       `json:"name"`
+	Build    string            `json:"build,omitempty"` // run by the deploying machine, never by hosts
+	Run      string            `json:"run,omitempty"`   // the local file that was uploaded, for display
+	Artifact Artifact          `json:"artifact"`
+	Args     []string          `json:"args,omitempty"`
+	Env      map[string]string `json:"env,omitempty"`
+	// Calls are the services of other apps that it may call: "app/service", "app/*" or
+	// "*". Those of its own app it may call without.
+	Calls     []string  `json:"calls,omitempty"`
+	Count     Count     `json:"count"`
+	Resources Resources `json:"resources"`
+	Health    Health    `json:"health"`
+	Update    Update    `json:"update"`
+	Stop      Stop      `json:"stop"`
+	Spread    string    `json:"spread"`            // "host" or "none": a preference
+	Require   []string  `json:"require,omitempty"` // constraints on host labels: all must hold
 	// Restart counts the restarts that were asked for: not a key of the spec,
 	// kept from version to version by super.
 	Restart int `json:"restart,omitempty"`

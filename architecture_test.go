@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"agent":                {"state", "subjects", "internal/credential", "internal/durable"},
 	"allocator":            {"state", "subjects", "internal/ownership", "internal/connect"},
 	"super":                {"state", "subjects", "spec"},
-	"node":                 {"broker", "agent", "allocator", "super", "state", "subjects", "internal/connect", "internal/credential", "internal/durable", "internal/grants", "internal/pki"},
+	"node":                 {"broker", "agent", "allocator", "super", "state", "spec", "subjects", "internal/connect", "internal/credential", "internal/durable", "internal/grants", "internal/pki"},
 	"client":               {"subjects", "internal/connect", "internal/pki"},
 	"sdk":                  {"spec", "subjects", "internal/ownership", "internal/connect", "internal/credential"},
 	"sdk/sdktest":          {"node", "sdk"},

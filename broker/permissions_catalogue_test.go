@@ -17,7 +17,7 @@ import (
 // names in it are
 //
 //	tenant default: app shop with the services web and mail, app bank with service api; tenant other has a shop too
-//	host w1 runs shop-web-1 and shop-allocator-1, host w2 shop-web-2 and bank-api-1; host c1 is a core
+//	host w1 runs shop-web-1 and shop-allocator-1, host w2 shop-web-2, shop-mail-1 and bank-api-1; host c1 is a core
 //	shop-web-1.1 is the incarnation of the matrix, shop-web-1.2 its next start
 //
 // and in a subject <own> is the key of who tries, <another> that of somebody else.
@@ -30,8 +30,8 @@ var (
 	tenants      = []kbroker.TenantID{"default", "other"}
 	hosts        = []kbroker.HostID{"w1", "w2", "c1"}
 	apps         = []kbroker.AppName{"shop", "bank"}
-	instances    = []kbroker.InstanceID{"shop-web-1", "shop-web-2", "shop-allocator-1", "bank-api-1"}
-	incarnations = []kbroker.Incarnation{"shop-web-1.1", "shop-web-1.2", "shop-web-2.1", "shop-allocator-1.1", "bank-api-1.1"}
+	instances    = []kbroker.InstanceID{"shop-web-1", "shop-web-2", "shop-mail-1", "shop-allocator-1", "bank-api-1"}
+	incarnations = []kbroker.Incarnation{"shop-web-1.1", "shop-web-1.2", "shop-web-2.1", "shop-mail-1.1", "shop-allocator-1.1", "bank-api-1.1"}
 )
 
 // streams are those of the cluster: what <stream> in the table of permissions stands for.
@@ -161,7 +161,7 @@ var catalogue = []entry{
 		}
 		return all
 	}()},
-	{"MicroID", []string{"$SRV.PING.shop_web." + subjects.MicroID("shop-web-1.1"), "$SRV.PING.shop_web." + subjects.MicroID("shop-web-2.1"), "$SRV.PING.bank_api." + subjects.MicroID("bank-api-1.1"), "$SRV.INFO.shop_web.*", "$SRV.STATS.shop_web.*", "$SRV.INFO.bank_api.*", "$SRV.STATS.bank_api.*"}},
+	{"MicroID", []string{"$SRV.PING.shop_web." + subjects.MicroID("shop-web-1.1"), "$SRV.PING.shop_web." + subjects.MicroID("shop-web-2.1"), "$SRV.PING.bank_api." + subjects.MicroID("bank-api-1.1"), "$SRV.INFO.shop_web.*", "$SRV.STATS.shop_web.*", "$SRV.PING.shop_mail.*", "$SRV.INFO.shop_mail.*", "$SRV.STATS.shop_mail.*", "$SRV.INFO.bank_api.*", "$SRV.STATS.bank_api.*"}},
 	{"Control", each1(keys, subjects.Control)},
 	{"ControlAll", []string{subjects.ControlAll, "$KV.>", "$KV.*.x", "$KV.other.x"}},
 	{"Changed", each1(keys, subjects.Changed)},

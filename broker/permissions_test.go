@@ -44,7 +44,7 @@ var may = map[string][]string{
 	"worker w1": slices.Concat(answering, []string{
 		"publish kb.{view,report,beat,sign}.w1",
 		"publish kb.core.get.{default,other}",
-		"publish kb.ping.{default,other}.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-allocator-1.1,bank-api-1.1}",
+		"publish kb.ping.{default,other}.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-mail-1.1,shop-allocator-1.1,bank-api-1.1}",
 		"subscribe kb.pong.*.w1.*",
 		"subscribe exactly kb.pong.{*,default,other}.w1.>",
 		"subscribe kb.host.w1.*.*",
@@ -54,7 +54,7 @@ var may = map[string][]string{
 	"worker w2": slices.Concat(answering, []string{
 		"publish kb.{view,report,beat,sign}.w2",
 		"publish kb.core.get.{default,other}",
-		"publish kb.ping.{default,other}.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-allocator-1.1,bank-api-1.1}",
+		"publish kb.ping.{default,other}.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-mail-1.1,shop-allocator-1.1,bank-api-1.1}",
 		"subscribe kb.pong.*.w2.*",
 		"subscribe exactly kb.pong.{*,default,other}.w2.>",
 		"subscribe kb.host.w2.*.*",
@@ -89,6 +89,21 @@ var may = map[string][]string{
 		"subscribe $SRV.{PING,INFO,STATS}.bank_api",
 		"subscribe $SRV.{PING,INFO,STATS}.bank_api.*",
 		"subscribe exactly $SRV.{PING,INFO,STATS}.bank_api.>",
+		"publish kb.renew",
+	}),
+
+	// One whose spec names nothing calls the services of its own app.
+	"instance shop-mail-1, calls its own app": slices.Concat(answering, discovering, []string{
+		"publish svc.{shop.web,shop.mail}.m",
+		"publish kb.core.placement.default",
+		"subscribe kb.ping.default.shop-mail-1.1",
+		"publish kb.pong.default.w2.q",
+		"subscribe kb.changed.place.w2.default.shop-mail-1",
+		"subscribe svc.shop.mail.>",
+		"subscribe $SRV.{PING,INFO,STATS}",
+		"subscribe $SRV.{PING,INFO,STATS}.shop_mail",
+		"subscribe $SRV.{PING,INFO,STATS}.shop_mail.*",
+		"subscribe exactly $SRV.{PING,INFO,STATS}.shop_mail.>",
 		"publish kb.renew",
 	}),
 
@@ -333,6 +348,7 @@ func callers(t *testing.T) []caller {
 		{"worker w2", grants.Worker, map[string][]string{grants.TagHost: {"w2"}}},
 		{"instance shop-web-1, calls all", grants.Instance, of("default", "w1", "shop", "web", "shop-web-1", "*.*")},
 		{"instance bank-api-1, calls shop.web", grants.Instance, of("default", "w2", "bank", "api", "bank-api-1", "shop.web")},
+		{"instance shop-mail-1, calls its own app", grants.Instance, of("default", "w2", "shop", "mail", "shop-mail-1", "shop.*")},
 		{"instance shop-web-1 of tenant other", grants.Instance, of("other", "w1", "shop", "web", "shop-web-1", "*.*")},
 		{"allocator of shop", grants.Allocator, of("default", "w1", "shop", "allocator", "shop-allocator-1", "*.*")},
 		{"viewer", grants.Viewer, tenant},

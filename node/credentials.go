@@ -19,6 +19,7 @@ import (
 	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/internal/pki"
+	"github.com/kbroker/kbroker/spec"
 	"github.com/kbroker/kbroker/subjects"
 	"github.com/kbroker/kbroker/super"
 )
@@ -198,9 +199,23 @@ func (i *identity) signInstance(p kbroker.Placement, r kbroker.SignRequest) (str
 		Role: role, Name: string(r.Incarnation), Key: r.Key, Life: i.life,
 		Tags: map[string][]string{
 			grants.TagTenant: {string(p.Tenant)}, grants.TagHost: {string(p.Host)}, grants.TagApp: {string(p.App)}, grants.TagService: {string(p.Service)},
-			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(r.Incarnation)}, grants.TagCall: {"*.*"},
+			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(r.Incarnation)}, grants.TagCall: callsOf(p),
 		},
 	}, i.now())
+}
+
+// callsOf is what an instance may call, as in subjects.Methods: its own app, and what
+// its spec names. A program that a person runs beside the cluster may call what that
+// person may.
+func callsOf(p kbroker.Placement) []string {
+	calls := []string{string(p.App) + ".*"}
+	for _, c := range p.Spec.Calls {
+		if c == spec.AllServices {
+			c = "*/*"
+		}
+		calls = append(calls, strings.ReplaceAll(c, "/", "."))
+	}
+	return calls
 }
 
 // renews answers the processes that have their credentials signed again, on a

@@ -324,7 +324,7 @@ func (c *call) ended() error {
 // refused is the error of a call that the servers do not let this process make.
 func (c *call) refused() error {
 	e := kbroker.Errorf(kbroker.Refused, "the credential of this process does not allow calls of %s", c.to).
-		WithHint("people need the role deployer; kbroker context ls says who you are")
+		WithHint("the spec of a service names those of other apps that it calls, as in calls: [%s]; people need the role deployer", c.to)
 	e.Executed = kbroker.ExecutedNo
 	if c.sent > 1 {
 		e.Executed = kbroker.ExecutedUnknown // an earlier one was sent by another connection, maybe

@@ -124,8 +124,14 @@ func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 				s.Require = append(s.Require, c)
 			})
 		}},
+		field{name: "calls", read: func(v value) {
+			d.list(v, "a list of services such as bank/ledger", func(item value) {
+				var c string
+				d.text(&c)(item)
+				s.Calls = append(s.Calls, c)
+			})
+		}},
 		field{name: "objects", unsupported: statelessHint},
-		field{name: "calls", unsupported: "remove it: in this build every service may call every other one"},
 		field{name: "on_disconnect", unsupported: "remove it: in this build a service that loses the cluster keeps running"},
 	)
 	if !ok {

@@ -79,6 +79,10 @@ func serviceSchema() schema {
 			"signal": enum("signal that asks it", signals...),
 			"grace":  duration("then the whole process group is killed", DefaultGrace.String()),
 		}),
+		"calls": {
+			"type": "array", "description": "services of other apps that it may call; those of its own app need not be named", "maxItems": MaxCalls, "uniqueItems": true,
+			"items": schema{"type": "string", "pattern": `^(\*|[^/]+/[^/]+)$`, "examples": []string{"bank/ledger", "bank/*"}},
+		},
 		"spread": enum("host: prefer hosts with fewer instances of the service", SpreadHost, SpreadNone),
 		"require": {
 			"type": "array", "description": "constraints on the labels of a host; all must hold", "maxItems": MaxRequire,

@@ -29,6 +29,7 @@ services:
     stop: {signal: SIGINT, grace: 1m}
     spread: none
     require: ["disk == ssd", 'zone != "rack 4"']
+    calls: [mail/smtp, shop/*]
   audit:
     artifact:
       path: bin/audit
@@ -64,6 +65,7 @@ func TestParse(t *testing.T) {
 		Stop:      kbroker.Stop{Signal: "SIGINT", Grace: time.Minute},
 		Spread:    "none",
 		Require:   []string{"disk == ssd", `zone != "rack 4"`},
+		Calls:     []string{"mail/smtp", "shop/*"},
 	}, teller}}
 	if !reflect.DeepEqual(app, want) {
 		t.Errorf("parsed\n%+v\nwant\n%+v", app, want)
@@ -129,8 +131,13 @@ func TestParseFindings(t *testing.T) {
 		{"an alias without an anchor", in("env: *e"), []string{`4:10: there is no anchor "e"`}, "&NAME"},
 		{"an anchor in itself", in("env: &e {A: *e}"), []string{`4:17: services.a.env.A is a mapping, want text`}, ""},
 
+		{"a call of an app", in("calls: [bank]"), []string{`4:13: services.a.calls[0] is "bank", want an app and a service`}, "app/*"},
+		{"a call of no name", in("calls: [bank/*, ba*k/x]"), []string{`4:21: app name "ba*k" is not valid`}, ""},
+		{"a call of two services", in("calls: [bank/a/b]"), []string{`4:13: service name "a/b" is not valid`}, ""},
+		{"a call twice", in("calls: [bank/a, bank/a]"), []string{`4:21: services.a.calls[1]: "bank/a" is there twice`}, ""},
+		{"calls that are no list", in("calls: bank/a"), []string{`4:12: services.a.calls is "bank/a", want a list`}, "[item, item]"},
+
 		{"objects", in("objects: [account]"), []string{`4:5: key "objects" is not supported by this build`}, "remove it"},
-		{"calls", in("calls: [a/b]"), []string{`4:5: key "calls" is not supported by this build`}, "remove it"},
 		{"on_disconnect", in("on_disconnect: stop"), []string{`4:5: key "on_disconnect" is not supported`}, ""},
 		{"an allocator policy", "name: x\nservices: {a: {run: b}}\nallocator: {policy: pack}\n", []string{`3:1: key "allocator" is not supported`}, "built-in"},
 		{"health over http", in("health: {ready: http}"), []string{`4:21: services.a.health.ready "http" is not supported by this build`}, "alive"},
@@ -299,8 +306,8 @@ func TestDocumentPlacesWhatIsFoundAfterwards(t *testing.T) {
 		"services.ledger.run":           {6, 10},
 		"services.ledger.require[1]":    {15, 30},
 		"services.ledger.artifact.path": {4, 3}, // not in the file: its service
-		"services.audit.artifact.path":  {18, 13},
-		"services.audit.count":          {16, 3}, // a default
+		"services.audit.artifact.path":  {19, 13},
+		"services.audit.count":          {17, 3}, // a default
 		"services.teller":               {3, 11},
 		"name":                          {1, 7},
 		"":                              {1, 1},

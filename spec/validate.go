@@ -19,6 +19,7 @@ const (
 	MaxArgs         = 256
 	MaxEnv          = 256
 	MaxRequire      = 32
+	MaxCalls        = 64
 	MaxStringBytes  = 8 << 10  // one argument, variable, path or command
 	MaxServiceBytes = 32 << 10 // a service as JSON: it is part of each of its placements
 	MaxAppBytes     = 512 << 10
@@ -152,8 +153,36 @@ func (c *checker) service(path string, s *kbroker.Service, uploaded bool) {
 			c.add(at, e.Hint, "%s: %s", label(at), e.Message)
 		}
 	}
+	c.calls(path+".calls", s.Calls)
 	if b, err := json.Marshal(s); err != nil || len(b) > MaxServiceBytes {
 		c.add(path, "shorten its arguments and variables", "%s takes %d bytes, at most %d are allowed", label(path), len(b), MaxServiceBytes)
+	}
+}
+
+// AllServices is the entry of calls that allows all of them, of all apps.
+const AllServices = "*"
+
+func (c *checker) calls(path string, calls []string) {
+	if len(calls) > MaxCalls {
+		c.add(path, `"app/*" allows all services of an app`, "%s has %d services, at most %d are allowed", label(path), len(calls), MaxCalls)
+		return
+	}
+	for i, call := range calls {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		app, service, ok := strings.Cut(call, "/")
+		switch {
+		case call == AllServices:
+		case !ok:
+			c.add(at, `name the service, too: app/service, or "app/*" for all of the app`, "%s is %s, want an app and a service", label(at), quote(call))
+		default:
+			c.name(finding{path: at}, "app", app)
+			if service != AllServices {
+				c.name(finding{path: at}, "service", service)
+			}
+		}
+		if slices.Contains(calls[:i], call) {
+			c.add(at, "", "%s: %s is there twice", label(at), quote(call))
+		}
 	}
 }
 

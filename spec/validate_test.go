@@ -82,6 +82,8 @@ func TestValidateRefuses(t *testing.T) {
 		{"a signal that stops the process", func(a *kbroker.App, s *kbroker.Service) { s.Stop.Signal = "SIGSTOP" }, `signal is "SIGSTOP"`},
 		{"a grace of days", func(a *kbroker.App, s *kbroker.Service) { s.Stop.Grace = 48 * time.Hour }, "grace is 48h"},
 		{"no spread", func(a *kbroker.App, s *kbroker.Service) { s.Spread = "" }, `spread is ""`},
+		{"a broken call", func(a *kbroker.App, s *kbroker.Service) { s.Calls = []string{"x"} }, "calls[0]"},
+		{"too many calls", func(a *kbroker.App, s *kbroker.Service) { s.Calls = make([]string, spec.MaxCalls+1) }, "at most 64"},
 		{"a broken constraint", func(a *kbroker.App, s *kbroker.Service) { s.Require = []string{"x"} }, "require[0]"},
 		{"too many constraints", func(a *kbroker.App, s *kbroker.Service) { s.Require = make([]string, 33) }, "33 constraints"},
 	} {

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/spec"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -273,6 +274,7 @@ func (d *desk) sign(_ context.Context, m *nats.Msg) (any, error) {
 // develop signs for a program that runs beside the cluster.
 func (d *desk) develop(_ context.Context, tenant kbroker.TenantID, r kbroker.DevelopRequest) (any, error) {
 	p := kbroker.Placement{Tenant: tenant, App: r.App, Service: r.Service, Instance: r.Instance, Host: developmentHost}
+	p.Spec.Calls = []string{spec.AllServices} // as who runs it may
 	err := errors.Join(kbroker.CheckName("app", string(r.App)), kbroker.CheckName("service", string(r.Service)))
 	if err != nil {
 		return nil, err

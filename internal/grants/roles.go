@@ -42,7 +42,7 @@ const (
 	TagService     = "service"
 	TagInstance    = "instance"
 	TagIncarnation = "incarnation"
-	// TagCall is <app>.<service>, or *.*, that an instance may call.
+	// TagCall is <app>.<service>, <app>.* or *.*, that an instance may call.
 	TagCall = "call"
 )
 
@@ -201,7 +201,7 @@ var (
 	token = regexp.MustCompile(`^[a-z0-9_-]+$`)
 	forms = map[string]*regexp.Regexp{
 		TagIncarnation: regexp.MustCompile(`^[a-z0-9_-]+\.[a-z0-9_-]+$`),
-		TagCall:        regexp.MustCompile(`^([a-z0-9_-]+\.[a-z0-9_-]+|\*\.\*)$`),
+		TagCall:        regexp.MustCompile(`^([a-z0-9_-]+\.([a-z0-9_-]+|\*)|\*\.\*)$`),
 	}
 )
 
