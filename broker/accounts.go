@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,10 +21,14 @@ type accounts struct {
 	grants   *grants.Authority
 	operator *jwt.OperatorClaims
 	claims   map[string]string // of each account, signed, by its public key
-	gate     string            // the credential of who shows none
+	imports  map[string]imports
+	gate     string // the credential of who shows none
 	core     user
 	system   user
 }
+
+// imports are the subjects that an account hears of others, by their public keys.
+type imports map[string][]string
 
 // user is one credential with its key.
 type user struct {
@@ -93,34 +98,54 @@ const (
 
 // Revoke keeps users out, by the public keys of their credentials, with a time after
 // all that was signed for them, and cuts those off who are there. It replaces what was
-// revoked before. Without a server, those that start later know it.
+// revoked before. Without a server, those that start later know it. One call at a time.
 func (b *Broker) Revoke(revoked map[string]time.Time) error {
+	servers, err := b.updateAccounts(revoked)
+	for _, s := range servers {
+		cut, healErr := b.acc.heal(s)
+		if healErr != nil {
+			err = errors.Join(err, fmt.Errorf("nats server %s: %w", s.Name(), healErr))
+		}
+		if cut > 0 {
+			b.cfg.Log.Info("connections that did not hear all they subscribe to were cut; they come back", "server", s.Name(), "connections", cut)
+		}
+	}
+	return err
+}
+
+// updateAccounts has the servers that run take over accounts with these users out.
+func (b *Broker) updateAccounts(revoked map[string]time.Time) (servers []*server.Server, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.acc.revoke(revoked); err != nil {
-		return err
+		return nil, err
 	}
 	for _, s := range []*server.Server{b.core, b.witness} {
 		if s == nil {
 			continue
 		}
-		if err := b.acc.update(s); err != nil {
-			return fmt.Errorf("nats server %s: %w", s.Name(), err)
+		servers = append(servers, s)
+		if updateErr := b.acc.update(s); updateErr != nil {
+			err = errors.Join(err, fmt.Errorf("nats server %s: %w", s.Name(), updateErr))
 		}
 	}
-	return nil
+	return servers, err
 }
 
 // revoke signs the accounts anew.
 func (a *accounts) revoke(revoked map[string]time.Time) error {
-	claims := map[string]string{}
+	claims, all := map[string]string{}, map[string]imports{}
 	for public, c := range a.grants.Accounts(revoked) {
 		var err error
 		if claims[public], err = a.grants.Encode(c); err != nil {
 			return err
 		}
+		all[public] = imports{}
+		for _, i := range c.Imports {
+			all[public][i.Account] = append(all[public][i.Account], string(i.Subject))
+		}
 	}
-	a.claims = claims
+	a.claims, a.imports = claims, all
 	return nil
 }
 
