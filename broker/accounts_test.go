@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
 
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
@@ -194,4 +197,25 @@ func TestAccountsAreApart(t *testing.T) {
 			return nil
 		})
 	})
+}
+
+// TestWhoHasAKey, of a connection that is there, and of one that was.
+func TestWhoHasAKey(t *testing.T) {
+	cfg := configOf(t, "c1", true)
+	h := start(t, cfg)
+	h.awaitReady(30 * time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	viewer := callerNamed(t, "viewer")
+	if v, err := h.Who(ctx, viewer.key); !errors.Is(err, kbroker.NotFound) {
+		t.Errorf("who never came: %+v, %v", v, err)
+	}
+	nc := dialAs(t, cfg.ClientAddr, viewer)
+	for range 2 {
+		v, err := h.Who(ctx, viewer.key)
+		if err != nil || v.Credential != viewer.user.jwt || v.Address != "127.0.0.1" || v.Since.IsZero() {
+			t.Errorf("%+v, %v; want the viewer, from 127.0.0.1", v, err)
+		}
+		nc.Close()
+	}
 }
