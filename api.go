@@ -110,8 +110,8 @@ type DevelopRequest struct {
 	Key         string      `json:"key"`
 }
 
-// RenewRequest is that of a process on subjects.Renew: the credential (a NATS user JWT)
-// that it has, which still holds. The answer is a SignReply.
+// RenewRequest is that of a process on subjects.Renew of its own key: the credential (a
+// NATS user JWT) that it has, which still holds. The answer is a SignReply.
 type RenewRequest struct {
 	Credential string `json:"credential"`
 }
@@ -160,6 +160,8 @@ type Heartbeat struct {
 	Client     string            `json:"client,omitempty"`
 	Route      string            `json:"route,omitempty"`
 	Version    string            `json:"version"`
+	// CredentialLife is how long what this core signs for instances holds.
+	CredentialLife time.Duration `json:"credential_life,omitempty"`
 }
 
 // HeartbeatReply is what each core answers a heartbeat with.

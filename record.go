@@ -137,6 +137,9 @@ type Host struct {
 	// Generation counts the admissions of the name. Whoever carries a lower one,
 	// or that of a removed host, is not a member any more.
 	Generation int `json:"generation,omitempty"`
+	// CredentialLife is how long what this core signs for instances holds, as it said
+	// last.
+	CredentialLife time.Duration `json:"credential_life,omitempty"`
 	// Drain is set while the host gives its instances to others and takes no new
 	// ones.
 	Drain *Drain `json:"drain,omitempty"`
@@ -208,12 +211,18 @@ type Status struct {
 	StartedAt   time.Time     `json:"started_at,omitzero"`
 	Exit        *Exit         `json:"exit,omitempty"`    // the last exit
 	Message     string        `json:"message,omitempty"` // why it is in this state
+	// Credential is, in a report, what was signed for the start that runs (a NATS user
+	// JWT). The core that takes the report stores User in its place: the public key of
+	// it, if it was signed for this host.
+	Credential string `json:"credential,omitempty"`
+	User       string `json:"user,omitempty"`
 }
 
 // Revocation takes a credential back.
 type Revocation struct {
 	User string `json:"user"` // its public key
-	// Until is when it would have ended, and with it this record.
+	// Until is when all has ended that may have been signed for it, and with it this
+	// record.
 	Until time.Time `json:"until"`
 }
 

@@ -24,6 +24,7 @@
 //	agent.lock, agent.json              who holds it
 //	view.json                           the last complete view
 //	artifacts/<sha256>                  executables, verified
+//	over/<public key>                   credentials of starts that are over, until they were taken back
 //	instances/<tenant>/<instance>/      record.json, instance.json, output.log, work/, tmp/
 package agent
 
@@ -66,6 +67,8 @@ type Config struct {
 	Capacity kbroker.Resources
 	// Client and Route are the addresses of a core's broker, for heartbeats.
 	Client, Route string
+	// CredentialLife is how long what this core signs for instances holds; 0 on a worker.
+	CredentialLife time.Duration
 	// Servers returns the URLs that instances connect to, this host's first;
 	// those that the cores tell are added. nil: only those.
 	Servers func() []string

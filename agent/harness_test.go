@@ -140,6 +140,8 @@ type core struct {
 	beats    []kbroker.Heartbeat
 	head     uint64 // told in heartbeat replies; 0: that of view
 	removed  bool   // likewise
+	deaf     bool   // reports are not accepted
+	ended    []string
 	files    map[string][]byte
 	pieces   int
 }
@@ -193,11 +195,15 @@ func (c *core) onReport(m *nats.Msg) any {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.deaf {
+		return kbroker.ReportReply{Number: r.Number}
+	}
 	if r.Number <= c.number {
 		c.refused++
 		return kbroker.ReportReply{Number: c.number}
 	}
 	c.number = r.Number
+	c.ended = append(c.ended, r.Ended...)
 	for _, s := range r.Statuses {
 		c.statuses[s.Instance] = s
 		delete(c.gone, s.Instance)

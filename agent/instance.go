@@ -297,9 +297,9 @@ func (a *Agent) stop(i *instance, act action) {
 func (a *Agent) tidy(ctx context.Context, i *instance, keep bool) {
 	home := a.cfg.Dir.home(i.key)
 	a.work.Go(func() {
-		a.endCredential(home)
-		kept, err := tidyHome(home, keep)
-		if err != nil {
+		err := a.keepOver(home)
+		kept, tidyErr := tidyHome(home, keep)
+		if err = errors.Join(err, tidyErr); err != nil {
 			a.log.Warn("files of an ended instance are left", "instance", i.key.Instance, "err", err)
 		}
 		a.post(ctx, func() {

@@ -99,7 +99,9 @@ func (a *Agent) fork(path string, args []string, r record) (*process, record, er
 			return nil, r, fmt.Errorf("instance directory: %w", err)
 		}
 	}
-	a.endCredential(home) // an earlier agent may not have been heard
+	if err := a.keepOver(home); err != nil {
+		return nil, r, err
+	}
 	own, err := credential.New()
 	if err != nil {
 		return nil, r, err

@@ -35,11 +35,15 @@ func (a *Agent) load() error {
 		if err != nil {
 			return fmt.Errorf("restore instance %s: %w", k.Instance, err)
 		}
-		if inst != nil {
-			a.instances[k] = inst
+		if inst == nil {
+			continue
+		}
+		a.instances[k] = inst
+		if inst.process == nil {
+			a.endCredential(a.cfg.Dir.home(k))
 		}
 	}
-	return nil
+	return a.loadOver()
 }
 
 // restore is load for one instance.

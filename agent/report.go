@@ -25,8 +25,8 @@ const (
 	// doubling to reportRetryMax.
 	reportRetryFirst = 50 * time.Millisecond
 	reportRetryMax   = time.Second
-	// maxReportStatuses bounds one report: with messages of maxMessageBytes it
-	// stays below the broker's payload limit.
+	// maxReportStatuses bounds one report: with messages of maxMessageBytes, and
+	// credentials of a kilobyte, it stays below the broker's payload limit.
 	maxReportStatuses = 100
 	// maxReportEnded likewise, of credentials of a kilobyte.
 	maxReportEnded = 100
@@ -42,10 +42,23 @@ type reporter struct {
 	counters   *counters
 	dirty      chan struct{} // capacity 1
 
+	// forget deletes what is on disk of a credential that was taken back; false: nothing was.
+	forget func(key string) (kept bool)
+
 	mu     sync.Mutex
 	states map[kbroker.StatusKey]*reported
-	// over are credentials of starts that have ended, until a core has taken them back.
-	over map[string]bool
+	// holds are the credentials of the last starts that were signed.
+	holds map[kbroker.StatusKey]held
+	// over are those of starts that have ended, by public key, until a core has taken
+	// them back; back are those of which it has, and which may be heard of again.
+	over map[string]string
+	back map[string]bool
+}
+
+// held is what was signed first for a start.
+type held struct {
+	incarnation kbroker.Incarnation
+	signed      string
 }
 
 // reported is what is to be said of one instance.
@@ -59,7 +72,8 @@ type reported struct {
 func newReporter(cfg Config, counters *counters) *reporter {
 	return &reporter{
 		host: cfg.Host, generation: cfg.Generation, process: cfg.Dir.Process, conn: cfg.Conn, log: cfg.Log, counters: counters,
-		dirty: make(chan struct{}, 1), states: make(map[kbroker.StatusKey]*reported), over: map[string]bool{},
+		dirty: make(chan struct{}, 1), states: make(map[kbroker.StatusKey]*reported),
+		holds: map[kbroker.StatusKey]held{}, over: map[string]string{}, back: map[string]bool{}, forget: cfg.Dir.forgetOver,
 	}
 }
 
@@ -68,12 +82,38 @@ func (r *reporter) set(s kbroker.Status) {
 	r.change(kbroker.StatusKey{Tenant: s.Tenant, Instance: s.Instance}, s, false)
 }
 
-// ended has a credential taken back, which the start of an instance had.
-func (r *reporter) ended(credential string) {
+// signed notes what was signed for a start: the core that hears of it knows whose
+// credential to take back when this host is gone. Renewals change nothing of that.
+func (r *reporter) signed(k kbroker.StatusKey, start kbroker.Incarnation, signed string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.over[credential] = true
+	if r.holds[k].incarnation == start {
+		return
+	}
+	r.holds[k] = held{start, signed}
+	if e := r.states[k]; e != nil {
+		e.version++
+		r.stir()
+	}
+}
+
+// ended has a credential taken back, which the start of an instance had: what was
+// signed for a public key.
+func (r *reporter) ended(key, signed string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.back, key)
+	r.over[key] = signed
 	r.stir()
+}
+
+// takenBack reports, once, that a core has taken back what ended has told of.
+func (r *reporter) takenBack(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	back := r.back[key]
+	delete(r.back, key)
+	return back
 }
 
 // gone notes that nothing is left to say of an instance.
@@ -171,11 +211,11 @@ func (r *reporter) next() (kbroker.ReportRequest, map[kbroker.StatusKey]int) {
 	})
 	keys = keys[:min(len(keys), maxReportStatuses)]
 	req := kbroker.ReportRequest{Host: r.host, Generation: r.generation, Process: r.process}
-	for credential := range r.over {
+	for _, signed := range r.over {
 		if len(req.Ended) == maxReportEnded {
 			break
 		}
-		req.Ended = append(req.Ended, credential)
+		req.Ended = append(req.Ended, signed)
 	}
 	versions := make(map[kbroker.StatusKey]int, len(keys))
 	for _, k := range keys {
@@ -183,20 +223,44 @@ func (r *reporter) next() (kbroker.ReportRequest, map[kbroker.StatusKey]int) {
 		versions[k] = e.version
 		if e.gone {
 			req.Gone = append(req.Gone, k)
-		} else {
-			req.Statuses = append(req.Statuses, e.status)
+			delete(r.holds, k)
+			continue
 		}
+		st := e.status
+		if h := r.holds[k]; st.PID != 0 && h.incarnation == st.Incarnation {
+			st.Credential = h.signed
+		}
+		req.Statuses = append(req.Statuses, st)
 	}
 	return req, versions
 }
 
 // heard notes what a core has accepted; what changed meanwhile stays to be said.
 func (r *reporter) heard(versions map[kbroker.StatusKey]int, ended []string) {
+	var keys []string
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, credential := range ended {
-		delete(r.over, credential)
+	for key, signed := range r.over {
+		if slices.Contains(ended, signed) {
+			delete(r.over, key)
+			keys = append(keys, key)
+		}
 	}
+	r.hear(versions)
+	r.mu.Unlock()
+	for _, key := range keys {
+		if kept := r.forget(key); kept {
+			continue // nobody else knows of it
+		}
+		r.mu.Lock()
+		if _, again := r.over[key]; !again {
+			r.back[key] = true
+		}
+		r.mu.Unlock()
+	}
+}
+
+// hear is heard for statuses; the caller holds mu.
+func (r *reporter) hear(versions map[kbroker.StatusKey]int) {
 	for k, v := range versions {
 		e := r.states[k]
 		if e == nil || e.version != v {

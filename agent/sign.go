@@ -37,6 +37,9 @@ func (a *Agent) signs(ctx context.Context, r record) {
 				err = own.Save(path)
 			}
 		}
+		if err == nil && own.IsSigned() {
+			a.reporter.signed(keyOf(r.Placement), r.Incarnation, own.JWT())
+		}
 		wait := signLook
 		switch {
 		case ctx.Err() != nil:
@@ -67,16 +70,4 @@ func (a *Agent) signed(ctx context.Context, r record, own credential.Credential)
 		Tenant: r.Placement.Tenant, Instance: r.Placement.Instance, Epoch: r.Placement.Epoch, Incarnation: r.Incarnation, Key: own.Key(),
 	}, &reply)
 	return own.Signed(reply.Credential), err
-}
-
-// endCredential has the credential taken back that a start of an instance had whose
-// process is over. It may be called again.
-func (a *Agent) endCredential(home string) {
-	own, err := credential.Load(filepath.Join(home, credsFile))
-	if err != nil || !own.IsSigned() {
-		return
-	}
-	if _, until := own.Holds(); until.IsZero() || time.Now().Before(until) {
-		a.reporter.ended(own.JWT())
-	}
 }

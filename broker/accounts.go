@@ -99,6 +99,10 @@ const (
 // Revoke keeps users out, by the public keys of their credentials, with a time after
 // all that was signed for them, and cuts those off who are there. It replaces what was
 // revoked before. Without a server, those that start later know it. One call at a time.
+//
+// It is not for every moment: each server reads the credentials of all of its clients
+// for it, has no responders on JetStream's API for some milliseconds, and may leave
+// connections deaf, which are cut (deaf.go).
 func (b *Broker) Revoke(revoked map[string]time.Time) error {
 	servers, err := b.updateAccounts(revoked)
 	for _, s := range servers {

@@ -66,7 +66,7 @@ func TestAccountsMeet(t *testing.T) {
 		{instance, subjects.Core(subjects.VerbPlacement, "default"), core, subjects.CoreAll(), subjects.QueueCore},
 		{other, subjects.Core(subjects.VerbPlacement, "other"), core, subjects.CoreAll(), subjects.QueueCore},
 		{callerNamed(t, "allocator of shop"), subjects.Demand("default", "shop"), core, subjects.AllDemands, ""},
-		{instance, subjects.Renew, core, subjects.Renew, subjects.QueueCore},
+		{instance, subjects.Renew(instance.key), core, subjects.AllRenews, subjects.QueueCore},
 		{nobody(t), subjects.Join, core, subjects.Join, ""},
 	} {
 		t.Run(c.asks.name+" asks "+c.subject, func(t *testing.T) {

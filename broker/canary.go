@@ -107,11 +107,28 @@ func (c *canary) read(ctx context.Context) error {
 	return nil
 }
 
+// While a server takes over an account (Revoke), JetStream's API has no responders on it
+// for some milliseconds: who asks, asks again after unansweredPause, for at most
+// unansweredFor.
+const (
+	unansweredPause = 5 * time.Millisecond
+	unansweredFor   = 250 * time.Millisecond
+)
+
 // ask makes one request of the JetStream or the system API.
 func ask(ctx context.Context, conn *nats.Conn, subject string, body []byte, out any) error {
-	reply, err := conn.RequestWithContext(ctx, subject, body)
-	if err != nil {
-		return err
+	for last := time.Now().Add(unansweredFor); ; {
+		reply, err := conn.RequestWithContext(ctx, subject, body)
+		if err == nil {
+			return json.Unmarshal(reply.Data, out)
+		}
+		if !errors.Is(err, nats.ErrNoResponders) || !time.Now().Before(last) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(unansweredPause):
+		}
 	}
-	return json.Unmarshal(reply.Data, out)
 }

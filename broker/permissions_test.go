@@ -76,7 +76,7 @@ var may = map[string][]string{
 		"subscribe $SRV.{PING,INFO,STATS}.shop_web",
 		"subscribe $SRV.{PING,INFO,STATS}.shop_web.*",
 		"subscribe exactly $SRV.{PING,INFO,STATS}.shop_web.>",
-		"publish kb.renew",
+		"publish kb.renew.<own>",
 	}),
 	"instance bank-api-1, calls shop.web": slices.Concat(answering, discovering, []string{
 		"publish svc.shop.web.m",
@@ -89,7 +89,7 @@ var may = map[string][]string{
 		"subscribe $SRV.{PING,INFO,STATS}.bank_api",
 		"subscribe $SRV.{PING,INFO,STATS}.bank_api.*",
 		"subscribe exactly $SRV.{PING,INFO,STATS}.bank_api.>",
-		"publish kb.renew",
+		"publish kb.renew.<own>",
 	}),
 
 	// One whose spec names nothing calls the services of its own app.
@@ -104,7 +104,7 @@ var may = map[string][]string{
 		"subscribe $SRV.{PING,INFO,STATS}.shop_mail",
 		"subscribe $SRV.{PING,INFO,STATS}.shop_mail.*",
 		"subscribe exactly $SRV.{PING,INFO,STATS}.shop_mail.>",
-		"publish kb.renew",
+		"publish kb.renew.<own>",
 	}),
 
 	// One of another tenant has the same within its own. Neither's services, inboxes or
@@ -121,14 +121,14 @@ var may = map[string][]string{
 		"subscribe $SRV.{PING,INFO,STATS}.shop_web",
 		"subscribe $SRV.{PING,INFO,STATS}.shop_web.*",
 		"subscribe exactly $SRV.{PING,INFO,STATS}.shop_web.>",
-		"publish kb.renew",
+		"publish kb.renew.<own>",
 	}),
 
 	// An allocator holds the lease of its own app, reads its spec, and says what it wants.
 	"allocator of shop": slices.Concat(answering, []string{
 		"publish kb.core.{placement,appversion}.default",
 		"publish kb.demand.default.shop",
-		"publish kb.renew",
+		"publish kb.renew.<own>",
 		"publish own.default.shop.lease.alloc",
 		"publish $JS.API.STREAM.MSG.GET.OWN_default_shop",
 		"subscribe kb.ping.default.shop-allocator-1.1",

@@ -34,13 +34,7 @@ func TestAStolenCredentialEndsWithItsInstance(t *testing.T) {
 			break
 		}
 	}
-	connect := func(server string) (*nats.Conn, error) {
-		options, err := thief.Secure()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return nats.Connect(server, append(options, nats.Timeout(time.Second), nats.NoReconnect(), nats.IgnoreDiscoveredServers())...)
-	}
+	connect := func(server string) (*nats.Conn, error) { return connectAs(t, thief, server) }
 	closed := map[string]<-chan nats.Status{}
 	for _, host := range []string{"h1", "h2", "h3"} {
 		server := "nats://" + c.address(host)
@@ -98,5 +92,67 @@ func TestAStolenCredentialEndsWithItsInstance(t *testing.T) {
 	if nc, err := connect(server); err == nil {
 		nc.Close()
 		t.Errorf("%s, which was away, takes the credential", away)
+	}
+}
+
+// connectAs connects to one server alone.
+func connectAs(t *testing.T, target client.Target, server string) (*nats.Conn, error) {
+	t.Helper()
+	options, err := target.Secure()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nats.Connect(server, append(options, nats.Timeout(time.Second), nats.NoReconnect(), nats.IgnoreDiscoveredServers())...)
+}
+
+// TestACredentialEndsWithItsHost: nobody says that what ran on a host is over which is
+// gone for good, and yet its credentials hold on no core when it was removed. While its
+// agent alone is down, they do.
+func TestACredentialEndsWithItsHost(t *testing.T) {
+	needLong(t)
+	c := up(t, 4, "--demo")
+	c.must("scale", "hello", "8")
+	var of *kbroker.InstanceRow
+	for _, r := range c.waitReady(15*time.Second, "hello", "hello", 8, nil) {
+		if string(*r.Host) == "h4" {
+			of = &r
+		}
+	}
+	if of == nil {
+		t.Fatalf("nothing runs on the worker: %s", c.must("ps", "hello"))
+	}
+	thief := c.target()
+	thief.CredentialFile = filepath.Join(t.TempDir(), "stolen.creds")
+	copyFile(t, filepath.Join(c.host("h4"), "instances", "default", string(*of.Instance), "instance.creds"), thief.CredentialFile)
+	cores := []string{"h1", "h2", "h3"}
+	closed := map[string]<-chan nats.Status{}
+	c.kill("h4", true) // what it runs lives, and could have its credential renewed
+	for _, host := range cores {
+		nc, err := connectAs(t, thief, "nats://"+c.address(host))
+		if err != nil {
+			t.Fatalf("while its host is not judged, on %s: %v", host, err)
+		}
+		t.Cleanup(nc.Close)
+		closed[host] = nc.StatusChanged(nats.CLOSED)
+	}
+	wait.Until(t, 20*time.Second, func() error {
+		if out, code := c.try("remove", "h4"); code != 0 {
+			return fmt.Errorf("remove: exit code %d: %s", code, out)
+		}
+		return nil
+	})
+	removed := time.Now()
+	deadline := time.After(revokedWithin)
+	for _, host := range cores {
+		select {
+		case <-closed[host]:
+			t.Logf("RESULT %s: cut %v after the host was removed", host, time.Since(removed).Round(time.Millisecond))
+		case <-deadline:
+			t.Fatalf("%s: connected with the credential of an instance whose host was removed %v ago", host, time.Since(removed))
+		}
+		if nc, err := connectAs(t, thief, "nats://"+c.address(host)); err == nil {
+			nc.Close()
+			t.Errorf("%s takes the credential again", host)
+		}
 	}
 }

@@ -30,7 +30,9 @@ type core struct {
 	id      *identity
 	counted *metrics
 	planner atomic.Pointer[super.Super] // nil until the broker listens
+	revoked *revocations                // users whose credentials were taken back
 	keeping sync.Mutex                  // held while it changes who is kept out
+	told    told                        // guarded by keeping
 	gone    atomic.Bool                 // the host was removed
 	out     atomic.Bool                 // and the others say that it is no member of the broker's group
 }
@@ -59,7 +61,11 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, cou
 	if err != nil {
 		return err
 	}
-	if err := c.broker.Revoke(m.revoked()); err != nil {
+	if c.revoked, err = openRevocations(filepath.Join(dir.Path, revokedFile), c.id.now); err != nil {
+		return err
+	}
+	c.told.until = c.revoked.all()
+	if err := c.broker.Revoke(c.told.until); err != nil {
 		return err
 	}
 	counted.MustRegister(c.broker.Collector())
@@ -74,7 +80,7 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, cou
 	var brokerErr, partsErr error
 	both.Go(func() { _ = c.id.run(brokerCtx, c.expelled) }) // nil
 	both.Go(func() {
-		if err := c.catchUp(brokerCtx); err != nil {
+		if err := c.admitClients(brokerCtx); err != nil {
 			cfg.Log.Error("this core may let in whose credential was taken back", "component", "node", "err", err)
 		}
 	})
@@ -180,9 +186,8 @@ func (c *core) runParts(ctx, beatCtx context.Context, stopBroker, stopBeat func(
 	})
 	err = runAll(ctx, map[string]func(context.Context) error{
 		"agent": a.Run, "super": s.Run,
-		"revoked":     func(ctx context.Context) error { return c.tellsRevoked(ctx, conn) },
 		"revocations": func(ctx context.Context) error { return c.revoke(ctx, s) },
-		"renewals":    func(ctx context.Context) error { return c.id.renews(ctx, conn) },
+		"renewals":    func(ctx context.Context) error { return c.renews(ctx, conn) },
 		"standing": func(ctx context.Context) error {
 			if c.awaitStanding(ctx, removed) {
 				c.gone.Store(true)
@@ -222,8 +227,8 @@ func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 		Look:    c.broker.Look,
 		Admit:   c.id.admit,
 		Sign:    c.id.signInstance,
-		Signed:  c.id.signed,
-		Root:    pki.FingerprintOf(c.id.root),
+		Signed:  c.id.signed, CredentialLife: c.id.life,
+		Root: pki.FingerprintOf(c.id.root),
 	})
 	return a, s, err
 }

@@ -2,11 +2,9 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,8 +18,6 @@ import (
 	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/internal/pki"
 	"github.com/kbroker/kbroker/spec"
-	"github.com/kbroker/kbroker/subjects"
-	"github.com/kbroker/kbroker/super"
 )
 
 // Credentials: a core signs them, for itself and for others, by the secret that all
@@ -218,161 +214,10 @@ func callsOf(p kbroker.Placement) []string {
 	return calls
 }
 
-// renews answers the processes that have their credentials signed again, on a
-// connection of this core, until ctx ends. It needs no store and no leader.
-func (i *identity) renews(ctx context.Context, conn *nats.Conn) error {
-	sub, err := conn.QueueSubscribe(subjects.Renew, subjects.QueueCore, func(m *nats.Msg) {
-		if !subjects.IsInbox(m.Reply) {
-			return
-		}
-		var r kbroker.RenewRequest
-		err := json.Unmarshal(m.Data, &r)
-		var reply kbroker.SignReply
-		if err == nil {
-			reply.Credential, err = i.grants.Renew(r.Credential, i.now(), i.life)
-		}
-		answer := nats.NewMsg(m.Reply)
-		if err != nil {
-			e := kbroker.Errorf(kbroker.Refused, "credential not renewed: %v", err)
-			answer.Header.Set(subjects.HeaderCode, string(e.Code))
-			answer.Data, err = json.Marshal(e)
-		} else {
-			answer.Data, err = json.Marshal(reply)
-		}
-		if err == nil {
-			err = m.RespondMsg(answer)
-		}
-		if err != nil {
-			i.log.Warn("cannot answer", "subject", m.Subject, "err", err)
-		}
-	})
-	if err != nil {
-		return fmt.Errorf("subscribe %s: %w", subjects.Renew, err)
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	<-ctx.Done()
-	return nil
-}
-
 // signed reads what was signed for a start of an instance.
 func (i *identity) signed(credential string) (kbroker.HostID, kbroker.Revocation, error) {
 	host, key, until, err := i.grants.Signed(credential)
 	return kbroker.HostID(host), kbroker.Revocation{User: key, Until: until}, err
-}
-
-// revokeEvery is how often it is looked at which credentials were taken back.
-const revokeEvery = 500 * time.Millisecond
-
-// revokedKept is how much longer than its end a revocation is kept here: clocks differ.
-const revokedKept = 10 * time.Minute
-
-// allRevoked adds what is known now to what was known before, without what has ended.
-// It never takes one back on the word of a store that is behind.
-func allRevoked(now time.Time, known ...map[string]time.Time) map[string]time.Time {
-	all := map[string]time.Time{}
-	for _, some := range known {
-		for user, until := range some {
-			if now.Before(until.Add(revokedKept)) {
-				all[user] = until.UTC() // so that they can be compared
-			}
-		}
-	}
-	return all
-}
-
-// revoke keeps the broker from those whose credentials were taken back, until ctx ends.
-func (c *core) revoke(ctx context.Context, s *super.Super) error {
-	tick := time.NewTicker(revokeEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if err := c.keepOut(s.Revoked()); err != nil {
-			c.cfg.Log.Error("credentials that were taken back still hold here; trying again", "component", "node", "err", err)
-		}
-	}
-}
-
-// keepOut has the broker, and this core's disk, know more users that are out.
-func (c *core) keepOut(more map[string]time.Time) error {
-	c.keeping.Lock()
-	defer c.keeping.Unlock()
-	all := allRevoked(c.id.now(), c.m.revoked(), more)
-	if maps.Equal(all, c.m.revoked()) {
-		return nil
-	}
-	if err := c.broker.Revoke(all); err != nil {
-		return err
-	}
-	if err := c.m.noteRevoked(all); err != nil {
-		c.cfg.Log.Warn("which credentials were taken back is not stored; a restart will ask the other cores", "component", "node", "err", err)
-	}
-	return nil
-}
-
-const (
-	// catchUpWithin is how long a core that starts takes no clients while it asks the
-	// others which credentials were taken back meanwhile.
-	catchUpWithin = 2 * time.Second
-	// catchUpAgain is the pause before one is asked again that does not answer yet.
-	catchUpAgain = 200 * time.Millisecond
-)
-
-// catchUp has the broker know who is to be kept out, then opens it to clients: as this
-// core's disk has it, and every core that answers in time.
-func (c *core) catchUp(ctx context.Context) error {
-	defer c.id.tls.Open()
-	c.m.mu.Lock()
-	others := slices.Clone(c.m.Cores)
-	c.m.mu.Unlock()
-	asking, cancel := context.WithTimeout(ctx, catchUpWithin)
-	defer cancel()
-	answers := make(chan map[string]time.Time, len(others))
-	for _, o := range others {
-		go func() { answers <- c.m.askRevoked(asking, o) }()
-	}
-	var told []map[string]time.Time
-	for range others {
-		told = append(told, <-answers)
-	}
-	select {
-	case <-c.broker.Listening():
-	case <-ctx.Done():
-		return nil
-	}
-	return c.keepOut(allRevoked(c.id.now(), told...))
-}
-
-// askRevoked asks another core which credentials were taken back, until it answers or
-// ctx ends; nil then.
-func (m *membership) askRevoked(ctx context.Context, of kbroker.CoreAddr) map[string]time.Time {
-	for {
-		revoked, err := m.askRevokedOnce(ctx, of)
-		if err == nil {
-			return revoked
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(catchUpAgain):
-		}
-	}
-}
-
-func (m *membership) askRevokedOnce(ctx context.Context, of kbroker.CoreAddr) (revoked map[string]time.Time, err error) {
-	conn, err := m.connectTo(ctx, of.Client)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	reply, err := conn.RequestWithContext(ctx, subjects.Revoked(of.Host), nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask core %s: %w", of.Host, err)
-	}
-	return revoked, json.Unmarshal(reply.Data, &revoked)
 }
 
 // connectTo connects to another core as one.
@@ -394,26 +239,4 @@ func (m *membership) connectTo(ctx context.Context, addr string) (*nats.Conn, er
 		return nil, fmt.Errorf("connect to core %s: %w", addr, err)
 	}
 	return conn, nil
-}
-
-// tellsRevoked answers cores that start, until ctx ends.
-func (c *core) tellsRevoked(ctx context.Context, conn *nats.Conn) error {
-	sub, err := conn.Subscribe(subjects.Revoked(c.m.Host), func(m *nats.Msg) {
-		if !subjects.IsInbox(m.Reply) {
-			return
-		}
-		body, err := json.Marshal(c.m.revoked())
-		if err == nil {
-			err = m.Respond(body)
-		}
-		if err != nil {
-			c.cfg.Log.Warn("cannot answer", "component", "node", "subject", m.Subject, "err", err)
-		}
-	})
-	if err != nil {
-		return fmt.Errorf("subscribe %s: %w", subjects.Revoked(c.m.Host), err)
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	<-ctx.Done()
-	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -444,20 +443,4 @@ func asRoute(addr string, with *tls.Config) (greeted bool, err error) {
 	line := make([]byte, 5)
 	_, err = io.ReadFull(conn, line)
 	return strings.HasPrefix(string(line), "INFO "), err
-}
-
-// TestARevocationIsNotForgotten: a store that is behind knows fewer, and one that has
-// ended is kept for a while longer.
-func TestARevocationIsNotForgotten(t *testing.T) {
-	now := time.Now()
-	at := func(d time.Duration) time.Time { return now.Add(d) }
-	got := allRevoked(now,
-		map[string]time.Time{"a": at(time.Hour), "b": at(-revokedKept), "c": at(-revokedKept + time.Second)},
-		nil,
-		map[string]time.Time{"d": at(time.Minute)},
-	)
-	want := map[string]time.Time{"a": at(time.Hour).UTC(), "c": at(-revokedKept + time.Second).UTC(), "d": at(time.Minute).UTC()}
-	if !maps.Equal(got, want) {
-		t.Errorf("out are %v, want %v", got, want)
-	}
 }

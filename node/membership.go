@@ -57,23 +57,6 @@ type membership struct {
 	// Out are cores that were removed and are no members of the broker's group any
 	// more: they are not believed, from the first moment on.
 	Out []kbroker.HostID `json:"out,omitempty"`
-	// Revoked are the users, of a core's broker, whose credentials were taken back.
-	Revoked map[string]time.Time `json:"revoked,omitempty"`
-}
-
-// revoked are the users whose credentials were taken back; nobody writes to it.
-func (m *membership) revoked() map[string]time.Time {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.Revoked
-}
-
-// noteRevoked remembers them.
-func (m *membership) noteRevoked(revoked map[string]time.Time) error {
-	m.mu.Lock()
-	m.Revoked = revoked
-	m.mu.Unlock()
-	return m.save()
 }
 
 // outs are the cores that are out.

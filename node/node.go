@@ -11,6 +11,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -188,10 +189,14 @@ func newAgent(
 	}
 	labels := agent.DefaultLabels(m.Host, m.Role)
 	maps.Copy(labels, cfg.Labels)
+	life := time.Duration(0)
+	if m.Role != kbroker.RoleWorker {
+		life = cmp.Or(cfg.CredentialLife, credentialLife)
+	}
 	return agent.New(agent.Config{
 		Dir: dir, Host: m.Host, Role: m.Role, Generation: m.Generation, Conn: conn, Labels: labels, Capacity: capacity,
 		Client: m.Client, Route: m.Route, Servers: m.servers, CA: roots, Version: Version, Executable: executable,
-		Times: times, Core: core, Log: cfg.Log.With("component", "agent"),
+		Times: times, Core: core, CredentialLife: life, Log: cfg.Log.With("component", "agent"),
 	})
 }
 

@@ -54,6 +54,9 @@ func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	thief, out := aViewer(t, founder)
+	addRevoked(t, openRevoked(t, filepath.Join(dir("b"), revokedFile), time.Now), map[string]time.Time{out: time.Now().Add(time.Hour)})
+
 	before := listing(t, dir("b"))
 	r := begin(t, dir("b"))
 	if r.Host != "b" || r.ClusterID != founder.ClusterID || !slices.Equal(r.Lost, []kbroker.HostID{"a"}) || r.Ended != nil {
@@ -92,6 +95,9 @@ func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
 	rescued := awaitLeader(t, dir("b"))
 	if rescued.ClusterID != done.ClusterID || !rescued.Founded || len(rescued.Cores) != 0 || rescued.RescuedFrom != founder.ClusterID {
 		t.Errorf("the host is %+v", rescued)
+	}
+	if err := connectTo(rescued, thief); err == nil {
+		t.Error("who was out of the lost cluster is let into the new one")
 	}
 	start(t, Config{Dir: dir("c"), Name: "c", Join: []string{rescued.Client}, TokenFile: newToken(t, rescued, kbroker.RoleCore), Advertise: "127.0.0.1"})
 	awaitCopies(t, rescued, "c")

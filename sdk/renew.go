@@ -64,7 +64,7 @@ func (m *mover) renew(ctx context.Context, l *link, own credential.Credential) (
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewWithin)
 	defer cancel()
-	answer, err := l.conn.RequestWithContext(ctx, subjects.Renew, body)
+	answer, err := l.conn.RequestWithContext(ctx, subjects.Renew(own.Key()), body)
 	if err != nil {
 		return own, fmt.Errorf("ask the cores: %w", err)
 	}

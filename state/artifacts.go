@@ -72,7 +72,7 @@ func (s *Store) Artifacts(ctx context.Context, tenant kbroker.TenantID) (*Artifa
 	}
 	attempt, cancel := context.WithTimeout(ctx, readAttempt)
 	defer cancel()
-	stream, err := s.js.Stream(attempt, cfg.Name)
+	stream, err := streamOf(attempt, s.js, cfg.Name)
 	if err != nil {
 		return nil, unavailable(err, "open the artifacts of tenant %s", tenant)
 	}
@@ -224,7 +224,10 @@ func (a *Artifacts) publishRecord(ctx context.Context, record artifactRecord) (k
 func (a *Artifacts) discard(ctx context.Context, upload string) {
 	ctx, cancel := context.WithTimeout(ctx, artifactPatience)
 	defer cancel()
-	if err := a.stream.Purge(ctx, jetstream.WithPurgeSubject(subjects.ArtifactChunks(a.tenant, upload))); err != nil {
+	purge := func() (struct{}, error) {
+		return struct{}{}, a.stream.Purge(ctx, jetstream.WithPurgeSubject(subjects.ArtifactChunks(a.tenant, upload)))
+	}
+	if _, err := answered(ctx, purge); err != nil {
 		a.log.Warn("chunks of an abandoned upload are left", "object", upload, "err", err)
 	}
 }

@@ -111,7 +111,7 @@ func (s *Store) noEvents(ctx context.Context, err error) bool {
 	if !errors.Is(err, nats.ErrNoResponders) {
 		return false
 	}
-	_, err = s.js.Stream(ctx, subjects.EventStream)
+	_, err = streamOf(ctx, s.js, subjects.EventStream)
 	return errors.Is(err, jetstream.ErrStreamNotFound)
 }
 

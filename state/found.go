@@ -137,7 +137,7 @@ func (s *Store) EnsureApp(ctx context.Context, k AppKey) error {
 func (s *Store) like(ctx context.Context) (replicas int, placement *jetstream.Placement, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readAttempt)
 	defer cancel()
-	control, err := s.js.Stream(ctx, subjects.ControlStream)
+	control, err := streamOf(ctx, s.js, subjects.ControlStream)
 	if err != nil {
 		return 0, nil, unavailable(err, "read the configuration of the control store")
 	}

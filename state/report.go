@@ -41,13 +41,7 @@ type reportRecord struct {
 // looked whose they are.
 func (s *Store) Report(ctx context.Context, r kbroker.ReportRequest, ended ...kbroker.Revocation) (kbroker.ReportReply, error) {
 	msgs := make([]*nats.Msg, 0, len(r.Statuses)+len(r.Gone)+len(ended))
-	for _, e := range ended {
-		if left := time.Until(e.Until); left > 0 { // by the wall clock, as the credential's end is
-			m := newRecord(subjects.Status(subjects.KeyRevoked(e.User)), e)
-			m.Header.Set(jetstream.MsgTTLHeader, (left + revokedLonger).Round(time.Second).String())
-			msgs = append(msgs, m)
-		}
-	}
+	msgs = append(msgs, revocations(ended, time.Now())...)
 	for _, st := range r.Statuses {
 		if st.Host != r.Host {
 			return kbroker.ReportReply{}, kbroker.Errorf(kbroker.Invalid, "host %s reports %s of host %q", r.Host, st.Instance, st.Host)
@@ -83,6 +77,32 @@ func (s *Store) Report(ctx context.Context, r kbroker.ReportRequest, ended ...kb
 			return kbroker.ReportReply{}, unavailable(err, "report %d of host %s", r.Number, r.Host)
 		}
 	}
+}
+
+// revocations are the records of credentials that were taken back, each of which goes
+// from the stream when it says nothing any more: by the wall clock, as the credential's
+// end is.
+func revocations(all []kbroker.Revocation, now time.Time) []*nats.Msg {
+	var msgs []*nats.Msg
+	for _, r := range all {
+		if left := r.Until.Sub(now); left > 0 {
+			m := newRecord(subjects.Status(subjects.KeyRevoked(r.User)), r)
+			m.Header.Set(jetstream.MsgTTLHeader, (left + revokedLonger).Round(time.Second).String())
+			msgs = append(msgs, m)
+		}
+	}
+	return msgs
+}
+
+// Revoke writes that credentials were taken back, in batches. Some of them may be
+// written when it fails: Unavailable, the same may be written again.
+func (s *Store) Revoke(ctx context.Context, all []kbroker.Revocation) error {
+	for msgs := range slices.Chunk(revocations(all, time.Now()), batchMessages) {
+		if _, err := publishBatch(ctx, s.js, msgs); err != nil {
+			return unavailable(err, "write %d revocations", len(msgs))
+		}
+	}
+	return nil
 }
 
 // writeReport writes msgs guarded by the report's record. Only the last batch

@@ -180,3 +180,32 @@ func TestAnExpiredStatusLeavesTheReplica(t *testing.T) {
 		return nil
 	})
 }
+
+// TestRevocationsAreKeptUntilTheyEnd, however many are written at once.
+func TestRevocationsAreKeptUntilTheyEnd(t *testing.T) {
+	_, s := founded(t)
+	until := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
+	var all []kbroker.Revocation
+	for i := range batchMessages + 10 {
+		all = append(all, kbroker.Revocation{User: fmt.Sprintf("U%d", i), Until: until})
+	}
+	past := kbroker.Revocation{User: "Upast", Until: time.Now().Add(-time.Second)}
+	if err := s.Revoke(testContext(t, 10*time.Second), append(all, past)); err != nil {
+		t.Fatal(err)
+	}
+	wait.Until(t, 10*time.Second, func() error {
+		got := s.Peek().Revoked
+		if len(got) != len(all) || !got["U0"].Equal(until) || !got[all[len(all)-1].User].Equal(until) {
+			return fmt.Errorf("%d are taken back, U0 until %v; want %d until %v", len(got), got["U0"], len(all), until)
+		}
+		return nil
+	})
+	soon := time.Now().Add(time.Hour)
+	m, err := readLast(testContext(t, 5*time.Second), s.cfg.Conn, subjects.StatusStream, subjects.Status(subjects.KeyRevoked("U0")))
+	if err != nil || m == nil {
+		t.Fatalf("read: %v, %v", m, err)
+	}
+	if ttl, err := time.ParseDuration(m.header.Get(jetstream.MsgTTLHeader)); err != nil || ttl < time.Until(soon) || ttl > time.Hour+revokedLonger {
+		t.Errorf("it is kept for %v (%v), want an hour and %v", ttl, err, revokedLonger)
+	}
+}

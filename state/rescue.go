@@ -21,16 +21,22 @@ const (
 	// rescueInstances are added to the number of an app's next instance for the
 	// same reason: a name is used once.
 	rescueInstances = 1_000
+	// rescueLife is how long a credential may hold at least, for cores that have not
+	// said for how long they sign.
+	rescueLife = time.Hour
 )
 
 // Rescue decides what becomes of the records of a lost cluster in the one that
-// is made of their copies. Pure, and for one pass over all streams.
+// is made of their copies. Pure, and for one pass over all streams: the control store
+// before the statuses, as their names are.
 //
 //   - Every other core is removed; workers stay.
 //   - Epochs, and the revisions of heads, are higher than any that was given
 //     away: what still runs anywhere leaves, and is started again.
 //   - Leases are released.
 //   - Statuses and the numbers of reports are dropped: agents say them again.
+//   - Credentials that were taken back stay so, and those of what ran on the other
+//     cores are taken back: nobody will say that it is over.
 //   - Everything else, also what this build does not know, is as it was.
 type Rescue struct {
 	host kbroker.HostID // founds the new cluster
@@ -40,11 +46,16 @@ type Rescue struct {
 	lost   []kbroker.HostID
 	heads  map[kbroker.HostID]kbroker.Head
 	on     map[kbroker.HostID][]kbroker.Placement
+	users  map[kbroker.HostID][]string // of what ran on a host
+	life   time.Duration               // the longest that a core signs for
 }
 
 // NewRescue begins the rescue by a host.
 func NewRescue(host kbroker.HostID, now time.Time) *Rescue {
-	return &Rescue{host: host, now: now, heads: map[kbroker.HostID]kbroker.Head{}, on: map[kbroker.HostID][]kbroker.Placement{}}
+	return &Rescue{
+		host: host, now: now, life: rescueLife, heads: map[kbroker.HostID]kbroker.Head{},
+		on: map[kbroker.HostID][]kbroker.Placement{}, users: map[kbroker.HostID][]string{},
+	}
 }
 
 // Lost are the cores that the records seen so far have removed, by name.
@@ -55,8 +66,10 @@ func (r *Rescue) Lost() []kbroker.HostID { return slices.Sorted(slices.Values(r.
 // changed is not readable, or the copy ends before the host had joined.
 func (r *Rescue) Change(stream string, m *nats.Msg) ([]*nats.Msg, error) {
 	switch {
+	case stream == subjects.StatusStream && m == nil:
+		return r.revoke(), nil
 	case stream == subjects.StatusStream:
-		return nil, nil
+		return r.reported(m)
 	case stream == subjects.ControlStream && m == nil:
 		return r.end()
 	case m == nil:
@@ -104,8 +117,37 @@ func (r *Rescue) record(m *nats.Msg) ([]*nats.Msg, error) {
 	return []*nats.Msg{m}, nil
 }
 
+// reported changes one record of the status bucket.
+func (r *Rescue) reported(m *nats.Msg) ([]*nats.Msg, error) {
+	rec := decode(message{subject: m.Subject, header: m.Header, data: m.Data}, subjects.StatusKey)
+	switch v := rec.value.(type) {
+	case kbroker.Revocation:
+		return revocations([]kbroker.Revocation{v}, r.now), nil
+	case kbroker.Status:
+		if v.User != "" {
+			r.users[v.Host] = append(r.users[v.Host], v.User)
+		}
+	}
+	if rec.err != nil && rec.id.Table == subjects.RevokedTable {
+		return nil, unreadable(m.Subject, rec.err)
+	}
+	return nil, nil
+}
+
+// revoke takes back what the lost cores had signed for what ran on them.
+func (r *Rescue) revoke() []*nats.Msg {
+	var out []kbroker.Revocation
+	for _, host := range r.Lost() {
+		for _, user := range r.users[host] {
+			out = append(out, kbroker.Revocation{User: user, Until: r.now.Add(r.life).UTC().Truncate(time.Second)})
+		}
+	}
+	return revocations(out, r.now)
+}
+
 // judge says what becomes of a host.
 func (r *Rescue) judge(h kbroker.Host) kbroker.Host {
+	r.life = max(r.life, h.CredentialLife)
 	switch {
 	case !h.Member():
 	case h.Name == r.host:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
@@ -196,5 +197,51 @@ func TestRescueIsRefused(t *testing.T) {
 		if e := kbroker.AsError(err); !errors.Is(err, kbroker.Refused) || e.Hint == "" {
 			t.Errorf("%s: %v, want refused with a hint", name, err)
 		}
+	}
+}
+
+// TestARescueForgetsNoRevocation: what was taken back stays so for as long as it was to,
+// and with the lost cores goes what ran on them; workers say themselves what has ended.
+func TestARescueForgetsNoRevocation(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	revoked := func(user string, until time.Time) *nats.Msg {
+		m := newRecord(subjects.Status(subjects.KeyRevoked(user)), kbroker.Revocation{User: user, Until: until})
+		m.Header.Set(jetstream.MsgTTLHeader, "72h0m0s")
+		return m
+	}
+	runs := func(host kbroker.HostID, user string) *nats.Msg {
+		instance := kbroker.InstanceID("shop-web-" + string(host))
+		return newRecord(subjects.Status(subjects.KeyStatus(host, rescuedTenant, instance)),
+			kbroker.Status{Tenant: rescuedTenant, Host: host, Instance: instance, User: user})
+	}
+	r := NewRescue("b", now)
+	hosts := rescue(t, r, subjects.ControlStream,
+		hostMsg(kbroker.Host{Name: "a", Role: kbroker.RoleCore, State: kbroker.HostReady, CredentialLife: 3 * time.Hour}),
+		hostMsg(kbroker.Host{Name: "b", Role: kbroker.RoleCore, State: kbroker.HostReady}),
+		hostMsg(kbroker.Host{Name: "w", Role: kbroker.RoleWorker, State: kbroker.HostReady, User: "Uw", Revoked: []string{"Uv"}}),
+	)
+	if w := bySubject[kbroker.Host](t, hosts, subjects.Control(subjects.KeyHost("w"))); w.User != "Uw" || !slices.Equal(w.Revoked, []string{"Uv"}) {
+		t.Errorf("the worker's users are %q, and %q that were taken back", w.User, w.Revoked)
+	}
+	out := rescue(t, r, subjects.StatusStream,
+		revoked("U1", now.Add(time.Minute)), revoked("U2", now.Add(-time.Minute)), newMarker(subjects.Status(subjects.KeyRevoked("U3"))),
+		runs("a", "Ua"), runs("b", "Ub"), runs("w", "Uw1"), runs("a2", ""))
+	if len(out) != 2 {
+		t.Errorf("%d records are left: %v, want that of U1 and that of what ran on a", len(out), out)
+	}
+	for user, until := range map[string]time.Duration{"U1": time.Minute, "Ua": 3 * time.Hour} {
+		subject := subjects.Status(subjects.KeyRevoked(user))
+		if got, want := bySubject[kbroker.Revocation](t, out, subject), (kbroker.Revocation{User: user, Until: now.Add(until)}); got != want {
+			t.Errorf("taken back is %+v, want %+v", got, want)
+		}
+		for _, m := range out {
+			if ttl, err := time.ParseDuration(m.Header.Get(jetstream.MsgTTLHeader)); m.Subject == subject && (err != nil || ttl != until+revokedLonger) {
+				t.Errorf("the record of %s is kept for %v (%v), want %v", user, ttl, err, until+revokedLonger)
+			}
+		}
+	}
+	_, err := NewRescue("b", now).Change(subjects.StatusStream, newMsg(subjects.Status(subjects.KeyRevoked("U1")), []byte("{")))
+	if e := kbroker.AsError(err); !errors.Is(err, kbroker.Refused) || e.Hint == "" {
+		t.Errorf("a revocation that cannot be read: %v, want refused with a hint", err)
 	}
 }

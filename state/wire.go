@@ -88,7 +88,7 @@ func leaderRead(ctx context.Context, conn *nats.Conn, stream string, query map[s
 	}
 	ctx, cancel := context.WithTimeout(ctx, readAttempt)
 	defer cancel()
-	m, err := conn.RequestWithContext(ctx, subjects.LeaderRead(stream), body)
+	m, err := answered(ctx, func() (*nats.Msg, error) { return conn.RequestWithContext(ctx, subjects.LeaderRead(stream), body) })
 	if err != nil {
 		return nil, fmt.Errorf("read stream %s through its leader: %w", stream, err)
 	}
@@ -129,11 +129,38 @@ func leaderRead(ctx context.Context, conn *nats.Conn, stream string, query map[s
 func lastSequence(ctx context.Context, js jetstream.JetStream, stream string) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, readAttempt)
 	defer cancel()
-	s, err := js.Stream(ctx, stream)
+	s, err := streamOf(ctx, js, stream)
 	if err != nil {
 		return 0, fmt.Errorf("ask for the state of stream %s: %w", stream, err)
 	}
 	return s.CachedInfo().State.LastSeq, nil
+}
+
+// While a server takes over who is to be kept out, JetStream's API has no responders on
+// it for some milliseconds: who asks, asks again after unansweredPause, for at most
+// unansweredFor.
+const (
+	unansweredPause = 5 * time.Millisecond
+	unansweredFor   = 250 * time.Millisecond
+)
+
+// answered asks JetStream's API until somebody is there to answer, for unansweredFor and
+// within ctx, and returns the last answer.
+func answered[T any](ctx context.Context, ask func() (T, error)) (T, error) {
+	for last := time.Now().Add(unansweredFor); ; {
+		v, err := ask()
+		// The jetstream package says so of a request without responders.
+		nobody := errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled)
+		if !nobody || !time.Now().Before(last) || ctx.Err() != nil {
+			return v, err
+		}
+		sleep(ctx, unansweredPause)
+	}
+}
+
+// streamOf is js.Stream, answered.
+func streamOf(ctx context.Context, js jetstream.JetStream, name string) (jetstream.Stream, error) {
+	return answered(ctx, func() (jetstream.Stream, error) { return js.Stream(ctx, name) })
 }
 
 // newMsg is a message with headers: batches need them, even if empty.

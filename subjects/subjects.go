@@ -9,7 +9,7 @@
 //	kb.core.<verb>.<tenant>                 reads and artifacts: any core answers (queue group core)
 //	kb.view.<host>  kb.report.<host>        an agent asks, reports (queue group core)
 //	kb.sign.<host>                          an agent has a credential signed (queue group core)
-//	kb.renew                                a process has its own signed again (queue group core)
+//	kb.renew.<key>                          a process has its own signed again (queue group core)
 //	kb.beat.<host>                          heartbeats: every core hears and answers
 //	kb.revoked.<host>                       a core that starts asks which credentials were taken back
 //	kb.heard                                the leader asks every core whom it has heard
@@ -185,8 +185,20 @@ func Sign(host kbroker.HostID) string { return "kb.sign." + string(host) }
 // AllSigns are the subjects of Sign.
 const AllSigns = "kb.sign.*"
 
-// Renew is where a process has its own credential signed again, by any core alone.
-const Renew = "kb.renew"
+// Renew is where the process whose credential has this public key has it signed again,
+// by any core alone; AllRenews are those of all.
+func Renew(key string) string { return renewPrefix + key }
+
+const (
+	renewPrefix = "kb.renew."
+	AllRenews   = renewPrefix + "*"
+)
+
+// RenewKey is the key in a subject of Renew.
+func RenewKey(subject string) (key string, ok bool) {
+	key, ok = strings.CutPrefix(subject, renewPrefix)
+	return key, ok && key != "" && !strings.Contains(key, ".")
+}
 
 // Revoked is where a core tells another which credentials were taken back.
 func Revoked(host kbroker.HostID) string { return "kb.revoked." + string(host) }

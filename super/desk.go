@@ -158,33 +158,17 @@ func (d *desk) report(ctx context.Context, m *nats.Msg) (any, error) {
 	if d.removed(r.Host, r.Generation) {
 		return nil, removedError(r.Host)
 	}
+	d.identify(&r)
 	was := d.known(r)
-	reply, err := d.store.Report(ctx, r, d.ended(r)...)
+	var ended []kbroker.Revocation
+	if len(r.Ended) > 0 {
+		ended = d.ended(r, time.Now().Add(longestLife(d.store.Peek().Hosts, d.cfg.CredentialLife)))
+	}
+	reply, err := d.store.Report(ctx, r, ended...)
 	if err == nil && reply.Accepted || errors.Is(err, kbroker.Unavailable) {
 		d.tellReport(r, was)
 	}
 	return reply, err
-}
-
-// ended are the credentials that a host says are over. It can take back its own alone;
-// what else it names is no reason not to take its report.
-func (d *desk) ended(r kbroker.ReportRequest) []kbroker.Revocation {
-	var out []kbroker.Revocation
-	for _, signed := range r.Ended {
-		if d.cfg.Signed == nil {
-			break
-		}
-		host, revocation, err := d.cfg.Signed(signed)
-		if err == nil && host != r.Host {
-			err = fmt.Errorf("it is one of host %q", host)
-		}
-		if err != nil {
-			d.log.Warn("a host reports the end of a credential that is not its own", "host", r.Host, "err", err)
-			continue
-		}
-		out = append(out, revocation)
-	}
-	return out
 }
 
 // api answers the reads of clients, instances and allocators.
@@ -261,8 +245,14 @@ func (d *desk) sign(_ context.Context, m *nats.Msg) (any, error) {
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 	}
-	p, placed := d.store.Peek().Placements[state.PlacementKey{Host: host, Tenant: r.Tenant, Instance: r.Instance}]
-	switch {
+	v := d.store.Peek()
+	p, placed := v.Placements[state.PlacementKey{Host: host, Tenant: r.Tenant, Instance: r.Instance}]
+	_, revoked := v.Revoked[r.Key]
+	switch h, known := v.Hosts[host]; {
+	case known && !h.Member():
+		return nil, removedError(host)
+	case revoked:
+		return nil, kbroker.Errorf(kbroker.Refused, "the key of instance %s was taken back", r.Instance)
 	case !placed || p.Epoch < r.Epoch:
 		return nil, kbroker.Errorf(kbroker.NotFound, "instance %s is not placed on host %s, as far as core %s knows", r.Instance, host, d.cfg.Host)
 	case p.Stop || p.Epoch > r.Epoch:

@@ -218,7 +218,7 @@ func TestEveryFieldOfAHostIsToldInWords(t *testing.T) {
 	full := kbroker.Host{
 		Role: kbroker.RoleWorker, State: kbroker.HostSuspect, Labels: map[string]string{}, Capacity: kbroker.Resources{CPU: 1},
 		Client: "c:1", Route: "r:1", Since: time.Unix(9, 0), Fingerprint: "f", User: "u", Revoked: []string{"v"}, Generation: 2,
-		Drain: &kbroker.Drain{}, Maintenance: &kbroker.Maintenance{},
+		CredentialLife: time.Hour, Drain: &kbroker.Drain{}, Maintenance: &kbroker.Maintenance{},
 	}
 	fields := reflect.TypeFor[kbroker.Host]()
 	for i := range fields.NumField() {

@@ -137,6 +137,7 @@ func (t *term) round(ctx context.Context) error {
 	t.tellSuspects(w.Verdict)
 	changes := Plan(w)
 	if len(changes) == 0 {
+		t.revokeGivenUp(ctx, v)
 		return nil
 	}
 	for _, c := range changes {
@@ -145,6 +146,7 @@ func (t *term) round(ctx context.Context) error {
 	if err := t.commit(ctx, v, changes); err != nil {
 		return fmt.Errorf("commit %d changes: %w", len(changes), err)
 	}
+	t.revokeGivenUp(ctx, v)
 	return nil
 }
 

@@ -22,7 +22,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,6 +72,8 @@ type Config struct {
 	// Signed reads what was signed for a start on a host: the key of its user, and when
 	// it ends. nil as Sign.
 	Signed func(credential string) (host kbroker.HostID, r kbroker.Revocation, err error)
+	// CredentialLife is how long what Sign makes holds.
+	CredentialLife time.Duration
 	// Root is the fingerprint of the root that cores prove themselves with, for
 	// tokens.
 	Root  string
@@ -203,32 +204,6 @@ func (s *Super) Cores() []kbroker.CoreAddr {
 	}
 	return out
 }
-
-// Revoked are the public keys of users whose credentials were taken back, with a time
-// after all that was signed for them: those of starts that are over, and of workers that
-// were removed.
-func (s *Super) Revoked() map[string]time.Time {
-	store := s.store.Load()
-	if store == nil {
-		return nil
-	}
-	out := maps.Clone(store.Peek().Revoked)
-	if out == nil {
-		out = map[string]time.Time{}
-	}
-	for _, h := range store.Hosts() {
-		for _, user := range h.Revoked {
-			out[user] = forGood
-		}
-		if !h.Member() && h.User != "" {
-			out[h.User] = forGood
-		}
-	}
-	return out
-}
-
-// forGood is later than anything that is signed.
-var forGood = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Removed are the hosts that were taken out of the cluster; nil until the store
 // is open.

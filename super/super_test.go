@@ -32,22 +32,26 @@ type desktop struct {
 	stop func() // may be called early
 }
 
-func startSuper(t *testing.T) *desktop {
+func startSuper(t *testing.T, change ...func(*Config)) *desktop {
 	t.Helper()
 	srv := natstest.Start(t)
-	return superOn(t, func() *nats.Conn { return srv.Connect(t) })
+	return superOn(t, func() *nats.Conn { return srv.Connect(t) }, change...)
 }
 
 // superOn runs a Super on the server that connect connects to.
-func superOn(t *testing.T, connect func() *nats.Conn) *desktop {
+func superOn(t *testing.T, connect func() *nats.Conn, change ...func(*Config)) *desktop {
 	t.Helper()
 	d := &desktop{t: t, nc: connect()}
-	s, err := New(Config{
+	cfg := Config{
 		Host: "h1", Process: "p1", ClusterID: "kb-test", Found: true, Dir: t.TempDir(), Conn: connect(),
 		Members: func() Members {
 			return Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true}, Replicas: 1, Writable: true}
 		},
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ var (
 	placed = permissions{
 		tags: []string{TagTenant, TagHost, TagApp, TagService, TagInstance, TagIncarnation},
 		publish: []string{
-			subjects.Core(subjects.VerbPlacement, kbroker.TenantID(tag(TagTenant))), subjects.Renew,
+			subjects.Core(subjects.VerbPlacement, kbroker.TenantID(tag(TagTenant))), subjects.Renew(ownKey),
 			subjects.Pong(kbroker.TenantID(tag(TagTenant)), kbroker.HostID(tag(TagHost)), "*"),
 		},
 		subscribe: []string{
@@ -155,10 +155,10 @@ func ownership(tenant, app string) string {
 	return stream
 }
 
-func tag(name string) string { return "{{tag(" + name + ")}}" }
-
-// ownKey is the key of who has the permission.
+// ownKey is the public key of the user, in a template.
 const ownKey = "{{subject()}}"
+
+func tag(name string) string { return "{{tag(" + name + ")}}" }
 
 // permissions are the subjects of a role. All may use the inbox of their own key;
 // none may read that of another. To answer is to publish to the inbox of who asked:

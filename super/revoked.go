@@ -1,0 +1,157 @@
+package super
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/state"
+)
+
+// How a credential of an instance is taken back:
+//
+//	its start is over ----> the agent reports it ------> the core that takes the report --+
+//	its host was removed, or is lost and                                                  v
+//	the instance is stopped on record -----> the leader ----> a record in the status bucket
+//
+// All cores follow the records. Who holds the credential may have had it renewed by any
+// core up to now, without its agent's knowing: so each record lasts as long as the
+// longest that any core signs for.
+
+// Revoked are the public keys of users whose credentials were taken back, with a time
+// after all that was signed for them: those of starts that are over or were given up, and
+// of workers that were removed.
+func (s *Super) Revoked() map[string]time.Time {
+	store := s.store.Load()
+	if store == nil {
+		return nil
+	}
+	out := maps.Clone(store.Peek().Revoked)
+	if out == nil {
+		out = map[string]time.Time{}
+	}
+	for _, h := range store.Hosts() {
+		for _, user := range h.Revoked {
+			out[user] = forGood
+		}
+		if !h.Member() && h.User != "" {
+			out[h.User] = forGood
+		}
+	}
+	return out
+}
+
+// forGood is later than anything that is signed.
+var forGood = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// longestLife is how long what any core signs now may hold, this one's is own. One that
+// was removed counts as well: it still signs when nobody has told it.
+func longestLife(hosts map[kbroker.HostID]kbroker.Host, own time.Duration) time.Duration {
+	for _, h := range hosts {
+		own = max(own, h.CredentialLife)
+	}
+	return own
+}
+
+// identify has the statuses of a report name the users of the starts that run. A host
+// that named the key of another's would have it taken back with its own: what was signed
+// says whose it is.
+func (d *desk) identify(r *kbroker.ReportRequest) {
+	for i := range r.Statuses {
+		st := &r.Statuses[i]
+		signed := st.Credential
+		st.Credential, st.User = "", ""
+		if signed == "" || d.cfg.Signed == nil {
+			continue
+		}
+		if of, err := d.own(r.Host, signed); err != nil {
+			d.log.Warn("a host reports of an instance that runs with a credential that is not its own", "host", r.Host, "instance", st.Instance, "err", err)
+		} else {
+			st.User = of.User
+		}
+	}
+}
+
+// ended are the credentials that a host says are over. It can take back its own alone;
+// what else it names is no reason not to take its report.
+// renewed is when all has ended that may have been signed for them up to now.
+func (d *desk) ended(r kbroker.ReportRequest, renewed time.Time) []kbroker.Revocation {
+	if d.cfg.Signed == nil {
+		return nil
+	}
+	var out []kbroker.Revocation
+	for _, signed := range r.Ended {
+		revocation, err := d.own(r.Host, signed)
+		if err != nil {
+			d.log.Warn("a host reports the end of a credential that is not its own", "host", r.Host, "err", err)
+			continue
+		}
+		if revocation.Until.Before(renewed) {
+			revocation.Until = renewed.UTC().Truncate(time.Second)
+		}
+		out = append(out, revocation)
+	}
+	return out
+}
+
+// own reads what was signed for a start on a host, and refuses that of another one.
+func (d *desk) own(host kbroker.HostID, signed string) (kbroker.Revocation, error) {
+	of, revocation, err := d.cfg.Signed(signed)
+	if err == nil && of != host {
+		err = fmt.Errorf("it is one of host %q", of)
+	}
+	return revocation, err
+}
+
+// revokeWithin bounds what the leader spends of a round on it.
+const revokeWithin = time.Second
+
+// revokeGivenUp takes back what nobody will report the end of. The next round looks
+// again: a plan does not wait for it.
+func (t *term) revokeGivenUp(ctx context.Context, v *state.View) {
+	users := givenUp(v, longestLife(v.Hosts, t.cfg.CredentialLife), time.Now())
+	if len(users) == 0 {
+		return
+	}
+	until := time.Now().Add(longestLife(v.Hosts, t.cfg.CredentialLife)).UTC().Truncate(time.Second)
+	revocations := make([]kbroker.Revocation, 0, len(users))
+	for _, user := range users {
+		revocations = append(revocations, kbroker.Revocation{User: user, Until: until})
+	}
+	ctx, cancel := context.WithTimeout(ctx, revokeWithin)
+	defer cancel()
+	if err := t.store.Revoke(ctx, revocations); err != nil {
+		t.log.Warn("credentials of hosts that are gone still hold; trying again", "count", len(revocations), "err", err)
+		return
+	}
+	t.log.Info("credentials of hosts that are gone were taken back", "count", len(revocations))
+}
+
+// givenUp are the users of starts of which no agent will say that they are over, sorted,
+// without those that were taken back already: all on hosts that were removed, and on
+// lost ones those that are stopped on record. What of a lost host is not stopped works
+// on when the host returns, and a host that is there stops what it has to itself: until
+// then its process may serve. Pure. life is the longest that anything is signed for: when
+// it has passed nothing is left to take back.
+func givenUp(v *state.View, life time.Duration, now time.Time) []string {
+	var out []string
+	for k, st := range v.Statuses {
+		h, known := v.Hosts[k.Host]
+		_, done := v.Revoked[st.User]
+		if !known || st.User == "" || done || now.After(h.Since.Add(life+clocksDiffer)) {
+			continue
+		}
+		p := v.Placements[k]
+		if !h.Member() || h.State == kbroker.HostLost && p.Stop && p.Epoch > st.Epoch {
+			out = append(out, st.User)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// clocksDiffer by no more, between cores.
+const clocksDiffer = 10 * time.Minute
