@@ -29,11 +29,11 @@ const (
 // cluster is one of its own, in a temporary folder.
 type cluster struct {
 	bin, dir string
-	servers  []string // nats:// URL of each host
+	Cluster
 }
 
-// startCluster starts three hosts with the kbroker program bin.
-func startCluster(ctx context.Context, bin string) (*cluster, error) {
+// newCluster has a folder, and no hosts yet; bin is the kbroker program.
+func newCluster(bin string) (*cluster, error) {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return nil, err
@@ -42,44 +42,64 @@ func startCluster(ctx context.Context, bin string) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{bin: bin, dir: dir}
-	if err := c.up(ctx); err != nil {
+	return &cluster{bin: bin, dir: dir}, nil
+}
+
+// startCluster starts three hosts with the kbroker program bin.
+func startCluster(ctx context.Context, bin string) (*cluster, error) {
+	c, err := newCluster(bin)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.start(ctx); err != nil {
 		return nil, errors.Join(err, c.close())
 	}
 	return c, nil
 }
 
-func (c *cluster) up(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, upBound)
-	defer cancel()
-	if _, err := c.run(ctx, "up", "--hosts", strconv.Itoa(benchHosts), "--dir", c.dir); err != nil {
+func (c *cluster) start(ctx context.Context) error {
+	if _, err := c.up(ctx); err != nil {
 		return err
 	}
 	out, err := c.run(ctx, "hosts", "-o", "json")
 	if err != nil {
 		return err
 	}
-	if c.servers, err = serversOf(out); err != nil {
+	if c.Servers, err = serversOf(out); err != nil {
 		return err
 	}
-	return c.trust(ctx)
+	return c.identify(ctx)
 }
 
-// envCA names the file of the cluster's roots, envCreds that of a credential, for all
+// up starts the hosts and returns what the command says.
+func (c *cluster) up(ctx context.Context, more ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, upBound)
+	defer cancel()
+	return c.run(ctx, append([]string{"up", "--hosts", strconv.Itoa(benchHosts), "--dir", c.dir}, more...)...)
+}
+
+// envCA names the file of a cluster's roots, envCreds that of a credential, for all
 // that call it: the peers connect over the same TLS, as instances of the same service.
 const (
 	envCA    = "NATS_CA"
 	envCreds = "NATS_CREDS"
 )
 
-func (c *cluster) trust(ctx context.Context) error {
+// identify notes what the peers need to connect: of an earlier commit, less or nothing.
+func (c *cluster) identify(ctx context.Context) error {
 	target, err := client.Find(c.dir)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(c.dir, "ca.pem")
-	if err := os.WriteFile(path, []byte(target.CA), 0o600); err != nil {
-		return err
+	if target.CA != "" {
+		roots := filepath.Join(c.dir, "ca.pem")
+		if err := os.WriteFile(roots, []byte(target.CA), 0o600); err != nil {
+			return err
+		}
+		c.Environ = append(c.Environ, envCA+"="+roots)
+	}
+	if target.Credential == "" {
+		return nil
 	}
 	own, err := credential.New()
 	if err != nil {
@@ -97,7 +117,8 @@ func (c *cluster) trust(ctx context.Context) error {
 		return err
 	}
 	creds := filepath.Join(c.dir, "instance.creds")
-	return errors.Join(own.Signed(signed).Save(creds), os.Setenv(envCA, path), os.Setenv(envCreds, creds))
+	c.Environ = append(c.Environ, envCreds+"="+creds)
+	return own.Signed(signed).Save(creds)
 }
 
 // serversOf reads the URLs out of the JSON of `kbroker hosts`.

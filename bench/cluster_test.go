@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,24 +28,30 @@ func script(t *testing.T, body string) (bin string, calls func() []string) {
 	}
 }
 
+const threeReady = `[
+	{"name":"h1","state":"ready","client":"127.0.0.1:1"},
+	{"name":"h2","state":"ready","client":"127.0.0.1:2"},
+	{"name":"h3","state":"ready","client":"127.0.0.1:3"}]`
+
 func TestClusterComesAndGoes(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
-	t.Setenv(envCA, "") // it is set
+	// Of an earlier commit: there is no credential of anybody.
 	bin, calls := script(t, `[ "$1" = up ] && echo '{"servers":["nats://127.0.0.1:1"],"ca":"roots"}' >"$KBROKER_DIR/context.json"
-		[ "$1" = hosts ] && echo '[
-		{"name":"h1","state":"ready","client":"127.0.0.1:1"},
-		{"name":"h2","state":"ready","client":"127.0.0.1:2"},
-		{"name":"h3","state":"ready","client":"127.0.0.1:3"}]'
+		[ "$1" = hosts ] && echo '`+threeReady+`'
 		exit 0`)
 	c, err := startCluster(t.Context(), bin)
 	if err != nil {
 		t.Fatalf("start cluster: %v", err)
 	}
-	if want := []string{"nats://127.0.0.1:1", "nats://127.0.0.1:2", "nats://127.0.0.1:3"}; !slices.Equal(c.servers, want) {
-		t.Errorf("servers %v, want %v", c.servers, want)
+	if want := []string{"nats://127.0.0.1:1", "nats://127.0.0.1:2", "nats://127.0.0.1:3"}; !slices.Equal(c.Servers, want) {
+		t.Errorf("servers %v, want %v", c.Servers, want)
 	}
-	if roots, err := os.ReadFile(os.Getenv(envCA)); err != nil || string(roots) != "roots" {
-		t.Errorf("the peers are given the roots %q, %v", roots, err)
+	roots := filepath.Join(c.dir, "ca.pem")
+	if want := []string{envCA + "=" + roots}; !slices.Equal(c.Environ, want) {
+		t.Errorf("the peers are given %v, want %v", c.Environ, want)
+	}
+	if got, err := os.ReadFile(roots); err != nil || string(got) != "roots" {
+		t.Errorf("the peers are given the roots %q, %v", got, err)
 	}
 	if err := c.close(); err != nil {
 		t.Errorf("close: %v", err)
@@ -59,6 +66,42 @@ func TestClusterComesAndGoes(t *testing.T) {
 	}
 	if _, err := os.Stat(c.dir); !os.IsNotExist(err) {
 		t.Errorf("the cluster's folder %s is still there (%v)", c.dir, err)
+	}
+}
+
+// Before there was TLS a cluster had nothing to give.
+func TestAClusterWithoutIdentityGivesNone(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	bin, _ := script(t, `[ "$1" = up ] && echo '{"servers":["nats://127.0.0.1:1"]}' >"$KBROKER_DIR/context.json"
+		[ "$1" = hosts ] && echo '`+threeReady+`'
+		exit 0`)
+	c, err := startCluster(t.Context(), bin)
+	if err != nil {
+		t.Fatalf("start cluster: %v", err)
+	}
+	if len(c.Environ) > 0 {
+		t.Errorf("the peers are given %v, want nothing", c.Environ)
+	}
+	if err := c.close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+}
+
+func TestServersOf(t *testing.T) {
+	const ready = `[{"name":"h1","state":"ready","client":"127.0.0.1:1"},{"name":"h2","state":"ready","client":"127.0.0.1:2"},{"name":"h3","state":"ready","client":"127.0.0.1:3"}]`
+	got, err := serversOf([]byte(ready))
+	if want := []string{"nats://127.0.0.1:1", "nats://127.0.0.1:2", "nats://127.0.0.1:3"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("servers %v, error %v, want %v", got, err, want)
+	}
+	for name, hosts := range map[string]string{
+		"a host that is lost":         strings.Replace(ready, `"ready"`, `"lost"`, 1),
+		"a host without an address":   strings.Replace(ready, "127.0.0.1:2", "", 1),
+		"fewer hosts than were asked": `[{"name":"h1","state":"ready","client":"127.0.0.1:1"}]`,
+		"something else":              `{"code":"unavailable"}`,
+	} {
+		if got, err := serversOf([]byte(hosts)); err == nil {
+			t.Errorf("%s: servers %v, want an error", name, got)
+		}
 	}
 }
 
@@ -96,5 +139,52 @@ func TestAClusterThatFailsToStartIsTakenDown(t *testing.T) {
 				t.Errorf("%d folders are left (%v), want %d", len(left), err, c.left)
 			}
 		})
+	}
+}
+
+func TestUpTakesTurnsAndLeavesNothing(t *testing.T) {
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	order := filepath.Join(t.TempDir(), "order")
+	answers := func(name string) string {
+		bin, _ := script(t, "echo "+name+" $1 >>"+order+`
+			[ "$1" = up ] && echo '{"answer":{"text":"Hello"}}'
+			exit 0`)
+		return bin
+	}
+	ups, err := measureUp(t.Context(), []build{{"kbroker", answers("now")}, {"before", answers("then")}}, 2, io.Discard)
+	if err != nil {
+		t.Fatalf("measure up: %v", err)
+	}
+	for i, name := range []string{"kbroker", "before"} {
+		if u := ups[i]; u.Name != name || len(u.Took) != 2 || slices.Min(u.Took) <= 0 {
+			t.Errorf("measured %+v, want two rounds of %s", u, name)
+		}
+	}
+	want := strings.Repeat("now up\nnow down\nthen up\nthen down\n", 2)
+	if got, err := os.ReadFile(order); err != nil || string(got) != want {
+		t.Errorf("called, %v,\n%swant\n%s", err, got, want)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("%d folders are left (%v), want none", len(left), err)
+	}
+}
+
+func TestUpWithoutAnAnswerIsNone(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	for name, body := range map[string]string{
+		"no answer":  `[ "$1" = up ] && echo '{}'; exit 0`,
+		"no JSON":    `echo up; exit 0`,
+		"up failed":  `[ "$1" != up ]`,
+		"down fails": `[ "$1" = up ] && echo '{"answer":{}}'`,
+	} {
+		bin, calls := script(t, body)
+		took, err := upOnce(t.Context(), bin)
+		if err == nil {
+			t.Errorf("%s: %v, want an error", name, took)
+		}
+		if all := calls(); len(all) != 2 || !strings.HasPrefix(all[1], "down ") {
+			t.Errorf("%s: called %v, want up and down", name, all)
+		}
 	}
 }

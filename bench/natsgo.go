@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/kbroker/kbroker/bench/child"
 	"github.com/kbroker/kbroker/internal/credential"
 )
 
@@ -26,7 +27,7 @@ const (
 
 func (natsgoPeer) Name() string { return "natsgo" }
 
-func (natsgoPeer) Serve(ctx context.Context, env Env, ready func(string)) error {
+func (natsgoPeer) Serve(ctx context.Context, env child.Env, ready func(string)) error {
 	conn, err := natsgoConnect(env)
 	if err != nil {
 		return err
@@ -43,7 +44,7 @@ func (natsgoPeer) Serve(ctx context.Context, env Env, ready func(string)) error 
 	return nil
 }
 
-func (natsgoPeer) Dial(_ context.Context, env Env, _ []string) (Caller, error) {
+func (natsgoPeer) Dial(_ context.Context, env child.Env, _ []string) (child.Caller, error) {
 	conn, err := natsgoConnect(env)
 	if err != nil {
 		return nil, err
@@ -51,17 +52,17 @@ func (natsgoPeer) Dial(_ context.Context, env Env, _ []string) (Caller, error) {
 	return natsgoCaller{conn}, nil
 }
 
-func natsgoConnect(env Env) (*nats.Conn, error) {
+func natsgoConnect(env child.Env) (*nats.Conn, error) {
 	options := []nats.Option{nats.DontRandomize()}
 	if ca := os.Getenv(envCA); ca != "" {
 		options = append(options, nats.RootCAs(ca))
 	}
 	if file := os.Getenv(envCreds); file != "" {
-		own, err := credential.Load(file)
+		own, err := credential.FileOptions(file) // as the SDK shows it, the prefix of the inbox too
 		if err != nil {
 			return nil, err
 		}
-		options = append(options, own.Options()...)
+		options = append(options, own...)
 	}
 	conn, err := nats.Connect(strings.Join(env.Servers, ","), options...)
 	if err != nil {

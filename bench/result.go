@@ -9,26 +9,36 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"github.com/kbroker/kbroker/bench/child"
 )
 
 // Load is one row of the result.
 type Load struct {
-	Callers      int
+	What         string // whatRequest or whatConnect
+	Callers      int    // at once
 	PayloadBytes int
 }
 
 // plainBytes is the payload size that the keys do not name.
 const plainBytes = 128
 
-// Key names the ratio of our own side to a peer under a load, e.g.
+func (l Load) String() string {
+	return fmt.Sprintf("%s, %d at once, %s", l.What, l.Callers, sizeName(l.PayloadBytes))
+}
+
+// Key names the ratio of our own side to another one under a load, e.g.
 // request/natsgo/16 or request/natsgo/16/1KiB.
-func Key(peer string, l Load) string {
-	key := fmt.Sprintf("request/%s/%d", peer, l.Callers)
+func Key(other string, l Load) string {
+	key := fmt.Sprintf("%s/%s/%d", l.What, other, l.Callers)
 	if l.PayloadBytes != plainBytes {
 		key += "/" + sizeName(l.PayloadBytes)
 	}
 	return key
 }
+
+// KeyUp names the seconds that a cluster of a side takes, e.g. up/before/s.
+func KeyUp(side string) string { return "up/" + side + "/s" }
 
 func sizeName(n int) string {
 	if n >= 1<<10 && n%(1<<10) == 0 {
@@ -37,22 +47,25 @@ func sizeName(n int) string {
 	return fmt.Sprintf("%dB", n)
 }
 
-// Comparison is the rounds of our own side and of one peer under one load; the
-// rounds of one index were measured one right after the other.
-type Comparison struct {
-	OwnName string
-	Peer    string
-	Load    Load
-	Own     []Round
-	Theirs  []Round
+// Result is the rounds of all sides under one load, our own first; the rounds of one
+// index were measured one right after the other.
+type Result struct {
+	Load  Load
+	Sides []Measured
 }
 
-// Ratios are our own requests per second divided by the peer's, round by
-// round: what the machine did meanwhile touched both.
-func (c Comparison) Ratios() []float64 {
-	ratios := make([]float64, len(c.Own))
+// Measured is the rounds of one side.
+type Measured struct {
+	Name   string
+	Rounds []child.Round
+}
+
+// Ratios are our own rate divided by that of another side, round by round: what the
+// machine did meanwhile touched both.
+func (r Result) Ratios(other Measured) []float64 {
+	ratios := make([]float64, len(other.Rounds))
 	for i := range ratios {
-		ratios[i] = c.Own[i].PerSecond() / c.Theirs[i].PerSecond()
+		ratios[i] = r.Sides[0].Rounds[i].PerSecond() / other.Rounds[i].PerSecond()
 	}
 	return ratios
 }
@@ -76,16 +89,7 @@ func medianTime(v []time.Duration) time.Duration {
 	return median(v, func(a, b time.Duration) time.Duration { return (a + b) / 2 })
 }
 
-// quantile of sorted values by nearest rank; 0 of none.
-func quantile(sorted []time.Duration, q float64) time.Duration {
-	if len(sorted) == 0 {
-		return 0
-	}
-	rank := int(math.Ceil(q * float64(len(sorted))))
-	return sorted[min(max(rank, 1), len(sorted))-1]
-}
-
-func each[T any](rounds []Round, f func(Round) T) []T {
+func each[T any](rounds []child.Round, f func(child.Round) T) []T {
 	out := make([]T, len(rounds))
 	for i, r := range rounds {
 		out[i] = f(r)
@@ -93,23 +97,20 @@ func each[T any](rounds []Round, f func(Round) T) []T {
 	return out
 }
 
-// Print writes the table and, as the last line, one JSON object with the
-// ratios by key.
-func Print(w io.Writer, all []Comparison) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "callers\tpayload\t\trequests/s\tp50\tp99\tcpu/request\tratio\tof rounds\t")
-	keys := make(map[string]float64, len(all))
-	for _, c := range all {
-		ratios := c.Ratios()
-		m := medianFloat(ratios)
-		keys[Key(c.Peer, c.Load)] = math.Round(m*1000) / 1000
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%.2f\t%.2f to %.2f\t\n", c.Load.Callers, sizeName(c.Load.PayloadBytes), c.OwnName, figures(c.Own), m, slices.Min(ratios), slices.Max(ratios))
-		fmt.Fprintf(t, "\t\t%s\t%s\t\t\t\n", c.Peer, figures(c.Theirs))
+// Print writes a table of what was measured and, as the last line, one JSON object:
+// the ratios, and the seconds of coming up, by key.
+func Print(w io.Writer, ups []Up, results []Result) error {
+	keys := map[string]float64{}
+	if len(ups) > 0 {
+		if err := printUps(w, ups, keys); err != nil {
+			return err
+		}
 	}
-	if err := t.Flush(); err != nil {
-		return err
+	if len(results) > 0 {
+		if err := printResults(w, results, keys); err != nil {
+			return err
+		}
 	}
-	fmt.Fprintln(w, "requests/s, p50, p99 and cpu (callers and responders) are medians of the rounds; ratio is the median of the rounds' ratios of requests/s")
 	b, err := json.Marshal(keys)
 	if err != nil {
 		return err
@@ -118,12 +119,47 @@ func Print(w io.Writer, all []Comparison) error {
 	return err
 }
 
-func figures(rounds []Round) string {
+func printUps(w io.Writer, ups []Up, keys map[string]float64) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "up\tuntil hello answers\tof rounds\t")
+	for _, u := range ups {
+		m := medianTime(u.Took)
+		keys[KeyUp(u.Name)] = thousandths(m.Seconds())
+		fmt.Fprintf(t, "%s\t%.2f s\t%.2f to %.2f\t\n", u.Name, m.Seconds(), slices.Min(u.Took).Seconds(), slices.Max(u.Took).Seconds())
+	}
+	return t.Flush()
+}
+
+func printResults(w io.Writer, results []Result, keys map[string]float64) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "what\tat once\tpayload\t\tper second\tp50\tp99\tcpu each\tratio\tof rounds\t")
+	for _, r := range results {
+		for i, m := range r.Sides {
+			if i == 0 {
+				fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t\t\t\n", r.Load.What, r.Load.Callers, sizeName(r.Load.PayloadBytes), m.Name, figures(m.Rounds))
+				continue
+			}
+			ratios := r.Ratios(m)
+			ratio := medianFloat(ratios)
+			keys[Key(m.Name, r.Load)] = thousandths(ratio)
+			fmt.Fprintf(t, "\t\t\t%s\t%s\t%.2f\t%.2f to %.2f\t\n", m.Name, figures(m.Rounds), ratio, slices.Min(ratios), slices.Max(ratios))
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "per second, p50, p99 and cpu (callers and responders) are medians of the rounds; ratio is the median of the rounds' ratios, %s by the other, of what was done per second\n", results[0].Sides[0].Name)
+	return err
+}
+
+func thousandths(v float64) float64 { return math.Round(v*1000) / 1000 }
+
+func figures(rounds []child.Round) string {
 	return fmt.Sprintf("%.0f\t%s\t%s\t%s",
-		medianFloat(each(rounds, Round.PerSecond)),
-		micros(medianTime(each(rounds, func(r Round) time.Duration { return r.P50 }))),
-		micros(medianTime(each(rounds, func(r Round) time.Duration { return r.P99 }))),
-		micros(medianTime(each(rounds, Round.CPUPerRequest))))
+		medianFloat(each(rounds, child.Round.PerSecond)),
+		micros(medianTime(each(rounds, func(r child.Round) time.Duration { return r.P50 }))),
+		micros(medianTime(each(rounds, func(r child.Round) time.Duration { return r.P99 }))),
+		micros(medianTime(each(rounds, child.Round.CPUPerRequest))))
 }
 
 func micros(d time.Duration) string {

@@ -11,41 +11,53 @@ import (
 
 // Plan is what is measured.
 type Plan struct {
-	Servers []string // one per host
-	Callers []int
-	Sizes   []int // of a payload, in bytes
-	Rounds  int
-	WarmUp  time.Duration
-	Length  time.Duration // of a round
+	Sides  []Side // our own first
+	Loads  []Load
+	Rounds int
+	WarmUp time.Duration
+	Length time.Duration // of a round
 }
+
+// What is done under a load: the first word of its key.
+const (
+	whatRequest = "request" // requests over one connection
+	whatConnect = "connect" // connections, with one request each
+)
+
+const (
+	// connectMost is how many connections the warm-up and the round may each make,
+	// connectEvery the time from one such round to the next: a closed connection keeps
+	// its port for a minute, and there are 28,000 of them (Linux, ip_local_port_range).
+	// 30 rounds of twice as many need less.
+	connectMost  = 400
+	connectEvery = 2 * time.Second
+)
 
 // validate reports what of the plan cannot be measured.
 func (p Plan) validate() error {
 	switch {
-	case len(p.Servers) == 0:
-		return errors.New("no servers")
-	case len(p.Callers) == 0 || slices.Min(p.Callers) < 1:
-		return fmt.Errorf("callers are %v, want numbers above 0", p.Callers)
-	case len(p.Sizes) == 0 || slices.Min(p.Sizes) < 1:
-		return fmt.Errorf("sizes are %v, want numbers above 0", p.Sizes)
+	case len(p.Sides) < 2:
+		return fmt.Errorf("%d sides, want two or more to compare", len(p.Sides))
+	case slices.ContainsFunc(p.Sides, func(s Side) bool { return len(s.Servers) == 0 }):
+		return errors.New("a side without servers")
+	case len(p.Loads) == 0:
+		return errors.New("nothing to measure")
 	case p.Rounds < 1:
 		return fmt.Errorf("%d rounds, want 1 or more", p.Rounds)
 	case p.WarmUp <= 0 || p.Length <= 0:
 		return fmt.Errorf("warm-up of %v and rounds of %v, want both above 0", p.WarmUp, p.Length)
 	}
+	for _, l := range p.Loads {
+		if l.Callers < 1 || l.PayloadBytes < 1 {
+			return fmt.Errorf("%s, want numbers above 0", l)
+		}
+	}
 	return nil
 }
 
-// responders are the processes of one peer that answer, one per host.
-type responders struct {
-	peer     Peer
-	children []*child
-}
-
-// Run measures the plan and returns one comparison per load and other peer.
-// All responders run for the whole time; idle ones cost nothing. Progress goes
-// to progress.
-func Run(ctx context.Context, p Plan, progress io.Writer) (all []Comparison, err error) {
+// Run measures the plan and returns one result per load. All responders run for the
+// whole time; idle ones cost nothing. Progress goes to progress.
+func Run(ctx context.Context, p Plan, progress io.Writer) (all []Result, err error) {
 	if err := p.validate(); err != nil {
 		return nil, err
 	}
@@ -55,125 +67,48 @@ func Run(ctx context.Context, p Plan, progress io.Writer) (all []Comparison, err
 			err = errors.Join(err, s.stop())
 		}
 	}()
-	for _, peer := range peers() {
-		s := &responders{peer: peer}
+	for _, side := range p.Sides {
+		s := &responders{side: side}
 		sides = append(sides, s)
-		if err := s.start(ctx, p.Servers); err != nil {
+		if err := s.start(ctx); err != nil {
 			return nil, err
 		}
 	}
-	for _, size := range p.Sizes {
-		for _, callers := range p.Callers {
-			l := Load{Callers: callers, PayloadBytes: size}
-			fmt.Fprintf(progress, "%d callers, %s: %d rounds\n", callers, sizeName(size), p.Rounds)
-			measured, err := measureLoad(ctx, p, l, sides)
-			if err != nil {
-				return nil, fmt.Errorf("%d callers, %s: %w", callers, sizeName(size), err)
-			}
-			all = append(all, measured...)
+	for _, l := range p.Loads {
+		fmt.Fprintf(progress, "%s: %d rounds\n", l, p.Rounds)
+		r, err := measureLoad(ctx, p, l, sides)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", l, err)
 		}
+		all = append(all, r)
 	}
 	return all, nil
 }
 
 // measureLoad runs the rounds of one load: in each round one side right after
 // the other, with the callers at another host than in the round before.
-func measureLoad(ctx context.Context, p Plan, l Load, sides []*responders) ([]Comparison, error) {
-	rounds := make([][]Round, len(sides))
+func measureLoad(ctx context.Context, p Plan, l Load, sides []*responders) (Result, error) {
+	r := Result{Load: l}
+	for _, s := range sides {
+		r.Sides = append(r.Sides, Measured{Name: s.side.Name})
+	}
 	for i := range p.Rounds {
 		for n, s := range sides {
-			r, err := s.round(ctx, p, l, fromHost(p.Servers, i))
+			next := time.After(connectEvery)
+			round, err := s.round(ctx, p, l, i)
 			if err != nil {
-				return nil, err
+				return Result{}, err
 			}
-			rounds[n] = append(rounds[n], r)
+			r.Sides[n].Rounds = append(r.Sides[n].Rounds, round)
+			if l.What != whatConnect {
+				continue
+			}
+			select { // the bound on ports
+			case <-next:
+			case <-ctx.Done():
+				return Result{}, ctx.Err()
+			}
 		}
 	}
-	var out []Comparison
-	for n, s := range sides[1:] {
-		out = append(out, Comparison{
-			Peer: s.peer.Name(), Load: l, OwnName: sides[0].peer.Name(), Own: rounds[0], Theirs: rounds[n+1],
-		})
-	}
-	return out, nil
-}
-
-// fromHost are the servers as a process on host i lists them: its own first.
-func fromHost(servers []string, i int) Env {
-	i %= len(servers)
-	return Env{Servers: slices.Concat(servers[i:], servers[:i])}
-}
-
-func (s *responders) start(ctx context.Context, servers []string) error {
-	for i := range servers {
-		c, err := startChild(ctx, roleServe, job{Peer: s.peer.Name(), Env: fromHost(servers, i)})
-		if err != nil {
-			return err
-		}
-		s.children = append(s.children, c)
-	}
-	return nil
-}
-
-func (s *responders) stop() error {
-	var all error
-	for _, c := range s.children {
-		all = errors.Join(all, c.stop())
-	}
-	return all
-}
-
-// cpu is the cpu time that all responders have used until now.
-func (s *responders) cpu() (time.Duration, error) {
-	var sum time.Duration
-	for _, c := range s.children {
-		r, err := c.say(wordCPU)
-		if err != nil {
-			return 0, err
-		}
-		sum += r.CPU
-	}
-	return sum, nil
-}
-
-// round measures one round with a new process of callers. A failed request
-// makes the round worthless: on a healthy cluster there is none.
-func (s *responders) round(ctx context.Context, p Plan, l Load, env Env) (Round, error) {
-	addresses := make([]string, len(s.children))
-	for i, c := range s.children {
-		addresses[i] = c.address
-	}
-	callers, err := startChild(ctx, roleCall, job{
-		Peer: s.peer.Name(), Env: env, Responders: addresses,
-		Callers: l.Callers, Bytes: l.PayloadBytes, WarmUp: p.WarmUp, Length: p.Length,
-	})
-	if err != nil {
-		return Round{}, err
-	}
-	r, err := s.measure(callers)
-	return r, errors.Join(err, callers.stop())
-}
-
-func (s *responders) measure(callers *child) (Round, error) {
-	before, err := s.cpu()
-	if err != nil {
-		return Round{}, err
-	}
-	answer, err := callers.say(wordMeasure)
-	if err != nil {
-		return Round{}, err
-	}
-	after, err := s.cpu()
-	if err != nil {
-		return Round{}, err
-	}
-	if answer.Round == nil {
-		return Round{}, fmt.Errorf("%s: no round in its answer", callers.name)
-	}
-	r := *answer.Round
-	if r.Failed > 0 || r.Requests == 0 {
-		return r, fmt.Errorf("%s: %d requests succeeded, %d failed: %s", s.peer.Name(), r.Requests, r.Failed, r.Error)
-	}
-	r.CPU += after - before
 	return r, nil
 }

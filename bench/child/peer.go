@@ -1,4 +1,4 @@
-package main
+package child
 
 import "context"
 
@@ -26,22 +26,4 @@ type Caller interface {
 type Env struct {
 	// Servers are the nats:// URLs of the hosts, that of the own host first.
 	Servers []string `json:"servers"`
-}
-
-// own is what is measured: its figures are divided by those of the others.
-var own Peer = kbrokerPeer{}
-
-// others are what it is measured against. Another peer is one more type here.
-var others = []Peer{natsgoPeer{}}
-
-// peers are all of them, our own first.
-func peers() []Peer { return append([]Peer{own}, others...) }
-
-func peerNamed(name string) (Peer, bool) {
-	for _, p := range peers() {
-		if p.Name() == name {
-			return p, true
-		}
-	}
-	return nil, false
 }

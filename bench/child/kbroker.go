@@ -1,4 +1,4 @@
-package main
+package child
 
 import (
 	"context"
@@ -11,10 +11,10 @@ import (
 	"github.com/kbroker/kbroker/sdk"
 )
 
-// kbrokerPeer is the SDK as an application uses it. Its responders are
+// KBroker is the SDK as an application uses it. Its responders are
 // development instances: started by the bench, as those of the other peers are,
 // rather than by agents.
-type kbrokerPeer struct{}
+type KBroker struct{}
 
 const (
 	kbrokerService = "bench/echo"
@@ -22,9 +22,9 @@ const (
 	kbrokerHere    = "here" // handled to learn that requests come to this process
 )
 
-func (kbrokerPeer) Name() string { return "kbroker" }
+func (KBroker) Name() string { return "kbroker" }
 
-func (kbrokerPeer) Serve(ctx context.Context, env Env, ready func(string)) error {
+func (KBroker) Serve(ctx context.Context, env Env, ready func(string)) error {
 	app := sdk.New(sdk.At(kbrokerServer(env)), sdk.As(kbrokerService), quiet())
 	sdk.Handle(app, kbrokerEcho, func(_ context.Context, in []byte) ([]byte, error) { return in, nil })
 	here := make(chan struct{})
@@ -65,7 +65,7 @@ func callUntil(ctx context.Context, app *sdk.App, here <-chan struct{}) bool {
 	}
 }
 
-func (kbrokerPeer) Dial(ctx context.Context, env Env, _ []string) (Caller, error) {
+func (KBroker) Dial(ctx context.Context, env Env, _ []string) (Caller, error) {
 	client, err := sdk.Dial(ctx, sdk.At(kbrokerServer(env)), quiet())
 	if err != nil {
 		return nil, fmt.Errorf("connect %v: %w", env.Servers, err)
