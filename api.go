@@ -54,6 +54,9 @@ type JoinRequest struct {
 	Route  string            `json:"route"`  // host:port where its broker will take routes
 	// ClusterID is set by a host that was admitted before and asks again.
 	ClusterID string `json:"cluster_id,omitempty"`
+	// Generation is, of a worker whose credential is refused, what it was admitted as:
+	// it asks what became of it. 0: it asks to be admitted.
+	Generation int `json:"generation,omitempty"`
 	// Fingerprint is that of the host's own key (PKIX, DER), which is in its data
 	// directory; Proof is the request signed with it. A core sends a box, too: the
 	// HPKE key for secrets that it is given.
@@ -70,9 +73,15 @@ type JoinRequest struct {
 // JoinReply admits a host, or tells it to ask again because another member
 // change is under way (Wait says which).
 type JoinReply struct {
-	Admitted  bool   `json:"admitted"`
-	Wait      string `json:"wait,omitempty"`
-	ClusterID string `json:"cluster_id,omitempty"`
+	Admitted bool   `json:"admitted"`
+	Wait     string `json:"wait,omitempty"`
+	// Removed: Host, as it was admitted under Generation, is not a member any more.
+	Removed bool   `json:"removed,omitempty"`
+	Host    HostID `json:"host,omitempty"`
+	// KeyRevoked: the host's User is a key that is not signed any more, or another
+	// host's. It makes another one, and asks again.
+	KeyRevoked bool   `json:"key_revoked,omitempty"`
+	ClusterID  string `json:"cluster_id,omitempty"`
 	// Generation is what the host was admitted as: it carries it from now on.
 	Generation int `json:"generation,omitempty"`
 	// Cores are the members it can reach, the joiner not included.

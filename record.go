@@ -130,8 +130,8 @@ type Host struct {
 	// Fingerprint is that of the host's data directory: who asks under this name
 	// with another one is another host.
 	Fingerprint string `json:"fingerprint,omitempty"`
-	// User is the public key of a worker's credential; Revoked are those of earlier
-	// admissions of the name.
+	// User is the public key of a worker's credential, the one that is signed; Revoked
+	// are those that it has lost, and those of earlier admissions of the name.
 	User    string   `json:"user,omitempty"`
 	Revoked []string `json:"revoked,omitempty"`
 	// Generation counts the admissions of the name. Whoever carries a lower one,

@@ -103,6 +103,15 @@ func readToken(file string) (pki.Token, error) {
 	return token, nil
 }
 
+// another has the host ask with another key for its credential.
+func (a *admission) another(m *membership) (err error) {
+	if _, err = m.newKey(); err != nil {
+		return err
+	}
+	a.box, err = m.present(&a.request)
+	return err
+}
+
 // present adds to a request what shows who asks, and returns the box of a core's.
 func (m *membership) present(r *kbroker.JoinRequest) (*pki.Box, error) {
 	key, err := hostKey(filepath.Dir(m.path))

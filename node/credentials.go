@@ -40,7 +40,7 @@ func (m *membership) grants() (*grants.Authority, error) {
 	secret, err := m.secret()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, kbroker.Errorf(kbroker.Refused, "%s is not there: host %s cannot sign credentials", filepath.Join(m.identityDir(), accountsFile), m.Host).
-			WithHint("restore the file, it is the same on every core of the cluster")
+			WithHint("restore the file, it is the same on every core of the cluster; a directory from before there were credentials cannot be used")
 	}
 	if err != nil {
 		return nil, err
@@ -63,20 +63,35 @@ func (m *membership) secret() (secret []byte, err error) {
 	return secret, err
 }
 
-// ownKey is the key of a worker's credential, made when there is none.
+func (m *membership) ownKeyFile() string {
+	return filepath.Join(filepath.Dir(m.path), identityDir, userFile)
+}
+
+// ownKey is the key that a worker asks with for a credential, made when there is none
+// that can be read.
 func (m *membership) ownKey() (credential.Credential, error) {
-	path := filepath.Join(filepath.Dir(m.path), identityDir, userFile)
-	c, err := credential.Load(path)
-	if !errors.Is(err, fs.ErrNotExist) {
+	c, err := credential.Load(m.ownKeyFile())
+	if !lost(err) {
 		return c, err
 	}
-	if c, err = credential.New(); err != nil {
+	return m.newKey()
+}
+
+// newKey makes the key that a worker asks with from now on.
+func (m *membership) newKey() (credential.Credential, error) {
+	c, err := credential.New()
+	if err != nil {
 		return c, err
 	}
-	if err := makeDir(filepath.Dir(path)); err != nil {
+	if err := makeDir(filepath.Dir(m.ownKeyFile())); err != nil {
 		return c, err
 	}
-	return c, c.Save(path)
+	return c, c.Save(m.ownKeyFile())
+}
+
+// lost reports whether a credential cannot be read because it is not there, or damaged.
+func lost(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, kbroker.Invalid)
 }
 
 // keepCredential keeps what was signed for a worker's key.
@@ -220,7 +235,7 @@ func (i *identity) signed(credential string) (kbroker.HostID, kbroker.Revocation
 	return kbroker.HostID(host), kbroker.Revocation{User: key, Until: until}, err
 }
 
-// connectTo connects to another core as one.
+// connectTo connects to a core, as what this host is.
 func (m *membership) connectTo(ctx context.Context, addr string) (*nats.Conn, error) {
 	self, err := m.target()
 	if err != nil {
@@ -234,7 +249,7 @@ func (m *membership) connectTo(ctx context.Context, addr string) (*nats.Conn, er
 	if at, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, max(time.Millisecond, time.Until(at)))
 	}
-	conn, err := nats.Connect(url(addr), append(secure, nats.Name("kbroker core "+string(m.Host)), nats.Timeout(timeout), nats.NoReconnect())...)
+	conn, err := nats.Connect(url(addr), append(secure, nats.Name("kbroker "+string(m.Role)+" "+string(m.Host)), nats.Timeout(timeout), nats.NoReconnect())...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to core %s: %w", addr, err)
 	}

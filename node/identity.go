@@ -93,6 +93,24 @@ func makeDir(path string) error {
 	return durable.Sync(filepath.Dir(path))
 }
 
+// clearKeys removes what a crash has left of files that have keys, in a data directory
+// that the caller has locked.
+func clearKeys(dir string) error {
+	all := durable.Clear(dir, connect.ContextFile)
+	dir = filepath.Join(dir, identityDir)
+	all = errors.Join(all, durable.Clear(dir))
+	clusters, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		all = errors.Join(all, fmt.Errorf("clear %s: %w", dir, err))
+	}
+	for _, c := range clusters {
+		if c.IsDir() {
+			all = errors.Join(all, durable.Clear(filepath.Join(dir, c.Name())))
+		}
+	}
+	return all
+}
+
 func (m *membership) identityDir() string { return m.identityOf(m.ClusterID) }
 
 // identityOf is where the identity in a cluster is that this host is, or was, of.
@@ -407,12 +425,12 @@ func (i *identity) due() bool {
 func (i *identity) routes() *tls.Config  { return i.tls.Peers() }
 func (i *identity) clients() *tls.Config { return i.tls.Server() }
 
-// admit adds to the reply whom the host is to believe, and what a core needs to prove
+// admit looks at the proof of who asks, and adds to a reply that admits it whom the host is to believe, and what a core needs to prove
 // who it is. A host that was admitted before, and has that already, does without while
 // the root's key is kept elsewhere.
 func (i *identity) admit(r kbroker.JoinRequest, reply *kbroker.JoinReply) error {
 	public, err := proved(r)
-	if err != nil {
+	if err != nil || !reply.Admitted {
 		return err
 	}
 	reply.Roots = string(pki.EncodeCerts(i.roots...))

@@ -383,6 +383,27 @@ func TestACoreWithoutItsCertificate(t *testing.T) {
 	}
 }
 
+// TestADirectoryFromBeforeCredentials is refused in one line, and the hint says so.
+func TestADirectoryFromBeforeCredentials(t *testing.T) {
+	founder := newFounder(t, "kb-test")
+	for name, m := range map[string]*membership{"a founder": newHost(t, "kb-test", "h1"), "a core that joined": joined(t, founder, "h2")} {
+		if name == "a founder" {
+			m.Founded = true
+			open(t, m, time.Now())
+		}
+		dir := filepath.Dir(m.path)
+		err := errors.Join(m.save(), os.Remove(filepath.Join(m.identityDir(), accountsFile)), os.MkdirAll(brokerDir(dir), 0o700),
+			os.WriteFile(filepath.Join(brokerDir(dir), "joined"), nil, 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = Run(t.Context(), Config{Dir: dir})
+		if e := kbroker.AsError(err); e.Code != kbroker.Refused || strings.Contains(e.Message, "\n") || !strings.Contains(e.Message, accountsFile+" is not there") || !strings.Contains(e.Hint, "from before there were credentials cannot be used") {
+			t.Errorf("%s: %v with hint %q", name, err, e.Hint)
+		}
+	}
+}
+
 // TestOnlyCoresReachTheRoutes of a running core: in TLS, and with a certificate of
 // the cluster.
 func TestOnlyCoresReachTheRoutes(t *testing.T) {

@@ -185,7 +185,8 @@ func (m *membership) begin(dir string, cfg Config) error {
 		m.Role = kbroker.RoleCore
 	}
 	if m.Role == kbroker.RoleWorker {
-		return nil
+		_, err := m.newKey() // what an earlier host of the directory had may have been taken back
+		return err
 	}
 	ports := []int{cfg.ClientPort, cfg.RoutePort}
 	if err := pickPorts(cfg.Advertise, ports); err != nil {
@@ -242,8 +243,14 @@ func (m *membership) join(ctx context.Context, through []string, cfg Config, log
 			return m.takeIdentity(reply, a.box, a.pin)
 		}
 		why := reply.Wait
-		if err != nil {
+		switch {
+		case err != nil:
 			why = err.Error()
+		case reply.KeyRevoked:
+			why = keyTakenBack
+			if err := a.another(m); err != nil {
+				return err
+			}
 		}
 		if why != last {
 			last = why

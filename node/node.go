@@ -82,6 +82,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer dir.Close()
+	if err := clearKeys(dir.Path); err != nil {
+		cfg.Log.Warn("what a crash has left of files with keys is still there", "component", "node", "err", err)
+	}
 	counted := openMetrics(dir.Path, cfg.Log.With("component", "node"))
 	defer counted.close()
 	if done, err := endRescue(dir.Path); err != nil {
@@ -118,14 +121,36 @@ func Run(ctx context.Context, cfg Config) error {
 	return err
 }
 
-// runWorker runs a host without a broker: a client of the cores.
+// runWorker runs a host without a broker: a client of the cores. Its connection is made
+// anew where nats.go cannot: for another key, or when it was given up.
 func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, counted *metrics) error {
+	log := cfg.Log.With("component", "node")
+	for {
+		err := runConnected(ctx, cfg, dir, m, counted)
+		switch {
+		case !errors.Is(err, errConnectAnew) || errors.Is(err, agent.ErrRemoved):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		}
+		log.Info("connecting to the cores anew; what runs here runs on", "host", m.Host, "err", err)
+	}
+}
+
+// runConnected is runWorker with one connection.
+func runConnected(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, counted *metrics) error {
+	key, err := m.shown()
+	if err != nil {
+		return err
+	}
 	cores, err := m.target()
 	if err != nil {
 		return err
 	}
+	log := cfg.Log.With("component", "node")
 	// What runs here is adopted and kept running, whether a core is there or not.
-	conn, err := cores.Connect(ctx, "kbroker agent "+string(m.Host), nats.RetryOnFailedConnect(true))
+	conn, err := cores.Connect(ctx, "kbroker agent "+string(m.Host), nats.RetryOnFailedConnect(true),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Debug("connection to the cores", "err", err) }))
 	if err != nil {
 		return err
 	}
@@ -139,13 +164,13 @@ func runWorker(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, c
 		return err
 	}
 	counted.MustRegister(a.Collector())
+	defer counted.Unregister(a.Collector())
 	nobody := func() []kbroker.HostID { return nil }
 	return runAll(ctx, map[string]func(context.Context) error{
-		"heartbeat": a.Beat,
-		"agent":     a.Run,
-		"membership": func(ctx context.Context) error {
-			return m.follow(ctx, a.Cores, nobody, cfg.Log.With("component", "node"))
-		},
+		"heartbeat":  a.Beat,
+		"agent":      a.Run,
+		"membership": func(ctx context.Context) error { return m.follow(ctx, a.Cores, nobody, log) },
+		"credential": func(ctx context.Context) error { return m.stay(ctx, conn, key, log) },
 	})
 }
 

@@ -16,7 +16,8 @@ import (
 
 // A removed host ends what it runs, once it knows:
 //
-//	a core answers its heartbeat so ------> "removed" in membership.json
+//	a core answers its heartbeat so ----+-> "removed" in membership.json
+//	a worker is refused, and asks ------+     |
 //	its broker sees itself put out -------> "removed" beside the broker's store
 //	started without a store, it asks          |
 //	without a leader, it asks                 |

@@ -19,6 +19,8 @@ const (
 	safeCores = 3
 	// firstGeneration is that of a name that was never removed.
 	firstGeneration = 1
+	// maxRevoked bounds the keys of a name that were taken back.
+	maxRevoked = 100
 )
 
 // join admits a host. What would admit a core is decided again after a look at
@@ -31,7 +33,7 @@ func (t *term) join(ctx context.Context, v *state.View, r kbroker.JoinRequest, n
 	if err == nil && len(d.changes) > 0 && r.Role == kbroker.RoleCore {
 		d, err = decideJoin(v, r, t.look(ctx, v), t.cfg.ClusterID, now)
 	}
-	if reply, ok := d.reply.(kbroker.JoinReply); err == nil && ok && reply.Admitted && t.cfg.Admit != nil {
+	if reply, ok := d.reply.(kbroker.JoinReply); err == nil && ok && reply.Wait == "" && t.cfg.Admit != nil {
 		err = t.cfg.Admit(r, &reply)
 		d.reply = reply
 	}
@@ -44,8 +46,54 @@ func sameHost(known kbroker.Host, r kbroker.JoinRequest) bool {
 	return known.Member() && known.Fingerprint == r.Fingerprint && known.Route == r.Route && known.Role == r.Role
 }
 
+// wasRemoved reports whether a host that says what it was admitted as is no member any
+// more. Of the last admission of a name the key is on record, and must be the host's.
+func wasRemoved(known kbroker.Host, r kbroker.JoinRequest) bool {
+	return r.Generation > 0 && known.Removed(r.Generation) && (r.Generation < known.Generation || known.Fingerprint == r.Fingerprint)
+}
+
+// keyTaken reports whether what is signed for a worker's key would be refused, or would
+// be when another host is removed: the key was taken back, or is another host's.
+func keyTaken(v *state.View, r kbroker.JoinRequest) bool {
+	if _, ended := v.Revoked[r.User]; ended {
+		return true
+	}
+	for name, h := range v.Hosts {
+		if slices.Contains(h.Revoked, r.User) || r.User != "" && h.User == r.User && !(h.Member() && name == r.Host) {
+			return true
+		}
+	}
+	return false
+}
+
+// decideAgain answers a worker that is a member and asks again. What is signed is the
+// key on record: a worker that has lost that has another one put there, and the lost one
+// taken back, in the batch before the answer.
+func decideAgain(known kbroker.Host, r kbroker.JoinRequest, admitted kbroker.JoinReply) (decision, error) {
+	switch {
+	case len(admitted.Cores) == 0:
+		return decision{reply: kbroker.JoinReply{Wait: "no core has been heard yet"}}, nil
+	case r.User == known.User:
+		return decision{reply: admitted}, nil
+	case len(known.Revoked) >= maxRevoked:
+		return decision{}, kbroker.Errorf(kbroker.Refused, "%d credentials of host %s have been taken back", len(known.Revoked), r.Host).
+			WithHint("kbroker remove %s, and join under another name with an empty data directory", r.Host)
+	}
+	known.Revoked = takenBack(known)
+	known.User = r.User
+	return decision{[]state.Change{state.PutHost{Host: known}}, admitted}, nil
+}
+
+// takenBack are the keys of a name when that on record is replaced.
+func takenBack(h kbroker.Host) []string {
+	if h.User == "" {
+		return h.Revoked
+	}
+	return append(slices.Clone(h.Revoked), h.User)
+}
+
 // decideJoin admits a host, with a token that this uses up, or one that was admitted
-// and asks again. Cores join one at a time and only while every core
+// and asks again; one that asks what became of it hears when it was removed. Cores join one at a time and only while every core
 // is current and nothing else changes: two fresh members at once could outvote
 // the cluster that they join. Workers are clients of the cores: any number, at
 // any time.
@@ -57,6 +105,9 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 		return decision{}, kbroker.Errorf(kbroker.Invalid, "role is %q, want core or worker", r.Role)
 	}
 	known := v.Hosts[r.Host]
+	if wasRemoved(known, r) {
+		return decision{reply: kbroker.JoinReply{Removed: true, Host: r.Host, Generation: r.Generation}}, nil
+	}
 	same := sameHost(known, r)
 	var token kbroker.Token
 	if !same {
@@ -64,6 +115,9 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 		if token, err = tokenFor(v, r, known.Generation+1, now); err != nil {
 			return decision{}, err
 		}
+	}
+	if r.Role == kbroker.RoleWorker && keyTaken(v, r) {
+		return decision{reply: kbroker.JoinReply{KeyRevoked: true}}, nil
 	}
 	admitted := kbroker.JoinReply{Admitted: true, ClusterID: clusterID, Generation: known.Generation}
 	through, cores, joining, wait := coresFor(v, r, f)
@@ -75,6 +129,8 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 		wait = f.change(v, r.Host)
 	}
 	switch {
+	case same && r.Role == kbroker.RoleWorker:
+		return decideAgain(known, r, admitted)
 	case same && r.ClusterID == clusterID:
 		// It was admitted, and its record holds its place: the broker may even
 		// wait for it to have a leader.
@@ -82,6 +138,9 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 	case known.Member() && !(same && known.State == kbroker.HostJoining):
 		return decision{}, kbroker.Errorf(kbroker.Refused, "a host named %s is a member already", r.Host).
 			WithHint("start it with the data directory that it has, or join under another name; if it is gone for good: kbroker remove %s", r.Host)
+	case r.Role == kbroker.RoleWorker && len(known.Revoked) >= maxRevoked:
+		return decision{}, kbroker.Errorf(kbroker.Refused, "%d credentials of hosts named %s have been taken back", len(known.Revoked), r.Host).
+			WithHint("join under another name")
 	case known.State == kbroker.HostRemoved && known.Role == kbroker.RoleCore:
 		return decision{}, kbroker.Errorf(kbroker.Refused, "%s was a core and has been removed; the name of a core is used once", r.Host).
 			WithHint("join under another name, with an empty data directory")
@@ -109,10 +168,7 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 	host := kbroker.Host{
 		Name: r.Host, Role: r.Role, State: kbroker.HostJoining, Labels: r.Labels,
 		Client: r.Client, Route: r.Route, Since: now, Fingerprint: r.Fingerprint, Generation: admitted.Generation,
-		User: r.User, Revoked: known.Revoked,
-	}
-	if known.User != "" {
-		host.Revoked = append(slices.Clone(known.Revoked), known.User)
+		User: r.User, Revoked: takenBack(known),
 	}
 	d := decision{[]state.Change{state.PutHost{Host: host}}, admitted}
 	if token.Used == nil {

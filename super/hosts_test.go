@@ -2,6 +2,8 @@ package super
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -342,5 +344,169 @@ func TestJoiningHostBecomesReadyOrIsForgotten(t *testing.T) {
 	w.InState = map[kbroker.HostID]time.Duration{"h2": joinExpires + time.Second}
 	if drop, ok := Plan(w)[0].(state.DropHost); !ok || drop.Host != "h2" {
 		t.Errorf("admitted and never seen: %v, want it forgotten", Plan(w))
+	}
+}
+
+// worker is a request of one that was admitted as a generation; 0: it is new.
+func (j *joiner) worker(name kbroker.HostID, generation int, user string) kbroker.JoinRequest {
+	r := hostAsks(name, kbroker.RoleWorker, nil)
+	r.User, r.Generation = user, generation
+	if generation > 0 {
+		r.ClusterID = "kb-test"
+	} else {
+		r.Token = j.fresh(kbroker.RoleWorker, "")
+	}
+	return r
+}
+
+// onRecord checks which keys of a host are on record: its own, then those taken back.
+func (j *joiner) onRecord(t *testing.T, name kbroker.HostID, user string, revoked ...string) {
+	t.Helper()
+	if h := j.view.Hosts[name]; h.User != user || !slices.Equal(h.Revoked, revoked) {
+		t.Errorf("host %s is on record with key %s, and %v taken back; want %s and %v", name, h.User, h.Revoked, user, revoked)
+	}
+}
+
+// TestAWorkerAsksForItsCredentialAgain: what is signed is the key on record, and nothing
+// is written for it; another key is put there first, and the one before taken back.
+func TestAWorkerAsksForItsCredentialAgain(t *testing.T) {
+	j := newJoiner(t)
+	j.must(j.worker("w1", 0, "U1"))
+	decide := func(r kbroker.JoinRequest) decision {
+		t.Helper()
+		d, err := decideJoin(&j.view, r, j.facts(Members{}), "kb-test", j.now)
+		if err != nil || !d.reply.(kbroker.JoinReply).Admitted || d.reply.(kbroker.JoinReply).Generation != firstGeneration {
+			t.Fatalf("%+v, %v; want it admitted as what it was", d.reply, err)
+		}
+		return d
+	}
+	if d := decide(j.worker("w1", 1, "U1")); len(d.changes) > 0 {
+		t.Errorf("with the key on record: %v, want nothing written", d.changes)
+	}
+	lost := j.worker("w1", 1, "U2")
+	d := decide(lost)
+	if len(d.changes) != 1 {
+		t.Fatalf("with another key: %v, want one record written", d.changes)
+	}
+	j.onRecord(t, "w1", "U1")
+	j.apply(d.changes)
+	j.onRecord(t, "w1", "U2", "U1")
+	if d := decide(lost); len(d.changes) > 0 { // the answer was lost
+		t.Errorf("asked once more: %v, want nothing written", d.changes)
+	}
+	rescued := j.worker("w1", 1, "U2")
+	rescued.ClusterID = "kb-lost"
+	if d := decide(rescued); len(d.changes) > 0 {
+		t.Errorf("a worker of the cluster that this one was rescued from: %v", d.changes)
+	}
+	other := j.worker("w1", 1, "U3")
+	other.Fingerprint = "another"
+	if r, err := j.ask(other); !errors.Is(err, kbroker.Refused) || r.Credential != "" {
+		t.Errorf("another host of the name: %+v, %v; want refused", r, err)
+	}
+	j.onRecord(t, "w1", "U2", "U1")
+}
+
+// TestAKeyThatWasTakenBackIsNotSigned: neither a member's, nor that of a host that joins.
+func TestAKeyThatWasTakenBackIsNotSigned(t *testing.T) {
+	j := newJoiner(t)
+	j.must(j.worker("w1", 0, "U1"))
+	j.must(j.worker("w1", 1, "U2"))
+	j.must(j.worker("w2", 0, "V1"))
+	j.view.Revoked = map[string]time.Time{"I1": j.now}
+	gone := j.view.Hosts["w2"]
+	gone.State = kbroker.HostRemoved
+	j.apply([]state.Change{state.PutHost{Host: gone}})
+	for name, r := range map[string]kbroker.JoinRequest{
+		"a member with the key that it had lost":  j.worker("w1", 1, "U1"),
+		"a new admission with the key before":     j.worker("w2", 0, "V1"),
+		"another host with the key of a removed":  j.worker("w3", 0, "V1"),
+		"another host with one taken back":        j.worker("w3", 0, "U1"),
+		"another host with the key of a member":   j.worker("w3", 0, "U2"),
+		"a host with the key of an instance":      j.worker("w3", 0, "I1"),
+		"a member with the key of another member": j.worker("w1", 1, "V1"),
+	} {
+		d, err := decideJoin(&j.view, r, j.facts(j.members), "kb-test", j.now)
+		if reply, ok := d.reply.(kbroker.JoinReply); err != nil || !ok || !reply.KeyRevoked || reply.Admitted || len(d.changes) > 0 {
+			t.Errorf("%s: %+v, %v, %v; want to hear that the key was taken back", name, d.reply, d.changes, err)
+		}
+	}
+	again := j.worker("w2", 0, "V2")
+	if r := j.must(again); r.Generation != 2 {
+		t.Errorf("with a key of its own it is %+v, want generation 2", r)
+	}
+	j.onRecord(t, "w2", "V2", "V1")
+	again.Token = nil
+	j.must(again) // the answer was lost
+	j.onRecord(t, "w2", "V2", "V1")
+}
+
+// TestAWorkerHearsThatItWasRemoved, also when its name was admitted again since; a host
+// that only says that it is the one hears nothing.
+func TestAWorkerHearsThatItWasRemoved(t *testing.T) {
+	j := newJoiner(t)
+	j.must(j.worker("w1", 0, "U1"))
+	was := j.worker("w1", 1, "U1")
+	if r := j.must(was); r.Removed {
+		t.Errorf("a member hears %+v", r)
+	}
+	h := j.view.Hosts["w1"]
+	h.State = kbroker.HostRemoved
+	j.apply([]state.Change{state.PutHost{Host: h}})
+	lostKey := was
+	lostKey.User = "U2"
+	for range 2 {
+		for _, r := range []kbroker.JoinRequest{was, lostKey} {
+			d, err := decideJoin(&j.view, r, j.facts(Members{}), "kb-test", j.now)
+			if reply, ok := d.reply.(kbroker.JoinReply); err != nil || !ok || !reply.Removed || reply.Host != "w1" || reply.Generation != 1 || reply.Admitted || len(d.changes) > 0 {
+				t.Errorf("a removed worker: %+v, %v, %v; want to hear that generation 1 was removed", d.reply, d.changes, err)
+			}
+		}
+		anew := j.worker("w1", 0, "U3")
+		anew.Fingerprint = "anew"
+		if h := j.view.Hosts["w1"]; !h.Member() { // the name is used again
+			j.must(anew)
+		}
+	}
+	anew := j.worker("w1", 2, "U3")
+	anew.Fingerprint = "anew"
+	if r := j.must(anew); !r.Admitted || r.Removed || r.Generation != 2 {
+		t.Errorf("the host that has the name now: %+v", r)
+	}
+	j.must(j.worker("w2", 0, "V1"))
+	gone := j.view.Hosts["w2"]
+	gone.State = kbroker.HostRemoved
+	j.apply([]state.Change{state.PutHost{Host: gone}})
+	for name, change := range map[string]func(*kbroker.JoinRequest){
+		"another key":                  func(r *kbroker.JoinRequest) { r.Fingerprint = "guessed" },
+		"a generation that never was":  func(r *kbroker.JoinRequest) { r.Generation = 2 },
+		"a name that never was":        func(r *kbroker.JoinRequest) { r.Host = "w9" },
+		"no generation, and no token":  func(r *kbroker.JoinRequest) { r.Generation = 0 },
+		"a generation that nobody has": func(r *kbroker.JoinRequest) { r.Generation = -1 },
+	} {
+		r := j.worker("w2", 1, "V1")
+		change(&r)
+		if reply, err := j.ask(r); !errors.Is(err, kbroker.Refused) || !strings.Contains(err.Error(), "needs a token") {
+			t.Errorf("%s: %+v, %v; want to hear of a token only", name, reply, err)
+		}
+	}
+}
+
+// TestTheKeysOfANameAreBounded.
+func TestTheKeysOfANameAreBounded(t *testing.T) {
+	j := newJoiner(t)
+	j.must(j.worker("w1", 0, "U0"))
+	for n := range maxRevoked {
+		j.must(j.worker("w1", 1, fmt.Sprintf("U%d", n+1)))
+	}
+	if _, err := j.ask(j.worker("w1", 1, "one more")); !errors.Is(err, kbroker.Refused) || kbroker.AsError(err).Hint == "" {
+		t.Errorf("%v, want refused with a hint", err)
+	}
+	j.must(j.worker("w1", 1, fmt.Sprintf("U%d", maxRevoked))) // the one on record is signed all the same
+	h := j.view.Hosts["w1"]
+	h.State = kbroker.HostRemoved
+	j.apply([]state.Change{state.PutHost{Host: h}})
+	if _, err := j.ask(j.worker("w1", 0, "anew")); !errors.Is(err, kbroker.Refused) || !strings.Contains(kbroker.AsError(err).Hint, "another name") {
+		t.Errorf("a new admission of the name: %v, want refused with a hint", err)
 	}
 }

@@ -169,7 +169,13 @@ func FileOptions(path string) ([]nats.Option, error) {
 			}
 		}
 	}
-	return []nats.Option{nats.UserJWT(signed, c.key.Sign), nats.CustomInboxPrefix(c.Inbox())}, nil
+	// Not by nats.UserJWT, which asks at once for what may be signed later: a connection
+	// that is made in the background fails with it.
+	show := func(o *nats.Options) error {
+		o.UserJWT, o.SignatureCB = signed, c.key.Sign
+		return nil
+	}
+	return []nats.Option{show, nats.CustomInboxPrefix(c.Inbox())}, nil
 }
 
 // Load reads a .creds file.

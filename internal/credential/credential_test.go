@@ -1,10 +1,12 @@
 package credential
 
 import (
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 )
 
@@ -83,4 +85,22 @@ func TestWhatIsWrittenIsReadAgain(t *testing.T) {
 func until(c Credential) time.Time {
 	_, at := c.Holds()
 	return at
+}
+
+// TestAConnectionMayBeginBeforeItsCredentialIsSigned: the one that is made in the
+// background, which asks for it with each attempt.
+func TestAConnectionMayBeginBeforeItsCredentialIsSigned(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "own.creds")
+	if err := fresh(t).Save(path); err != nil {
+		t.Fatal(err)
+	}
+	options, err := FileOptions(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect("nats://127.0.0.1:1", append(options, nats.RetryOnFailedConnect(true))...)
+	if err != nil {
+		t.Fatalf("%v, want a connection that tries again", err)
+	}
+	nc.Close()
 }

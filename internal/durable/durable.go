@@ -4,7 +4,8 @@
 //
 //	write a file beside it -> fsync -> rename -> fsync the directory
 //
-// A crash may leave the file beside it, .NAME.*; nobody reads that.
+// A crash may leave the file beside it, .NAME.*; nobody reads that. Clear removes it,
+// where what is in it is a secret.
 package durable
 
 import (
@@ -14,6 +15,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 )
 
 // Replace gives the file path this content and exactly this mode, whatever the
@@ -45,6 +48,32 @@ func replace(path string, mode os.FileMode, fill func(io.Writer) error) error {
 	}
 	return Sync(filepath.Dir(path))
 }
+
+// Clear removes what calls of Replace have left in a directory that a crash cut off; of
+// the named files alone, if there are names. Nobody else may be replacing them. A
+// directory that is not there has nothing of the kind.
+func Clear(dir string, names ...string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("clear %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		left := leftover.FindStringSubmatch(e.Name())
+		if left == nil || !e.Type().IsRegular() || len(names) > 0 && !slices.Contains(names, left[1]) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("clear %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// leftover is the name of a file that os.CreateTemp made for replace.
+var leftover = regexp.MustCompile(`^\.(.+)\.[0-9]+$`)
 
 // Rename gives a file or a directory another name, which a power-off does not
 // take back. What is in it must be synced before. Both names must be on one

@@ -144,3 +144,33 @@ func TestMakeDirMakesWhatIsMissingAbove(t *testing.T) {
 		}
 	}
 }
+
+// TestClearRemovesWhatACrashHasLeft, and nothing that somebody has put there.
+func TestClearRemovesWhatACrashHasLeft(t *testing.T) {
+	dir := t.TempDir()
+	kept := map[string]string{"f": "f", ".f": "f", ".f.bak": "f", "f.123": "f", ".hidden": "f"}
+	for name := range kept {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("f"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cutOff := func(name string) {
+		t.Helper()
+		f, err := os.CreateTemp(dir, "."+name+".*") // as replace
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cutOff("f")
+	cutOff("g")
+	if err := errors.Join(Clear(dir, "g"), Clear(dir, "g")); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, ".[fg].[0-9]*")); err != nil || len(left) != 1 {
+		t.Errorf("cleared of g there are %v, %v; want that of f", left, err)
+	}
+	if err := errors.Join(Clear(dir), Clear(filepath.Join(dir, "none"))); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, dir, kept)
+}
