@@ -106,6 +106,11 @@ type SignRequest struct {
 	Epoch       uint64      `json:"epoch"`
 	Incarnation Incarnation `json:"incarnation"`
 	Key         string      `json:"key"` // public, NATS
+	// By is the key of the person for whose program it is; empty: super placed it. Who
+	// answers knows it; nobody can say it.
+	By string `json:"-"`
+	// Until is when theirs ends; zero: never.
+	Until time.Time `json:"-"`
 }
 
 // DevelopRequest is a deployer's, for a program that runs beside the cluster as an

@@ -31,6 +31,8 @@ const (
 	EventHostRemoved   EventKind = "host_removed"   // not known any more
 	EventHostChanged   EventKind = "host_changed"   // something else of its record
 	EventLeader        EventKind = "leader"         // a super leads
+	EventUserCreated   EventKind = "user_created"   // somebody has a credential
+	EventUserRevoked   EventKind = "user_revoked"   // it was taken back
 	EventRefused       EventKind = "refused"        // a request that is not allowed now
 	EventEventsDropped EventKind = "events_dropped" // events that could not be stored
 )

@@ -175,8 +175,8 @@ var (
 	}
 	operating = []string{"publish kb.super.{drain,remove,maintain}.default.<own>"}
 	admitting = []string{
-		"publish kb.super.{token,revoke}.default.<own>",
-		"publish kb.core.tokens.default",
+		"publish kb.super.{token,revoke,user,userrevoke}.default.<own>",
+		"publish kb.core.{tokens,users}.default",
 	}
 )
 

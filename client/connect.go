@@ -32,14 +32,22 @@ func Find(flag string) (Target, error) { return connect.Find(flag) }
 // WriteContext makes the cluster findable through its directory.
 func WriteContext(dir string, c Context) error { return connect.WriteContext(dir, c) }
 
+// SaveContext makes a file of c that only the owner may read. Conflict: there is a file.
+func SaveContext(path string, c Context) error { return connect.SaveContext(path, c) }
+
+// ReplaceContext replaces such a file, all of it or nothing.
+func ReplaceContext(path string, c Context) error { return connect.ReplaceContext(path, c) }
+
 // Open connects to a cluster under the given name. The caller closes the
-// client with Close. Unavailable when no server answers.
+// client with Close. Unavailable when no server answers, Refused when they do not take the
+// credential.
 func Open(ctx context.Context, t Target, name string, opts ...nats.Option) (*Client, error) {
 	key, err := t.Key()
 	if err != nil {
 		return nil, err
 	}
 	c := newClient(nil, t.Tenant, key)
+	c.refusals.role = t.Role()
 	conn, err := t.Connect(ctx, name, append([]nats.Option{nats.ErrorHandler(c.refusals.note)}, opts...)...)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -16,6 +17,8 @@ import (
 // beside the request, which would wait for an answer. The zero value is ready. Safe for
 // concurrent use.
 type refusals struct {
+	role string // whose connection it is; empty: not known
+
 	mu      sync.Mutex
 	waiting map[*watcher]bool
 }
@@ -35,7 +38,7 @@ func (r *refusals) note(_ *nats.Conn, _ *nats.Subscription, err error) {
 	defer r.mu.Unlock()
 	for w := range r.waiting {
 		if strings.Contains(err.Error(), `"`+w.subject+`"`) {
-			w.end(notAllowed(w.subject))
+			w.end(r.notAllowed(w.subject))
 		}
 	}
 }
@@ -67,11 +70,34 @@ func refused(ctx context.Context, err error) error {
 	return err
 }
 
-func notAllowed(subject string) *kbroker.Error {
+// notAllowed is the refusal of a request.
+func (r *refusals) notAllowed(subject string) *kbroker.Error {
 	what := subject
 	if verb, _, ok := subjects.ParseAPI(subject); ok {
 		what = verb
 	}
-	return kbroker.Errorf(kbroker.Refused, "this credential does not allow %q", what).
-		WithHint("use the context of somebody who may: --context; an admin's is made on a core host with kbroker agent creds")
+	if words, ok := deeds[what]; ok {
+		what = words
+	} else {
+		what = "ask for " + strconv.Quote(what)
+	}
+	who := "this credential does not allow you to "
+	if r.role != "" {
+		who = "role " + r.role + " may not "
+	}
+	return kbroker.Errorf(kbroker.Refused, "%s%s", who, what).
+		WithHint("use the context of somebody who may, with --context; an admin makes one: kbroker user create NAME --role ROLE, or on a core host kbroker agent creds")
+}
+
+// deeds are the verbs in words.
+var deeds = map[string]string{
+	subjects.VerbDeploy: "deploy", subjects.VerbArtifactBegin: "deploy", subjects.VerbArtifactGet: "fetch programs",
+	subjects.VerbScale: "scale", subjects.VerbStop: "stop apps", subjects.VerbRollback: "roll back", subjects.VerbRestart: "restart instances",
+	subjects.VerbDevelop: "run a local instance",
+	subjects.VerbDrain:   "drain hosts", subjects.VerbRemove: "remove hosts", subjects.VerbMaintain: "take hosts down and up",
+	subjects.VerbToken: "let hosts in", subjects.VerbRevoke: "revoke tokens", subjects.VerbTokens: "see the tokens",
+	subjects.VerbUser: "let users in", subjects.VerbUserRevoke: "revoke users", subjects.VerbUsers: "see the users",
+	subjects.VerbApps: "see the apps", subjects.VerbInstances: "see the instances", subjects.VerbHosts: "see the hosts", subjects.VerbStatus: "see the status",
+	subjects.VerbVersion: "see the apps", subjects.VerbPlacement: "see the instances", subjects.VerbHistory: "see the history", subjects.VerbPlan: "plan",
+	subjects.VerbEvents: "see the events", subjects.VerbWhy: "ask why",
 }

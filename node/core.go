@@ -226,8 +226,8 @@ func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 		Members: func() super.Members { return membersOf(c.broker) },
 		Look:    c.broker.Look,
 		Admit:   c.id.admit,
-		Sign:    c.id.signInstance,
-		Signed:  c.id.signed, CredentialLife: c.id.life,
+		Sign:    c.id.signInstance, SignUser: c.id.signUser,
+		Signed: c.id.signed, CredentialLife: c.id.life,
 		Root: pki.FingerprintOf(c.id.root),
 	})
 	return a, s, err

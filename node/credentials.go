@@ -207,12 +207,26 @@ func (i *identity) signInstance(p kbroker.Placement, r kbroker.SignRequest) (str
 		role = grants.Allocator
 	}
 	return i.grants.Sign(grants.User{
-		Role: role, Name: string(r.Incarnation), Key: r.Key, Life: i.life,
+		Role: role, Name: string(r.Incarnation), Key: r.Key, By: r.By, Until: r.Until, Life: i.life,
 		Tags: map[string][]string{
 			grants.TagTenant: {string(p.Tenant)}, grants.TagHost: {string(p.Host)}, grants.TagApp: {string(p.App)}, grants.TagService: {string(p.Service)},
 			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(r.Incarnation)}, grants.TagCall: callsOf(p),
 		},
 	}, i.now())
+}
+
+// signUser is the credential of a user of the record, as long as it holds.
+func (i *identity) signUser(u kbroker.User) (string, error) {
+	now := i.now()
+	user := grants.User{
+		Role: grants.Role(u.Role), Name: string(u.Name), Key: u.Key, Tags: map[string][]string{grants.TagTenant: {string(u.Tenant)}},
+	}
+	if !u.Expires.IsZero() {
+		if user.Life = u.Expires.Sub(now); user.Life <= 0 {
+			return "", fmt.Errorf("it expired at %s", u.Expires.Format(time.RFC3339))
+		}
+	}
+	return i.grants.Sign(user, now)
 }
 
 // callsOf is what an instance may call, as in subjects.Methods: its own app, and what

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -81,12 +80,10 @@ func (c *core) renewed(m *nats.Msg) (string, error) {
 		return "", err
 	case !ok || of.User != asks:
 		return "", fmt.Errorf("it is that of %s, and was asked for on %s", of.User, m.Subject)
-	case c.isRevoked(of.User):
-		return "", errors.New("it was taken back")
 	case slices.Contains(c.removed(), host) || slices.Contains(c.m.outs(), host):
 		return "", fmt.Errorf("its host %s was removed", host)
 	}
-	return c.id.grants.Renew(r.Credential, c.id.now(), c.id.life)
+	return c.id.grants.Renew(r.Credential, c.id.now(), c.id.life, c.isRevoked)
 }
 
 // isRevoked reports whether the credentials of a user were taken back, as far as this core

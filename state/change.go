@@ -28,6 +28,8 @@ type (
 	PutDemand     struct{ Demand kbroker.Demand }
 	PutToken      struct{ Token kbroker.Token }
 	DropToken     struct{ ID string }
+	PutUser       struct{ User kbroker.User }
+	DropUser      struct{ Key UserKey }
 )
 
 func (PutApp) change()        {}
@@ -39,6 +41,8 @@ func (DropHost) change()      {}
 func (PutDemand) change()     {}
 func (PutToken) change()      {}
 func (DropToken) change()     {}
+func (PutUser) change()       {}
+func (DropUser) change()      {}
 
 func (c PutApp) String() string {
 	verb := "run"
@@ -89,8 +93,21 @@ func (c PutToken) String() string {
 
 func (c DropToken) String() string { return fmt.Sprintf("drop join token %s", c.ID) }
 
+func (c PutUser) String() string {
+	u := c.User
+	switch {
+	case !u.Revoked.IsZero():
+		return fmt.Sprintf("user %s/%s is revoked", u.Tenant, u.Name)
+	case u.Expires.IsZero():
+		return fmt.Sprintf("user %s/%s is %s", u.Tenant, u.Name, u.Role)
+	}
+	return fmt.Sprintf("user %s/%s is %s, until %s", u.Tenant, u.Name, u.Role, u.Expires.Format(time.RFC3339))
+}
+
+func (c DropUser) String() string { return fmt.Sprintf("drop user %s/%s", c.Key.Tenant, c.Key.Name) }
+
 // SortChanges brings changes into the order in which Commit writes them:
-// versions and apps before the placements that name them, demands, tokens and
+// versions and apps before the placements that name them, demands, tokens, users and
 // hosts last, a token before the host that it admits: a batch of which only the
 // beginning was written admits nobody with a token that is good for another one;
 // within a kind by key. Changes of the same key keep their order.
@@ -112,8 +129,10 @@ func rank(c Change) int {
 		return 3
 	case PutToken, DropToken:
 		return 4
-	default:
+	case PutUser, DropUser:
 		return 5
+	default:
+		return 6
 	}
 }
 
@@ -138,6 +157,10 @@ func keyOf(c Change) string {
 		return subjects.KeyToken(c.Token.ID)
 	case DropToken:
 		return subjects.KeyToken(c.ID)
+	case PutUser:
+		return subjects.KeyUser(c.User.Tenant, c.User.Name)
+	case DropUser:
+		return subjects.KeyUser(c.Key.Tenant, c.Key.Name)
 	}
 	panic(fmt.Sprintf("state: unknown change %T", c))
 }

@@ -122,6 +122,10 @@ func writeOf(c Change) write {
 		w.msg = newRecord(subject, c.Token)
 	case DropToken:
 		w.msg = newMarker(subject)
+	case PutUser:
+		w.msg = newRecord(subject, c.User)
+	case DropUser:
+		w.msg = newMarker(subject)
 	}
 	return w
 }

@@ -301,9 +301,10 @@ func TestSortChangesIsStableAndByKind(t *testing.T) {
 	version := PutVersion{kbroker.AppVersion{Tenant: "default", Version: 1, App: kbroker.App{Name: "shop"}}}
 	demand := PutDemand{kbroker.Demand{Tenant: "default", App: "shop"}}
 	token := PutToken{kbroker.Token{ID: "z"}}
-	got := []Change{host, token, demand, p2, app, p1, version}
+	user := PutUser{kbroker.User{Tenant: "default", Name: "a"}}
+	got := []Change{host, user, token, demand, p2, app, p1, version}
 	SortChanges(got)
-	for i, want := range []Change{version, app, p1, p2, demand, token, host} {
+	for i, want := range []Change{version, app, p1, p2, demand, token, user, host} {
 		if got[i].String() != want.String() || keyOf(got[i]) != keyOf(want) {
 			t.Fatalf("change %d is %s, want %s", i, got[i], want)
 		}
@@ -350,5 +351,20 @@ func TestATokenOfAnotherBuildIsRead(t *testing.T) {
 	r := decode(message{subject: subjects.Control(subjects.KeyToken("b2b3c4d5e6f7")), data: []byte(`{"id":"a2b3c4d5e6f7"}`)}, subjects.ControlKey)
 	if r.err == nil {
 		t.Error("a token under the key of another is read")
+	}
+}
+
+// A newer build may have written more of a user; the record under the key of another one
+// is not read.
+func TestAUserOfAnotherBuildIsRead(t *testing.T) {
+	key := subjects.Control(subjects.KeyUser("default", "ann"))
+	r := decode(message{subject: key, data: []byte(`{"tenant":"default","name":"ann","role":"auditor","zone":"x","revoked":"2026-01-02T03:04:05Z"}`)}, subjects.ControlKey)
+	if got, ok := r.value.(kbroker.User); r.err != nil || !ok || got.Role != "auditor" || got.Revoked.IsZero() {
+		t.Errorf("%+v, %v", r.value, r.err)
+	}
+	for _, data := range []string{`{"tenant":"default","name":"bob"}`, `{"tenant":"other","name":"ann"}`} {
+		if r := decode(message{subject: key, data: []byte(data)}, subjects.ControlKey); r.err == nil {
+			t.Errorf("%s is read as ann of default", data)
+		}
 	}
 }

@@ -100,6 +100,10 @@ func TestRescueOfOneRecord(t *testing.T) {
 			controlMsg(subjects.KeyToken("a2b3c4d5e6f7"), kbroker.Token{ID: "a2b3c4d5e6f7", Hash: []byte{1}, Role: kbroker.RoleCore}),
 			controlMsg(subjects.KeyToken("a2b3c4d5e6f7"), kbroker.Token{ID: "a2b3c4d5e6f7", Hash: []byte{1}, Role: kbroker.RoleCore}),
 		},
+		"a user that was revoked stays out": {
+			controlMsg(subjects.KeyUser(rescuedTenant, "ann"), kbroker.User{Tenant: rescuedTenant, Name: "ann", Key: "U", Revoked: before}),
+			controlMsg(subjects.KeyUser(rescuedTenant, "ann"), kbroker.User{Tenant: rescuedTenant, Name: "ann", Key: "U", Revoked: before}),
+		},
 		"a record that this build does not know is kept": {controlMsg("new.thing", "x"), controlMsg("new.thing", "x")},
 		"the barrier of a core is dropped":               {controlMsg(subjects.KeyNonce("a"), "x"), nil},
 		"the canary of a core is dropped":                {controlMsg(subjects.KeyCanary("b"), "x"), nil},

@@ -187,6 +187,7 @@ func TestAViewShowsEveryKindOfChangeAndItsDeletion(t *testing.T) {
 		PutHost{kbroker.Host{Name: "h1", State: kbroker.HostReady}},
 		PutDemand{kbroker.Demand{Tenant: "default", App: "shop", Epoch: 3}},
 		PutToken{kbroker.Token{ID: "a2b3c4d5e6f7", Role: kbroker.RoleWorker}},
+		PutUser{kbroker.User{Tenant: "default", Name: "ann", Role: kbroker.UserViewer}},
 	)
 	select {
 	case <-changed:
@@ -197,7 +198,7 @@ func TestAViewShowsEveryKindOfChangeAndItsDeletion(t *testing.T) {
 	start(t, other.Run)
 	for _, v := range []*View{s.Peek(), view(t, s), view(t, other)} {
 		if v.Apps[app].Version != 2 || len(v.Versions[app]) != 2 || len(v.Placements) != 3 || v.Hosts["h1"].State != kbroker.HostReady || v.Demands[app].Epoch != 3 ||
-			v.Tokens["a2b3c4d5e6f7"].Role != kbroker.RoleWorker {
+			v.Tokens["a2b3c4d5e6f7"].Role != kbroker.RoleWorker || v.Users[UserKey{"default", "ann"}].Role != kbroker.UserViewer {
 			t.Fatalf("view lacks what was committed: %+v", v)
 		}
 		if h := v.Heads["h1"]; h.Revision != 1 || h.Count != 2 || h.Hash != kbroker.PlacementsHash(v.On("h1")) {
@@ -207,9 +208,9 @@ func TestAViewShowsEveryKindOfChangeAndItsDeletion(t *testing.T) {
 			t.Fatalf("lease is %+v, want that of h1 at epoch %d", v.Lease, l.Epoch())
 		}
 	}
-	mustCommit(t, l, view(t, s), DropPlacement{PlacementKey{"h1", "default", "shop-web-1"}}, DropHost{"h1"}, DropToken{"a2b3c4d5e6f7"})
+	mustCommit(t, l, view(t, s), DropPlacement{PlacementKey{"h1", "default", "shop-web-1"}}, DropHost{"h1"}, DropToken{"a2b3c4d5e6f7"}, DropUser{UserKey{"default", "ann"}})
 	for _, v := range []*View{s.Peek(), view(t, s), view(t, other)} {
-		if _, ok := v.Hosts["h1"]; ok || len(v.Tokens) != 0 || len(v.On("h1")) != 1 || v.Heads["h1"].Revision != 2 || v.Heads["h1"].Count != 1 {
+		if _, ok := v.Hosts["h1"]; ok || len(v.Tokens) != 0 || len(v.Users) != 0 || len(v.On("h1")) != 1 || v.Heads["h1"].Revision != 2 || v.Heads["h1"].Count != 1 {
 			t.Fatalf("after the drops: hosts %v, placements of h1 %v, head %+v", v.Hosts, v.On("h1"), v.Heads["h1"])
 		}
 	}

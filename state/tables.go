@@ -24,6 +24,7 @@ type tables struct {
 	hosts      map[kbroker.HostID]kbroker.Host
 	demands    map[AppKey]kbroker.Demand
 	tokens     map[string]kbroker.Token // by ID
+	users      map[UserKey]kbroker.User
 	statuses   map[PlacementKey]kbroker.Status
 	revoked    map[string]time.Time // users, with the end of what was signed for them
 	lease      Lease
@@ -48,6 +49,7 @@ func newTables() *tables {
 		hosts:      map[kbroker.HostID]kbroker.Host{},
 		demands:    map[AppKey]kbroker.Demand{},
 		tokens:     map[string]kbroker.Token{},
+		users:      map[UserKey]kbroker.User{},
 		statuses:   map[PlacementKey]kbroker.Status{},
 		revoked:    map[string]time.Time{},
 		revisions:  map[string]uint64{},
@@ -97,6 +99,8 @@ func decode(m message, keyOf func(string) (string, bool)) record {
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Demand) bool { return v.Tenant == r.id.Tenant && v.App == r.id.App })
 	case subjects.TokenTable:
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Token) bool { return v.ID == r.id.Token })
+	case subjects.UserTable:
+		r.value, r.err = decodeAs(m.data, func(v kbroker.User) bool { return v.Tenant == r.id.Tenant && v.Name == r.id.Name })
 	case subjects.StatusTable:
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Status) bool {
 			return v.Host == r.id.Host && v.Tenant == r.id.Tenant && v.Instance == r.id.Instance
@@ -173,6 +177,8 @@ func (t *tables) put(value any) {
 		t.demands[AppKey{v.Tenant, v.App}] = v
 	case kbroker.Token:
 		t.tokens[v.ID] = v
+	case kbroker.User:
+		t.users[UserKey{v.Tenant, v.Name}] = v
 	case kbroker.Status:
 		t.statuses[PlacementKey{v.Host, v.Tenant, v.Instance}] = v
 	case kbroker.Revocation:
@@ -202,6 +208,8 @@ func (t *tables) forget(k subjects.Key) {
 		delete(t.demands, AppKey{k.Tenant, k.App})
 	case subjects.TokenTable:
 		delete(t.tokens, k.Token)
+	case subjects.UserTable:
+		delete(t.users, UserKey{k.Tenant, k.Name})
 	case subjects.StatusTable:
 		delete(t.statuses, PlacementKey{k.Host, k.Tenant, k.Instance})
 	case subjects.RevokedTable:

@@ -27,6 +27,7 @@ type View struct {
 	Hosts      map[kbroker.HostID]kbroker.Host
 	Demands    map[AppKey]kbroker.Demand
 	Tokens     map[string]kbroker.Token // by ID
+	Users      map[UserKey]kbroker.User
 	// Statuses are as last reported, not behind the barrier.
 	Statuses map[PlacementKey]kbroker.Status
 	// Revoked are users of credentials that were taken back, with the end of what was
@@ -46,6 +47,12 @@ type View struct {
 type AppKey struct {
 	Tenant kbroker.TenantID
 	App    kbroker.AppName
+}
+
+// UserKey names a user.
+type UserKey struct {
+	Tenant kbroker.TenantID
+	Name   kbroker.UserName
 }
 
 // PlacementKey names an instance on a host.

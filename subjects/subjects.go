@@ -55,6 +55,9 @@ const (
 	VerbMaintain = "maintain"
 	VerbToken    = "token"
 	VerbRevoke   = "revoke"
+
+	VerbUser       = "user"
+	VerbUserRevoke = "userrevoke"
 )
 
 // Verbs of kb.core: answered by any core.
@@ -73,6 +76,7 @@ const (
 	VerbWhy           = "why"
 	VerbDevelop       = "develop"
 	VerbTokens        = "tokens"
+	VerbUsers         = "users"
 )
 
 // Verbs of kb.host: answered by the host's agent.
@@ -249,6 +253,16 @@ func IsInbox(subject string) bool {
 // Inbox is the prefix of the inboxes of who has a key, without the last dot.
 func Inbox(key string) string { return inboxPrefix + "." + key }
 
+// InboxOwner is the key under which an inbox is: who hears an answer has the other half of
+// it, whatever they say of themselves.
+func InboxOwner(inbox string) (key string, ok bool) {
+	t := strings.Split(inbox, ".")
+	if len(t) < 3 || t[0] != inboxPrefix || t[1] == "" {
+		return "", false
+	}
+	return t[1], true
+}
+
 // Discovery is the prefix of NATS micro discovery, Discoveries its questions.
 const Discovery = "$SRV"
 
@@ -342,6 +356,7 @@ const (
 	tableHost     = "host"
 	tableDemand   = "demand"
 	tableToken    = "token"
+	tableUser     = "user"
 	tableNonce    = "nonce"
 	tableCanary   = "canary"
 	tableStatus   = "status"
@@ -381,6 +396,11 @@ func KeyDemand(t kbroker.TenantID, a kbroker.AppName) string {
 // KeyToken is a join token; its id has passed kbroker.CheckTokenID.
 func KeyToken(id string) string { return tableToken + "." + id }
 
+// KeyUser is a user of a tenant.
+func KeyUser(t kbroker.TenantID, name kbroker.UserName) string {
+	return tableUser + "." + string(t) + "." + string(name)
+}
+
 // KeyNonce is written by one core as the barrier of its views.
 func KeyNonce(h kbroker.HostID) string { return tableNonce + "." + string(h) }
 
@@ -413,6 +433,7 @@ const (
 	HostTable
 	DemandTable
 	TokenTable
+	UserTable
 	NonceTable
 	CanaryTable
 	StatusTable
@@ -428,8 +449,9 @@ type Key struct {
 	Version  int
 	Host     kbroker.HostID
 	Instance kbroker.InstanceID
-	User     string
+	User     string // its public key
 	Token    string
+	Name     kbroker.UserName
 }
 
 // ParseKey parses a key of the control or the status bucket. Keys that this
@@ -461,6 +483,8 @@ func ParseKey(key string) Key {
 		return k
 	case len(t) == 3 && t[0] == tableDemand:
 		return Key{Table: DemandTable, Tenant: kbroker.TenantID(t[1]), App: kbroker.AppName(t[2])}
+	case len(t) == 3 && t[0] == tableUser:
+		return Key{Table: UserTable, Tenant: kbroker.TenantID(t[1]), Name: kbroker.UserName(t[2])}
 	case len(t) == 2 && t[0] == tableRevoked:
 		return Key{Table: RevokedTable, User: t[1]}
 	case len(t) == 2 && t[0] == tableToken:

@@ -26,6 +26,7 @@ func TestKeysComeBackFromParseKey(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		tenant, app, host := name[kbroker.TenantID](t, "tenant"), name[kbroker.AppName](t, "app"), name[kbroker.HostID](t, "host")
 		instance := kbroker.InstanceID(string(app) + "-" + string(name[kbroker.ServiceName](t, "service")) + "-7")
+		user := name[kbroker.UserName](t, "user")
 		version := rapid.IntRange(1, 1<<31).Draw(t, "version")
 		for key, want := range map[string]subjects.Key{
 			subjects.KeySuperLease:                        {Table: subjects.LeaseTable},
@@ -36,6 +37,7 @@ func TestKeysComeBackFromParseKey(t *testing.T) {
 			subjects.KeyHost(host):                        {Table: subjects.HostTable, Host: host},
 			subjects.KeyDemand(tenant, app):               {Table: subjects.DemandTable, Tenant: tenant, App: app},
 			subjects.KeyToken("a2b3c4d5e6f7"):             {Table: subjects.TokenTable, Token: "a2b3c4d5e6f7"},
+			subjects.KeyUser(tenant, user):                {Table: subjects.UserTable, Tenant: tenant, Name: user},
 			subjects.KeyNonce(host):                       {Table: subjects.NonceTable, Host: host},
 			subjects.KeyCanary(host):                      {Table: subjects.CanaryTable, Host: host},
 			subjects.KeyStatus(host, tenant, instance):    {Table: subjects.StatusTable, Host: host, Tenant: tenant, Instance: instance},
@@ -52,7 +54,7 @@ func TestParseKeyDoesNotGuess(t *testing.T) {
 	for _, key := range []string{
 		"", ".", "lease", "lease.other", "lease.super.x", "app", "app.t", "app..a", "app.t.a.", "app.t.a.3", "app.t.a.v", "app.t.a.v0",
 		"app.t.a.v01", "app.t.a.v-1", "app.t.a.v1.x", "app.t.a.v99999999999999999999", "place.h.t", "place.h.t.i.x", "head", "head.h.x",
-		"host.", "demand.t", "unknown.h", "status.h", "report.h.x", "token", "token.", "token.a.b",
+		"host.", "demand.t", "unknown.h", "status.h", "report.h.x", "token", "token.", "token.a.b", "user", "user.t", "user.t.", "user.t.u.x",
 	} {
 		if got := subjects.ParseKey(key); got != (subjects.Key{}) {
 			t.Errorf("ParseKey(%q) = %+v, want UnknownTable", key, got)
@@ -62,7 +64,7 @@ func TestParseKeyDoesNotGuess(t *testing.T) {
 
 // A parsed key is the key: no two spellings of one record.
 func FuzzParseKey(f *testing.F) {
-	for _, key := range []string{"lease.super", "app.t.a", "app.t.a.v12", "place.h.t.i", "head.h", "demand.t.a", "status.h.t.i", "report.h", "nonce.h", "canary.h", "host.h", "token.a2"} {
+	for _, key := range []string{"lease.super", "app.t.a", "app.t.a.v12", "place.h.t.i", "head.h", "demand.t.a", "status.h.t.i", "report.h", "nonce.h", "canary.h", "host.h", "token.a2", "user.t.u"} {
 		f.Add(key)
 	}
 	f.Fuzz(func(t *testing.T, key string) {
@@ -87,6 +89,8 @@ func FuzzParseKey(f *testing.F) {
 			again = subjects.KeyDemand(k.Tenant, k.App)
 		case subjects.TokenTable:
 			again = subjects.KeyToken(k.Token)
+		case subjects.UserTable:
+			again = subjects.KeyUser(k.Tenant, k.Name)
 		case subjects.NonceTable:
 			again = subjects.KeyNonce(k.Host)
 		case subjects.CanaryTable:
@@ -287,4 +291,15 @@ func FuzzCheckMethod(f *testing.F) {
 			t.Fatalf("method %q makes the subject %q", method, s)
 		}
 	})
+}
+
+func TestAnInboxHasAnOwner(t *testing.T) {
+	for inbox, want := range map[string]string{
+		subjects.Inbox("UABC") + ".x": "UABC", subjects.Inbox("UABC") + ".x.1": "UABC",
+		subjects.Inbox("UABC"): "", "_INBOX..x": "", subjects.GateInbox + ".UABC.x": "", "kb.super.x.default": "", "": "",
+	} {
+		if got, ok := subjects.InboxOwner(inbox); got != want || ok != (want != "") {
+			t.Errorf("%q is that of %q, %t; want %q", inbox, got, ok, want)
+		}
+	}
 }

@@ -108,6 +108,18 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 			return decision{}, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 		}
 		return decideRevoke(v, r, now)
+	case subjects.VerbUser:
+		var r kbroker.UserRequest
+		if err := parse(body, &r, &r.Tenant, tenant); err != nil {
+			return decision{}, err
+		}
+		return t.user(v, r, now)
+	case subjects.VerbUserRevoke:
+		var r kbroker.RevokeUserRequest
+		if err := parse(body, &r, &r.Tenant, tenant); err != nil {
+			return decision{}, err
+		}
+		return decideRevokeUser(v, r, now)
 	}
 	return decision{}, kbroker.Errorf(kbroker.Invalid, "super does not know %q", verb)
 }

@@ -190,7 +190,13 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 	case subjects.VerbEvents:
 		return decoded(ctx, m.Data, tenant, d.events)
 	case subjects.VerbDevelop:
-		return decoded(ctx, m.Data, tenant, d.develop)
+		by, ok := subjects.InboxOwner(m.Reply)
+		if !ok {
+			return nil, kbroker.Errorf(kbroker.Invalid, "nobody has the key of %q, where the answer is to go", m.Reply)
+		}
+		return decoded(ctx, m.Data, tenant, func(_ context.Context, tenant kbroker.TenantID, r kbroker.DevelopRequest) (any, error) {
+			return d.develop(tenant, r, by)
+		})
 	case subjects.VerbWhy:
 		return decoded(ctx, m.Data, tenant, d.why)
 	}
@@ -213,6 +219,8 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		return d.status(ctx, v), nil
 	case subjects.VerbTokens:
 		return tokenRows(v, time.Now().UTC()), nil
+	case subjects.VerbUsers:
+		return userRows(v, r, time.Now().UTC()), nil
 	case subjects.VerbHistory:
 		return historyRows(v, state.AppKey{Tenant: tenant, App: r.App})
 	case subjects.VerbVersion:
@@ -261,15 +269,21 @@ func (d *desk) sign(_ context.Context, m *nats.Msg) (any, error) {
 	return d.signed(p, r)
 }
 
-// develop signs for a program that runs beside the cluster.
-func (d *desk) develop(_ context.Context, tenant kbroker.TenantID, r kbroker.DevelopRequest) (any, error) {
+// develop signs for a program that runs beside the cluster, for who has a key.
+func (d *desk) develop(tenant kbroker.TenantID, r kbroker.DevelopRequest, by string) (any, error) {
 	p := kbroker.Placement{Tenant: tenant, App: r.App, Service: r.Service, Instance: r.Instance, Host: developmentHost}
 	p.Spec.Calls = []string{spec.AllServices} // as who runs it may
+	var until time.Time
+	for _, u := range d.store.Peek().Users {
+		if u.Key == by {
+			until = u.Expires // what is not on record never ends
+		}
+	}
 	err := errors.Join(kbroker.CheckName("app", string(r.App)), kbroker.CheckName("service", string(r.Service)))
 	if err != nil {
 		return nil, err
 	}
-	return d.signed(p, kbroker.SignRequest{Tenant: tenant, Instance: r.Instance, Incarnation: r.Incarnation, Key: r.Key})
+	return d.signed(p, kbroker.SignRequest{Tenant: tenant, Instance: r.Instance, Incarnation: r.Incarnation, Key: r.Key, By: by, Until: until})
 }
 
 // developmentHost is in the credentials of programs that run on no host of the

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/state"
@@ -28,6 +29,8 @@ func eventsOf(v *state.View, changes []state.Change) []kbroker.Event {
 			e.app(c.Record)
 		case state.PutDemand:
 			e.demand(c.Demand)
+		case state.PutUser:
+			e.user(c.User)
 		case state.PutHost:
 			e.host(c.Host)
 		case state.DropHost:
@@ -109,6 +112,21 @@ func (e *eventDraft) demand(now kbroker.Demand) {
 	e.add(kbroker.Event{
 		Kind: kbroker.EventDemand, Tenant: now.Tenant, App: now.App, OldEpoch: was.Epoch, Epoch: now.Epoch, Message: text,
 	})
+}
+
+// user says who was let in, or is out.
+func (e *eventDraft) user(now kbroker.User) {
+	event := kbroker.Event{Kind: kbroker.EventUserCreated, Tenant: now.Tenant, Message: fmt.Sprintf("user %s was let in as %s", now.Name, now.Role)}
+	switch {
+	case !now.Revoked.IsZero():
+		event.Kind, event.Message = kbroker.EventUserRevoked, fmt.Sprintf("user %s is out: the credential was taken back", now.Name)
+	case !now.Expires.IsZero():
+		event.Message += ", until " + now.Expires.Format(time.RFC3339)
+	}
+	if now.Revoked.IsZero() && now.By != "" {
+		event.Message += "; by " + now.By
+	}
+	e.add(event)
 }
 
 // host compares a host's record with the one before. What of it is no state, a

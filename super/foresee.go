@@ -272,6 +272,10 @@ func apply(v *state.View, changes []state.Change) {
 			v.Tokens[c.Token.ID] = c.Token
 		case state.DropToken:
 			delete(v.Tokens, c.ID)
+		case state.PutUser:
+			v.Users[state.UserKey{Tenant: c.User.Tenant, Name: c.User.Name}] = c.User
+		case state.DropUser:
+			delete(v.Users, c.Key)
 		}
 	}
 }

@@ -71,6 +71,8 @@ func shows(v *state.View, change state.Change) bool {
 	case state.DropHost:
 		_, there := v.Hosts[c.Host]
 		return !there
+	case state.PutUser:
+		return sameRecord(v.Users[state.UserKey{Tenant: c.User.Tenant, Name: c.User.Name}], c.User)
 	case state.PutDemand:
 		return sameRecord(v.Demands[state.AppKey{Tenant: c.Demand.Tenant, App: c.Demand.App}], c.Demand)
 	}

@@ -319,7 +319,7 @@ func (d *draft) changes() []state.Change {
 			out = append(out, state.DropPlacement{Key: k})
 		}
 	}
-	return append(out, forgotten(d.w.View, d.w.Now)...)
+	return slices.Concat(out, forgotten(d.w.View, d.w.Now), forgottenUsers(d.w.View, d.w.Now))
 }
 
 func keyOf(p kbroker.Placement) state.PlacementKey {

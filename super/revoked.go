@@ -22,8 +22,8 @@ import (
 // longest that any core signs for.
 
 // Revoked are the public keys of users whose credentials were taken back, with a time
-// after all that was signed for them: those of starts that are over or were given up, and
-// of workers that were removed.
+// after all that was signed for them: those of starts that are over or were given up, of
+// workers that were removed, and of people.
 func (s *Super) Revoked() map[string]time.Time {
 	store := s.store.Load()
 	if store == nil {
@@ -41,6 +41,7 @@ func (s *Super) Revoked() map[string]time.Time {
 			out[h.User] = forGood
 		}
 	}
+	maps.Copy(out, revokedUsers(store.Peek()))
 	return out
 }
 

@@ -69,6 +69,9 @@ type Config struct {
 	// Sign makes the credential of a start of an instance that is placed; nil: there
 	// are none. Safe for concurrent use.
 	Sign func(kbroker.Placement, kbroker.SignRequest) (string, error)
+	// SignUser makes the credential of a user of the record; nil: there are none. Safe for
+	// concurrent use.
+	SignUser func(kbroker.User) (string, error)
 	// Signed reads what was signed for a start on a host: the key of its user, and when
 	// it ends. nil as Sign.
 	Signed func(credential string) (host kbroker.HostID, r kbroker.Revocation, err error)

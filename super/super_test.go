@@ -47,6 +47,12 @@ func superOn(t *testing.T, connect func() *nats.Conn, change ...func(*Config)) *
 		Members: func() Members {
 			return Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true}, Replicas: 1, Writable: true}
 		},
+		SignUser: func(u kbroker.User) (string, error) {
+			if u.Name == "forged" {
+				return "", errors.New("its key is none")
+			}
+			return fmt.Sprintf("signed for %s of %s", u.Name, u.Tenant), nil
+		},
 	}
 	for _, c := range change {
 		c(&cfg)

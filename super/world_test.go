@@ -47,7 +47,7 @@ func newCluster(t testing.TB, hosts int) *cluster {
 			Apps: map[state.AppKey]kbroker.AppRecord{}, Versions: map[state.AppKey]map[int]kbroker.AppVersion{},
 			Placements: map[state.PlacementKey]kbroker.Placement{}, Hosts: map[kbroker.HostID]kbroker.Host{},
 			Demands: map[state.AppKey]kbroker.Demand{}, Statuses: map[state.PlacementKey]kbroker.Status{},
-			Tokens: map[string]kbroker.Token{},
+			Tokens: map[string]kbroker.Token{}, Users: map[state.UserKey]kbroker.User{},
 		},
 	}
 	for i := range hosts {

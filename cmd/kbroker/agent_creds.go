@@ -15,7 +15,8 @@ func (c *cli) agentCredsCommand() *cobra.Command {
 		Short: "Print a credential that this core host makes",
 		Long: `Print a credential (a .creds file, as the nats CLI takes it) that this core host makes
 by itself, whatever is down: who may read the data directory of a core may do
-everything. It never expires.
+everything. It never expires, is on no record, and cannot be revoked: for people and
+programs there is kbroker user create.
 
 Roles, each of which may do what the one before may:
   viewer    look at hosts, apps and instances, their output and events

@@ -37,6 +37,7 @@ type fakeCore struct {
 	uploads  map[string][]byte // by session
 	stored   map[string][]byte // by digest
 	tokens   []kbroker.Token
+	users    []kbroker.User
 }
 
 // fakeNow is when tokens are made, fakeRoot the fingerprint that they have.
@@ -148,6 +149,14 @@ func (f *fakeCore) core(m *nats.Msg) (any, error) {
 			rows = append(rows, t.Row(fakeNow))
 		}
 		return rows, nil
+	case subjects.VerbUsers:
+		rows := []kbroker.UserRow{}
+		for _, u := range f.users {
+			if r.All || u.Revoked.IsZero() {
+				rows = append(rows, u.Row(fakeNow))
+			}
+		}
+		return rows, nil
 	case subjects.VerbVersion:
 		app, ok := f.deployed[r.App]
 		if !ok {
@@ -212,6 +221,8 @@ func (f *fakeCore) instances(only kbroker.AppName) []kbroker.InstanceRow {
 func (f *fakeCore) super(m *nats.Msg) (any, error) {
 	verb, _, _ := subjects.ParseAPI(m.Subject)
 	switch verb {
+	case subjects.VerbUser, subjects.VerbUserRevoke:
+		return f.user(verb, m)
 	case subjects.VerbDeploy:
 		var r kbroker.DeployRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {

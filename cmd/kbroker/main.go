@@ -96,7 +96,7 @@ that fail.`,
 		c.validateCommand(), c.deployCommand(), c.scaleCommand(), c.stopCommand(),
 		c.appsCommand(), c.psCommand(), c.hostsCommand(), c.statusCommand(), c.doctorCommand(), c.metricsCommand(), c.logsCommand(),
 		c.initCommand(), c.runCommand(),
-		c.tokenCommand(), c.drainCommand(), c.undrainCommand(), c.removeCommand(),
+		c.tokenCommand(), c.userCommand(), c.drainCommand(), c.undrainCommand(), c.removeCommand(),
 		c.historyCommand(), c.rollbackCommand(), c.restartCommand(), c.planCommand(), c.eventsCommand(), c.whyCommand(),
 		c.callCommand(), c.contextCommand(), c.versionCommand(), c.builtinCommand(),
 	)

@@ -47,7 +47,8 @@ const (
 )
 
 // Connect connects as name (shown by the servers). It tries every server once,
-// 1 s each, and ends early when ctx does; the error is Unavailable then. An
+// 1 s each, and ends early when ctx does; the error is Unavailable then, or Refused when
+// the last of them did not take the credential. An
 // instance never fails: it connects in the background for as long as it takes,
 // its own host first, everybody else in random order. The caller closes the
 // connection; extra options come last and win.
@@ -90,6 +91,16 @@ func (t Target) Key() (string, error) {
 	return c.Key(), nil
 }
 
+// Role is that of the person whose credential it is, as the credential says; empty: it
+// does not, or cannot be read.
+func (t Target) Role() string {
+	c, err := t.credential()
+	if err != nil || c == nil {
+		return "" // who connects with it hears why
+	}
+	return c.Role()
+}
+
 // credential is the one that is shown; nil: none.
 func (t Target) credential() (*credential.Credential, error) {
 	switch {
@@ -119,6 +130,10 @@ func (t Target) identify() ([]nats.Option, error) {
 }
 
 func (t Target) unreachable(servers []string, err error) error {
+	if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) {
+		return kbroker.Errorf(kbroker.Refused, "the cluster at %s does not take the credential from %s: it was revoked, has expired, or is of another cluster", strings.Join(servers, ", "), t.Source).
+			WithHint("an admin makes another one: kbroker user create")
+	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && t.CA == "" {
 		return kbroker.Errorf(kbroker.Unavailable, "the cluster at %s proves itself with a root that is not known here: %v", strings.Join(servers, ", "), err).
 			WithHint("%s names the file of its roots: identity/*/root.crt in the data directory of a core", EnvCA)

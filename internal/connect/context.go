@@ -2,7 +2,9 @@ package connect
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -71,6 +73,35 @@ func WriteContext(dir string, c Context) error {
 		return kbroker.Errorf(kbroker.Invalid, "the context for %s names no server", dir)
 	}
 	return writeContext(filepath.Join(dir, ContextFile), c)
+}
+
+// ReplaceContext replaces a context file, durably, all of it or nothing. Only the owner
+// may read it.
+func ReplaceContext(path string, c Context) error { return writeContext(path, c) }
+
+// SaveContext makes a context file, durably, that only the owner may read. Conflict: there
+// is a file of that name.
+func SaveContext(path string, c Context) error {
+	b, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode context: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return kbroker.Errorf(kbroker.Conflict, "there is a file %s already", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write context: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = durable.Sync(filepath.Dir(path))
+	}
+	if err != nil {
+		return fmt.Errorf("write context: %w", errors.Join(err, os.Remove(path)))
+	}
+	return nil
 }
 
 func writeContext(path string, c Context) error {

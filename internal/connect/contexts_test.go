@@ -176,3 +176,31 @@ func signed(t *testing.T, expires int64) string {
 	}
 	return string(b)
 }
+
+// TestASavedContextIsWrittenOverOnPurposeOnly.
+func TestASavedContextIsWrittenOverOnPurposeOnly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ann.json")
+	servers := func() []string {
+		t.Helper()
+		c, err := ReadContext(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Servers
+	}
+	if err := SaveContext(path, Context{Servers: []string{"nats://a:1"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := SaveContext(path, Context{Servers: []string{"nats://b:1"}}); !errors.Is(err, kbroker.Conflict) || servers()[0] != "nats://a:1" {
+		t.Errorf("another one: %v, servers %v; want a conflict and the first one", err, servers())
+	}
+	if err := ReplaceContext(path, Context{Servers: []string{"nats://b:1"}}); err != nil || servers()[0] != "nats://b:1" {
+		t.Errorf("replaced: %v, servers %v", err, servers())
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
+	}
+	if err := SaveContext(filepath.Join(path, "below"), Context{}); err == nil {
+		t.Error("saved below a file")
+	}
+}

@@ -95,6 +95,24 @@ func (c Credential) Name() string {
 	return claims.Name
 }
 
+// Role is that of the person it was signed for, as they are told; empty: it is of nobody,
+// or of a build that did not say. What it allows is up to the cluster.
+func (c Credential) Role() string {
+	claims, err := jwt.DecodeUserClaims(c.jwt)
+	if err != nil {
+		return ""
+	}
+	for _, t := range claims.Tags {
+		if role, ok := strings.CutPrefix(t, roleTag); ok {
+			return role
+		}
+	}
+	return ""
+}
+
+// roleTag begins the tag of grants.TagRole.
+const roleTag = "role:"
+
 // Check says why no cluster would take it at the time.
 func (c Credential) Check(now time.Time) error {
 	if !c.IsSigned() {

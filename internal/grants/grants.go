@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -139,6 +140,9 @@ type User struct {
 	Role Role
 	Name string // for people, and in the servers' lists
 	Key  string // the public key of who will use it
+	By   string // the public key of the person for whose program it is; empty: of nobody
+	// Until is an end that no renewal moves; zero: there is none.
+	Until time.Time
 	// Life is how long it holds; 0: for ever.
 	Life time.Duration
 	Tags map[string][]string
@@ -162,6 +166,15 @@ func (a *Authority) Sign(u User, now time.Time) (string, error) {
 	if u.Life > 0 {
 		c.Expires = now.Add(u.Life).Unix()
 	}
+	if !u.Until.IsZero() {
+		if !now.Before(u.Until) {
+			return "", fmt.Errorf("it ended at %s", u.Until.UTC().Format(time.RFC3339))
+		}
+		if end := u.Until.Unix(); c.Expires == 0 || end < c.Expires {
+			c.Expires = end
+		}
+		c.Tags.Add(fmt.Sprintf("%s:%d", TagUntil, u.Until.Unix()))
+	}
 	for _, tag := range permissions.tags {
 		values := u.Tags[tag]
 		if len(values) == 0 {
@@ -173,6 +186,15 @@ func (a *Authority) Sign(u User, now time.Time) (string, error) {
 			}
 			c.Tags.Add(tag + ":" + v)
 		}
+	}
+	if u.By != "" {
+		if !nkeys.IsValidPublicUserKey(u.By) {
+			return "", fmt.Errorf("it is for %q, which is not the public key of a user", u.By)
+		}
+		c.Tags.Add(TagBy + ":" + u.By)
+	}
+	if u.Role.ofPeople() {
+		c.Tags.Add(TagRole + ":" + string(u.Role))
 	}
 	c.SetScoped(true)
 	return c.Encode(role)
@@ -200,9 +222,11 @@ func (a *Authority) issuer(c *jwt.UserClaims) (account, Role, bool) {
 	return account{}, "", false
 }
 
-// Renew signs a credential that still holds again, for another life from now on; only
-// those that end have one. Whom it is for, and what it allows, stays.
-func (a *Authority) Renew(signed string, now time.Time, life time.Duration) (string, error) {
+// Renew signs the credential of a start of an instance that still holds again, for another
+// life from now on. Whom it is for, and what it allows, stays. All others end when they
+// end: those of people are on record with it. revoked reports whether what was signed for
+// a key was taken back: neither its own nor that of the person it is for may be.
+func (a *Authority) Renew(signed string, now time.Time, life time.Duration, revoked func(key string) bool) (string, error) {
 	c, err := jwt.DecodeUserClaims(signed) // which checks the signature
 	if err != nil {
 		return "", fmt.Errorf("not a credential: %w", err)
@@ -211,12 +235,28 @@ func (a *Authority) Renew(signed string, now time.Time, life time.Duration) (str
 	switch {
 	case !ok:
 		return "", errors.New("it is not of this cluster")
-	case c.Expires == 0:
+	case role != Instance && role != Allocator || c.Expires == 0:
 		return "", fmt.Errorf("a credential of a %s is not renewed", role)
 	case !now.Before(time.Unix(c.Expires, 0)):
 		return "", fmt.Errorf("it ended at %s", time.Unix(c.Expires, 0).UTC().Format(time.RFC3339))
 	}
-	c.Expires = now.Add(life).Unix()
+	end := now.Add(life).Unix()
+	for _, t := range c.Tags {
+		if until, ok := strings.CutPrefix(t, TagUntil+":"); ok {
+			last, err := strconv.ParseInt(until, 10, 64)
+			if err != nil {
+				return "", fmt.Errorf("its end is no time: %w", err)
+			}
+			end = min(end, last)
+		}
+		if by, ok := strings.CutPrefix(t, TagBy+":"); ok && revoked(strings.ToUpper(by)) {
+			return "", errors.New("the user whose program it is was revoked")
+		}
+	}
+	if revoked(c.Subject) {
+		return "", errors.New("it was taken back")
+	}
+	c.Expires = end
 	return c.Encode(acc.roles[role])
 }
 

@@ -278,3 +278,86 @@ func expand(template string, c *jwt.UserClaims) string {
 	}
 	return s
 }
+
+// TestOnlyStartsOfInstancesAreRenewed: the life of a person's credential is on record, and
+// nobody lengthens it.
+func TestOnlyStartsOfInstancesAreRenewed(t *testing.T) {
+	g, now := authority(t), time.Now()
+	for _, role := range slices.Sorted(maps.Keys(tagsOf)) {
+		signed, err := g.Sign(grants.User{Role: role, Name: "ann", Key: userKey(t), Life: time.Minute, Tags: plain(role)}, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := g.Renew(signed, now, time.Hour, func(string) bool { return false })
+		want := role == grants.Instance || role == grants.Allocator
+		if (err == nil) != want {
+			t.Errorf("%s: renewed as %.10q, %v; want that it is: %t", role, again, err, want)
+		}
+	}
+}
+
+// TestWhatWasTakenBackIsNotRenewed, nor what a person runs who was revoked, however often
+// it was renewed before.
+func TestWhatWasTakenBackIsNotRenewed(t *testing.T) {
+	g, now := authority(t), time.Now()
+	own, by, other := userKey(t), userKey(t), userKey(t)
+	signed, err := g.Sign(grants.User{Role: grants.Instance, Name: "shop-web-dev.1", Key: own, By: by, Life: time.Minute, Tags: plain(grants.Instance)}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renew := func(revoked string) error {
+		again, err := g.Renew(signed, now, time.Hour, func(key string) bool { return key == revoked })
+		if err == nil {
+			signed = again
+		}
+		return err
+	}
+	for range 2 {
+		if err := renew(other); err != nil {
+			t.Errorf("nothing of it was taken back: %v", err)
+		}
+		for what, key := range map[string]string{"its own": own, "that of whose program it is": by} {
+			if err := renew(key); err == nil {
+				t.Errorf("renewed, and the key that was revoked is %s", what)
+			}
+		}
+	}
+	if _, err := g.Sign(grants.User{Role: grants.Instance, Key: own, By: "ann", Tags: plain(grants.Instance)}, now); err == nil {
+		t.Error("signed for a program of who has no key")
+	}
+}
+
+// TestNoRenewalMovesAnEnd that whose program it is has.
+func TestNoRenewalMovesAnEnd(t *testing.T) {
+	g, now := authority(t), time.Unix(2_000_000_000, 0)
+	until := now.Add(90 * time.Minute)
+	u := grants.User{Role: grants.Instance, Key: userKey(t), By: userKey(t), Until: until, Life: time.Hour, Tags: plain(grants.Instance)}
+	signed, err := g.Sign(u, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ at, want time.Time }{
+		{now, now.Add(time.Hour)}, {now.Add(20 * time.Minute), now.Add(80 * time.Minute)}, {now.Add(40 * time.Minute), until}, {now.Add(80 * time.Minute), until},
+	} {
+		if signed, err = g.Renew(signed, step.at, time.Hour, func(string) bool { return false }); err != nil {
+			t.Fatal(err)
+		}
+		if claims, err := jwt.DecodeUserClaims(signed); err != nil || claims.Expires != step.want.Unix() {
+			t.Errorf("renewed %v after it was signed it ends at %d, %v; want %d", step.at.Sub(now), claims.Expires, err, step.want.Unix())
+		}
+	}
+	if _, err := g.Renew(signed, until, time.Hour, func(string) bool { return false }); err == nil {
+		t.Error("renewed after its end")
+	}
+	u.Life = 2 * time.Hour
+	signed, err = g.Sign(u, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if claims, err := jwt.DecodeUserClaims(signed); err != nil || claims.Expires != until.Unix() {
+		t.Errorf("signed until %d, %v; want %d", claims.Expires, err, until.Unix())
+	}
+	if _, err := g.Sign(u, until); err == nil {
+		t.Error("signed after its end")
+	}
+}

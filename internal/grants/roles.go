@@ -34,6 +34,9 @@ const (
 	Admin    Role = "admin"
 )
 
+// ofPeople reports whether it is one that users have.
+func (r Role) ofPeople() bool { return r == Viewer || r == Deployer || r == Operator || r == Admin }
+
 // Tags of users, which stand in the permissions of their roles.
 const (
 	TagTenant      = "tenant"
@@ -42,6 +45,14 @@ const (
 	TagService     = "service"
 	TagInstance    = "instance"
 	TagIncarnation = "incarnation"
+	// TagRole is that of people, for themselves: a JWT has only the key of it, and no
+	// permission names it.
+	TagRole = "role"
+	// TagBy is the public key of the person for whose program a credential is, in lower
+	// case as all tags: it is not renewed when theirs was taken back.
+	TagBy = "by"
+	// TagUntil is when that of TagBy ends, in seconds of Unix: it is not renewed beyond.
+	TagUntil = "until"
 	// TagCall is <app>.<service>, <app>.* or *.*, that an instance may call.
 	TagCall = "call"
 )
@@ -130,8 +141,10 @@ var (
 		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods},
 	)})
 	operator = deployer.and(permissions{publish: writes(subjects.VerbDrain, subjects.VerbRemove, subjects.VerbMaintain)})
-	// An admin lets hosts in.
-	admin = operator.and(permissions{publish: slices.Concat(writes(subjects.VerbToken, subjects.VerbRevoke), reads(subjects.VerbTokens))})
+	// An admin lets hosts and users in.
+	admin = operator.and(permissions{publish: slices.Concat(
+		writes(subjects.VerbToken, subjects.VerbRevoke, subjects.VerbUser, subjects.VerbUserRevoke), reads(subjects.VerbTokens, subjects.VerbUsers),
+	)})
 )
 
 func reads(verbs ...string) []string {
