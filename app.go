@@ -32,13 +32,14 @@ type Service struct {
 	Restart int `json:"restart,omitempty"`
 }
 
-// Artifact names the executable of a service. Exactly one of SHA256 and
-// Builtin is set once an app is deployed.
+// Artifact names the executable of a service, or the archive that it is in. Exactly
+// one of SHA256 and Builtin is set once an app is deployed.
 type Artifact struct {
 	Path      string `json:"path,omitempty"`       // where the deploying machine found it
-	SHA256    string `json:"sha256,omitempty"`     // 64 hex digits of the uncompressed file
-	SizeBytes int64  `json:"size_bytes,omitempty"` // uncompressed
-	Arch      string `json:"arch,omitempty"`       // GOARCH of an ELF file; empty for a script
+	Command   string `json:"command,omitempty"`    // of an archive: the path of the executable in it
+	SHA256    string `json:"sha256,omitempty"`     // 64 hex digits of the file, before it is compressed for storage
+	SizeBytes int64  `json:"size_bytes,omitempty"` // of the file
+	Arch      string `json:"arch,omitempty"`       // GOARCH of the executable, if it is an ELF file; empty for a script
 	Builtin   string `json:"builtin,omitempty"`    // a program carried by the kbroker binary itself
 }
 

@@ -101,6 +101,7 @@ func TestTemplate(t *testing.T) {
 	}
 	for name, change := range map[string]func(*kbroker.Service){
 		"digest":    func(s *kbroker.Service) { s.Artifact.SHA256 = "bb" },
+		"command":   func(s *kbroker.Service) { s.Artifact.Command = "bin/other" },
 		"built-in":  func(s *kbroker.Service) { s.Artifact.Builtin = kbroker.BuiltinHello },
 		"args":      func(s *kbroker.Service) { s.Args = []string{"-v", "-v"} },
 		"env":       func(s *kbroker.Service) { s.Env = map[string]string{"A": "1", "B": "3"} },

@@ -23,7 +23,7 @@
 //
 //	agent.lock, agent.json              who holds it
 //	view.json                           the last complete view
-//	artifacts/<sha256>                  executables, verified
+//	artifacts/<sha256>                  programs and archives, verified; .tree: what is unpacked of one
 //	over/<public key>                   credentials of starts that are over, until they were taken back
 //	instances/<tenant>/<instance>/      record.json, instance.json, output.log, work/, tmp/
 package agent
@@ -336,6 +336,7 @@ func (a *Agent) named() map[string]bool {
 	}
 	for _, i := range a.instances {
 		named[i.placement.Spec.Artifact.SHA256] = true
+		named[i.record.Placement.Spec.Artifact.SHA256] = true
 	}
 	return named
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,12 +22,13 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/internal/unpack"
 	"github.com/kbroker/kbroker/subjects"
 )
 
 const (
-	// maxIdleArtifacts is how many executables that no placement names are
-	// kept, the last used ones: a rollback needs no transfer.
+	// maxIdleArtifacts is how many artifacts that no placement names are kept,
+	// the last used ones: a rollback needs no transfer.
 	maxIdleArtifacts = 10
 	// pieceTimeout is how long one core may take for a piece: before the first
 	// one it unpacks the artifact.
@@ -36,109 +38,204 @@ const (
 	pieceRetryFirst = 50 * time.Millisecond
 	pieceRetryMax   = 2 * time.Second
 
+	artifactMode = 0o755
+
+	// What belongs to an artifact is named after it: what is unpacked of an
+	// archive, what is not whole, and a file whose time is that of the last use.
+	treeSuffix = ".tree"
 	partSuffix = ".part"
+	usedSuffix = ".used"
 )
 
-// cache holds executables by the digest of their content. A file under its
-// digest is whole, was verified, and is never written to again.
+// cache holds artifacts by the digest of their content: programs, and archives with
+// what is unpacked of them. What is under its digest is whole, was verified, and is
+// never written to again; each start sees to it that it still is what it was
+// (checks).
 type cache struct {
 	dir  string
 	conn *nats.Conn
 	log  *slog.Logger
 
-	mu       sync.Mutex
-	verified map[string]bool          // by this agent
-	busy     map[string]chan struct{} // closed when the fetch under way ends
+	mu   sync.Mutex
+	busy map[string]chan struct{} // closed when the work on the digest ends
+	// What this agent knows of each digest; who holds the digest may read and
+	// write the value.
+	checks map[string]*checks
+}
+
+// executable is what an instance is started from.
+type executable struct {
+	path string
+	tree string // the directory of the unpacked archive; empty: it is none
 }
 
 func newCache(cfg Config) *cache {
 	return &cache{
 		dir: filepath.Join(cfg.Dir.Path, artifactsDir), conn: cfg.Conn, log: cfg.Log,
-		verified: make(map[string]bool), busy: make(map[string]chan struct{}),
+		checks: make(map[string]*checks), busy: make(map[string]chan struct{}),
 	}
 }
 
-// get returns the path of a verified executable and fetches it where needed;
-// all who ask meanwhile share one fetch. It waits for a core as long as ctx
-// lasts. Errors: Invalid - what the cluster has does not have this digest, and
-// nothing is left on disk; NotFound.
-func (c *cache) get(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact) (string, error) {
+// get returns a verified program and fetches and unpacks it where needed; all who
+// ask meanwhile share the work. It waits for a core as long as ctx lasts. Errors:
+// Invalid - what the cluster has does not have this digest, or is an archive that is
+// refused, and nothing is left on disk; NotFound.
+func (c *cache) get(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact) (executable, error) {
 	if b, err := hex.DecodeString(want.SHA256); err != nil || len(b) != sha256.Size {
-		return "", kbroker.Errorf(kbroker.Invalid, "artifact digest %.80q is not SHA-256", want.SHA256)
+		return executable{}, kbroker.Errorf(kbroker.Invalid, "artifact digest %.80q is not SHA-256", want.SHA256)
 	}
 	for {
-		c.mu.Lock()
-		wait := c.busy[want.SHA256]
-		mine := make(chan struct{})
+		known, wait := c.hold(want.SHA256)
 		if wait == nil {
-			c.busy[want.SHA256] = mine
-		}
-		c.mu.Unlock()
-		if wait == nil {
-			path, err := c.provide(ctx, tenant, want)
-			c.mu.Lock()
-			delete(c.busy, want.SHA256)
-			c.mu.Unlock()
-			close(mine)
-			return path, err
+			p, err := c.provide(ctx, tenant, want, known)
+			c.release(want.SHA256)
+			return p, err
 		}
 		select {
 		case <-ctx.Done():
-			return "", ctx.Err()
+			return executable{}, ctx.Err()
 		case <-wait: // whether it went well is for the next round to see
 		}
 	}
 }
 
-// provide is get for the one caller that holds the digest.
-func (c *cache) provide(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact) (string, error) {
-	path := filepath.Join(c.dir, want.SHA256)
-	err := c.verify(path, want.SHA256)
-	if errors.Is(err, errDamaged) {
-		c.log.Warn("a cached artifact is damaged; fetching it again", "object", want.SHA256)
-	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
+// hold takes a digest, for one who gives it back with release; or returns what is
+// closed when the one who has it does.
+func (c *cache) hold(digest string) (*checks, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if wait := c.busy[digest]; wait != nil {
+		return nil, wait
 	}
-	if err != nil {
-		if err := os.MkdirAll(c.dir, 0o700); err != nil {
-			return "", fmt.Errorf("artifacts: %w", err)
+	c.busy[digest] = make(chan struct{})
+	if c.checks[digest] == nil {
+		c.checks[digest] = &checks{}
+	}
+	return c.checks[digest], nil
+}
+
+func (c *cache) release(digest string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.busy[digest])
+	delete(c.busy, digest)
+}
+
+// provide is get for the one caller that holds the digest.
+func (c *cache) provide(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, known *checks) (executable, error) {
+	p := executable{path: filepath.Join(c.dir, want.SHA256)}
+	if want.Command != "" {
+		if known.refused != nil {
+			return executable{}, known.refused
 		}
-		if err := c.fetch(ctx, tenant, want, path); err != nil {
+		p.tree = p.path + treeSuffix
+		err := known.tree(ctx, p.tree)
+		switch {
+		case err == nil:
+			command, err := known.unpacked.Command(want.Command)
+			if err != nil {
+				return executable{}, err
+			}
+			p.path = filepath.Join(p.tree, filepath.FromSlash(command))
+			c.use(want.SHA256)
+			return p, nil
+		case !errors.Is(err, errDamaged) && !errors.Is(err, errUnknown):
+			return executable{}, err
+		}
+	}
+	if err := c.file(ctx, tenant, want, p.path, known); err != nil {
+		return executable{}, err
+	}
+	if want.Command != "" {
+		var err error
+		if p.path, err = c.unpack(ctx, want, p, known); err != nil {
+			return executable{}, err
+		}
+	}
+	c.use(want.SHA256)
+	return p, nil
+}
+
+// file sees to the file as it was uploaded.
+func (c *cache) file(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, path string, known *checks) error {
+	err := known.file(ctx, path, want.SHA256)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errDamaged):
+		c.log.Warn("an artifact was changed on disk; fetching it again", "object", want.SHA256, "err", err)
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("artifact: %w", err)
+		}
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return fmt.Errorf("artifacts: %w", err)
+	}
+	return c.fetch(ctx, tenant, want, path)
+}
+
+// unpack makes sure that the tree of a verified archive is as the archive says, and
+// returns the path of the program.
+func (c *cache) unpack(ctx context.Context, want kbroker.Artifact, p executable, known *checks) (string, error) {
+	f, err := os.Open(filepath.Join(c.dir, want.SHA256))
+	if err != nil {
+		return "", fmt.Errorf("artifact: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", fmt.Errorf("artifact: %w", err)
+	}
+	if known.unpacked == nil {
+		known.unpacked, err = unpack.Read(ctx, f, info.Size())
+		if errors.Is(err, kbroker.Invalid) {
+			known.refused = err
+			return "", errors.Join(err, os.Remove(f.Name()))
+		}
+		if err != nil {
 			return "", err
 		}
 	}
-	now := time.Now()
-	if err := os.Chtimes(path, now, now); err != nil { // when it was last used
+	command, err := known.unpacked.Command(want.Command)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(p.tree, filepath.FromSlash(command))
+	if _, err := os.Lstat(p.tree); err == nil {
+		err := known.tree(ctx, p.tree) // an earlier agent's, or a changed one
+		if err == nil {
+			return path, nil
+		}
+		if !errors.Is(err, errDamaged) {
+			return "", err
+		}
+		c.log.Warn("an unpacked artifact was changed on disk; unpacking it again", "object", want.SHA256, "err", err)
+	}
+	part := p.tree + partSuffix
+	if err := os.RemoveAll(part); err != nil { // of an agent that was killed
 		return "", fmt.Errorf("artifact: %w", err)
 	}
+	if _, err := unpack.Unpack(ctx, f, info.Size(), part); err != nil {
+		return "", err
+	}
+	if err := exchange(part, p.tree); err != nil {
+		return "", errors.Join(fmt.Errorf("artifact: %w", err), os.RemoveAll(part))
+	}
+	if err := os.RemoveAll(part); err != nil {
+		c.log.Warn("a replaced artifact is left on disk", "object", want.SHA256, "err", err)
+	}
+	known.stamps = nil // which the next start takes
 	return path, nil
 }
 
-// verify checks a cached file once per agent. A damaged one is removed.
-func (c *cache) verify(path, want string) error {
-	c.mu.Lock()
-	verified := c.verified[want]
-	c.mu.Unlock()
-	if verified {
-		_, err := os.Stat(path)
-		return err
+// use notes when an artifact was last used. Not being able to costs at worst that it
+// is pruned before another one.
+func (c *cache) use(digest string) {
+	if err := os.WriteFile(filepath.Join(c.dir, digest+usedSuffix), nil, 0o600); err != nil {
+		c.log.Warn("the use of an artifact is not noted", "object", digest, "err", err)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return fmt.Errorf("read artifact: %w", err)
-	}
-	if hex.EncodeToString(h.Sum(nil)) != want {
-		return errors.Join(errDamaged, os.Remove(path))
-	}
-	c.mu.Lock()
-	c.verified[want] = true
-	c.mu.Unlock()
-	return nil
 }
 
 // fetch transfers the artifact into a part file, from where an earlier transfer
@@ -184,15 +281,12 @@ func (c *cache) fetch(ctx context.Context, tenant kbroker.TenantID, want kbroker
 		}
 		break
 	}
-	if err := errors.Join(f.Chmod(0o755), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(f.Chmod(artifactMode), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write artifact: %w", err)
 	}
 	if err := durable.Rename(part, path); err != nil {
 		return fmt.Errorf("artifact: %w", err)
 	}
-	c.mu.Lock()
-	c.verified[want.SHA256] = true
-	c.mu.Unlock()
 	return nil
 }
 
@@ -219,8 +313,8 @@ func (c *cache) piece(ctx context.Context, tenant kbroker.TenantID, want kbroker
 	return reply.Data, total, nil
 }
 
-// prune removes executables that nobody names, but for the last used ones, and
-// what interrupted transfers left of them.
+// prune removes artifacts that nobody names, but for the last used ones, and what
+// interrupted transfers and unpackings left.
 func (c *cache) prune(named map[string]bool) error {
 	entries, err := os.ReadDir(c.dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -230,37 +324,56 @@ func (c *cache) prune(named map[string]bool) error {
 		return fmt.Errorf("list artifacts: %w", err)
 	}
 	type idle struct {
-		name string
-		used time.Time
+		digest string
+		used   time.Time
 	}
-	var whole []idle
+	found := make(map[string]idle) // whole or not
 	var errs []error
 	for _, e := range entries {
-		digest, isPart := strings.CutSuffix(e.Name(), partSuffix)
-		info, err := e.Info()
-		if err != nil || named[digest] {
+		digest, kind, _ := strings.Cut(e.Name(), ".")
+		if kind = "." + kind; kind == treeSuffix+partSuffix || kind == partSuffix && !named[digest] {
+			errs = append(errs, c.remove(digest, kind))
 			continue
 		}
-		if isPart {
-			errs = append(errs, c.remove(digest, e.Name()))
-			continue
+		if info, err := e.Info(); err == nil && !named[digest] {
+			was := found[digest]
+			if kind == treeSuffix { // its time is that of the archive's directory
+				found[digest] = idle{digest, was.used}
+			} else if info.ModTime().After(was.used) {
+				found[digest] = idle{digest, info.ModTime()}
+			}
 		}
-		whole = append(whole, idle{digest, info.ModTime()})
 	}
-	slices.SortFunc(whole, func(a, b idle) int { return cmp.Or(b.used.Compare(a.used), cmp.Compare(a.name, b.name)) })
-	for _, w := range whole[min(len(whole), maxIdleArtifacts):] {
-		errs = append(errs, c.remove(w.name, w.name))
+	unnamed := slices.SortedFunc(maps.Values(found), func(a, b idle) int {
+		return cmp.Or(b.used.Compare(a.used), cmp.Compare(a.digest, b.digest))
+	})
+	for _, i := range unnamed[min(len(unnamed), maxIdleArtifacts):] {
+		errs = append(errs, c.remove(i.digest, "", treeSuffix, usedSuffix))
 	}
 	return errors.Join(errs...)
 }
 
-// remove deletes a file of the cache unless somebody is about to use it.
-func (c *cache) remove(digest, name string) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.busy[digest] != nil {
+// remove deletes what belongs to a digest, of these kinds, unless somebody is about
+// to use it.
+func (c *cache) remove(digest string, kinds ...string) error {
+	known, wait := c.hold(digest)
+	if wait != nil {
 		return nil
 	}
-	delete(c.verified, digest)
-	return os.Remove(filepath.Join(c.dir, name))
+	defer c.release(digest)
+	if slices.Contains(kinds, "") {
+		*known = checks{}
+		defer c.forget(digest)
+	}
+	var errs []error
+	for _, kind := range kinds {
+		errs = append(errs, os.RemoveAll(filepath.Join(c.dir, digest+kind)))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *cache) forget(digest string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.checks, digest)
 }

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
 )
 
 const script = "#!/bin/sh\necho script \"$@\"\nexec sleep 60\n"
@@ -73,12 +75,12 @@ func TestAnArtifactOfManyPiecesIsFetchedOnceAndGoneOnWith(t *testing.T) {
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			path, err := cache.get(t.Context(), kbroker.DefaultTenant, want)
+			p, err := cache.get(t.Context(), kbroker.DefaultTenant, want)
 			if err != nil {
 				t.Errorf("get: %v", err)
 				return
 			}
-			info, err := os.Stat(path)
+			info, err := os.Stat(p.path)
 			if err != nil || info.Mode().Perm() != 0o755 || info.Size() != int64(len(content)) {
 				t.Errorf("stat: %v %v", info, err)
 			}
@@ -100,8 +102,8 @@ func TestAWrongDigestIsRefusedAndNotLeftOnDisk(t *testing.T) {
 	longer := kbroker.Artifact{SHA256: digest([]byte("x")), SizeBytes: 1}
 	c.files[longer.SHA256] = []byte("more than was said")
 	for _, w := range []kbroker.Artifact{want, longer, {SHA256: "../../etc/passwd"}, {SHA256: ""}} {
-		if path, err := c.cache(dir).get(t.Context(), kbroker.DefaultTenant, w); !errors.Is(err, kbroker.Invalid) {
-			t.Errorf("get %+v: %q %v", w, path, err)
+		if p, err := c.cache(dir).get(t.Context(), kbroker.DefaultTenant, w); !errors.Is(err, kbroker.Invalid) {
+			t.Errorf("get %+v: %+v %v", w, p, err)
 		}
 	}
 	left, err := os.ReadDir(filepath.Join(dir, artifactsDir))
@@ -110,21 +112,51 @@ func TestAWrongDigestIsRefusedAndNotLeftOnDisk(t *testing.T) {
 	}
 }
 
-func TestACachedArtifactIsVerifiedBeforeItsFirstUse(t *testing.T) {
+// Before each start, of this agent and of a later one.
+func TestAChangedProgramIsFetchedAgain(t *testing.T) {
 	c, dir := newCore(t), t.TempDir()
 	want := c.put([]byte(script))
-	path, err := c.cache(dir).get(t.Context(), kbroker.DefaultTenant, want)
+	first := c.cache(dir)
+	p, err := first.get(t.Context(), kbroker.DefaultTenant, want)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nevil\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if path, err = c.cache(dir).get(t.Context(), kbroker.DefaultTenant, want); err != nil {
-		t.Fatal(err)
-	}
-	if b, err := os.ReadFile(path); err != nil || string(b) != script {
-		t.Errorf("a changed file was used: %q %v", b, err)
+	settle(t, p.path)
+	for name, change := range map[string]func(path string) error{
+		"nothing":          func(string) error { return nil },
+		"only looked like": func(path string) error { return os.WriteFile(path, []byte(script), 0o755) },
+		"as long":          func(path string) error { return os.WriteFile(path, []byte(strings.ToUpper(script)), 0o755) },
+		"longer":           func(path string) error { return os.WriteFile(path, []byte(script+"evil\n"), 0o755) },
+		"backdated": func(path string) error {
+			info, err := os.Stat(path)
+			return errors.Join(err, os.WriteFile(path, []byte(strings.ToUpper(script)), 0o755), os.Chtimes(path, info.ModTime(), info.ModTime()))
+		},
+		"its mode": func(path string) error { return os.Chmod(path, 0o4755) },
+		"a link": func(path string) error {
+			other := filepath.Join(t.TempDir(), "evil")
+			return errors.Join(os.WriteFile(other, []byte(script), 0o755), os.Remove(path), os.Symlink(other, path))
+		},
+		"a directory": func(path string) error {
+			return errors.Join(os.Remove(path), os.MkdirAll(filepath.Join(path, "sub"), 0o755))
+		},
+		"removed": os.Remove,
+	} {
+		for agent, cache := range map[string]*cache{"this agent": first, "a later one": c.cache(dir)} {
+			if _, err := cache.get(t.Context(), kbroker.DefaultTenant, want); err != nil { // which knows it now
+				t.Fatal(err)
+			}
+			if err := change(p.path); err != nil {
+				t.Fatal(err)
+			}
+			got, err := cache.get(t.Context(), kbroker.DefaultTenant, want)
+			if err != nil {
+				t.Fatalf("%s, %s: %v", name, agent, err)
+			}
+			info, err := os.Lstat(got.path)
+			if b, readErr := os.ReadFile(got.path); err != nil || readErr != nil || string(b) != script || info.Mode() != artifactMode {
+				t.Errorf("%s, %s: %q of mode %v is run, %v, %v", name, agent, b, info.Mode(), err, readErr)
+			}
+		}
 	}
 }
 
@@ -145,16 +177,18 @@ func TestTheCacheIsBound(t *testing.T) {
 	cache := c.cache(dir)
 	var named string
 	for i := range maxIdleArtifacts + 3 {
-		path, err := cache.get(t.Context(), kbroker.DefaultTenant, c.put(fmt.Appendf(nil, "program %d", i)))
+		p, err := cache.get(t.Context(), kbroker.DefaultTenant, c.put(fmt.Appendf(nil, "program %d", i)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		used := time.Now().Add(time.Duration(i-100) * time.Hour)
-		if err := os.Chtimes(path, used, used); err != nil {
-			t.Fatal(err)
+		for _, file := range []string{p.path, p.path + usedSuffix} {
+			if err := os.Chtimes(file, used, used); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if i == 0 {
-			named = filepath.Base(path)
+			named = filepath.Base(p.path)
 		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, artifactsDir, digest(nil)+partSuffix), nil, 0o600); err != nil {
@@ -171,5 +205,68 @@ func TestTheCacheIsBound(t *testing.T) {
 	}
 	if left, err := filepath.Glob(filepath.Join(dir, artifactsDir, "*"+partSuffix)); err != nil || len(left) != 0 {
 		t.Errorf("left of transfers: %v %v", left, err)
+	}
+}
+
+// settle waits until what is done to a file changes its stamp.
+func settle(t *testing.T, path string) {
+	t.Helper()
+	wait.Until(t, 5*time.Second, func() error {
+		info, err := os.Lstat(path)
+		if err == nil && !stampOf(info).settled(time.Now()) {
+			err = errors.New("just written")
+		}
+		return err
+	})
+}
+
+// An unchanged program is not read again: that is what a stamp is for.
+func TestAnUnchangedProgramIsReadOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, []byte(script), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, artifactMode); err != nil {
+		t.Fatal(err)
+	}
+	var k checks
+	if err := k.file(t.Context(), path, digest([]byte(script))); err != nil || k.whole != (stamp{}) {
+		t.Errorf("just written: %v, stamp %+v; want none", err, k.whole)
+	}
+	settle(t, path)
+	if err := k.file(t.Context(), path, digest([]byte(script))); err != nil || k.whole == (stamp{}) {
+		t.Errorf("settled: %v, stamp %+v; want one", err, k.whole)
+	}
+	if err := k.file(t.Context(), path, "another digest"); err != nil {
+		t.Errorf("it was read again: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.file(t.Context(), path, digest([]byte(script))); !errors.Is(err, errDamaged) || k.whole != (stamp{}) {
+		t.Errorf("changed: %v, stamp %+v", err, k.whole)
+	}
+}
+
+// What a start costs before the fork, for a program of 20 MB.
+func BenchmarkCheckOfAProgram(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "program")
+	content := bytes.Repeat([]byte("0123456789abcdef"), 20<<20/16)
+	sum := digest(content)
+	if err := errors.Join(os.WriteFile(path, content, 0o600), os.Chmod(path, artifactMode)); err != nil {
+		b.Fatal(err)
+	}
+	for _, name := range []string{"full", "stamp"} {
+		b.Run(name, func(b *testing.B) {
+			var k checks
+			for b.Loop() {
+				if name == "full" {
+					k = checks{}
+				}
+				if err := k.file(b.Context(), path, sum); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -30,14 +30,14 @@ import (
 // The test binary is also the program that agents under test start.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "builtin" {
-		program(os.Args[2])
+		perform(os.Args[2])
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// program is what an instance under test does.
-func program(name string) {
+// perform is what an instance under test does.
+func perform(name string) {
 	fmt.Println("this is", name)
 	switch name {
 	case "run": // until it is told to leave

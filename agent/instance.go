@@ -160,7 +160,7 @@ func (a *Agent) launched(ctx context.Context, i *instance, l launched) {
 		}
 		a.log.Warn("instance not started", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "err", l.err)
 		i.exit = nil
-		a.crashed(i, l.err.Error())
+		a.crashed(i, withHint(l.err))
 		return
 	}
 	i.record, i.process, i.release = l.record, l.process, l.release
@@ -176,6 +176,14 @@ func (a *Agent) launched(ctx context.Context, i *instance, l launched) {
 		a.log.Info("instance started", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "pid", i.process.id.PID)
 	}
 	a.watch(ctx, i)
+}
+
+// withHint is all that is known of an error, for the message of a status.
+func withHint(err error) string {
+	if hint := kbroker.AsError(err).Hint; hint != "" {
+		return err.Error() + " (" + hint + ")"
+	}
+	return err.Error()
 }
 
 // resume watches an adopted process.

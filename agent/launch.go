@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"syscall"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/internal/program"
 	"github.com/kbroker/kbroker/state"
 )
 
@@ -47,12 +49,12 @@ type launched struct {
 // fork; from then on it goes to its end, so that what runs is on record.
 func (a *Agent) launch(ctx context.Context, r record) launched {
 	spec := r.Placement.Spec
-	path, args := a.cfg.Executable, spec.Args
+	p, args := executable{path: a.cfg.Executable}, spec.Args
 	if spec.Artifact.Builtin != "" {
 		args = append([]string{"builtin", spec.Artifact.Builtin}, args...)
 	} else {
 		var err error
-		if path, err = a.cache.get(ctx, r.Placement.Tenant, spec.Artifact); err != nil {
+		if p, err = a.cache.get(ctx, r.Placement.Tenant, spec.Artifact); err != nil {
 			return launched{record: r, err: fmt.Errorf("artifact: %w", err)}
 		}
 	}
@@ -62,12 +64,12 @@ func (a *Agent) launch(ctx context.Context, r record) launched {
 	case a.slots <- struct{}{}:
 	}
 	release := a.slot()
-	p, r, err := a.fork(path, args, r)
+	started, r, err := a.fork(p, args, r)
 	if err != nil {
 		release()
 		return launched{record: r, err: err}
 	}
-	return launched{process: p, record: r, release: release}
+	return launched{process: started, record: r, release: release}
 }
 
 // slot returns what gives a start slot back: called, or by itself after
@@ -91,7 +93,7 @@ func (a *Agent) slot() func() {
 }
 
 // fork writes the intent, starts the process, and writes what was started.
-func (a *Agent) fork(path string, args []string, r record) (*process, record, error) {
+func (a *Agent) fork(what executable, args []string, r record) (*process, record, error) {
 	k := keyOf(r.Placement)
 	home := a.cfg.Dir.home(k)
 	for _, dir := range []string{workDir, tempDir} {
@@ -128,9 +130,10 @@ func (a *Agent) fork(path string, args []string, r record) (*process, record, er
 	if err := os.Remove(filepath.Join(home, endedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, r, fmt.Errorf("instance directory: %w", err)
 	}
-	cmd, err := execute(path, args, environment(home, a.cfg.Dir.Path, r), filepath.Join(home, workDir), out)
+	env := environment(home, a.cfg.Dir.Path, what.tree, r)
+	cmd, err := execute(what.path, args, env, filepath.Join(home, workDir), out)
 	if err != nil {
-		return nil, r, fmt.Errorf("start: %w", err)
+		return nil, r, fmt.Errorf("start: %w", unstartable(what.path, err))
 	}
 	s, err := readStat(cmd.Process.Pid) // not waited for: it is there, dead or alive
 	if err != nil {
@@ -170,8 +173,34 @@ func execute(path string, args, env []string, dir string, out *os.File) (*exec.C
 	}
 }
 
-// environment is all that an instance gets: what it declares, and who it is.
-func environment(home, hostDir string, r record) []string {
+// unstartable says why the kernel did not start a program, where that can be seen.
+func unstartable(path string, err error) error {
+	f, openErr := os.Open(path)
+	if openErr != nil {
+		return err
+	}
+	defer f.Close()
+	needs, inspectErr := program.Inspect(f)
+	switch {
+	case inspectErr != nil && (errors.Is(err, unix.ENOEXEC) || errors.Is(err, unix.ENOENT)):
+		return kbroker.Errorf(kbroker.Invalid, "the program cannot be run: %v", inspectErr).
+			WithHint("hosts run ELF files for Linux, and scripts that begin with #!")
+	case errors.Is(err, unix.ENOEXEC) && needs.Arch != runtime.GOARCH:
+		return kbroker.Errorf(kbroker.Invalid, "the program is built for %s, this host is %s", needs.Arch, runtime.GOARCH).
+			WithHint("build it for %s, or keep it to other hosts with `require: [\"arch == %s\"]`", runtime.GOARCH, needs.Arch)
+	case errors.Is(err, unix.ENOENT) && needs.Interpreter != "":
+		return kbroker.Errorf(kbroker.Invalid, "the program needs %s, which this host does not have", needs.Interpreter).
+			WithHint("install it, or build a static program (Go: CGO_ENABLED=0)")
+	case errors.Is(err, unix.EACCES):
+		return kbroker.Errorf(kbroker.Invalid, "the program may not be run: %v", err).
+			WithHint("its interpreter is not executable, or the data directory is mounted noexec")
+	}
+	return err
+}
+
+// environment is all that an instance gets: what it declares, and who it is. tree is
+// what its archive is unpacked to, if it has one.
+func environment(home, hostDir, tree string, r record) []string {
 	path := os.Getenv("PATH")
 	if path == "" {
 		path = defaultPath
@@ -181,9 +210,15 @@ func environment(home, hostDir string, r record) []string {
 		"HOME=" + filepath.Join(home, workDir),
 		"TMPDIR=" + filepath.Join(home, tempDir),
 	}
+	if tree != "" { // where Python would write what the next start does not take
+		env = append(env, "PYTHONPYCACHEPREFIX="+filepath.Join(home, tempDir, "pycache"))
+	}
 	declared := r.Placement.Spec.Env
 	for _, name := range slices.Sorted(maps.Keys(declared)) {
 		env = append(env, name+"="+declared[name])
+	}
+	if tree != "" {
+		env = append(env, envArtifactDir+"="+tree)
 	}
 	return append(env, // of two values of a name the last one holds
 		envInstance+"="+filepath.Join(home, instanceFile),

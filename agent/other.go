@@ -3,6 +3,8 @@
 package agent
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -22,3 +24,7 @@ func openPidfd(procID) (*os.File, error) { return nil, errNeedsLinux }
 func waitPidfd(*os.File) error { return errNeedsLinux }
 
 func signalProcess(procID, unix.Signal) error { return errNeedsLinux }
+
+func stampOf(fs.FileInfo) stamp { return stamp{} }
+
+func exchange(from, to string) error { return errors.Join(os.RemoveAll(to), os.Rename(from, to)) }

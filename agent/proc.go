@@ -22,6 +22,7 @@ const (
 	envInstance    = "KBROKER_INSTANCE"
 	envIncarnation = "KBROKER_INCARNATION"
 	envHostDir     = "KBROKER_HOST_DIR"
+	envArtifactDir = "KBROKER_ARTIFACT_DIR" // only of an archive: what is unpacked of it
 )
 
 // procID is a process for as long as the machine is up: a pid alone is reused.

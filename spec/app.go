@@ -144,14 +144,27 @@ func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 }
 
 func (d *decoder) artifact(a *kbroker.Artifact, v value) {
+	archive := false
 	d.fields(v,
 		field{name: "path", read: d.text(&a.Path)},
+		field{name: "command", read: func(v value) {
+			d.text(&a.Command)(v)
+			if archive = true; a.Command == "" && !d.failed[v.path] {
+				d.fail(v, commandHint, "%s is empty", label(v.path))
+			}
+		}},
 		field{name: "sha256", read: d.text(&a.SHA256)},
 	)
-	for _, missing := range []struct{ name, value string }{{"path", a.Path}, {"sha256", a.SHA256}} {
-		if missing.value == "" && !d.failed[v.path] && !d.failed[join(v.path, missing.name)] {
-			d.fail(v, "or write `run: FILE` and let deploy compute the digest", "%s has no %s", label(v.path), missing.name)
+	missing := func(name, hint string) {
+		if !d.failed[v.path] && !d.failed[join(v.path, name)] {
+			d.fail(v, hint, "%s has no %s", label(v.path), name)
 		}
+	}
+	if a.Path == "" {
+		missing("path", "path is the local file: a program with its sha256, or an archive with its command")
+	}
+	if a.SHA256 == "" && !archive {
+		missing("sha256", "for a program write `run: FILE` and let deploy compute the digest; for an archive say which `command` in it to run")
 	}
 	if d.failedBelow(v.path) {
 		d.failed[strings.TrimSuffix(v.path, "artifact")+"run"] = true

@@ -46,13 +46,10 @@ func serviceSchema() schema {
 	scalar := schema{"type": []string{"string", "number", "boolean"}}
 	instances := schema{"type": "integer", "minimum": 0, "maximum": MaxInstances}
 	s := object("A program of the app", map[string]schema{
-		"build": {"type": "string", "description": "command that deploy runs in the spec's folder first"},
-		"run":   {"type": "string", "description": "the program: a local file, uploaded by its digest at deploy"},
-		"artifact": required(object("the program, with the digest it must have", map[string]schema{
-			"path":   {"type": "string", "description": "local file"},
-			"sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-		}), "path", "sha256"),
-		"args": {"type": "array", "description": "arguments of the program", "items": scalar, "maxItems": MaxArgs},
+		"build":    {"type": "string", "description": "command that deploy runs in the spec's folder first"},
+		"run":      {"type": "string", "description": "the program: a local file, uploaded by its digest at deploy"},
+		"artifact": artifactSchema(),
+		"args":     {"type": "array", "description": "arguments of the program", "items": scalar, "maxItems": MaxArgs},
 		"env": {
 			"type": "object", "description": "environment of the program", "additionalProperties": scalar, "maxProperties": MaxEnv,
 			"propertyNames": schema{"pattern": "^[^=]+$", "not": schema{"pattern": "^" + ReservedEnv}},
@@ -90,6 +87,16 @@ func serviceSchema() schema {
 		},
 	})
 	s["oneOf"] = []schema{{"required": []string{"run"}}, {"required": []string{"artifact"}}}
+	return s
+}
+
+func artifactSchema() schema {
+	s := required(object("an archive and the program in it; or a program and the digest it must have", map[string]schema{
+		"path":    {"type": "string", "description": "local file: .tar, .tar.gz, .tar.zst or .zip with a command, else a program"},
+		"command": {"type": "string", "description": "path of the program in the archive", "pattern": "^[^/ \t]", "examples": []string{"bin/web"}},
+		"sha256":  {"type": "string", "description": "digest that the file must have", "pattern": "^[0-9a-f]{64}$"},
+	}), "path")
+	s["anyOf"] = []schema{{"required": []string{"command"}}, {"required": []string{"sha256"}}}
 	return s
 }
 

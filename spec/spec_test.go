@@ -34,6 +34,8 @@ services:
     artifact:
       path: bin/audit
       sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
+  web:
+    artifact: {path: web.tar.gz, command: bin/web}
 `
 
 func TestParse(t *testing.T) {
@@ -49,10 +51,11 @@ func TestParse(t *testing.T) {
 		Stop:      kbroker.Stop{Signal: "SIGTERM", Grace: 10 * time.Second},
 		Spread:    "host",
 	}
-	teller, audit := plain, plain
+	teller, audit, web := plain, plain, plain
 	teller.Name, teller.Run, teller.Artifact.Path = "teller", "bin/teller", "bin/teller"
 	audit.Name = "audit"
 	audit.Artifact = kbroker.Artifact{Path: "bin/audit", SHA256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+	web.Name, web.Artifact = "web", kbroker.Artifact{Path: "web.tar.gz", Command: "bin/web"}
 	want := &kbroker.App{Name: "bank", Services: []kbroker.Service{audit, {
 		Name: "ledger", Build: "go build -o bin/ledger ./ledger", Run: "bin/ledger",
 		Artifact:  kbroker.Artifact{Path: "bin/ledger"},
@@ -66,7 +69,7 @@ func TestParse(t *testing.T) {
 		Spread:    "none",
 		Require:   []string{"disk == ssd", `zone != "rack 4"`},
 		Calls:     []string{"mail/smtp", "shop/*"},
-	}, teller}}
+	}, teller, web}}
 	if !reflect.DeepEqual(app, want) {
 		t.Errorf("parsed\n%+v\nwant\n%+v", app, want)
 	}
@@ -178,6 +181,14 @@ func TestParseFindings(t *testing.T) {
 		{"run and artifact", in("artifact: {path: x, sha256: " + digest + "}"), []string{"4:15: services.a has both run and artifact"}, "one of the two"},
 		{"an artifact without digest", "name: x\nservices:\n  a:\n    artifact: {path: b}\n", []string{"4:15: services.a.artifact has no sha256"}, "run: FILE"},
 		{"a digest that is none", "name: x\nservices:\n  a:\n    artifact: {path: b, sha256: abc}\n", []string{`4:33: services.a.artifact.sha256 is "abc", want a SHA-256 digest`}, "64"},
+		{"an artifact without path", archive("{command: bin/web}"), []string{"4:15: services.a.artifact has no path"}, "local file"},
+		{"an artifact without command", archive("{path: web.tar.gz}"), []string{"4:15: services.a.artifact has no sha256"}, "`command`"},
+		{"a command of nothing", archive("{path: web.tar.gz, command: ''}"), []string{"4:43: services.a.artifact.command is empty"}, "bin/web"},
+		{"a command that is a list", archive("{path: web.tar.gz, command: [a, b]}"), []string{"4:43: services.a.artifact.command is a list, want text"}, ""},
+		{"a command of the host", archive("{path: web.tar.gz, command: /bin/sh}"), []string{`4:43: services.a.artifact.command is "/bin/sh", want a path in the archive`}, "bin/web"},
+		{"a command outside", archive("{path: web.tar.gz, command: ../../bin/sh}"), []string{`4:43: services.a.artifact.command is "../../bin/sh", want a path in the archive, without ..`}, ""},
+		{"a command with arguments", archive("{path: web.tar.gz, command: bin/web -v}"), []string{`4:43: services.a.artifact.command is "bin/web -v", want a path without blanks`}, "args"},
+		{"a command of a program", in("command: bin/web"), []string{`4:5: unknown key "command" in services.a`}, ""},
 		{"a column after letters of two bytes", in("env: {Ä: ö, B: [1]}"), []string{"4:20: services.a.env.B is a list"}, ""},
 
 		{
@@ -213,6 +224,10 @@ func TestParseFindings(t *testing.T) {
 			}
 		})
 	}
+}
+
+func archive(artifact string) string {
+	return "name: x\nservices:\n  a:\n    artifact: " + artifact + "\n"
 }
 
 const digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -199,6 +199,7 @@ func (c *checker) program(path string, s *kbroker.Service, uploaded bool) {
 	c.str(path+".build", s.Build)
 	c.str(path+".run", s.Run)
 	c.str(path+".artifact.path", a.Path)
+	c.command(path+".artifact.command", a)
 	if a.SHA256 != "" {
 		if b, err := hex.DecodeString(a.SHA256); err != nil || len(b) != 32 || strings.ToLower(a.SHA256) != a.SHA256 {
 			c.add(path+".artifact.sha256", "64 lower-case hex digits, as sha256sum prints them", "%s is %s, want a SHA-256 digest", label(path+".artifact.sha256"), quote(a.SHA256))
@@ -206,7 +207,7 @@ func (c *checker) program(path string, s *kbroker.Service, uploaded bool) {
 	}
 	switch {
 	case !uploaded && a.Path == "":
-		c.add(path+".run", "write `run: FILE`, or `artifact: {path: FILE, sha256: DIGEST}`", "%s has no program to run", label(path))
+		c.add(path+".run", "write `run: FILE`, or for an archive `artifact: {path: FILE, command: PATH IN IT}`", "%s has no program to run", label(path))
 	case uploaded && (a.SHA256 == "") == (a.Builtin == ""):
 		c.add(path+".artifact", "deploy uploads the program and fills in its digest", "%s wants exactly one of an artifact's digest and a built-in program", label(path))
 	}
@@ -218,6 +219,26 @@ func (c *checker) program(path string, s *kbroker.Service, uploaded bool) {
 	}
 	if len(a.Arch) > 16 || strings.ContainsFunc(a.Arch, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }) {
 		c.add(path+".artifact", "", "%s: %s is no architecture", label(path), quote(a.Arch))
+	}
+}
+
+const commandHint = "the path of the program in the archive, such as bin/web"
+
+// command checks the path of an archive's program. Whether it is there is seen in
+// the archive.
+func (c *checker) command(path string, a kbroker.Artifact) {
+	c.str(path, a.Command)
+	switch {
+	case a.Command == "":
+		return
+	case a.Builtin != "":
+		c.add(path, "", "%s is not possible for a built-in program", label(path))
+	case strings.HasPrefix(a.Command, "/"):
+		c.add(path, commandHint, "%s is %s, want a path in the archive, without a / in front", label(path), quote(a.Command))
+	case slices.Contains(strings.Split(a.Command, "/"), ".."):
+		c.add(path, commandHint, "%s is %s, want a path in the archive, without ..", label(path), quote(a.Command))
+	case strings.ContainsAny(a.Command, " \t"):
+		c.add(path, "write arguments as `args: [ARG, ARG]`", "%s is %s, want a path without blanks", label(path), quote(a.Command))
 	}
 }
 

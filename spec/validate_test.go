@@ -61,6 +61,12 @@ func TestValidateRefuses(t *testing.T) {
 		{"a negative size", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SizeBytes = -1 }, "artifact of -1 bytes"},
 		{"a huge artifact", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SizeBytes = 1 << 40 }, "artifact of"},
 		{"a strange architecture", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.Arch = "../x" }, "architecture"},
+		{"a command that leads out", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.Command = "a/../../b" }, "without .."},
+		{"a command of the host", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.Command = "/bin/sh" }, "without a / in front"},
+		{"a command with a zero byte", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.Command = "a\x00b" }, "zero byte"},
+		{"a command of a built-in", func(a *kbroker.App, s *kbroker.Service) {
+			s.Artifact = kbroker.Artifact{Builtin: "hello", Command: "bin/web"}
+		}, "not possible for a built-in"},
 		{"an argument with a zero byte", func(a *kbroker.App, s *kbroker.Service) { s.Args = []string{"a\x00b"} }, "services.ledger.args[0] contains a zero byte"},
 		{"too many arguments", func(a *kbroker.App, s *kbroker.Service) { s.Args = make([]string, 257) }, "257 arguments"},
 		{"a variable without a name", func(a *kbroker.App, s *kbroker.Service) { s.Env = map[string]string{"": "x"} }, "name of an environment variable"},

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -27,6 +26,9 @@ import (
 const (
 	// maxUploads bounds the uploads that one core takes at once.
 	maxUploads = 16
+	// maxUploadBytes bounds what they have together, by what each was begun with:
+	// the disk that a core spools them to.
+	maxUploadBytes = 2 * kbroker.MaxArtifactBytes
 	// uploadIdle is how long an upload may be silent before it is dropped.
 	uploadIdle = time.Minute
 	// maxServed bounds the artifacts that a core keeps unpacked to hand out.
@@ -34,7 +36,8 @@ const (
 )
 
 // uploads are the artifacts on their way in. Each is spooled to a file, so that
-// memory is bounded, and stored when its client commits it.
+// memory is bounded, and stored when its client commits it. An upload belongs to who
+// began it: its session, a secret of 130 bits, is told to nobody else.
 type uploads struct {
 	dir   string
 	store *state.Store
@@ -53,6 +56,7 @@ type upload struct {
 	file     *os.File
 	received int64
 	last     time.Time
+	dropped  bool
 }
 
 func newUploads(dir string, store *state.Store, log *slog.Logger) *uploads {
@@ -73,8 +77,8 @@ func (u *uploads) begin(ctx context.Context, tenant kbroker.TenantID, core kbrok
 	if err := json.Unmarshal(body, &r); err != nil {
 		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 	}
-	if raw, err := hex.DecodeString(r.SHA256); err != nil || len(raw) != 32 || strings.ToLower(r.SHA256) != r.SHA256 {
-		return nil, kbroker.Errorf(kbroker.Invalid, "%q is not a SHA-256 in lower-case hex", r.SHA256)
+	if err := checkDigest(r.SHA256); err != nil {
+		return nil, err
 	}
 	if r.SizeBytes < 1 || r.SizeBytes > kbroker.MaxArtifactBytes {
 		return nil, kbroker.Errorf(kbroker.Invalid, "an artifact has 1 to %d bytes, not %d", kbroker.MaxArtifactBytes, r.SizeBytes)
@@ -95,6 +99,14 @@ func (u *uploads) begin(ctx context.Context, tenant kbroker.TenantID, core kbrok
 	if len(u.sessions) >= maxUploads {
 		return nil, kbroker.Errorf(kbroker.Overloaded, "core %s takes %d uploads", core, maxUploads)
 	}
+	open := r.SizeBytes
+	for _, up := range u.sessions {
+		open += up.size
+	}
+	if open > maxUploadBytes {
+		return nil, kbroker.Errorf(kbroker.Overloaded, "core %s takes uploads of %d bytes at a time", core, int64(maxUploadBytes)).
+			WithHint("wait until others have ended")
+	}
 	session := rand.Text()
 	f, err := os.Create(filepath.Join(u.dir, session))
 	if err != nil {
@@ -111,18 +123,22 @@ func (u *uploads) message(ctx context.Context, m *nats.Msg) (any, error) {
 	u.mu.Lock()
 	up, ok := u.sessions[session]
 	u.mu.Unlock()
+	gone := kbroker.Errorf(kbroker.NotFound, "upload %s is not known here", session).WithHint("begin again")
 	if !ok {
-		return nil, kbroker.Errorf(kbroker.NotFound, "upload %s is not known here", session).WithHint("begin again")
+		return nil, gone
 	}
 	up.mu.Lock()
 	defer up.mu.Unlock()
+	if up.dropped { // since it was looked up
+		return nil, gone
+	}
 	up.last = time.Now()
 	if m.Header.Get(subjects.HeaderCommit) != "" {
 		defer u.drop(session, up)
 		return u.commit(ctx, up)
 	}
 	offset, err := strconv.ParseInt(m.Header.Get(subjects.HeaderOffset), 10, 64)
-	if err != nil || offset < 0 || offset+int64(len(m.Data)) > up.size {
+	if err != nil || offset < 0 || offset > up.size-int64(len(m.Data)) {
 		return nil, kbroker.Errorf(kbroker.Invalid, "a chunk of %d bytes at offset %q is outside of %d bytes", len(m.Data), m.Header.Get(subjects.HeaderOffset), up.size)
 	}
 	if _, err := up.file.WriteAt(m.Data, offset); err != nil {
@@ -149,8 +165,12 @@ func (u *uploads) commit(ctx context.Context, up *upload) (any, error) {
 	return struct{}{}, nil
 }
 
-// drop ends a session; its file goes.
+// drop ends a session; its file goes. The caller holds up.mu.
 func (u *uploads) drop(session string, up *upload) {
+	if up.dropped {
+		return
+	}
+	up.dropped = true
 	u.mu.Lock()
 	delete(u.sessions, session)
 	u.mu.Unlock()
@@ -190,6 +210,14 @@ func (u *uploads) expire(ctx context.Context) {
 	}
 }
 
+// checkDigest refuses what is no SHA-256.
+func checkDigest(digest string) error {
+	if raw, err := hex.DecodeString(digest); err != nil || len(raw) != 32 || strings.ToLower(digest) != digest {
+		return kbroker.Errorf(kbroker.Invalid, "%.80q is not a SHA-256 in lower-case hex", digest)
+	}
+	return nil
+}
+
 // serving hands out artifacts by pieces, each unpacked once into a file.
 type serving struct {
 	dir   string
@@ -199,9 +227,10 @@ type serving struct {
 }
 
 type served struct {
-	unpacking sync.Mutex // one unpacks, the others wait
-	whole     bool       // guarded by serving.mu
-	used      time.Time  // guarded by serving.mu
+	unpacking sync.Mutex  // one unpacks, the others wait
+	info      os.FileInfo // guarded by unpacking: the file as it was written; nil: there is none
+	whole     bool        // guarded by serving.mu
+	used      time.Time   // guarded by serving.mu
 }
 
 func newServing(dir string, store *state.Store) *serving {
@@ -225,6 +254,9 @@ func (s *serving) get(ctx context.Context, tenant kbroker.TenantID, body []byte)
 	if r.Offset < 0 || r.MaxBytes < 1 {
 		return nil, kbroker.Errorf(kbroker.Invalid, "cannot read %d bytes at offset %d", r.MaxBytes, r.Offset)
 	}
+	if err := checkDigest(r.SHA256); err != nil { // it becomes the name of a file
+		return nil, err
+	}
 	f, err := s.open(ctx, tenant, r.SHA256)
 	if err != nil {
 		return nil, err
@@ -245,7 +277,8 @@ func (s *serving) get(ctx context.Context, tenant kbroker.TenantID, body []byte)
 	}, nil
 }
 
-// open returns the unpacked file; the first to ask unpacks it.
+// open returns the unpacked file; the first to ask unpacks it. One that is not there
+// any more as it was written is unpacked again: hosts would refuse it for ever.
 func (s *serving) open(ctx context.Context, tenant kbroker.TenantID, sha256 string) (*os.File, error) {
 	key := string(tenant) + "-" + sha256
 	s.mu.Lock()
@@ -260,41 +293,58 @@ func (s *serving) open(ctx context.Context, tenant kbroker.TenantID, sha256 stri
 
 	e.unpacking.Lock()
 	defer e.unpacking.Unlock()
-	path := filepath.Join(s.dir, filepath.Base(key))
-	if f, err := os.Open(path); !errors.Is(err, fs.ErrNotExist) {
-		return f, err
+	path := filepath.Join(s.dir, key)
+	if e.info != nil {
+		f, err := os.Open(path)
+		if err == nil {
+			if info, err := f.Stat(); err == nil && os.SameFile(info, e.info) && info.Size() == e.info.Size() && info.ModTime().Equal(e.info.ModTime()) {
+				return f, nil
+			}
+			f.Close()
+		}
+		e.info = nil
 	}
-	if err := s.unpack(ctx, tenant, sha256, path); err != nil {
-		return nil, err
+	f, err := s.unpack(ctx, tenant, sha256, path)
+	if err == nil {
+		if e.info, err = f.Stat(); err != nil {
+			f.Close()
+		}
 	}
 	s.mu.Lock()
-	e.whole = true
-	s.mu.Unlock()
-	return os.Open(path)
+	defer s.mu.Unlock()
+	if e.whole = err == nil; err != nil {
+		if s.files[key] == e { // what nobody has must not take the place of what there is
+			delete(s.files, key)
+		}
+		return nil, err
+	}
+	return f, nil
 }
 
-func (s *serving) unpack(ctx context.Context, tenant kbroker.TenantID, sha256, path string) error {
+func (s *serving) unpack(ctx context.Context, tenant kbroker.TenantID, sha256, path string) (*os.File, error) {
 	artifacts, err := s.store.Artifacts(ctx, tenant)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r, err := artifacts.Get(ctx, sha256)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer r.Close()
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return fmt.Errorf("unpack artifact: %w", err)
+		return nil, fmt.Errorf("unpack artifact: %w", err)
 	}
 	f, err := os.CreateTemp(s.dir, "unpack-*")
 	if err != nil {
-		return fmt.Errorf("unpack artifact: %w", err)
+		return nil, fmt.Errorf("unpack artifact: %w", err)
 	}
-	_, err = io.Copy(f, r)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("unpack artifact: %w", err), os.Remove(f.Name()))
+	if _, err = io.Copy(f, r); err == nil {
+		err = os.Rename(f.Name(), path)
 	}
-	return os.Rename(f.Name(), path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("unpack artifact: %w", err), f.Close(), os.Remove(f.Name()))
+	}
+	return f, nil
 }
 
 // evict makes room for one more where it can; the caller holds mu. A file that
@@ -311,7 +361,7 @@ func (s *serving) evict() {
 		if oldest == "" {
 			return
 		}
-		_ = os.Remove(filepath.Join(s.dir, filepath.Base(oldest)))
+		_ = os.Remove(filepath.Join(s.dir, oldest))
 		delete(s.files, oldest)
 	}
 }

@@ -68,7 +68,7 @@ func changedWords(a, b kbroker.Service) []string {
 	switch {
 	case b.Artifact.SHA256 == unbuilt:
 		words = append(words, unbuiltText)
-	case a.Artifact.SHA256 != b.Artifact.SHA256 || a.Artifact.Builtin != b.Artifact.Builtin || a.Artifact.Arch != b.Artifact.Arch:
+	case a.Artifact.SHA256 != b.Artifact.SHA256 || a.Artifact.Builtin != b.Artifact.Builtin || a.Artifact.Arch != b.Artifact.Arch || a.Artifact.Command != b.Artifact.Command:
 		say("program changed")
 	}
 	if !slices.Equal(a.Args, b.Args) {

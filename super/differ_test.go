@@ -21,6 +21,7 @@ func TestChangedWords(t *testing.T) {
 		{"where it was built", func(s *kbroker.Service) { s.Build, s.Run, s.Artifact.Path = "make", "bin/x", "/x" }, nil},
 		{"a count", func(s *kbroker.Service) { s.Count = kbroker.Count{Min: 2, Max: 20} }, []string{"count 3 -> 2-20"}},
 		{"a program", func(s *kbroker.Service) { s.Artifact.SHA256 = "two" }, []string{"program changed"}},
+		{"another program of the archive", func(s *kbroker.Service) { s.Artifact.Command = "bin/other" }, []string{"program changed"}},
 		{"a program that is not built", func(s *kbroker.Service) { s.Artifact.SHA256 = unbuilt }, []string{unbuiltText}},
 		{"environment, never its values", func(s *kbroker.Service) { s.Env = map[string]string{"B": "other", "C": "x"} }, []string{"env A removed", "env B changed", "env C added"}},
 		{"resources", func(s *kbroker.Service) { s.Resources = kbroker.Resources{CPU: 1.5, MemoryBytes: 128 << 20} }, []string{"cpu 0.1 -> 1.5", "memory 64MiB -> 128MiB"}},

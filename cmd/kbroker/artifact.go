@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -17,6 +16,8 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/program"
+	"github.com/kbroker/kbroker/internal/unpack"
 	"github.com/kbroker/kbroker/spec"
 )
 
@@ -69,9 +70,10 @@ func (l *lastBytes) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// measure fills in what a service's artifact is: digest, size, architecture.
+// measure fills in what a service's artifact is: digest, size, architecture. What
+// hosts would refuse is refused here: an archive is unpacked as they do it.
 // The error is a finding at the line of the spec that names the file.
-func measure(doc *spec.Document, folder string, s *kbroker.Service) error {
+func measure(ctx context.Context, doc *spec.Document, folder string, s *kbroker.Service) error {
 	at := "services." + string(s.Name) + ".run"
 	if s.Run == "" {
 		at = "services." + string(s.Name) + ".artifact"
@@ -97,13 +99,28 @@ func measure(doc *spec.Document, folder string, s *kbroker.Service) error {
 	case err != nil:
 		return inputError(path, err)
 	case !info.Mode().IsRegular():
-		return doc.At(at, "%s is not a file", path).WithHint("`run` names a program")
+		return doc.At(at, "%s is not a file", path).WithHint("`run` names a program, `artifact` an archive or a program; pack a folder with tar -czf FILE.tar.gz -C FOLDER .")
 	case info.Size() == 0:
 		return doc.At(at, "%s is empty", path)
+	case info.Size() > kbroker.MaxArtifactBytes:
+		return doc.At(at, "%s has %s, at most %s are taken", path, bytesText(info.Size()), bytesText(kbroker.MaxArtifactBytes))
 	}
-	if s.Artifact.Arch, err = architecture(f); err != nil {
-		return doc.At(at, "%s is not a program: %v", path, err).
-			WithHint("hosts run ELF files for Linux, and scripts that begin with #!; cross-compile Go with GOOS=linux")
+	if s.Artifact.Command != "" {
+		var key string
+		if s.Artifact.Arch, key, err = archived(ctx, f, info.Size(), s.Artifact.Command); err != nil {
+			at, err = at+"."+key, fmt.Errorf("%s: %w", path, err)
+		}
+	} else {
+		s.Artifact.Arch, err = architecture(path, f)
+	}
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return ctxError(ctx, "the unpacking of "+path)
+	case !errors.Is(err, kbroker.Invalid):
+		return err
+	default:
+		return doc.At(at, "%v", err).WithHint("%s", kbroker.AsError(err).Hint)
 	}
 	h := sha256.New()
 	size, err := io.Copy(h, io.NewSectionReader(f, 0, info.Size()))
@@ -119,46 +136,41 @@ func measure(doc *spec.Document, folder string, s *kbroker.Service) error {
 	return nil
 }
 
-// elfArch maps the machine of an ELF file to GOARCH.
-var elfArch = map[elf.Machine]string{
-	elf.EM_386:       "386",
-	elf.EM_X86_64:    "amd64",
-	elf.EM_ARM:       "arm",
-	elf.EM_AARCH64:   "arm64",
-	elf.EM_LOONGARCH: "loong64",
-	elf.EM_RISCV:     "riscv64",
-	elf.EM_S390:      "s390x",
+// architecture is the GOARCH that a program needs; empty for a script. Invalid.
+func architecture(name string, f io.ReaderAt) (string, error) {
+	needs, err := program.Inspect(f)
+	switch {
+	case err == nil:
+		return needs.Arch, nil
+	case unpack.IsArchive(f):
+		return "", kbroker.Errorf(kbroker.Invalid, "%s is an archive, not a program", name).
+			WithHint("say what to run in it: artifact: {path: FILE, command: PATH IN IT}")
+	}
+	return "", kbroker.Errorf(kbroker.Invalid, "%s is not a program: %v", name, err).
+		WithHint("hosts run ELF files for Linux, and scripts that begin with #!; cross-compile Go with GOOS=linux")
 }
 
-// architecture is the GOARCH that a program needs; empty for a script.
-func architecture(f io.ReaderAt) (string, error) {
-	var magic [4]byte
-	n, err := f.ReadAt(magic[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return "", err
-	}
-	switch {
-	case bytes.HasPrefix(magic[:n], []byte("#!")):
-		return "", nil
-	case !bytes.Equal(magic[:n], []byte(elf.ELFMAG)):
-		return "", errors.New("it is neither an ELF file nor a script")
-	}
-	file, err := elf.NewFile(f)
+// archived is architecture for the command of an archive. key is the one in the spec
+// that an error is about.
+func archived(ctx context.Context, archive io.ReaderAt, size int64, command string) (arch, key string, err error) {
+	dir, err := os.MkdirTemp("", "kbroker-unpack-")
 	if err != nil {
-		return "", fmt.Errorf("damaged ELF file: %w", err)
+		return "", "path", fmt.Errorf("unpack: %w", err)
 	}
-	if file.Type != elf.ET_EXEC && file.Type != elf.ET_DYN {
-		return "", fmt.Errorf("an ELF file, but not an executable one (%v)", file.Type)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	tree, err := unpack.Unpack(ctx, archive, size, filepath.Join(dir, "tree"))
+	if err != nil {
+		return "", "path", err
 	}
-	if file.Machine == elf.EM_PPC64 {
-		if file.Data == elf.ELFDATA2LSB {
-			return "ppc64le", nil
-		}
-		return "ppc64", nil
+	path, err := tree.Command(command)
+	if err != nil {
+		return "", "command", err
 	}
-	arch, ok := elfArch[file.Machine]
-	if !ok {
-		return "", fmt.Errorf("for a machine that no host has (%v)", file.Machine)
+	f, err := os.Open(filepath.Join(dir, "tree", filepath.FromSlash(path)))
+	if err != nil {
+		return "", "path", fmt.Errorf("unpack: %w", err)
 	}
-	return arch, nil
+	defer f.Close()
+	arch, err = architecture(command, f)
+	return arch, "command", err
 }

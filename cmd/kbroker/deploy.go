@@ -34,7 +34,8 @@ func (c *cli) deployCommand() *cobra.Command {
 rollout until every instance of the new version is ready (0), it failed (1) or
 --timeout has passed (6; the rollout goes on).
 
-The build lines run in the folder of FILE. The cluster checks the spec before
+The build lines run in the folder of FILE. Archives are unpacked once, in a
+temporary directory, to see that hosts will take them. The cluster checks the spec before
 anything is uploaded. Deploying what runs already changes nothing.`,
 		Example: `  kbroker deploy examples/hello/app.yaml
   kbroker deploy app.yaml --detach
@@ -80,7 +81,7 @@ func (c *cli) deploy(ctx context.Context, file string, checkIndex uint64, detach
 	}
 	var findings spec.Errors
 	for i := range app.Services {
-		if err := measure(doc, folder, &app.Services[i]); err != nil {
+		if err := measure(ctx, doc, folder, &app.Services[i]); err != nil {
 			finding, ok := errors.AsType[spec.Error](err)
 			if !ok {
 				return err

@@ -54,7 +54,7 @@ func (c *cli) plan(ctx context.Context, file string) error {
 	}
 	defer api.Close()
 	app := doc.App()
-	warnings, err := measureBuilt(doc, filepath.Dir(file))
+	warnings, err := measureBuilt(ctx, doc, filepath.Dir(file))
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (c *cli) plan(ctx context.Context, file string) error {
 
 // measureBuilt fills in the programs of a spec that are there, and says what
 // that is worth. One that deploy would build first may be missing.
-func measureBuilt(doc *spec.Document, folder string) (warnings []string, err error) {
+func measureBuilt(ctx context.Context, doc *spec.Document, folder string) (warnings []string, err error) {
 	app := doc.App()
 	warnings = []string{}
 	var findings spec.Errors
@@ -82,7 +82,7 @@ func measureBuilt(doc *spec.Document, folder string) (warnings []string, err err
 			warnings = append(warnings, fmt.Sprintf("service %s: %s has not been built yet", s.Name, s.Artifact.Path))
 			continue
 		}
-		if err := measure(doc, folder, s); err != nil {
+		if err := measure(ctx, doc, folder, s); err != nil {
 			finding, ok := errors.AsType[spec.Error](err)
 			if !ok {
 				return nil, err

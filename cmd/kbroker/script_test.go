@@ -1,10 +1,13 @@
 package main
 
 import (
+	"archive/tar"
+	"compress/gzip"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -69,6 +72,7 @@ func TestScripts(t *testing.T) {
 			"writes":       checkWrites,
 			"elf":          writeELF,
 			"sized":        writeSized,
+			"pack":         writeArchive,
 			"creds":        writeCreds,
 			"roots":        writeRoots,
 			"private":      checkPrivate,
@@ -133,6 +137,25 @@ func writeELF(ts *testscript.TestScript, _ bool, args []string) {
 	f, err := os.Create(ts.MkAbs(args[0]))
 	ts.Check(err)
 	ts.Check(errors.Join(binary.Write(f, binary.LittleEndian, h), f.Close()))
+}
+
+// writeArchive packs scripts of these names into a tar, .gz or not.
+func writeArchive(ts *testscript.TestScript, _ bool, args []string) {
+	const script = "#!/bin/sh\n"
+	f, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer f.Close()
+	var to io.WriteCloser = f
+	if strings.HasSuffix(args[0], ".gz") {
+		to = gzip.NewWriter(f)
+	}
+	w := tar.NewWriter(to)
+	for _, name := range args[1:] {
+		ts.Check(w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755, Size: int64(len(script))}))
+		_, err := w.Write([]byte(script))
+		ts.Check(err)
+	}
+	ts.Check(errors.Join(w.Close(), to.Close()))
 }
 
 func serveMetrics(ts *testscript.TestScript, dir string) {
