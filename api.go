@@ -113,6 +113,31 @@ type SignRequest struct {
 	Until time.Time `json:"-"`
 }
 
+// LeaseRequest is an allocator's, on subjects.Lease: it reads the lease of its app or,
+// with Write, rewrites it by compare-and-set. The answer to both is a LeaseReply.
+//
+// Errors of a write: Conflict, nothing was written, as another sequence than Expected is
+// there; Unavailable, it may have been written, or may yet be. Read, then.
+type LeaseRequest struct {
+	Write *AllocatorLease `json:"write,omitempty"`
+	// Expected is the sequence of what Write takes the place of; 0: there is none.
+	Expected uint64 `json:"expected,omitempty"`
+}
+
+// AllocatorLease is the lease of an app's active allocator.
+type AllocatorLease struct {
+	Holder   Incarnation `json:"holder"`
+	Epoch    uint64      `json:"epoch"` // grows with every change of the holder
+	Released bool        `json:"released,omitempty"`
+}
+
+// LeaseReply has the lease and its sequence, after a write the new one alone; 0: there
+// is no lease.
+type LeaseReply struct {
+	Sequence uint64          `json:"sequence"`
+	Lease    *AllocatorLease `json:"lease,omitempty"`
+}
+
 // DevelopRequest is a deployer's, for a program that runs beside the cluster as an
 // instance of a service, without a placement.
 type DevelopRequest struct {

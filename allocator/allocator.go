@@ -147,7 +147,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 		_ = a.rounds(ctx, "own placement not read, asked again", a.lookPlace, a.pace.lookPlace, readPlacement)
 	})
 	err := state.HoldAllocator(ctx, state.AllocatorLease{
-		Conn: a.cfg.Conn, Tenant: a.own.Tenant, App: a.own.App, Holder: a.own.Incarnation,
+		Ask: a.askLease, Tenant: a.own.Tenant, App: a.own.App, Holder: a.own.Incarnation,
 		Times: a.cfg.Times, Clock: a.cfg.Clock, Log: a.log,
 	}, a.active)
 	if errors.Is(context.Cause(ctx), errClosed) {
@@ -157,6 +157,12 @@ func (a *Allocator) Run(ctx context.Context) error {
 		return fmt.Errorf("hold the lease: %w", err)
 	}
 	return nil
+}
+
+// askLease asks a core for the lease once.
+func (a *Allocator) askLease(ctx context.Context, r kbroker.LeaseRequest) (reply kbroker.LeaseReply, err error) {
+	err = ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Lease(a.own.Tenant, a.own.App), r, &reply)
+	return reply, err
 }
 
 // active sends the demand as long as the lease of that epoch is held. It returns

@@ -89,7 +89,8 @@ func (b bell) ring() {
 // ask sends in as JSON and decodes the answer into out (nil: the answer's body
 // does not matter). A failure that the other side reports is its Error; nobody
 // there, or no answer within timeout, is Unavailable. Either way the other side
-// may have acted: every request of this package may be repeated.
+// may have acted: every request of this package may be repeated, but for a write of
+// the lease, which is read instead.
 func ask(ctx context.Context, conn *nats.Conn, timeout time.Duration, subject string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {

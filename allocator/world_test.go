@@ -40,7 +40,7 @@ var eventPace = pace{
 	attempt: 500 * time.Millisecond, retryLeast: 5 * time.Millisecond, retryMost: 50 * time.Millisecond,
 }
 
-// world plays a core and the super on a real server with the real lease.
+// world plays a core, with the store's part of the lease, and the super on a real server.
 type world struct {
 	t      *testing.T
 	server *natstest.Server
@@ -71,6 +71,16 @@ func newWorld(t *testing.T) *world {
 		t.Fatalf("ensure app: %v", err)
 	}
 	w.serve(subjects.CoreAll(), w.core)
+	w.serve(subjects.AllLeases, func(m *nats.Msg) (any, error) {
+		var r kbroker.LeaseRequest
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			return nil, kbroker.Errorf(kbroker.Invalid, "%v", err)
+		}
+		t, a, _ := subjects.ParseLease(m.Subject)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		return store.Lease(ctx, state.AppKey{Tenant: t, App: a}, r)
+	})
 	w.want(version(1, 3))
 	return w
 }

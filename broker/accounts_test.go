@@ -66,6 +66,7 @@ func TestAccountsMeet(t *testing.T) {
 		{instance, subjects.Core(subjects.VerbPlacement, "default"), core, subjects.CoreAll(), subjects.QueueCore},
 		{other, subjects.Core(subjects.VerbPlacement, "other"), core, subjects.CoreAll(), subjects.QueueCore},
 		{callerNamed(t, "allocator of shop"), subjects.Demand("default", "shop"), core, subjects.AllDemands, ""},
+		{callerNamed(t, "allocator of shop"), subjects.Lease("default", "shop"), core, subjects.AllLeases, subjects.QueueCore},
 		{instance, subjects.Renew(instance.key), core, subjects.AllRenews, subjects.QueueCore},
 		{nobody(t), subjects.Join, core, subjects.Join, ""},
 	} {

@@ -124,13 +124,12 @@ var may = map[string][]string{
 		"publish kb.renew.<own>",
 	}),
 
-	// An allocator holds the lease of its own app, reads its spec, and says what it wants.
+	// An allocator holds the lease of its own app through a core, reads its spec, and says what it wants.
 	"allocator of shop": slices.Concat(answering, []string{
 		"publish kb.core.{placement,appversion}.default",
 		"publish kb.demand.default.shop",
 		"publish kb.renew.<own>",
-		"publish own.default.shop.lease.alloc",
-		"publish $JS.API.STREAM.MSG.GET.OWN_default_shop",
+		"publish kb.lease.default.shop",
 		"subscribe kb.ping.default.shop-allocator-1.1",
 		"publish kb.pong.default.w1.q",
 		"subscribe kb.changed.place.w1.default.shop-allocator-1",

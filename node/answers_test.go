@@ -36,12 +36,18 @@ func TestACoreAnswersToInboxesOnly(t *testing.T) {
 		{grants.Gate, "", "", subjects.Join},
 		{grants.Worker, grants.TagHost, "w1", subjects.View("w1")},
 		{grants.Worker, grants.TagHost, "w1", subjects.Sign("w1")},
+		{grants.Allocator, grants.TagTenant, tenant, subjects.Lease(kbroker.DefaultTenant, "shop")},
 		{grants.Viewer, grants.TagTenant, tenant, subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant)},
 		{grants.Viewer, grants.TagTenant, tenant, subjects.Host("h1", subjects.VerbCheckup, kbroker.DefaultTenant)},
 		{grants.Viewer, grants.TagTenant, tenant, subjects.Host("h1", subjects.VerbLogs, kbroker.DefaultTenant)},
 	} {
 		t.Run(string(c.role)+" asks "+c.subject, func(t *testing.T) {
-			nc := dialAs(t, m, c.role, map[string][]string{c.tag: {c.value}})
+			tags := map[string][]string{c.tag: {c.value}}
+			if c.role == grants.Allocator {
+				tags[grants.TagHost], tags[grants.TagApp], tags[grants.TagService] = []string{"h1"}, []string{"shop"}, []string{"allocator"}
+				tags[grants.TagInstance], tags[grants.TagIncarnation] = []string{"shop-allocator-1"}, []string{"shop-allocator-1.a"}
+			}
+			nc := dialAs(t, m, c.role, tags)
 			key := "x" + nats.NewInbox()[len("_INBOX."):]
 			if err := nc.PublishRequest(c.subject, subjects.Control(key), []byte("{}")); err != nil {
 				t.Fatal(err)

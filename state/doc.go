@@ -9,7 +9,8 @@
 //     deposed leader's batch is refused whole;
 //   - a host's head is computed here, in the batch that changes the host;
 //   - a View is complete up to a nonce that was written after View was called;
-//   - leases are judged on the observer's boottime clock.
+//   - leases are judged on the observer's boottime clock; an allocator, which has no
+//     right to a stream, holds its own through a core that decides nothing (Store.Lease).
 //
 // Each core keeps a replica of the bucket in memory (Store.Run), fed by the
 // stream's republished messages; the stream's sequence has no gaps, so a missed

@@ -2,14 +2,8 @@ package state
 
 import (
 	"context"
-	"fmt"
-	"log/slog"
 	"sync"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -57,46 +51,10 @@ func (s *Store) Lead(ctx context.Context, lead func(ctx context.Context, l *Lead
 }
 
 func (s *Store) superLease() *lease {
+	stored := streamLease{conn: s.cfg.Conn, js: s.js, stream: subjects.ControlStream, subject: subjects.Control(subjects.KeySuperLease)}
 	return &lease{
-		conn: s.cfg.Conn, js: s.js,
-		stream: subjects.ControlStream, subject: subjects.Control(subjects.KeySuperLease),
+		store: stored, subject: stored.subject,
 		me: leaseRecord{Holder: string(s.cfg.Host), Process: s.cfg.Process}, earlier: s.cfg.Earlier,
 		times: s.cfg.Times, clock: s.cfg.Clock, log: s.cfg.Log, every: observeEvery,
 	}
-}
-
-// AllocatorLease configures HoldAllocator.
-type AllocatorLease struct {
-	Conn   *nats.Conn
-	Tenant kbroker.TenantID
-	App    kbroker.AppName
-	Holder kbroker.Incarnation
-	Times  Times
-	Clock  Clock        // nil: Boottime
-	Log    *slog.Logger // nil: none
-}
-
-// HoldAllocator campaigns for the lease of an app's active allocator until ctx
-// ends; as Store.Lead. It needs no Store: an allocator is a client.
-func HoldAllocator(ctx context.Context, cfg AllocatorLease, active func(ctx context.Context, epoch uint64) error) error {
-	if cfg.Clock == nil {
-		cfg.Clock = Boottime
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if err := cfg.Times.check(); err != nil {
-		return err
-	}
-	js, err := jetstream.New(cfg.Conn)
-	if err != nil {
-		return fmt.Errorf("open jetstream: %w", err)
-	}
-	stream, _ := subjects.Ownership(cfg.Tenant, cfg.App)
-	l := &lease{
-		conn: cfg.Conn, js: js, stream: stream, subject: subjects.AllocatorLease(cfg.Tenant, cfg.App),
-		me:    leaseRecord{Holder: string(cfg.Holder), Process: string(cfg.Holder)},
-		times: cfg.Times, clock: cfg.Clock, log: cfg.Log, every: observeEvery,
-	}
-	return l.run(ctx, func(ctx context.Context, h *holding) error { return active(ctx, h.record.Epoch) })
 }

@@ -68,10 +68,8 @@ var (
 //	   |                                                          v
 //	   +--- term over, deposed, or lead returned (released) --- holding
 type lease struct {
-	conn    *nats.Conn
-	js      jetstream.JetStream
-	stream  string
-	subject string
+	store   leaseStore
+	subject string      // of the stream
 	me      leaseRecord // holder and process
 	earlier string      // see Config
 	times   Times
@@ -97,9 +95,26 @@ func (l *lease) run(ctx context.Context, lead func(ctx context.Context, h *holdi
 	return nil
 }
 
-// read returns the lease and its revision as the stream's leader has them; a
-// revision of 0 means that there is none.
-func (l *lease) read(ctx context.Context) (leaseRecord, uint64, error) {
+// leaseStore is where a lease is kept: for a core its stream, for an allocator a core.
+type leaseStore interface {
+	// read returns the lease and its revision as the stream's leader has them; a
+	// revision of 0 means that there is none.
+	read(ctx context.Context) (leaseRecord, uint64, error)
+	// write rewrites the lease by compare-and-set, at most once, and returns its new
+	// revision. After an error other than a refusal (see refused) it may have been
+	// written, or may yet be.
+	write(ctx context.Context, r leaseRecord, rev uint64) (uint64, error)
+}
+
+// streamLease is a lease as a record of a stream.
+type streamLease struct {
+	conn    *nats.Conn
+	js      jetstream.JetStream
+	stream  string
+	subject string
+}
+
+func (l streamLease) read(ctx context.Context) (leaseRecord, uint64, error) {
 	m, err := readLast(ctx, l.conn, l.stream, l.subject)
 	if err != nil || m == nil {
 		return leaseRecord{}, 0, err
@@ -114,6 +129,22 @@ func (l *lease) read(ctx context.Context) (leaseRecord, uint64, error) {
 	return r, m.seq, nil
 }
 
+func (l streamLease) write(ctx context.Context, r leaseRecord, rev uint64) (uint64, error) {
+	m := newRecord(l.subject, r)
+	expect(m, rev)
+	ack, err := l.js.PublishMsg(ctx, m)
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
+}
+
+// refused reports whether an error of a write says that it was not taken, and never
+// will be.
+func refused(err error) bool {
+	return code(err) == codeWrongSequence || code(err) == codeInFlight || errors.Is(err, kbroker.Conflict)
+}
+
 // campaign watches the lease until it can be taken, and takes it. It returns
 // nil when ctx ends.
 func (l *lease) campaign(ctx context.Context) *holding {
@@ -122,7 +153,7 @@ func (l *lease) campaign(ctx context.Context) *holding {
 	defer tick.Stop()
 	for {
 		asked := l.clock()
-		record, rev, err := l.read(ctx)
+		record, rev, err := l.store.read(ctx)
 		if err != nil {
 			l.log.Debug("lease not read", "object", l.subject, "err", err)
 			w.failed()
@@ -191,17 +222,11 @@ func (l *lease) acquire(ctx context.Context, old leaseRecord, rev uint64) *holdi
 	return &holding{lease: l, record: mine, rev: seq, sent: sent}
 }
 
-// write rewrites the lease by compare-and-set.
+// write is one attempt to rewrite the lease by compare-and-set.
 func (l *lease) write(ctx context.Context, r leaseRecord, rev uint64, timeout time.Duration) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	m := newRecord(l.subject, r)
-	expect(m, rev)
-	ack, err := l.js.PublishMsg(ctx, m)
-	if err != nil {
-		return 0, err
-	}
-	return ack.Sequence, nil
+	return l.store.write(ctx, r, rev)
 }
 
 // holding is one holding of a lease, under one epoch.
@@ -324,7 +349,7 @@ func (h *holding) behind(ctx context.Context, write func(ctx context.Context, re
 	case readErr == nil && !mine:
 		h.depose()
 		return fmt.Errorf("%w: %w", errDeposed, err)
-	case code(err) == codeWrongSequence || code(err) == codeInFlight:
+	case refused(err):
 		if readErr != nil {
 			return fmt.Errorf("%w: %w", errUnknown, err)
 		}
@@ -346,7 +371,7 @@ func (r *refusal) Unwrap() []error { return []error{errRefused, r.cause} }
 // if so its revision. A renewal of ours whose answer was lost may have been
 // applied, and may be applied even later than this read.
 func (h *holding) resync(ctx context.Context) (mine bool, err error) {
-	record, rev, err := h.lease.read(ctx)
+	record, rev, err := h.lease.store.read(ctx)
 	if err != nil {
 		return false, err
 	}

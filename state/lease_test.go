@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
-	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -282,61 +281,5 @@ func TestALeaseIsRenewedAndKept(t *testing.T) {
 	}
 	if h.over() || view(t, s).Lease.Epoch != h.record.Epoch {
 		t.Fatalf("lease %+v is over: %v; want it kept at epoch %d", view(t, s).Lease, h.over(), h.record.Epoch)
-	}
-}
-
-func TestOneAllocatorIsActive(t *testing.T) {
-	srv, s := founded(t)
-	app := AppKey{"default", "shop"}
-	if err := s.EnsureApp(testContext(t, 5*time.Second), app); err != nil {
-		t.Fatalf("ensure app: %v", err)
-	}
-	if err := s.EnsureApp(testContext(t, 5*time.Second), app); err != nil {
-		t.Fatalf("ensure app again: %v", err)
-	}
-	var active atomic.Int64
-	epochs := make(chan uint64, 2)
-	run := func(holder kbroker.Incarnation) (stop func()) {
-		cfg := AllocatorLease{Conn: srv.Connect(t), Tenant: "default", App: "shop", Holder: holder, Times: quick, Log: testLog(t)}
-		return start(t, func(ctx context.Context) error {
-			return HoldAllocator(ctx, cfg, func(ctx context.Context, epoch uint64) error {
-				if n := active.Add(1); n != 1 {
-					t.Errorf("%d allocators are active, want one", n)
-				}
-				defer active.Add(-1)
-				epochs <- epoch
-				<-ctx.Done()
-				return nil
-			})
-		})
-	}
-	next := func() uint64 {
-		select {
-		case e := <-epochs:
-			return e
-		case <-time.After(10 * time.Second):
-			t.Fatal("no allocator became active within 10 s")
-			return 0
-		}
-	}
-	stopA := run("shop-allocator-1.a")
-	if e := next(); e != 1 {
-		t.Fatalf("first epoch is %d, want 1", e)
-	}
-	run("shop-allocator-2.b")
-	stopA()
-	if e := next(); e != 2 {
-		t.Fatalf("epoch after the first allocator left is %d, want 2", e)
-	}
-}
-
-func TestNoLeaseIsJudgedWithoutItsStream(t *testing.T) {
-	srv := natstest.Start(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 700*time.Millisecond)
-	defer cancel()
-	err := HoldAllocator(ctx, AllocatorLease{Conn: srv.Connect(t), Tenant: "default", App: "shop", Holder: "a.1", Times: Times{RenewAttempt: 1, LeaseRenew: 1, HolderStops: 2, ObserverActs: 3}},
-		func(context.Context, uint64) error { t.Error("active without a stream"); return nil })
-	if err != nil {
-		t.Fatalf("hold allocator returned %v, want nil at the end of its context", err)
 	}
 }

@@ -9,6 +9,7 @@
 //	kb.core.<verb>.<tenant>                 reads and artifacts: any core answers (queue group core)
 //	kb.view.<host>  kb.report.<host>        an agent asks, reports (queue group core)
 //	kb.sign.<host>                          an agent has a credential signed (queue group core)
+//	kb.lease.<tenant>.<app>                 an app's allocator reads and writes its lease (queue group core)
 //	kb.renew.<key>                          a process has its own signed again (queue group core)
 //	kb.beat.<host>                          heartbeats: every core hears and answers
 //	kb.revoked.<host>                       a core that starts asks which credentials were taken back
@@ -282,11 +283,30 @@ const AllDemands = "kb.demand.*.*"
 
 // ParseDemand splits a subject of Demand.
 func ParseDemand(subject string) (t kbroker.TenantID, a kbroker.AppName, ok bool) {
+	return parseOfApp(subject, VerbDemand)
+}
+
+// parseOfApp splits kb.<kind>.<tenant>.<app>.
+func parseOfApp(subject, kind string) (t kbroker.TenantID, a kbroker.AppName, ok bool) {
 	s := strings.Split(subject, ".")
-	if len(s) != 4 || s[0] != "kb" || s[1] != "demand" || s[2] == "" || s[3] == "" {
+	if len(s) != 4 || s[0] != "kb" || s[1] != kind || s[2] == "" || s[3] == "" {
 		return "", "", false
 	}
 	return kbroker.TenantID(s[2]), kbroker.AppName(s[3]), true
+}
+
+// Lease is where the allocators of an app read and write the lease of the active one;
+// any core answers.
+func Lease(t kbroker.TenantID, a kbroker.AppName) string {
+	return "kb.lease." + string(t) + "." + string(a)
+}
+
+// AllLeases are the subjects of Lease.
+const AllLeases = "kb.lease.*.*"
+
+// ParseLease splits a subject of Lease.
+func ParseLease(subject string) (t kbroker.TenantID, a kbroker.AppName, ok bool) {
+	return parseOfApp(subject, "lease")
 }
 
 // MicroName is the name under which a service is found by NATS micro discovery.

@@ -196,6 +196,8 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.Ping(tenant, kbroker.Incarnation(instance+".00")): subjects.Ping(tenant, kbroker.Incarnation(instance+".00")),
 			subjects.Pong(tenant, host, "q"):                           subjects.Pong("*", host, "*"),
 			subjects.Event(tenant, app, instance):                      subjects.EventAll,
+			subjects.Lease(tenant, app):                                subjects.AllLeases,
+			subjects.Demand(tenant, app):                               subjects.AllDemands,
 		}
 		for subject, own := range subscriptions {
 			for _, pattern := range subscriptions {
@@ -219,6 +221,20 @@ func TestPlacementsOfAHostMatchOnlyItsOwn(t *testing.T) {
 			t.Errorf("%q matches %q: %t, want %t", all, key, got, want)
 		}
 	}
+}
+
+func TestLeasesComeBackFromParseLease(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		tenant, app := name[kbroker.TenantID](t, "tenant"), name[kbroker.AppName](t, "app")
+		if gotTenant, gotApp, ok := subjects.ParseLease(subjects.Lease(tenant, app)); !ok || gotTenant != tenant || gotApp != app {
+			t.Fatalf("ParseLease(%q) = %q, %q, %t", subjects.Lease(tenant, app), gotTenant, gotApp, ok)
+		}
+		for _, other := range []string{subjects.Demand(tenant, app), subjects.Lease(tenant, ""), subjects.Lease("", app), subjects.Lease(tenant, app) + ".x", subjects.AllocatorLease(tenant, app)} {
+			if gotTenant, gotApp, ok := subjects.ParseLease(other); ok {
+				t.Fatalf("ParseLease(%q) = %q, %q, want no lease", other, gotTenant, gotApp)
+			}
+		}
+	})
 }
 
 // Names of streams and buckets have no separator of their own in them, so that

@@ -95,6 +95,7 @@ func (d *desk) run(ctx context.Context) error {
 		{subjects.AllViews, subjects.QueueCore, agentTimeout, d.view},
 		{subjects.AllReports, subjects.QueueCore, agentTimeout, d.report},
 		{subjects.AllSigns, subjects.QueueCore, agentTimeout, d.sign},
+		{subjects.AllLeases, subjects.QueueCore, leaseTimeout, d.lease},
 		{subjects.CoreAll(), subjects.QueueCore, transferTimeout, d.api},
 		{subjects.Upload(d.cfg.Host, "*", "*"), "", transferTimeout, d.uploads.message},
 	} {

@@ -114,8 +114,7 @@ var (
 		publish: []string{
 			subjects.Demand(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
 			subjects.Core(subjects.VerbVersion, kbroker.TenantID(tag(TagTenant))),
-			subjects.AllocatorLease(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
-			subjects.LeaderRead(ownership(tag(TagTenant), tag(TagApp))),
+			subjects.Lease(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
 		},
 		subscribe: []string{
 			subjects.Changed(subjects.KeyApp(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)))),
@@ -161,11 +160,6 @@ func each(names []string, subject func(string) string) []string {
 		out = append(out, subject(n))
 	}
 	return out
-}
-
-func ownership(tenant, app string) string {
-	stream, _ := subjects.Ownership(kbroker.TenantID(tenant), kbroker.AppName(app))
-	return stream
 }
 
 // ownKey is the public key of the user, in a template.
