@@ -74,6 +74,10 @@ type Config struct {
 	// group when nothing is lost by it; if it is among them, Run ends when that
 	// has been done.
 	Removed func() []kbroker.HostID `json:"-"`
+	// Refused is told whom the core's server turns away, with who they are as far as it
+	// knows; and how many more it has counted and does not know. It does not wait. nil:
+	// nobody is told.
+	Refused func(r kbroker.AuditRecord, more int) `json:"-"`
 	// StockRaft leaves the server's raft timing and elections alone.
 	StockRaft bool
 	Log       *slog.Logger // nil: discard
@@ -111,6 +115,7 @@ type Broker struct {
 	core      *server.Server
 	system    *nats.Conn // in SYS, from listening to the end
 	others    leavers
+	refused   refusals
 	// saidRemoved: the log of the core's server says that it was removed.
 	saidRemoved atomic.Bool
 
@@ -258,6 +263,9 @@ func (b *Broker) serve(ctx context.Context) error {
 		c := &canary{conn: conn, subject: subjects.Control(subjects.KeyCanary(b.cfg.Host))}
 		c.run(ctx, b.noteAlive)
 	})
+	if b.cfg.Refused != nil {
+		loops.Go(func() { b.tellRefused(ctx) })
+	}
 	select {
 	case <-ctx.Done():
 		return nil
@@ -318,6 +326,9 @@ func (b *Broker) startServer(ctx context.Context, o *server.Options, noise []str
 	l := &logger{log: b.log.With("server", o.ServerName), noise: noise, fatal: b.fail}
 	if o.ServerName == string(b.cfg.Host) {
 		l.removed = func() { b.saidRemoved.Store(true) }
+		if b.cfg.Refused != nil {
+			l.refused = b.refused.note
+		}
 	}
 	s.SetLoggerV2(l, false, false, false)
 	s.Start()

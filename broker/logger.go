@@ -48,6 +48,9 @@ type logger struct {
 	fatal func(error)
 	// removed is called when the log says that the server was removed; may be nil.
 	removed func()
+	// refused is given what the server says of whom it turns away, as the server has it;
+	// may be nil.
+	refused func(format string, v []any)
 
 	mu     sync.Mutex           // guards what follows
 	said   map[string]time.Time // when the last of each that was provoked was logged
@@ -63,6 +66,9 @@ func (l *logger) Warnf(format string, v ...any) {
 }
 
 func (l *logger) Errorf(format string, v ...any) {
+	if l.refused != nil {
+		l.refused(format, v)
+	}
 	l.loud(slog.LevelError, "nats server error", fmt.Sprintf(format, v...))
 }
 

@@ -36,7 +36,7 @@ var (
 
 // streams are those of the cluster: what <stream> in the table of permissions stands for.
 var streams = func() []string {
-	all := []string{subjects.ControlStream, subjects.StatusStream, subjects.EventStream, subjects.MirrorOf(subjects.ControlStream, "c1"), "KV_other"}
+	all := []string{subjects.ControlStream, subjects.StatusStream, subjects.EventStream, subjects.AuditStream, subjects.MirrorOf(subjects.ControlStream, "c1"), "KV_other"}
 	for _, t := range tenants {
 		all = append(all, subjects.Artifacts(t))
 		for _, a := range apps {
@@ -53,7 +53,7 @@ var keys = slices.Concat(
 	each2(tenants, apps, subjects.KeyApp), each2(tenants, apps, subjects.KeyDemand),
 	each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.KeyVersion(t, a, 3) }),
 	each1(hosts, subjects.KeyHead), each1(hosts, subjects.KeyHost), each1(hosts, subjects.KeyNonce), each1(hosts, subjects.KeyCanary),
-	each1(hosts, subjects.KeyReport), []string{subjects.KeyRevoked("x"), subjects.KeyToken("x"), subjects.KeyUser("default", "x"), subjects.KeyUser("other", "x")}, placements(subjects.KeyPlacement), placements(subjects.KeyStatus),
+	each1(hosts, subjects.KeyReport), []string{subjects.KeyRevoked("x"), subjects.KeyToken("x"), subjects.KeyAudit(7), subjects.KeyUser("default", "x"), subjects.KeyUser("other", "x")}, placements(subjects.KeyPlacement), placements(subjects.KeyStatus),
 )
 
 func placements(key func(kbroker.HostID, kbroker.TenantID, kbroker.InstanceID) string) (all []string) {
@@ -118,6 +118,7 @@ var catalogue = []entry{
 	verb("VerbUser", tenants, asOwn, subjects.VerbUser),
 	verb("VerbUserRevoke", tenants, asOwn, subjects.VerbUserRevoke),
 	verb("VerbUsers", tenants, subjects.Core, subjects.VerbUsers),
+	verb("VerbAudit", tenants, subjects.Core, subjects.VerbAudit),
 	verb("VerbWhy", tenants, subjects.Core, subjects.VerbWhy),
 	verb("VerbDevelop", tenants, subjects.Core, subjects.VerbDevelop),
 	verb("VerbLogs", hosts, onHost, subjects.VerbLogs),
@@ -189,6 +190,9 @@ var catalogue = []entry{
 	{"EventAll", []string{subjects.EventAll}},
 	{"EventsOf", []string{subjects.EventsOf("default", "", ""), subjects.EventsOf("default", "shop", ""), subjects.EventsOf("default", "shop", "shop-web-1")}},
 
+	{"AuditRecord", []string{subjects.AuditRecord}},
+	{"AuditAll", []string{subjects.AuditAll}},
+
 	// Of the server. What has a name of more than one part may hide a wildcard.
 	{"everything", []string{">", "*", "*.*", "*.>", "*.*.*", "kb.>", "kb.*.>", "kb.*.*", "kb.*.w1", "kb.*.*.*", "$KV.kbroker", "$JS.>", "x", "kb.new", "$NRG.V.x"}},
 	{"the system", []string{
@@ -219,15 +223,15 @@ var catalogue = []entry{
 var noSubject = map[string]string{
 	"QueueService": "a queue group: all subscriptions are tried in it", "QueueCore": "a queue group: all subscriptions are tried in it",
 	"ControlBucket": "a bucket", "StatusBucket": "a bucket",
-	"ControlStream": "a stream: in streams", "StatusStream": "a stream: in streams", "EventStream": "a stream: in streams",
+	"ControlStream": "a stream: in streams", "StatusStream": "a stream: in streams", "EventStream": "a stream: in streams", "AuditStream": "a stream: in streams",
 	"Artifacts": "a stream: in streams", "MirrorOf": "a stream: in streams",
 	"KeySuperLease": "a key: in keys", "KeyApp": "a key: in keys", "KeyVersion": "a key: in keys", "KeyPlacement": "a key: in keys", "KeyHead": "a key: in keys",
-	"KeyHost": "a key: in keys", "KeyDemand": "a key: in keys", "KeyNonce": "a key: in keys", "KeyCanary": "a key: in keys", "KeyStatus": "a key: in keys", "KeyReport": "a key: in keys", "KeyRevoked": "a key: in keys", "KeyToken": "a key: in keys", "KeyUser": "a key: in keys", "Discoveries": "in Discovery",
-	"CheckMethod": "looks at a name", "ParseAPI": "a parser", "HostOf": "a parser", "ControlKey": "a parser", "StatusKey": "a parser", "ParseKey": "a parser", "ParseDemand": "a parser", "RenewKey": "a parser", "IsInbox": "a parser", "TenantOf": "a parser", "InboxOwner": "a parser", "ParseLease": "a parser",
+	"KeyHost": "a key: in keys", "KeyDemand": "a key: in keys", "KeyNonce": "a key: in keys", "KeyCanary": "a key: in keys", "KeyStatus": "a key: in keys", "KeyReport": "a key: in keys", "KeyRevoked": "a key: in keys", "KeyToken": "a key: in keys", "KeyUser": "a key: in keys", "KeyAudit": "a key: in keys", "Discoveries": "in Discovery",
+	"CheckMethod": "looks at a name", "ParseAPI": "a parser", "AgentVerb": "a parser", "HostOf": "a parser", "ControlKey": "a parser", "StatusKey": "a parser", "ParseKey": "a parser", "ParseDemand": "a parser", "RenewKey": "a parser", "IsInbox": "a parser", "TenantOf": "a parser", "InboxOwner": "a parser", "ParseLease": "a parser", "KeyOf": "a parser",
 	"ParseMirror": "a parser", "IsAllocatorLease": "a parser", "IsTagHost": "a parser",
 	"TagCore": "a server's tag", "TagHost": "a server's tag", "MirrorOrigin": "of a stream's metadata",
 	"UnknownTable": "a number", "LeaseTable": "a number", "AppTable": "a number", "VersionTable": "a number", "PlacementTable": "a number", "HeadTable": "a number",
-	"HostTable": "a number", "DemandTable": "a number", "NonceTable": "a number", "CanaryTable": "a number", "StatusTable": "a number", "ReportTable": "a number", "RevokedTable": "a number", "TokenTable": "a number", "UserTable": "a number",
+	"HostTable": "a number", "DemandTable": "a number", "NonceTable": "a number", "CanaryTable": "a number", "StatusTable": "a number", "ReportTable": "a number", "RevokedTable": "a number", "TokenTable": "a number", "UserTable": "a number", "AuditTable": "a number",
 }
 
 func TestPermissionCatalogueHasEverySubject(t *testing.T) {

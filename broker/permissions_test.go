@@ -175,7 +175,7 @@ var (
 	operating = []string{"publish kb.super.{drain,remove,maintain}.default.<own>"}
 	admitting = []string{
 		"publish kb.super.{token,revoke,user,userrevoke}.default.<own>",
-		"publish kb.core.{tokens,users}.default",
+		"publish kb.core.{tokens,users,audit}.default",
 	}
 )
 

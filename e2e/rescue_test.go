@@ -102,6 +102,9 @@ func TestRescueTheSecondHost(t *testing.T) {
 			}
 		}
 	}
+	if v := c.intact(); len(v.Rescues) != 1 {
+		t.Errorf("the audit trail tells of the rescues %v, want one", v.Rescues)
+	}
 	c.load(5 * time.Second)()
 	c.copiesAreThere(ended, copied)
 	c.copiesAreThere(running, copied)

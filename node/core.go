@@ -31,6 +31,7 @@ type core struct {
 	counted *metrics
 	planner atomic.Pointer[super.Super] // nil until the broker listens
 	revoked *revocations                // users whose credentials were taken back
+	early   atomic.Int64                // refusals before there was a planner
 	keeping sync.Mutex                  // held while it changes who is kept out
 	told    told                        // guarded by keeping
 	gone    atomic.Bool                 // the host was removed
@@ -56,7 +57,7 @@ func runCore(ctx context.Context, cfg Config, dir *agent.Dir, m *membership, cou
 	c.broker, err = broker.New(broker.Config{
 		Host: m.Host, Dir: brokerDir(dir.Path), ClusterID: m.ClusterID, Routes: c.id.routes(), Clients: c.id.clients(), Grants: c.id.grants,
 		ClientAddr: m.Client, RouteAddr: m.Route, Found: m.Founded, Cores: m.Cores,
-		Removed: c.removed, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
+		Removed: c.removed, Refused: c.refused, StockRaft: cfg.StockRaft, Log: cfg.Log.With("component", "broker"),
 	})
 	if err != nil {
 		return err
@@ -133,6 +134,33 @@ func (c *core) removed() []kbroker.HostID {
 	return all
 }
 
+// who has a key, and from where, as the servers know it.
+func (c *core) who(ctx context.Context, key string) (kbroker.Caller, error) {
+	visit, err := c.broker.Who(ctx, key)
+	if err != nil {
+		return kbroker.Caller{}, err
+	}
+	who, ok := c.id.grants.Caller(visit.Credential)
+	if !ok {
+		return who, kbroker.Errorf(kbroker.NotFound, "the credential of key %s is not of this cluster", key)
+	}
+	who.Address = visit.Address
+	return who, nil
+}
+
+// refused has the audit trail tell whom the broker turned away.
+func (c *core) refused(r kbroker.AuditRecord, more int) {
+	s := c.planner.Load()
+	switch {
+	case s == nil:
+		c.early.Add(int64(r.Count + more))
+	case more > 0:
+		s.RefusalsDropped(more)
+	default:
+		s.Refused(r)
+	}
+}
+
 // expelled are the cores that were removed and are no members of the broker any
 // more: until then its majority may need them. Who is out stays out, after a restart
 // too; nobody comes to be while the group has no leader that says who is in it.
@@ -171,6 +199,7 @@ func (c *core) runParts(ctx, beatCtx context.Context, stopBroker, stopBeat func(
 		return err
 	}
 	c.planner.Store(s)
+	s.RefusalsDropped(int(c.early.Swap(0)))
 	c.counted.MustRegister(a.Collector(), s.Collector())
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -228,6 +257,7 @@ func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 		Admit:   c.id.admit,
 		Sign:    c.id.signInstance, SignUser: c.id.signUser,
 		Signed: c.id.signed, CredentialLife: c.id.life,
+		Who:  c.who,
 		Root: pki.FingerprintOf(c.id.root),
 	})
 	return a, s, err

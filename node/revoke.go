@@ -46,6 +46,8 @@ func (c *core) renews(ctx context.Context, conn *nats.Conn) error {
 		answer := nats.NewMsg(m.Reply)
 		if err != nil {
 			e := kbroker.Errorf(kbroker.Refused, "credential not renewed: %v", err)
+			key, _ := subjects.RenewKey(m.Subject)
+			c.refused(kbroker.AuditRecord{Actor: kbroker.Caller{Key: key}, Action: "renew", Code: e.Code, Message: e.Message, Count: 1}, 0)
 			answer.Header.Set(subjects.HeaderCode, string(e.Code))
 			answer.Data, err = json.Marshal(e)
 		} else {

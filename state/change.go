@@ -30,6 +30,8 @@ type (
 	DropToken     struct{ ID string }
 	PutUser       struct{ User kbroker.User }
 	DropUser      struct{ Key UserKey }
+	// PutAudit has the audit trail tell the commit that it is a part of.
+	PutAudit struct{ Record kbroker.AuditRecord }
 )
 
 func (PutApp) change()        {}
@@ -43,6 +45,7 @@ func (PutToken) change()      {}
 func (DropToken) change()     {}
 func (PutUser) change()       {}
 func (DropUser) change()      {}
+func (PutAudit) change()      {}
 
 func (c PutApp) String() string {
 	verb := "run"
@@ -91,6 +94,10 @@ func (c PutToken) String() string {
 	return fmt.Sprintf("join token %s for a %s, until %s", t.ID, t.Role, t.Expires.Format(time.RFC3339))
 }
 
+func (c PutAudit) String() string {
+	return fmt.Sprintf("audit change %d: %s by %s", c.Record.Changes, c.Record.Action, c.Record.Actor)
+}
+
 func (c DropToken) String() string { return fmt.Sprintf("drop join token %s", c.ID) }
 
 func (c PutUser) String() string {
@@ -106,7 +113,8 @@ func (c PutUser) String() string {
 
 func (c DropUser) String() string { return fmt.Sprintf("drop user %s/%s", c.Key.Tenant, c.Key.Name) }
 
-// SortChanges brings changes into the order in which Commit writes them:
+// SortChanges brings changes into the order in which Commit writes them: what the audit
+// trail is to tell of them first, so that none is ever made and not told;
 // versions and apps before the placements that name them, demands, tokens, users and
 // hosts last, a token before the host that it admits: a batch of which only the
 // beginning was written admits nobody with a token that is good for another one;
@@ -119,6 +127,8 @@ func SortChanges(changes []Change) {
 
 func rank(c Change) int {
 	switch c.(type) {
+	case PutAudit:
+		return -1
 	case PutVersion:
 		return 0
 	case PutApp:
@@ -161,6 +171,8 @@ func keyOf(c Change) string {
 		return subjects.KeyUser(c.User.Tenant, c.User.Name)
 	case DropUser:
 		return subjects.KeyUser(c.Key.Tenant, c.Key.Name)
+	case PutAudit:
+		return subjects.KeyAudit(AuditSlot(c.Record.Changes))
 	}
 	panic(fmt.Sprintf("state: unknown change %T", c))
 }

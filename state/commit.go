@@ -126,6 +126,8 @@ func writeOf(c Change) write {
 		w.msg = newRecord(subject, c.User)
 	case DropUser:
 		w.msg = newMarker(subject)
+	case PutAudit:
+		w.msg = newRecord(subject, c.Record)
 	}
 	return w
 }

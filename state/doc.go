@@ -27,6 +27,11 @@
 // Statuses have a bucket and a replica of their own, not behind the barrier.
 // They are guarded by the report number of their host instead of a lease.
 //
+// The audit trail is a stream of its own, to which every core appends by
+// compare-and-set on its end, so that its chain of hashes never forks. A change
+// is in the batch that makes it, as one record more (PutAudit); the leader
+// appends it to the trail, or the next leader does (TellChanges).
+//
 // With three replicas a batch is one entry of the log: all or nothing, whatever
 // fails. With one replica a crash of its server may leave the beginning of the
 // batch under way (never acknowledged). Batches are ordered so that this is a

@@ -99,19 +99,19 @@ func (s *Store) Events(ctx context.Context, r kbroker.EventsRequest) (kbroker.Ev
 	} else {
 		err = s.newestEvents(ctx, &page)
 	}
-	if err != nil && !s.noEvents(ctx, err) {
+	if err != nil && !s.noStream(ctx, subjects.EventStream, err) {
 		return kbroker.EventsReply{}, unavailable(err, "read the events")
 	}
 	return page.reply(), nil
 }
 
-// noEvents reports whether a read failed because there is no stream: nothing
+// noStream reports whether a read failed because there is no stream: nothing
 // has happened yet.
-func (s *Store) noEvents(ctx context.Context, err error) bool {
+func (s *Store) noStream(ctx context.Context, stream string, err error) bool {
 	if !errors.Is(err, nats.ErrNoResponders) {
 		return false
 	}
-	_, err = streamOf(ctx, s.js, subjects.EventStream)
+	_, err = streamOf(ctx, s.js, stream)
 	return errors.Is(err, jetstream.ErrStreamNotFound)
 }
 
@@ -251,35 +251,48 @@ func (s *Store) eventsBetween(ctx context.Context, p *eventPage, from, to uint64
 // readEvents reads a piece of the stream at and after a sequence: all messages,
 // or those of a subject. left is how many more the replica has.
 func (s *Store) readEvents(ctx context.Context, from uint64, n int, subject string) (out []kbroker.Event, left uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, chunkTimeout)
-	defer cancel()
-	opts := []jetstreamext.GetBatchOpt{jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchMaxBytes(chunkBytes)}
+	opts := []jetstreamext.GetBatchOpt{jetstreamext.GetBatchMaxBytes(chunkBytes)}
 	if subject != "" {
 		opts = append(opts, jetstreamext.GetBatchSubject(subject))
 	}
-	answer, err := jetstreamext.GetBatch(ctx, s.js, subjects.EventStream, n, opts...)
-	if err != nil {
-		return nil, 0, fmt.Errorf("read stream %s from %d: %w", subjects.EventStream, from, err)
-	}
-	var before uint64
-	for m, err := range answer {
-		if errors.Is(err, jetstreamext.ErrNoMessages) {
-			return out, 0, nil
-		}
-		if err != nil {
-			return nil, 0, fmt.Errorf("read stream %s from %d: %w", subjects.EventStream, from, err)
-		}
-		if prev, ok := headerUint(m.Header, jetstream.LastSequenceHeader); !ok || prev != before || m.Sequence < from {
-			return nil, 0, fmt.Errorf("read stream %s from %d: message %d follows %d, expected %d", subjects.EventStream, from, m.Sequence, prev, before)
-		}
-		before = m.Sequence
-		left, _ = headerUint(m.Header, headerPending)
+	left, err = s.readPiece(ctx, subjects.EventStream, from, n, opts, func(m *jetstream.RawStreamMsg) {
 		var e kbroker.Event
 		if err := json.Unmarshal(m.Data, &e); err != nil {
 			e = kbroker.Event{Time: m.Time, Message: "an event that this build cannot read"}
 		}
 		e.Sequence, e.ID = m.Sequence, ""
 		out = append(out, e)
+	})
+	if err != nil {
+		return nil, 0, err
 	}
 	return out, left, nil
+}
+
+// readPiece reads at most n messages of a stream at and after a sequence, from any
+// replica, and hands them to each. left is how many more the replica has.
+func (s *Store) readPiece(ctx context.Context, stream string, from uint64, n int, opts []jetstreamext.GetBatchOpt, each func(*jetstream.RawStreamMsg)) (left uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, chunkTimeout)
+	defer cancel()
+	answer, err := jetstreamext.GetBatch(ctx, s.js, stream, n, append(opts, jetstreamext.GetBatchSeq(from))...)
+	if err != nil {
+		return 0, fmt.Errorf("read stream %s from %d: %w", stream, from, err)
+	}
+	var before uint64
+	for m, err := range answer {
+		if errors.Is(err, jetstreamext.ErrNoMessages) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("read stream %s from %d: %w", stream, from, err)
+		}
+		m.Sequence, _ = headerUint(m.Header, jetstream.SequenceHeader)
+		if prev, ok := headerUint(m.Header, jetstream.LastSequenceHeader); !ok || prev != before || m.Sequence < from {
+			return 0, fmt.Errorf("read stream %s from %d: message %d follows %d, expected %d", stream, from, m.Sequence, prev, before)
+		}
+		before = m.Sequence
+		left, _ = headerUint(m.Header, headerPending)
+		each(m)
+	}
+	return left, nil
 }

@@ -111,7 +111,7 @@ func (r *replica) snapshot() *View {
 		r.cached = &View{
 			Apps: maps.Clone(t.apps), Versions: maps.Clone(t.versions), Placements: maps.Clone(t.placements),
 			Heads: maps.Clone(t.heads), Hosts: maps.Clone(t.hosts), Demands: maps.Clone(t.demands),
-			Tokens: maps.Clone(t.tokens), Users: maps.Clone(t.users), Statuses: maps.Clone(t.statuses), Revoked: maps.Clone(t.revoked), Unreadable: maps.Clone(t.unreadable),
+			Tokens: maps.Clone(t.tokens), Users: maps.Clone(t.users), audits: maps.Clone(t.audits), Statuses: maps.Clone(t.statuses), Revoked: maps.Clone(t.revoked), Unreadable: maps.Clone(t.unreadable),
 			revisions: maps.Clone(t.revisions), gone: maps.Clone(t.gone), hosted: &hosted{},
 		}
 	}

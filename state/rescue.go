@@ -2,6 +2,7 @@ package state
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -37,17 +38,21 @@ const (
 //   - Statuses and the numbers of reports are dropped: agents say them again.
 //   - Credentials that were taken back stay so, and those of what ran on the other
 //     cores are taken back: nobody will say that it is over.
+//   - The audit trail goes on where its copy ends, behind a record of the rescue; changes
+//     of the copy of the control store that it does not tell yet follow.
 //   - Everything else, also what this build does not know, is as it was.
 type Rescue struct {
 	host kbroker.HostID // founds the new cluster
 	now  time.Time      // wall clock, for display
 
-	member bool // a record says that the host was a member
-	lost   []kbroker.HostID
-	heads  map[kbroker.HostID]kbroker.Head
-	on     map[kbroker.HostID][]kbroker.Placement
-	users  map[kbroker.HostID][]string // of what ran on a host
-	life   time.Duration               // the longest that a core signs for
+	member  bool // a record says that the host was a member
+	lost    []kbroker.HostID
+	changes uint64              // as the control store numbers them
+	audit   kbroker.AuditRecord // the last of the trail; zero: there is none
+	heads   map[kbroker.HostID]kbroker.Head
+	on      map[kbroker.HostID][]kbroker.Placement
+	users   map[kbroker.HostID][]string // of what ran on a host
+	life    time.Duration               // the longest that a core signs for
 }
 
 // NewRescue begins the rescue by a host.
@@ -72,8 +77,15 @@ func (r *Rescue) Change(stream string, m *nats.Msg) ([]*nats.Msg, error) {
 		return r.reported(m)
 	case stream == subjects.ControlStream && m == nil:
 		return r.end()
+	case stream == subjects.AuditStream && m == nil:
+		return r.endAudit(), nil
 	case m == nil:
 		return nil, nil
+	case stream == subjects.AuditStream:
+		if rec, err := decodeAudit(m.Data); err == nil {
+			r.audit = rec
+		}
+		return []*nats.Msg{m}, nil
 	case stream == subjects.ControlStream:
 		return r.record(m)
 	case subjects.IsAllocatorLease(m.Subject):
@@ -113,6 +125,8 @@ func (r *Rescue) record(m *nats.Msg) ([]*nats.Msg, error) {
 		return nil, nil // follows when all placements are known
 	case kbroker.Host:
 		return written(m, r.judge(v)), nil
+	case kbroker.AuditRecord:
+		r.changes = max(r.changes, v.Changes)
 	}
 	return []*nats.Msg{m}, nil
 }
@@ -179,6 +193,22 @@ func (r *Rescue) end() ([]*nats.Msg, error) {
 		}))
 	}
 	return out, nil
+}
+
+// endAudit links what the new cluster will tell to the copy of the trail. The copies of
+// the two streams may end at different times: what the control store knows last is what
+// the next change is counted from. The control store comes before the trail, by name.
+func (r *Rescue) endAudit() []*nats.Msg {
+	if r.audit.Number == 0 {
+		return nil
+	}
+	rec := kbroker.AuditRecord{
+		ID: fmt.Sprintf("rescue %s %d", r.host, r.audit.Number), Time: r.now, Actor: kbroker.Caller{Host: r.host, Role: string(kbroker.RoleCore)},
+		Action: kbroker.AuditRescue, Object: "host " + string(r.host), Outcome: kbroker.AuditDone, Changes: min(r.audit.Changes, r.changes),
+		Message: fmt.Sprintf("a new cluster was made of copies; that of the trail ends with record %d, of %s", r.audit.Number, r.audit.Time.Format(time.RFC3339)),
+		By:      "rescue " + string(r.host),
+	}
+	return []*nats.Msg{newRecord(subjects.AuditRecord, rec.After(r.audit))}
 }
 
 // release gives a lease back that nobody can hold any more.

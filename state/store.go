@@ -56,6 +56,7 @@ type Store struct {
 	control *replica
 	reports *replica
 	follow  [2]*follower
+	trail   *trail
 
 	mu       sync.Mutex
 	watchers map[chan struct{}]struct{}
@@ -78,7 +79,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 			return nil, unavailable(err, "the control store does not answer")
 		}
 	}
-	s := &Store{cfg: cfg, js: js, barrier: newBarrier(js, cfg.Host, cfg.Log), watchers: map[chan struct{}]struct{}{}}
+	s := &Store{cfg: cfg, js: js, barrier: newBarrier(js, cfg.Host, cfg.Log), trail: newTrail(cfg.Conn, js), watchers: map[chan struct{}]struct{}{}}
 	s.control = newReplica(cfg.Clock, cfg.Log, subjects.ControlKey, s.stir)
 	s.reports = newReplica(cfg.Clock, cfg.Log, subjects.StatusKey, s.stir)
 	s.follow[0] = s.newFollower(s.control, subjects.ControlStream, subjects.ControlChanged, s.provenFloor)

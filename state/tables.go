@@ -26,7 +26,8 @@ type tables struct {
 	tokens     map[string]kbroker.Token // by ID
 	users      map[UserKey]kbroker.User
 	statuses   map[PlacementKey]kbroker.Status
-	revoked    map[string]time.Time // users, with the end of what was signed for them
+	revoked    map[string]time.Time        // users, with the end of what was signed for them
+	audits     map[int]kbroker.AuditRecord // changes that the audit trail is to tell, by slot
 	lease      Lease
 
 	revisions  map[string]uint64     // of the keys that exist
@@ -52,6 +53,7 @@ func newTables() *tables {
 		users:      map[UserKey]kbroker.User{},
 		statuses:   map[PlacementKey]kbroker.Status{},
 		revoked:    map[string]time.Time{},
+		audits:     map[int]kbroker.AuditRecord{},
 		revisions:  map[string]uint64{},
 		gone:       map[string]deletedKey{},
 		unreadable: map[string]error{},
@@ -101,6 +103,8 @@ func decode(m message, keyOf func(string) (string, bool)) record {
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Token) bool { return v.ID == r.id.Token })
 	case subjects.UserTable:
 		r.value, r.err = decodeAs(m.data, func(v kbroker.User) bool { return v.Tenant == r.id.Tenant && v.Name == r.id.Name })
+	case subjects.AuditTable:
+		r.value, r.err = decodeAs(m.data, func(v kbroker.AuditRecord) bool { return AuditSlot(v.Changes) == r.id.Slot })
 	case subjects.StatusTable:
 		r.value, r.err = decodeAs(m.data, func(v kbroker.Status) bool {
 			return v.Host == r.id.Host && v.Tenant == r.id.Tenant && v.Instance == r.id.Instance
@@ -179,6 +183,8 @@ func (t *tables) put(value any) {
 		t.tokens[v.ID] = v
 	case kbroker.User:
 		t.users[UserKey{v.Tenant, v.Name}] = v
+	case kbroker.AuditRecord:
+		t.audits[AuditSlot(v.Changes)] = v
 	case kbroker.Status:
 		t.statuses[PlacementKey{v.Host, v.Tenant, v.Instance}] = v
 	case kbroker.Revocation:
@@ -210,6 +216,8 @@ func (t *tables) forget(k subjects.Key) {
 		delete(t.tokens, k.Token)
 	case subjects.UserTable:
 		delete(t.users, UserKey{k.Tenant, k.Name})
+	case subjects.AuditTable:
+		delete(t.audits, k.Slot)
 	case subjects.StatusTable:
 		delete(t.statuses, PlacementKey{k.Host, k.Tenant, k.Instance})
 	case subjects.RevokedTable:

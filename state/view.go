@@ -38,6 +38,7 @@ type View struct {
 	// Commit refuses changes that depend on them.
 	Unreadable map[string]error
 
+	audits    map[int]kbroker.AuditRecord
 	revisions map[string]uint64
 	gone      map[string]deletedKey
 	hosted    *hosted

@@ -193,13 +193,14 @@ func expect(m *nats.Msg, rev uint64) {
 	m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(rev, 10))
 }
 
-// headerUint reads a number from a header of the server.
+// headerUint reads a number from a header of the server, which comes last: a stored
+// message may be an answer of the server, with headers of that time.
 func headerUint(h nats.Header, name string) (uint64, bool) {
 	v := h[name]
 	if len(v) == 0 {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(v[0], 10, 64)
+	n, err := strconv.ParseUint(v[len(v)-1], 10, 64)
 	return n, err == nil
 }
 

@@ -21,6 +21,7 @@
 //	kb.changed.<key>                        every change of the control store, republished
 //	kb.reported.<key>                       every change of the status store, republished
 //	event.<tenant>.<app>.<instance>         one event in the event stream; _ for what it is not about
+//	audit.record                            one record of the audit trail
 //
 // Every name in a subject has passed kbroker.CheckName (or is made of such
 // names), so a builder never has to escape.
@@ -78,6 +79,7 @@ const (
 	VerbDevelop       = "develop"
 	VerbTokens        = "tokens"
 	VerbUsers         = "users"
+	VerbAudit         = "audit"
 )
 
 // Verbs of kb.host: answered by the host's agent.
@@ -111,6 +113,15 @@ func CheckMethod(method string) error {
 // that of another.
 func Super(verb string, tenant kbroker.TenantID, key string) string {
 	return "kb.super." + verb + "." + string(tenant) + "." + key
+}
+
+// KeyOf is the key of who asks, in a subject of Super; false: it has none.
+func KeyOf(subject string) (key string, ok bool) {
+	t := strings.Split(subject, ".")
+	if len(t) != 5 || t[0] != "kb" || t[1] != "super" || t[4] == "" || t[4] == NoKey {
+		return "", false
+	}
+	return t[4], true
 }
 
 // NoKey is the key of who shows no credential, where servers ask for none.
@@ -176,6 +187,15 @@ func HostOf(subject string) (kbroker.HostID, bool) {
 		return "", false
 	}
 	return kbroker.HostID(t[2]), true
+}
+
+// AgentVerb is what an agent asks for with a subject of View, Report, Heartbeat or Sign;
+// empty: it is none of them.
+func AgentVerb(subject string) string {
+	if _, ok := HostOf(subject); !ok {
+		return ""
+	}
+	return strings.Split(subject, ".")[1]
 }
 
 // Upload is where the chunks of one upload go.
@@ -382,6 +402,7 @@ const (
 	tableStatus   = "status"
 	tableReport   = "report"
 	tableRevoked  = "revoked"
+	tableAudit    = "audit"
 )
 
 // KeyApp is the head of an app.
@@ -459,6 +480,7 @@ const (
 	StatusTable
 	ReportTable
 	RevokedTable
+	AuditTable
 )
 
 // Key is a parsed key: the fields that its table has are set.
@@ -472,6 +494,7 @@ type Key struct {
 	User     string // its public key
 	Token    string
 	Name     kbroker.UserName
+	Slot     int
 }
 
 // ParseKey parses a key of the control or the status bucket. Keys that this
@@ -507,6 +530,12 @@ func ParseKey(key string) Key {
 		return Key{Table: UserTable, Tenant: kbroker.TenantID(t[1]), Name: kbroker.UserName(t[2])}
 	case len(t) == 2 && t[0] == tableRevoked:
 		return Key{Table: RevokedTable, User: t[1]}
+	case len(t) == 2 && t[0] == tableAudit:
+		slot, err := strconv.Atoi(t[1])
+		if err != nil || slot < 0 || strconv.Itoa(slot) != t[1] {
+			return Key{}
+		}
+		return Key{Table: AuditTable, Slot: slot}
 	case len(t) == 2 && t[0] == tableToken:
 		return Key{Table: TokenTable, Token: t[1]}
 	case len(t) == 2:

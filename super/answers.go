@@ -82,6 +82,11 @@ func (d *desk) events(ctx context.Context, tenant kbroker.TenantID, r kbroker.Ev
 	return d.store.Events(ctx, r)
 }
 
+// audit answers with a page of the audit trail, which is that of the whole cluster.
+func (d *desk) audit(ctx context.Context, _ kbroker.TenantID, r kbroker.AuditRequest) (kbroker.AuditReply, error) {
+	return d.store.Audit(ctx, r)
+}
+
 func (d *desk) why(ctx context.Context, tenant kbroker.TenantID, r kbroker.WhyRequest) (kbroker.WhyReply, error) {
 	if err := checkAsked(r.App, r.Instance); err != nil {
 		return kbroker.WhyReply{}, err

@@ -78,6 +78,7 @@ func (d *desk) run(ctx context.Context) error {
 				defer cancel()
 				reply, err := handle(ctx, m)
 				if err != nil {
+					d.auditRefused(m, err)
 					respondError(d.log, m, err)
 				} else if raw, ok := reply.(*nats.Msg); ok {
 					respondMsg(d.log, m, raw)
@@ -195,11 +196,19 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		if !ok {
 			return nil, kbroker.Errorf(kbroker.Invalid, "nobody has the key of %q, where the answer is to go", m.Reply)
 		}
-		return decoded(ctx, m.Data, tenant, func(_ context.Context, tenant kbroker.TenantID, r kbroker.DevelopRequest) (any, error) {
+		reply, err := decoded(ctx, m.Data, tenant, func(_ context.Context, tenant kbroker.TenantID, r kbroker.DevelopRequest) (any, error) {
 			return d.develop(tenant, r, by)
 		})
+		if err == nil {
+			d.auditor.tell(kbroker.AuditRecord{
+				Actor: callerOf(m), Action: verb, Object: objectOf(m), Message: "a credential was signed for a program beside the cluster",
+			})
+		}
+		return reply, err
 	case subjects.VerbWhy:
 		return decoded(ctx, m.Data, tenant, d.why)
+	case subjects.VerbAudit:
+		return decoded(ctx, m.Data, tenant, d.audit)
 	}
 	var r kbroker.ListRequest
 	if len(m.Data) > 0 {

@@ -133,6 +133,7 @@ func (t *term) turnAway(m *nats.Msg) bool {
 		t.log.Warn("hosts ask to join with tokens that nobody made; they are turned away", "count", turned)
 	}
 	if err != nil {
+		t.auditRefused(m, err)
 		respondError(t.log, m, err)
 	}
 	return err != nil

@@ -47,7 +47,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	log.Info("leading", "host", l.cfg.Host)
 	defer log.Info("not leading any more", "host", l.cfg.Host)
 
-	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock(), heardAll: make(chan struct{}, 1), guesses: newGuesses(l.cfg.Clock())}
+	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock(), heardAll: make(chan struct{}, 1), guesses: newGuesses(l.cfg.Clock()), telling: telling{stirred: make(chan struct{}, 1)}}
 	t.tell(kbroker.Event{Kind: kbroker.EventLeader, Host: l.cfg.Host, Epoch: lease.Epoch(), Message: fmt.Sprintf("host %s leads", l.cfg.Host)})
 	l.counters.tally.Store(&tally{epoch: lease.Epoch()})
 	defer l.counters.tally.Store(nil)
@@ -76,6 +76,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	asking.Go(func() { t.askAll(ctx) })
+	asking.Go(func() { t.tellToAudit(ctx) })
 
 	changed, stop := l.store.Changed()
 	defer stop()
@@ -112,6 +113,7 @@ type term struct {
 	sawAt  time.Duration // when a majority's words were last there
 	minutes
 	guesses *guesses // of join tokens
+	telling telling
 
 	heardAll chan struct{} // capacity 1: the cores were asked, whoever answered
 
@@ -143,7 +145,7 @@ func (t *term) round(ctx context.Context) error {
 	for _, c := range changes {
 		t.log.Info("plan", "change", c.String())
 	}
-	if err := t.commit(ctx, v, changes); err != nil {
+	if err := t.commit(ctx, v, t.planned(v, changes)); err != nil {
 		return fmt.Errorf("commit %d changes: %w", len(changes), err)
 	}
 	t.revokeGivenUp(ctx, v)
@@ -156,6 +158,7 @@ func (t *term) commit(ctx context.Context, v *state.View, changes []state.Change
 	err := t.lease.Commit(ctx, v, changes)
 	t.counters.commit(time.Since(began), err)
 	t.tellChanges(v, changes, err)
+	t.telling.stir()
 	return err
 }
 
@@ -279,6 +282,7 @@ func (t *term) commands(ctx context.Context, m *nats.Msg, waiting <-chan *nats.M
 		if err != nil {
 			t.tellRefused(m, err)
 			t.tellJoinRefused(m, err)
+			t.auditRefused(m, err)
 			respondError(t.log, m, err)
 		}
 		if changed {
@@ -336,7 +340,10 @@ func (t *term) command(ctx context.Context, m *nats.Msg, v **state.View) (change
 		for _, c := range d.changes {
 			t.log.Info(verb, "change", c.String())
 		}
-		err = t.commit(ctx, *v, d.changes)
+		var changes []state.Change
+		if changes, err = t.audited(*v, d.changes, t.request(m)); err == nil {
+			err = t.commit(ctx, *v, changes)
+		}
 		switch {
 		case err == nil:
 			respond(t.log, m, d.reply)

@@ -15,7 +15,9 @@
 // Invariants: nothing is stopped because something is absent, a stop is a
 // record; a round that cannot hear a majority of the cores moves nothing; the
 // only writes are batches behind the lease. Events tell what these batches and
-// the reports meant: nothing reads them to decide, nothing waits for them.
+// the reports meant: nothing reads them to decide, nothing waits for them. The
+// audit trail tells who asked for what, and who was refused: a change that it
+// could not tell is not made.
 package super
 
 import (
@@ -77,6 +79,9 @@ type Config struct {
 	Signed func(credential string) (host kbroker.HostID, r kbroker.Revocation, err error)
 	// CredentialLife is how long what Sign makes holds.
 	CredentialLife time.Duration
+	// Who says who has a key, and from where, as servers know it; nil: nobody can. Safe
+	// for concurrent use.
+	Who func(ctx context.Context, key string) (kbroker.Caller, error)
 	// Root is the fingerprint of the root that cores prove themselves with, for
 	// tokens.
 	Root  string
@@ -91,7 +96,10 @@ type Super struct {
 	log   *slog.Logger
 	heard *heard
 	// journal takes what was decided and what was seen.
-	journal  *journal
+	journal *journal
+	// auditor takes what was refused.
+	auditor  *auditor
+	whose    *whose
 	counters *counters
 	store    atomic.Pointer[state.Store] // nil until the broker answers
 }
@@ -110,8 +118,11 @@ func New(cfg Config) (*Super, error) {
 	if cfg.Times == (state.Times{}) {
 		cfg.Times = state.Tuned
 	}
+	who := &whose{ask: cfg.Who, clock: cfg.Clock}
 	return &Super{
-		cfg: cfg, log: cfg.Log, counters: newCounters(), heard: newHeard(cfg.Host, cfg.Clock, cfg.Times.Suspect), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
+		whose: who,
+		cfg:   cfg, log: cfg.Log, counters: newCounters(), heard: newHeard(cfg.Host, cfg.Clock, cfg.Times.Suspect), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
+		auditor: newAuditor(cfg.Host, cfg.Process, who, cfg.Clock, cfg.Log),
 	}, nil
 }
 
@@ -135,7 +146,7 @@ func (s *Super) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var all sync.WaitGroup
-	errs := make(chan error, 4)
+	errs := make(chan error, 5)
 	run := func(name string, part func(context.Context) error) {
 		all.Go(func() {
 			if err := part(ctx); err != nil {
@@ -146,6 +157,7 @@ func (s *Super) Run(ctx context.Context) error {
 	}
 	run("store", store.Run)
 	run("journal", func(ctx context.Context) error { return s.journal.run(ctx, store) })
+	run("audit", func(ctx context.Context) error { return s.auditor.run(ctx, store) })
 	run("desk", newDesk(s, store).run)
 	run("leader", func(ctx context.Context) error { return newLeader(s, store).run(ctx) })
 	all.Wait()
@@ -182,6 +194,9 @@ func (s *Super) open(ctx context.Context) (*state.Store, error) {
 
 func (s *Super) tryOpen(ctx context.Context) (*state.Store, error) {
 	if s.cfg.Found {
+		if err := state.FoundAudit(ctx, s.cfg.Conn, s.foundation(kbroker.AuditFound, "the cluster was founded")); err != nil {
+			return nil, err
+		}
 		if err := state.Found(ctx, s.cfg.Conn); err != nil {
 			return nil, err
 		}

@@ -22,7 +22,7 @@ Roles, each of which may do what the one before may:
   viewer    look at hosts, apps and instances, their output and events
   deployer  deploy, scale, stop and call apps
   operator  drain, remove and upgrade hosts
-  admin     let hosts in, look into all that is stored
+  admin     let hosts in, look into all that is stored, read the audit trail
   core      write there, too: only for what no command mends`,
 		Example: `  kbroker agent creds --dir /var/lib/kbroker > admin.creds
   kbroker agent creds --dir /var/lib/kbroker --role viewer > ann.creds`,

@@ -63,13 +63,7 @@ With -f -o json each line is a JSON object.`,
 				return err
 			}
 			defer api.Close()
-			q.Notice = func(err error) {
-				if err == nil {
-					fmt.Fprintln(c.err, "a core answers again")
-					return
-				}
-				fmt.Fprintf(c.err, "waiting: %v\n", err)
-			}
+			q.Notice = c.noticeSilence
 			all := []kbroker.Event{}
 			shown := 0
 			emit := func(e kbroker.Event) error {
@@ -102,6 +96,15 @@ With -f -o json each line is a JSON object.`,
 		panic(err) // the flag is defined above
 	}
 	return cmd
+}
+
+// noticeSilence says that no core answers, and with nil that one does again.
+func (c *cli) noticeSilence(err error) {
+	if err == nil {
+		fmt.Fprintln(c.err, "a core answers again")
+		return
+	}
+	fmt.Fprintf(c.err, "waiting: %v\n", err)
 }
 
 // eventLine prints one event as it comes.

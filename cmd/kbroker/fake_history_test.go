@@ -24,6 +24,53 @@ func fakeStory() []kbroker.Event {
 	}
 }
 
+// fakeAudit is the trail of the fake core.
+func fakeAudit() (all []kbroker.AuditRecord) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	ann := kbroker.Caller{Name: "ann", Role: "admin", Key: "UANN", Tenant: "default", Address: "10.0.0.9"}
+	var last kbroker.AuditRecord
+	for i, r := range []kbroker.AuditRecord{
+		{Action: kbroker.AuditFound, Object: "cluster kb-1", Outcome: kbroker.AuditDone, Actor: kbroker.Caller{Host: "h1", Role: "core"}, Message: "the cluster was founded"},
+		{Action: "scale", Object: "app hello", Outcome: kbroker.AuditDone, Actor: ann, Changes: 1, OldRevision: 17, Revision: 19, Message: "version 2, by scale: hello: count 1 -> 3"},
+		{Action: "join", Object: "token abcdefghijkl", Outcome: kbroker.AuditRefused, Code: kbroker.Refused, Actor: kbroker.Caller{Host: "x1"}, Changes: 1, Count: 9, Message: "a host needs \x1b[31ma token"},
+	} {
+		r.Time, r.By = at.Add(time.Duration(i)*time.Hour), "super h1 p1 epoch 7"
+		last = r.After(last)
+		r = last
+		r.Sequence = uint64(i + 1)
+		all = append(all, r)
+	}
+	return all
+}
+
+// audit answers with a page; tampered is what somebody has done to the trail.
+func (f *fakeCore) audit(r kbroker.AuditRequest) kbroker.AuditReply {
+	all := fakeAudit()
+	page := kbroker.AuditReply{Records: []kbroker.AuditRecord{}, Last: uint64(len(all))}
+	switch f.tampered {
+	case "altered":
+		all[1].Actor.Name = "bob"
+	case "removed":
+		all = append(all[:1], all[2:]...)
+	case "cut":
+		all = all[:2]
+	case "leaderless":
+		page.Last = 0
+	case "garbage":
+		page.Unreadable = "what is stored at sequence 4 is no record"
+	}
+	if r.After != nil {
+		page.Next = *r.After
+	}
+	for _, rec := range all {
+		if (r.After == nil || rec.Sequence > *r.After) && (r.Before == 0 || rec.Sequence < r.Before) {
+			page.Records, page.Next = append(page.Records, rec), rec.Sequence
+		}
+	}
+	page.Missing = f.tampered == "cut" && len(page.Records) == 0
+	return page
+}
+
 // told answers history, plan, events and why.
 func (f *fakeCore) told(verb string, m *nats.Msg) (reply any, known bool, err error) {
 	switch verb {
@@ -52,6 +99,12 @@ func (f *fakeCore) told(verb string, m *nats.Msg) (reply any, known bool, err er
 		}
 		page.Events = page.Events[max(0, len(page.Events)-max(1, r.Limit)):]
 		return page, true, nil
+	case subjects.VerbAudit:
+		var r kbroker.AuditRequest
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			return nil, true, err
+		}
+		return f.audit(r), true, nil
 	case subjects.VerbDevelop:
 		var r kbroker.DevelopRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {

@@ -38,6 +38,7 @@ type fakeCore struct {
 	stored   map[string][]byte // by digest
 	tokens   []kbroker.Token
 	users    []kbroker.User
+	tampered string // with its audit trail
 }
 
 // fakeNow is when tokens are made, fakeRoot the fingerprint that they have.

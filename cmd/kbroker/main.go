@@ -97,7 +97,7 @@ that fail.`,
 		c.appsCommand(), c.psCommand(), c.hostsCommand(), c.statusCommand(), c.doctorCommand(), c.metricsCommand(), c.logsCommand(),
 		c.initCommand(), c.runCommand(),
 		c.tokenCommand(), c.userCommand(), c.drainCommand(), c.undrainCommand(), c.removeCommand(),
-		c.historyCommand(), c.rollbackCommand(), c.restartCommand(), c.planCommand(), c.eventsCommand(), c.whyCommand(),
+		c.historyCommand(), c.rollbackCommand(), c.restartCommand(), c.planCommand(), c.eventsCommand(), c.whyCommand(), c.auditCommand(),
 		c.callCommand(), c.contextCommand(), c.versionCommand(), c.builtinCommand(),
 	)
 	return root

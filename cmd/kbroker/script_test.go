@@ -46,6 +46,7 @@ func printMonotonic() {
 //	kb CODE ARGS...      runs kbroker, which must end with CODE
 //	online               lets the commands that follow find a fake core
 //	leaderless           takes the leader away from it
+//	tamper HOW           does something to its audit trail
 //	writes [WHAT...]     what has changed the cluster, nothing more, nothing less
 //	elf FILE MACHINE     writes a program for a machine (amd64, arm64, vax)
 //	sized FILE BYTES     makes a file of so many zero bytes
@@ -69,6 +70,7 @@ func TestScripts(t *testing.T) {
 			"kb":           runKbroker,
 			"online":       func(ts *testscript.TestScript, _ bool, _ []string) { online(t, ts) },
 			"leaderless":   func(ts *testscript.TestScript, _ bool, _ []string) { coreOf(ts).depose() },
+			"tamper":       func(ts *testscript.TestScript, _ bool, args []string) { coreOf(ts).tamper(args[0]) },
 			"writes":       checkWrites,
 			"elf":          writeELF,
 			"sized":        writeSized,
@@ -118,6 +120,12 @@ func (f *fakeCore) depose() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.leader = false
+}
+
+func (f *fakeCore) tamper(how string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tampered = how
 }
 
 func checkWrites(ts *testscript.TestScript, _ bool, want []string) {

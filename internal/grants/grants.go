@@ -278,6 +278,32 @@ func (a *Authority) Signed(credential string) (host, key string, until time.Time
 	return host, c.Subject, time.Unix(c.Expires, 0), nil
 }
 
+// Caller is whom a credential is for; false: it is not of this cluster.
+func (a *Authority) Caller(credential string) (kbroker.Caller, bool) {
+	c, err := jwt.DecodeUserClaims(credential) // which checks the signature
+	if err != nil {
+		return kbroker.Caller{}, false
+	}
+	_, role, ok := a.issuer(c)
+	if !ok {
+		return kbroker.Caller{}, false
+	}
+	out := kbroker.Caller{Name: c.Name, Role: string(role), Key: c.Subject}
+	for _, tag := range c.Tags {
+		switch name, value, _ := strings.Cut(tag, ":"); name {
+		case TagTenant:
+			out.Tenant = kbroker.TenantID(value)
+		case TagApp:
+			out.App = kbroker.AppName(value)
+		case TagInstance:
+			out.Instance = kbroker.InstanceID(value)
+		case TagHost:
+			out.Host = kbroker.HostID(value)
+		}
+	}
+	return out, true
+}
+
 // Gate is the credential of everybody who shows none: all cores make the same user.
 func (a *Authority) Gate() (string, error) {
 	return a.Sign(User{Role: Gate, Name: "nobody", Key: a.gate.public}, time.Now())

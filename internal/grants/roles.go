@@ -140,9 +140,9 @@ var (
 		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods},
 	)})
 	operator = deployer.and(permissions{publish: writes(subjects.VerbDrain, subjects.VerbRemove, subjects.VerbMaintain)})
-	// An admin lets hosts and users in.
+	// An admin lets hosts and users in, and reads who did what.
 	admin = operator.and(permissions{publish: slices.Concat(
-		writes(subjects.VerbToken, subjects.VerbRevoke, subjects.VerbUser, subjects.VerbUserRevoke), reads(subjects.VerbTokens, subjects.VerbUsers),
+		writes(subjects.VerbToken, subjects.VerbRevoke, subjects.VerbUser, subjects.VerbUserRevoke), reads(subjects.VerbTokens, subjects.VerbUsers, subjects.VerbAudit),
 	)})
 )
 
