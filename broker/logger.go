@@ -28,7 +28,10 @@ var coreNoise = []string{
 // provoked is what everybody who reaches a port can make a server say, as often as
 // they like: that they spoke no TLS, showed no good credential, or did what theirs does
 // not allow.
-var provoked = []string{"TLS handshake error", "authentication error", "Publish Violation", "Subscription Violation"}
+var provoked = []string{
+	"TLS handshake error", "TLS route handshake error", "authentication error", "Account fetch failed", "Publish Violation", "Subscription Violation",
+	"Rejecting connection, cluster name", "cluster name from remote server conflicts",
+}
 
 // provokedEvery is how often one of them is logged at most.
 const provokedEvery = time.Minute

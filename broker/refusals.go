@@ -24,6 +24,8 @@ import (
 const (
 	// maxRefused bounds the refusals that wait to be handed over; equal ones are one.
 	maxRefused = 256
+	// objectsOfOne is how many different objects of one connection are told apart at once.
+	objectsOfOne = 8
 	// refusedEvery is between two times that they are handed over.
 	refusedEvery = 100 * time.Millisecond
 	// maxKnown bounds the connections of which is remembered who they are.
@@ -118,7 +120,7 @@ type refusals struct {
 
 // refusedKey is what makes refusals equal.
 type refusedKey struct {
-	address, action, object string // object: of who connects
+	address, action, object string // no object: of many of one connection
 	cid                     uint64
 }
 
@@ -135,12 +137,12 @@ func (s *refusals) note(format string, v []any) {
 	if !ok {
 		return
 	}
-	k := refusedKey{address: r.address, action: r.action, cid: r.cid}
-	if r.action == actionConnect {
-		k.object = r.object
-	}
+	k := refusedKey{address: r.address, action: r.action, cid: r.cid, object: r.object}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.waiting[k] == nil && s.objects(k) >= objectsOfOne {
+		k.object = ""
+	}
 	if g := s.waiting[k]; g != nil {
 		g.count++
 		return
@@ -153,6 +155,16 @@ func (s *refusals) note(format string, v []any) {
 		s.waiting = map[refusedKey]*refusedGroup{}
 	}
 	s.waiting[k] = &refusedGroup{first: r, at: time.Now().UTC(), count: 1}
+}
+
+// objects is how many objects are told apart of a connection that does the same.
+func (s *refusals) objects(k refusedKey) (n int) {
+	for other := range s.waiting {
+		if k.object = other.object; other == k && other.object != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // take are the groups that wait, and how many were dropped since.

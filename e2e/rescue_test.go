@@ -140,20 +140,28 @@ func (c *cluster) agent(host string, args ...string) {
 	go func() { _ = cmd.Wait() }() // down ends it
 }
 
-// address is where a host's core takes connections.
-func (c *cluster) address(host string) string {
+// addresses of a core, as it keeps them.
+type addresses struct {
+	Client string `json:"client"`
+	Route  string `json:"route"`
+}
+
+func (c *cluster) addresses(host string) (a addresses) {
 	c.t.Helper()
-	var m struct {
-		Client string `json:"client"`
-	}
 	wait.Until(c.t, 10*time.Second, func() error {
 		raw, err := os.ReadFile(filepath.Join(c.host(host), "membership.json"))
 		if err == nil {
-			err = json.Unmarshal(raw, &m)
+			err = json.Unmarshal(raw, &a)
 		}
 		return err
 	})
-	return m.Client
+	return a
+}
+
+// address is where a host's core takes connections.
+func (c *cluster) address(host string) string {
+	c.t.Helper()
+	return c.addresses(host).Client
 }
 
 // rootsIn are the roots of the cluster of a host's data directory, once it is of one.

@@ -16,11 +16,11 @@ import (
 
 // token makes a join token, as a file in a directory. It waits until the cluster has a
 // leader.
-func (c *cluster) token(dir string, role kbroker.Role) (file string) {
+func (c *cluster) token(dir string, role kbroker.Role, args ...string) (file string) {
 	c.t.Helper()
 	file = filepath.Join(dir, "join.token")
 	wait.Until(c.t, 20*time.Second, func() error {
-		cmd := c.client(c.t.Context(), kbrokerBin, "token", "create", "--role", string(role), "--timeout", "5s")
+		cmd := c.client(c.t.Context(), kbrokerBin, append([]string{"token", "create", "--role", string(role), "--timeout", "5s"}, args...)...)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		text, err := cmd.Output()

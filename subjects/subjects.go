@@ -203,6 +203,15 @@ func Upload(core kbroker.HostID, tenant kbroker.TenantID, session string) string
 	return "kb.artifact." + string(core) + "." + string(tenant) + "." + session
 }
 
+// UploadTenant is the tenant in a subject of Upload.
+func UploadTenant(subject string) (kbroker.TenantID, bool) {
+	t := strings.Split(subject, ".")
+	if len(t) != 5 || t[0] != "kb" || t[1] != "artifact" || t[3] == "" {
+		return "", false
+	}
+	return kbroker.TenantID(t[3]), true
+}
+
 // Sign is where a host's agent has credentials signed for what it starts, by any core
 // alone; AllSigns are those of all hosts.
 func Sign(host kbroker.HostID) string { return "kb.sign." + string(host) }

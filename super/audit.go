@@ -339,8 +339,14 @@ func (t *term) auditRefused(m *nats.Msg, err error) {
 }
 
 // auditRefused tells that a request to this core was not allowed. That something is not
-// there, or is asked for wrongly, is nothing that a read is refused.
+// there, or is asked for wrongly, is nothing that a read is refused; a program that is not
+// what its digest says is.
 func (d *desk) auditRefused(m *nats.Msg, err error) {
+	if tenant, ok := subjects.UploadTenant(m.Subject); ok && errors.Is(err, kbroker.Invalid) {
+		e := errorOf(err)
+		d.auditor.refuse(kbroker.AuditRecord{Actor: kbroker.Caller{Tenant: tenant}, Action: subjects.VerbArtifactBegin, Object: "artifact", Code: e.Code, Message: e.Message})
+		return
+	}
 	if !errors.Is(err, kbroker.Refused) {
 		return
 	}

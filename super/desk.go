@@ -343,7 +343,7 @@ func (d *desk) sight() sight {
 
 func (d *desk) status(ctx context.Context, v *state.View) kbroker.StatusReply {
 	m := d.cfg.Members()
-	if m.Known && d.cfg.Look != nil {
+	if d.cfg.Look != nil { // also while nothing is known yet, as of a core that has just started
 		looking, cancel := context.WithTimeout(ctx, lookWithin)
 		if err := d.cfg.Look(looking); err == nil {
 			m = d.cfg.Members()

@@ -22,6 +22,9 @@ const (
 	refusalsPerSecond = 0.1
 	// maxRefusalGroups bounds the groups that are gathered at once.
 	maxRefusalGroups = 2 * refusalsBurst
+	// objectsOfOne is how many different objects of the same kind of refusal of somebody are
+	// told apart; those that follow are told together.
+	objectsOfOne = 8
 )
 
 // refusals gathers what was refused. Not safe for concurrent use: no clock, no I/O.
@@ -34,6 +37,11 @@ type refusals struct {
 
 // refusalKey is what makes refusals equal.
 type refusalKey struct {
+	kind   refusalKind
+	object string // empty: one of many, too
+}
+
+type refusalKind struct {
 	by     string
 	who    kbroker.Caller // zero: one of many
 	action string
@@ -53,10 +61,14 @@ func newRefusals(now time.Duration) *refusals {
 
 // add takes one.
 func (s *refusals) add(r kbroker.AuditRecord, now time.Duration) {
-	k := refusalKey{by: r.By, who: r.Actor, action: r.Action, code: r.Code}
+	k := refusalKey{refusalKind{by: r.By, who: r.Actor, action: r.Action, code: r.Code}, r.Object}
 	g := s.groups[k]
+	if g == nil && s.objects(k.kind) >= objectsOfOne {
+		k.object = ""
+		g = s.groups[k]
+	}
 	if g == nil && !s.take(now) {
-		k.who = kbroker.Caller{}
+		k.kind.who, k.object = kbroker.Caller{}, ""
 		r.Actor, r.Object, r.Message = kbroker.Caller{}, "", "by many; the first: "+r.Actor.String()+": "+r.Message
 		g = s.groups[k]
 	}
@@ -72,6 +84,16 @@ func (s *refusals) add(r kbroker.AuditRecord, now time.Duration) {
 		g.first = r
 	}
 	g.count += max(1, r.Count)
+}
+
+// objects is how many objects of a kind are told apart now.
+func (s *refusals) objects(k refusalKind) (n int) {
+	for other := range s.groups {
+		if other.kind == k && other.object != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // take takes one from the bucket, or finds it empty.
