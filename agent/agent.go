@@ -25,7 +25,7 @@
 //	view.json                           the last complete view
 //	artifacts/<sha256>                  programs and archives, verified; .tree: what is unpacked of one
 //	over/<public key>                   credentials of starts that are over, until they were taken back
-//	instances/<tenant>/<instance>/      record.json, instance.json, output.log, work/, tmp/
+//	instances/<tenant>/<instance>/      record.json, instance.json, <start>.creds, output.log, work/, tmp/
 package agent
 
 import (

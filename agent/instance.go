@@ -205,7 +205,8 @@ func (a *Agent) watch(ctx context.Context, i *instance) {
 	a.work.Go(func() {
 		probing, done := context.WithCancel(ctx)
 		defer done()
-		a.work.Go(func() { a.signs(probing, r) })
+		signed := make(chan struct{})
+		a.work.Go(func() { defer close(signed); a.signs(probing, r) })
 		if health.Ready != kbroker.HealthAlive {
 			a.work.Go(func() {
 				a.probe(probing, i.key.Tenant, p.incarnation, health.Interval, func(ready bool) {
@@ -215,6 +216,7 @@ func (a *Agent) watch(ctx context.Context, i *instance) {
 		}
 		err := p.run(ctx, func(e kbroker.Exit) {
 			done()
+			<-signed // what is signed of a start that is over is all on disk
 			a.post(ctx, func() { a.exited(i, p, e) })
 		})
 		if err != nil && ctx.Err() == nil {
@@ -246,7 +248,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 	}
 	i.freeSlot()
 	i.process, i.exit = nil, &e
-	a.endCredential(a.cfg.Dir.home(i.key))
+	a.endCredentials(a.cfg.Dir.home(i.key), "")
 	a.log.Info("process ended", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "pid", p.id.PID, "exit", exitText(e))
 	if i.phase == phaseStopping {
 		i.phase, i.readySince = phaseStopped, 0
@@ -329,8 +331,12 @@ func tidyHome(home string, keep bool) (kept bool, err error) {
 		return false, os.RemoveAll(home)
 	}
 	err = os.WriteFile(filepath.Join(home, endedFile), nil, 0o600)
-	for _, f := range []string{recordFile, recordFile + damagedSuffix, instanceFile, credsFile, workDir, tempDir} {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(home, f)))
+	paths := credsIn(home)
+	for _, f := range []string{recordFile, recordFile + damagedSuffix, instanceFile, workDir, tempDir} {
+		paths = append(paths, filepath.Join(home, f))
+	}
+	for _, path := range paths {
+		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return true, err
 }

@@ -67,6 +67,7 @@ func (a *Agent) launch(ctx context.Context, r record) launched {
 	started, r, err := a.fork(p, args, r)
 	if err != nil {
 		release()
+		_ = os.Remove(credsPath(a.cfg.Dir.home(keyOf(r.Placement)), r.Incarnation)) // it may not be there
 		return launched{record: r, err: err}
 	}
 	return launched{process: started, record: r, release: release}
@@ -101,14 +102,11 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 			return nil, r, fmt.Errorf("instance directory: %w", err)
 		}
 	}
-	if err := a.keepOver(home); err != nil {
-		return nil, r, err
-	}
 	own, err := credential.New()
 	if err != nil {
 		return nil, r, err
 	}
-	if err := own.Save(filepath.Join(home, credsFile)); err != nil {
+	if err := own.Save(credsPath(home, r.Incarnation)); err != nil {
 		return nil, r, err
 	}
 	if err := a.writeInstanceFile(r, home); err != nil {
@@ -235,7 +233,7 @@ func (a *Agent) writeInstanceFile(r record, home string) error {
 	}
 	b, err := json.Marshal(kbroker.InstanceFile{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
-		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own), CA: a.cfg.CA, Credential: filepath.Join(home, credsFile),
+		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own), CA: a.cfg.CA, Credential: credsPath(home, r.Incarnation),
 		StockRaft: a.cfg.Times == state.Stock,
 	})
 	if err != nil {

@@ -39,9 +39,11 @@ func (a *Agent) load() error {
 			continue
 		}
 		a.instances[k] = inst
+		running := inst.record.Incarnation
 		if inst.process == nil {
-			a.endCredential(a.cfg.Dir.home(k))
+			running = ""
 		}
+		a.endCredentials(a.cfg.Dir.home(k), running)
 	}
 	return a.loadOver()
 }

@@ -3,10 +3,12 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/durable"
 )
@@ -14,42 +16,54 @@ import (
 // The credential of a start that is over is to be taken back, whatever becomes of the
 // agent: it is on disk until a core has taken it back.
 //
-//	the process ends     instances/T/I/instance.creds is what is left of it
-//	the next start,      over/KEY has what was signed, before those files get others
-//	or nothing is left
-//	a core has heard     over/KEY is deleted
+//	the process ends     instances/T/I/INCARNATION.creds is what is left of it
+//	nothing is left      over/KEY has what was signed, before those files go
+//	a core has heard     either is deleted
 //
-// An agent that starts says of both that they are over.
+// An agent that starts says of both that they are over, unless the start runs.
 
 // overDir is in the data directory: files that are named after a public key.
 const overDir = "over"
 
-// endCredential has the credential taken back that a start of an instance had whose
-// process is over. It may be called again.
-func (a *Agent) endCredential(home string) {
-	own, err := credential.Load(filepath.Join(home, credsFile))
-	if err == nil && own.IsSigned() { // its end does not count: the process may have had it renewed
-		a.reporter.ended(own.Key(), own.JWT())
+// endCredentials has the credentials taken back that an instance's starts had, but for the
+// one that runs, if any. It may be called again.
+func (a *Agent) endCredentials(home string, running kbroker.Incarnation) {
+	for _, path := range credsIn(home) {
+		if running != "" && path == credsPath(home, running) {
+			continue
+		}
+		own, err := credential.Load(path)
+		if err == nil && !own.IsSigned() {
+			err = os.Remove(path) // nobody can do anything with the key alone
+		} else if err == nil { // its end does not count: the process may have had it renewed
+			a.reporter.ended(own.Key(), own.JWT(), path)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			a.log.Error("the credential of a start that is over is left; it holds until its end", "err", err)
+		}
 	}
 }
 
-// keepOver has the credential of a start whose process is over outlive the files of its
-// instance, until a core has taken it back.
+// keepOver has the credentials of starts that are over outlive the files of their
+// instance, until a core has taken them back.
 func (a *Agent) keepOver(home string) error {
-	own, err := credential.Load(filepath.Join(home, credsFile))
-	if err != nil || !own.IsSigned() || a.reporter.takenBack(own.Key()) {
-		return nil
+	var errs error
+	for _, from := range credsIn(home) {
+		own, err := credential.Load(from)
+		if err != nil || !own.IsSigned() {
+			continue
+		}
+		path := a.cfg.Dir.over(own.Key())
+		err = durable.MakeDir(filepath.Dir(path))
+		if err == nil {
+			err = durable.Replace(path, []byte(own.JWT()), 0o600)
+		}
+		a.reporter.ended(own.Key(), own.JWT(), path)
+		if err != nil {
+			errs = errors.Join(errs, fmt.Errorf("keep a credential that is to be taken back: %w", err))
+		}
 	}
-	path := a.cfg.Dir.over(own.Key())
-	err = durable.MakeDir(filepath.Dir(path))
-	if err == nil {
-		err = durable.Replace(path, []byte(own.JWT()), 0o600)
-	}
-	a.reporter.ended(own.Key(), own.JWT())
-	if err != nil {
-		return fmt.Errorf("keep a credential that is to be taken back: %w", err)
-	}
-	return nil
+	return errs
 }
 
 // loadOver has all taken back that earlier agents have kept.
@@ -65,19 +79,16 @@ func (a *Agent) loadOver() error {
 		if strings.HasPrefix(e.Name(), ".") {
 			continue // of a write that was cut off
 		}
-		signed, err := os.ReadFile(a.cfg.Dir.over(e.Name()))
+		path := a.cfg.Dir.over(e.Name())
+		signed, err := os.ReadFile(path)
 		if err != nil {
 			a.log.Error("a credential that is to be taken back cannot be read; it holds until its end", "err", err)
 			continue
 		}
-		a.reporter.ended(e.Name(), string(signed))
+		a.reporter.ended(e.Name(), string(signed), path)
 	}
 	return nil
 }
 
 // over is the file of a credential that is to be taken back.
 func (d *Dir) over(key string) string { return filepath.Join(d.Path, overDir, key) }
-
-// forgetOver deletes it, and reports whether it was there. After a power-off it may be
-// there again, which is said once more then.
-func (d *Dir) forgetOver(key string) bool { return os.Remove(d.over(key)) == nil }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,23 +25,38 @@ import (
 // signs has the core sign what it is asked for, for an hour.
 func (c *core) signs() {
 	c.t.Helper()
-	account, err := nkeys.CreateAccount()
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	c.signsIf(func() error { return nil })
+}
+
+// signsIf has it sign what it does not refuse.
+func (c *core) signsIf(refuse func() error) {
+	c.t.Helper()
 	c.subscribe(subjects.AllSigns, func(m *nats.Msg) {
 		var r kbroker.SignRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			panic(err)
 		}
-		claims := jwt.NewUserClaims(r.Key)
-		claims.Name, claims.Expires = string(r.Incarnation), time.Now().Add(time.Hour).Unix()
-		signed, err := claims.Encode(account)
-		if err != nil {
-			panic(err)
+		if err := refuse(); err != nil {
+			_ = respond(m, nil, err)
+			return
 		}
-		_ = respond(m, kbroker.SignReply{Credential: signed}, nil)
+		_ = respond(m, kbroker.SignReply{Credential: c.sign(r.Key, string(r.Incarnation), time.Hour)}, nil)
 	})
+}
+
+// sign is what an account has signed for a key, of a cluster of its own.
+func (c *core) sign(key, name string, life time.Duration) string {
+	account, err := nkeys.CreateAccount()
+	if err != nil {
+		panic(err)
+	}
+	claims := jwt.NewUserClaims(key)
+	claims.Name, claims.Expires = name, time.Now().Add(life).Unix()
+	signed, err := claims.Encode(account)
+	if err != nil {
+		panic(err)
+	}
+	return signed
 }
 
 func (c *core) setDeaf(deaf bool) {
@@ -59,12 +75,12 @@ func (c *core) heardEnded() []string {
 func (r *running) awaitSigned(i kbroker.InstanceID, was string) (signed string, pid int) {
 	r.t.Helper()
 	wait.Until(r.t, 10*time.Second, func() error {
-		own, err := credential.Load(filepath.Join(r.home(i), credsFile))
-		if err != nil {
-			return err
-		}
 		var rec record
 		if err := loadSealed(filepath.Join(r.home(i), recordFile), &rec); err != nil {
+			return err
+		}
+		own, err := credential.Load(credsPath(r.home(i), rec.Incarnation))
+		if err != nil {
 			return err
 		}
 		signed, pid = own.JWT(), rec.PID
@@ -120,8 +136,8 @@ func TestTheEndOfAStartIsSaidUntilItIsHeard(t *testing.T) {
 			c.want()
 			awaitDead(a.t, 10*time.Second, pid)
 			wait.Until(a.t, 5*time.Second, func() error {
-				if _, err := os.Stat(filepath.Join(a.home(id), credsFile)); !errors.Is(err, os.ErrNotExist) {
-					return fmt.Errorf("its credential is still there: %v", err)
+				if left := credsIn(a.home(id)); len(left) > 0 {
+					return fmt.Errorf("its credential is still there: %v", left)
 				}
 				return nil
 			})
@@ -154,13 +170,21 @@ func TestTheEndOfAStartIsSaidUntilItIsHeard(t *testing.T) {
 			c.setDeaf(false)
 			b := c.startAgent(dir)
 			c.awaitEnded(signed)
-			own, err := credential.Load(filepath.Join(b.home(id), credsFile))
-			if err == nil && own.JWT() != signed && slices.Contains(c.heardEnded(), own.JWT()) {
-				t.Error("the end of the start that runs was said, too")
-			}
 			wait.Until(t, 5*time.Second, func() error {
 				if left, err := os.ReadDir(filepath.Join(dir, overDir)); len(left) > 0 {
 					return fmt.Errorf("%d credentials are kept that were taken back: %v", len(left), err)
+				}
+				for _, path := range credsIn(b.home(id)) {
+					own, err := credential.Load(path)
+					if err != nil {
+						return err
+					}
+					if own.JWT() == signed {
+						return fmt.Errorf("%s was taken back, and is there", path)
+					}
+					if own.IsSigned() && slices.Contains(c.heardEnded(), own.JWT()) {
+						t.Error("the end of the start that runs was said, too")
+					}
 				}
 				return nil
 			})
@@ -181,10 +205,8 @@ func TestAnEndThatWasHeardIsNotSaidAgain(t *testing.T) {
 	c.want(tombstone(placement(id, "run")))
 	c.awaitEnded(signed)
 	wait.Until(t, 5*time.Second, func() error { // the agent knows, too
-		a.reporter.mu.Lock()
-		defer a.reporter.mu.Unlock()
-		if len(a.reporter.back) != 1 {
-			return fmt.Errorf("%d credentials are known to be taken back, %d are not", len(a.reporter.back), len(a.reporter.over))
+		if left := credsIn(a.home(id)); len(left) > 0 {
+			return fmt.Errorf("what was taken back is left: %v", left)
 		}
 		return nil
 	})
@@ -231,5 +253,110 @@ func TestAStatusHasTheCredentialOfItsStart(t *testing.T) {
 	}
 	if heard := c.heardEnded(); !slices.Contains(heard, signed) || !slices.Contains(heard, second) {
 		t.Errorf("%d ends were said, want both", len(heard))
+	}
+}
+
+// TestEachStartHasAFileOfItsOwn: who is late for the start before cannot overwrite that of
+// the next one, nor make one again that was taken back.
+func TestEachStartHasAFileOfItsOwn(t *testing.T) {
+	t.Parallel()
+	const id = kbroker.InstanceID("shop-web-1")
+	c, dir := newCore(t), t.TempDir()
+	c.signs()
+	c.want(placement(id, "run"))
+	a := c.startAgent(dir)
+	first, pid := a.awaitSigned(id, "")
+	paths := credsIn(a.home(id))
+	if len(paths) != 1 {
+		t.Fatalf("the first start has %v", paths)
+	}
+	late, err := credential.Keep(paths[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill(t, pid, unix.SIGKILL)
+	second, _ := a.awaitSigned(id, first)
+	c.awaitEnded(first)
+	wait.Until(t, 5*time.Second, func() error {
+		if _, err := os.Stat(paths[0]); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("what was taken back is left: %v", err)
+		}
+		return nil
+	})
+	if err := errors.Join(late.Take(c.sign(late.Look().Key(), "late", 2*time.Hour)), late.Save()); err != nil {
+		t.Fatal(err)
+	}
+	now := credsIn(a.home(id))
+	if len(now) != 1 || now[0] == paths[0] {
+		t.Fatalf("after a late signature there are %v, before %v; want that of the second start", now, paths)
+	}
+	if own, err := credential.Load(now[0]); err != nil || own.JWT() != second {
+		t.Errorf("the second start has another credential: %v", err)
+	}
+	var f kbroker.InstanceFile
+	b, err := os.ReadFile(filepath.Join(a.home(id), instanceFile))
+	if err := errors.Join(err, json.Unmarshal(b, &f)); err != nil || f.Credential != now[0] {
+		t.Errorf("the instance was told %q, %v; want %s", f.Credential, err, now[0])
+	}
+}
+
+// TestACoreWithoutACopyIsAskedAgain: one that has just started knows no placement yet.
+func TestACoreWithoutACopyIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	const id, empty = kbroker.InstanceID("shop-web-1"), 5
+	c, dir := newCore(t), t.TempDir()
+	var asked atomic.Int32
+	c.signsIf(func() error {
+		if asked.Add(1) <= empty {
+			return kbroker.Errorf(kbroker.NotFound, "instance %s is not placed, as far as this core knows", id)
+		}
+		return nil
+	})
+	c.want(placement(id, "run"))
+	c.startAgent(dir).awaitSigned(id, "")
+	if n := asked.Load(); n != empty+1 {
+		t.Errorf("asked %d times, want %d", n, empty+1)
+	}
+}
+
+// TestWhatIsNotWrittenIsWrittenLater, without being signed once more: a disk is full for a
+// while.
+func TestWhatIsNotWrittenIsWrittenLater(t *testing.T) {
+	t.Parallel()
+	const id = kbroker.InstanceID("shop-web-1")
+	c, dir := newCore(t), t.TempDir()
+	var asked atomic.Int32
+	c.signsIf(func() error { asked.Add(1); return nil })
+	a := &Agent{cfg: Config{Host: testHost, Conn: c.conn}, reporter: &reporter{holds: map[kbroker.StatusKey]held{}}}
+	path := filepath.Join(dir, "home", "start.creds")
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := credential.New()
+	if err := errors.Join(err, fresh.Save(path)); err != nil {
+		t.Fatal(err)
+	}
+	own, err := credential.Keep(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	aside := filepath.Join(dir, "aside")
+	if err := os.Rename(filepath.Dir(path), aside); err != nil { // stands for a disk that takes nothing
+		t.Fatal(err)
+	}
+	r := record{Placement: placement(id, "run"), Incarnation: "shop-web-1.1"}
+	for range 2 {
+		if err := a.sign(t.Context(), r, own); err == nil {
+			t.Fatal("nothing is said of what was not written")
+		}
+	}
+	if err := os.Rename(aside, filepath.Dir(path)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.sign(t.Context(), r, own); err != nil {
+		t.Fatal(err)
+	}
+	if there, err := credential.Load(path); err != nil || !there.IsSigned() || asked.Load() != 1 {
+		t.Errorf("signed %t, %v, asked %d times; want it written, and asked for once", there.IsSigned(), err, asked.Load())
 	}
 }

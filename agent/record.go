@@ -24,15 +24,17 @@ const (
 
 // Files of an instance, in instances/<tenant>/<instance>.
 const (
-	recordFile   = "record.json"    // what was started, and what became of it
-	instanceFile = "instance.json"  // for the instance: a kbroker.InstanceFile
-	credsFile    = "instance.creds" // for the instance: its key, and what was signed for it
-	endedFile    = "ended"          // only output is left here
+	recordFile   = "record.json"   // what was started, and what became of it
+	instanceFile = "instance.json" // for the instance: a kbroker.InstanceFile
+	endedFile    = "ended"         // only output is left here
 	outputFile   = "output.log"
 	workDir      = "work"
 	tempDir      = "tmp"
 
 	damagedSuffix = ".damaged"
+	// credsSuffix follows the incarnation: for one start of the instance, its key, and
+	// what was signed for it.
+	credsSuffix = ".creds"
 )
 
 // errDamaged: a file is there and is not what was written.
@@ -104,6 +106,24 @@ func digest(b []byte) string {
 // home is the directory of an instance.
 func (d *Dir) home(k kbroker.StatusKey) string {
 	return filepath.Join(d.Path, instancesDir, string(k.Tenant), string(k.Instance))
+}
+
+// credsPath is the file of the credential of a start: each has its own, so that nobody who
+// is late for one overwrites that of the next.
+func credsPath(home string, start kbroker.Incarnation) string {
+	return filepath.Join(home, filepath.Base(string(start))+credsSuffix)
+}
+
+// credsIn are the files of the credentials of an instance's starts.
+func credsIn(home string) []string {
+	entries, _ := os.ReadDir(home) // one that is not there has none
+	var paths []string
+	for _, e := range entries {
+		if name := e.Name(); strings.HasSuffix(name, credsSuffix) && !strings.HasPrefix(name, ".") {
+			paths = append(paths, filepath.Join(home, name))
+		}
+	}
+	return paths
 }
 
 // homes lists the instances that have a directory.

@@ -3,8 +3,11 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -42,18 +45,17 @@ type reporter struct {
 	counters   *counters
 	dirty      chan struct{} // capacity 1
 
-	// forget deletes what is on disk of a credential that was taken back; false: nothing was.
-	forget func(key string) (kept bool)
-
 	mu     sync.Mutex
 	states map[kbroker.StatusKey]*reported
 	// holds are the credentials of the last starts that were signed.
 	holds map[kbroker.StatusKey]held
 	// over are those of starts that have ended, by public key, until a core has taken
-	// them back; back are those of which it has, and which may be heard of again.
-	over map[string]string
-	back map[string]bool
+	// them back.
+	over map[string]over
 }
+
+// over is what was signed for a start that has ended, and the file that has it.
+type over struct{ signed, path string }
 
 // held is what was signed first for a start.
 type held struct {
@@ -73,7 +75,7 @@ func newReporter(cfg Config, counters *counters) *reporter {
 	return &reporter{
 		host: cfg.Host, generation: cfg.Generation, process: cfg.Dir.Process, conn: cfg.Conn, log: cfg.Log, counters: counters,
 		dirty: make(chan struct{}, 1), states: make(map[kbroker.StatusKey]*reported),
-		holds: map[kbroker.StatusKey]held{}, over: map[string]string{}, back: map[string]bool{}, forget: cfg.Dir.forgetOver,
+		holds: map[kbroker.StatusKey]held{}, over: map[string]over{},
 	}
 }
 
@@ -98,22 +100,12 @@ func (r *reporter) signed(k kbroker.StatusKey, start kbroker.Incarnation, signed
 }
 
 // ended has a credential taken back, which the start of an instance had: what was
-// signed for a public key.
-func (r *reporter) ended(key, signed string) {
+// signed for a public key. The file that has it is deleted then.
+func (r *reporter) ended(key, signed, path string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.back, key)
-	r.over[key] = signed
+	r.over[key] = over{signed, path}
 	r.stir()
-}
-
-// takenBack reports, once, that a core has taken back what ended has told of.
-func (r *reporter) takenBack(key string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	back := r.back[key]
-	delete(r.back, key)
-	return back
 }
 
 // gone notes that nothing is left to say of an instance.
@@ -211,11 +203,11 @@ func (r *reporter) next() (kbroker.ReportRequest, map[kbroker.StatusKey]int) {
 	})
 	keys = keys[:min(len(keys), maxReportStatuses)]
 	req := kbroker.ReportRequest{Host: r.host, Generation: r.generation, Process: r.process}
-	for _, signed := range r.over {
+	for _, o := range r.over {
 		if len(req.Ended) == maxReportEnded {
 			break
 		}
-		req.Ended = append(req.Ended, signed)
+		req.Ended = append(req.Ended, o.signed)
 	}
 	versions := make(map[kbroker.StatusKey]int, len(keys))
 	for _, k := range keys {
@@ -237,25 +229,21 @@ func (r *reporter) next() (kbroker.ReportRequest, map[kbroker.StatusKey]int) {
 
 // heard notes what a core has accepted; what changed meanwhile stays to be said.
 func (r *reporter) heard(versions map[kbroker.StatusKey]int, ended []string) {
-	var keys []string
+	var done []over
 	r.mu.Lock()
-	for key, signed := range r.over {
-		if slices.Contains(ended, signed) {
+	for key, o := range r.over {
+		if slices.Contains(ended, o.signed) {
 			delete(r.over, key)
-			keys = append(keys, key)
+			done = append(done, o)
 		}
 	}
 	r.hear(versions)
 	r.mu.Unlock()
-	for _, key := range keys {
-		if kept := r.forget(key); kept {
-			continue // nobody else knows of it
+	for _, o := range done {
+		// After a power-off it may be there again, which is said once more then.
+		if err := os.Remove(o.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			r.log.Warn("a credential that was taken back is left on disk", "err", err)
 		}
-		r.mu.Lock()
-		if _, again := r.over[key]; !again {
-			r.back[key] = true
-		}
-		r.mu.Unlock()
 	}
 }
 

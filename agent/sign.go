@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -27,18 +26,16 @@ const renewPart = 2. / 3
 // signs has the credential of a running incarnation signed, by any one core, and
 // again in time, until ctx ends.
 func (a *Agent) signs(ctx context.Context, r record) {
-	path := filepath.Join(a.cfg.Dir.home(keyOf(r.Placement)), credsFile)
+	path := credsPath(a.cfg.Dir.home(keyOf(r.Placement)), r.Incarnation)
 	pause, told := signAgain, false
+	var own *credential.Kept
 	for {
-		own, err := credential.Load(path)
-		if due := own.Due(renewPart); err == nil && (!own.IsSigned() || !due.IsZero() && time.Now().After(due)) {
-			own, err = a.signed(ctx, r, own)
-			if err == nil {
-				err = own.Save(path)
-			}
+		var err error
+		if own == nil {
+			own, err = credential.Keep(path)
 		}
-		if err == nil && own.IsSigned() {
-			a.reporter.signed(keyOf(r.Placement), r.Incarnation, own.JWT())
+		if err == nil {
+			err = a.sign(ctx, r, own)
 		}
 		wait := signLook
 		switch {
@@ -49,7 +46,7 @@ func (a *Agent) signs(ctx context.Context, r record) {
 		case err != nil:
 			if !told && pause == signAgainCap {
 				told = true
-				a.log.Warn("a credential is not signed; trying again", "instance", r.Placement.Instance, "err", err)
+				a.log.Warn("a credential is not signed, or not written; trying again", "instance", r.Placement.Instance, "err", err)
 			}
 			wait, pause = pause, min(2*pause, signAgainCap)
 		default:
@@ -63,11 +60,30 @@ func (a *Agent) signs(ctx context.Context, r record) {
 	}
 }
 
+// sign has a credential signed if it is time, and written if that is left to do.
+func (a *Agent) sign(ctx context.Context, r record, own *credential.Kept) error {
+	held := own.Look()
+	if !held.IsSigned() || held.Life() > 0 && held.Left(renewPart) <= 0 {
+		signed, err := a.signed(ctx, r, held.Key())
+		if err == nil {
+			err = own.Take(signed)
+		}
+		if err != nil && held.IsSigned() {
+			a.reporter.signed(keyOf(r.Placement), r.Incarnation, held.JWT())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	a.reporter.signed(keyOf(r.Placement), r.Incarnation, own.Now().JWT())
+	return own.Save()
+}
+
 // signed asks a core once.
-func (a *Agent) signed(ctx context.Context, r record, own credential.Credential) (credential.Credential, error) {
+func (a *Agent) signed(ctx context.Context, r record, key string) (string, error) {
 	var reply kbroker.SignReply
 	err := request(ctx, a.cfg.Conn, subjects.Sign(a.cfg.Host), kbroker.SignRequest{
-		Tenant: r.Placement.Tenant, Instance: r.Placement.Instance, Epoch: r.Placement.Epoch, Incarnation: r.Incarnation, Key: own.Key(),
+		Tenant: r.Placement.Tenant, Instance: r.Placement.Instance, Epoch: r.Placement.Epoch, Incarnation: r.Incarnation, Key: key,
 	}, &reply)
-	return own.Signed(reply.Credential), err
+	return reply.Credential, err
 }

@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // TestANewApplication is made in an empty directory, tested, run beside the
@@ -62,4 +66,35 @@ func TestANewApplication(t *testing.T) {
 	c.must("deploy", filepath.Join(dir, "app.yaml"))
 	wait.Until(t, 5*time.Second, func() error { return ask("shop-shop-1") })
 	c.settled(10*time.Second, "shop", 2)
+}
+
+// echoed is the answer of a program that `kbroker run` runs.
+type echoed struct {
+	Reconnects uint64 `json:"reconnects"`
+}
+
+// echo serves a method with what the environment of a program has, and no SDK.
+func echo() error {
+	leave := make(chan os.Signal, 1)
+	signal.Notify(leave, syscall.SIGINT, syscall.SIGTERM)
+	nc, err := nats.Connect(os.Getenv("NATS_URL"), nats.UserCredentials(os.Getenv("NATS_CREDS")), nats.RootCAs(os.Getenv("NATS_CA")),
+		nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	_, err = nc.QueueSubscribe(subjects.Method("echo", "echo", "say"), subjects.QueueService, func(m *nats.Msg) {
+		b, err := json.Marshal(echoed{nc.Stats().Reconnects})
+		if err == nil {
+			err = m.Respond(b)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	<-leave
+	return nil
 }

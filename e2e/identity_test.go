@@ -17,6 +17,16 @@ import (
 // stopped.
 const revokedWithin = 5 * time.Second
 
+// credsOf is the credential of the start of an instance that runs.
+func (c *cluster) credsOf(host string, i kbroker.InstanceID) string {
+	c.t.Helper()
+	files, err := filepath.Glob(filepath.Join(c.host(host), "instances", "default", string(i), "*.creds"))
+	if err != nil || len(files) != 1 {
+		c.t.Fatalf("credentials of %s on %s: %v, %v; want one", i, host, files, err)
+	}
+	return files[0]
+}
+
 // TestAStolenCredentialEndsWithItsInstance: on every server, also on one that was away
 // when it was taken back.
 func TestAStolenCredentialEndsWithItsInstance(t *testing.T) {
@@ -30,7 +40,7 @@ func TestAStolenCredentialEndsWithItsInstance(t *testing.T) {
 		if string(*r.Host) != away {
 			thief, of = c.target(), *r.Instance
 			thief.CredentialFile = filepath.Join(t.TempDir(), "stolen.creds")
-			copyFile(t, filepath.Join(c.host(string(*r.Host)), "instances", "default", string(*r.Instance), "instance.creds"), thief.CredentialFile)
+			copyFile(t, c.credsOf(string(*r.Host), *r.Instance), thief.CredentialFile)
 			break
 		}
 	}
@@ -123,7 +133,7 @@ func TestACredentialEndsWithItsHost(t *testing.T) {
 	}
 	thief := c.target()
 	thief.CredentialFile = filepath.Join(t.TempDir(), "stolen.creds")
-	copyFile(t, filepath.Join(c.host("h4"), "instances", "default", string(*of.Instance), "instance.creds"), thief.CredentialFile)
+	copyFile(t, c.credsOf("h4", *of.Instance), thief.CredentialFile)
 	cores := []string{"h1", "h2", "h3"}
 	closed := map[string]<-chan nats.Status{}
 	c.kill("h4", true) // what it runs lives, and could have its credential renewed

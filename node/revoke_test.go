@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -49,6 +50,23 @@ func (c *core) signed(t *testing.T, host kbroker.HostID, at time.Time, life time
 		t.Fatal(err)
 	}
 	return own.Signed(jwt)
+}
+
+// TestACredentialSaysOfWhichStartItIs, to the program that has it.
+func TestACredentialSaysOfWhichStartItIs(t *testing.T) {
+	c := aCore(t)
+	want := kbroker.InstanceFile{Tenant: kbroker.DefaultTenant, App: "shop", Service: "web", Instance: "shop-web-1", Incarnation: "shop-web-1.1"}
+	own := c.signed(t, "h2", time.Now(), time.Minute)
+	if got, ok := own.Start(); !ok || !reflect.DeepEqual(got, want) {
+		t.Errorf("of an instance: %+v, %t; want %+v", got, ok, want)
+	}
+	admin, err := c.id.grants.Sign(grants.User{Role: grants.Admin, Name: "ann", Key: own.Key(), Tags: map[string][]string{grants.TagTenant: {string(kbroker.DefaultTenant)}}}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := own.Signed(admin).Start(); ok {
+		t.Errorf("of a person: %+v, want none", got)
+	}
 }
 
 func TestACredentialIsRenewedForItsHolderAlone(t *testing.T) {

@@ -68,7 +68,7 @@ func New(opts ...Option) *App {
 		a.identity = *target.Instance
 		return a
 	}
-	a.identity, a.err = developer(o.as, target.Tenant)
+	a.identity, a.err = developer(o.as, target)
 	return a
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/connect"
 	"github.com/kbroker/kbroker/spec"
 )
 
@@ -14,9 +15,10 @@ import (
 const specFile = "app.yaml"
 
 // developer is who a process is that no agent started: as ("app/service"), or
-// what the app.yaml of the working directory says. Such an instance has no
-// placement.
-func developer(as string, tenant kbroker.TenantID) (kbroker.InstanceFile, error) {
+// what the app.yaml of the working directory says. Which start of it says the
+// credential, if that is for one; else it is a new one. Such an instance has no
+// placement. Invalid: the credential is for another service.
+func developer(as string, cluster connect.Target) (kbroker.InstanceFile, error) {
 	target := Service(as)
 	if as == "" {
 		var err error
@@ -27,6 +29,21 @@ func developer(as string, tenant kbroker.TenantID) (kbroker.InstanceFile, error)
 	if target.err != nil {
 		return kbroker.InstanceFile{}, target.err
 	}
+	start, given, err := cluster.Start()
+	switch {
+	case err != nil:
+		return kbroker.InstanceFile{}, err
+	case given && (start.App != target.app || start.Service != target.service):
+		return kbroker.InstanceFile{}, kbroker.Errorf(kbroker.Invalid, "this program is %s/%s, and its credential, from %s, is for %s/%s", target.app, target.service, cluster.Source, start.App, start.Service).
+			WithHint("`kbroker run %s/%s -- ...` gives it one of its own", target.app, target.service)
+	case given:
+		return start, nil
+	}
+	return newStart(target, cluster.Tenant), nil
+}
+
+// newStart makes one of a service.
+func newStart(target Target, tenant kbroker.TenantID) kbroker.InstanceFile {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	start := hex.EncodeToString(b[:])
@@ -35,7 +52,7 @@ func developer(as string, tenant kbroker.TenantID) (kbroker.InstanceFile, error)
 		Tenant: tenant, App: target.app, Service: target.service,
 		Instance:    kbroker.InstanceID(instance),
 		Incarnation: kbroker.Incarnation(instance + "." + start),
-	}, nil
+	}
 }
 
 // fromSpec takes the app's service of the same name, or its only one.

@@ -36,7 +36,7 @@ func (c *Client) to(t *testing.T, url string) {
 	t.Helper()
 	tr := c.nats()
 	wait.Until(t, patience, func() error { // errBusy: those before are still being left
-		return tr.mover.move(t.Context(), tr.link.Load(), []string{url}, false)
+		return tr.mover.move(t.Context(), t.Context(), tr.link.Load(), []string{url}, false)
 	})
 }
 

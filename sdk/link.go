@@ -29,10 +29,11 @@ type link struct {
 
 	mu    sync.Mutex
 	stage stage
-	gone  bool      // lost is closed
-	lame  bool      // its server shuts down
-	since time.Time // of the connection; zero while there is none
-	holds time.Time // until when its credential does; zero: for ever
+	gone  bool            // lost is closed
+	lame  bool            // its server shuts down
+	since time.Time       // of the connection; zero while there is none
+	shown credential.Held // with the last attempt to connect
+	holds credential.Held // what the connection was made with
 }
 
 type stage int
@@ -71,15 +72,22 @@ func (l *link) is(s stage) bool {
 	return l.stage == s
 }
 
-// up notes a connection.
-func (l *link) up(until time.Time) {
+// show notes the credential that an attempt to connect shows.
+func (l *link) show(h credential.Held) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.since, l.lame, l.holds = time.Now(), false, until
+	l.shown = h
 }
 
-// ends is when the connection is cut, as its credential ends; zero: never.
-func (l *link) ends() time.Time {
+// up notes a connection.
+func (l *link) up() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.since, l.lame, l.holds = time.Now(), false, l.shown
+}
+
+// held is what the connection was made with: it is cut when that ends.
+func (l *link) held() credential.Held {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.holds
@@ -119,7 +127,8 @@ type linkEvents struct {
 
 // network makes links.
 type network struct {
-	target connect.Target // the first server is home
+	target connect.Target   // the first server is home
+	own    *credential.Kept // of the process; nil: it has none that comes to an end
 	name   string
 	log    *slog.Logger
 }
@@ -139,6 +148,13 @@ func newNetwork(target connect.Target, name string, log *slog.Logger) *network {
 // first makes the link that a client begins with. That of an instance may still
 // be on its way to its first connection.
 func (n *network) first(ctx context.Context, on linkEvents) (*link, error) {
+	if file := n.target.CredentialFile; file != "" && n.own == nil {
+		own, err := credential.Keep(file)
+		if err != nil {
+			return nil, err
+		}
+		n.own, n.target.Credential, n.target.CredentialFile = own, "", ""
+	}
 	l := &link{lost: make(chan struct{}), stage: current}
 	conn, err := n.target.Connect(ctx, n.name, append(n.options(l, on), nats.DontRandomize())...)
 	return n.made(l, conn), err
@@ -164,27 +180,9 @@ func (n *network) made(l *link, conn *nats.Conn) *link {
 	}
 	l.conn = conn
 	if conn.IsConnected() {
-		l.up(n.until())
+		l.up()
 	}
 	return l
-}
-
-// until is when the credential ends that a connection shows now.
-func (n *network) until() time.Time {
-	c, err := n.credential()
-	if err != nil {
-		return time.Time{}
-	}
-	_, until := c.Holds()
-	return until
-}
-
-// credential is that of the process as it is now. Only those in a file come to an end.
-func (n *network) credential() (credential.Credential, error) {
-	if n.target.CredentialFile == "" {
-		return credential.Credential{}, nil
-	}
-	return credential.Load(n.target.CredentialFile)
 }
 
 // elsewhere are the servers to move to from a link: home first, if it is not
@@ -200,18 +198,22 @@ func (n *network) elsewhere(l *link) []string {
 func (n *network) home() string { return n.target.Servers[0] }
 
 func (n *network) options(l *link, on linkEvents) []nats.Option {
-	return []nats.Option{
+	var identity []nats.Option
+	if n.own != nil {
+		identity = n.own.Options(l.show)
+	}
+	return append(identity,
 		nats.ConnectHandler(func(*nats.Conn) {
 			// Called for every first connection, some time later. It is news
 			// only of one that was made in the background; to a call that was
 			// sent meanwhile it would look like a loss.
 			if since, _ := l.state(); since.IsZero() && l.is(current) {
-				l.up(n.until())
+				l.up()
 				on.connected()
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			l.up(n.until())
+			l.up()
 			n.log.Info("connected again", "server", nc.ConnectedUrlRedacted())
 			on.connected()
 		}),
@@ -245,7 +247,7 @@ func (n *network) options(l *link, on linkEvents) []nats.Option {
 			}
 			n.log.Warn("connection error", "err", err)
 		}),
-	}
+	)
 }
 
 // refusedSubject is the one that a server did not let this process publish to.

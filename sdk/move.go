@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,15 +70,17 @@ func goesHome(since, now time.Time, lame, atHome bool, stable time.Duration) boo
 // mover changes the server of a transport such that no request is lost ("make
 // before break"): a second link is made, everything is joined there, the
 // transport sends over it, and only then the first link is left. It does so
-// when the server of the current link says that it shuts down (lame duck), before the
-// credential ends that the link was made with, and to return home. Without another server within reach it stays, and nats.go
-// reconnects when the server has gone.
+// when the server of the current link says that it shuts down (lame duck), before
+// the credential ends that the link was made with, and to return home. The first
+// cannot wait, and the others are given up for it. Without another server within
+// reach it stays, and nats.go reconnects when the server has gone.
 type mover struct {
 	t       *natsTransport
 	network *network
 	pace    pace
 	on      connEvents
-	due     chan struct{} // look at the current link
+	due     chan struct{} // a server shuts down: look at the current link
+	aged    chan struct{} // look whether the current link has an older credential than there is
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -90,18 +93,24 @@ type mover struct {
 }
 
 func (m *mover) events() linkEvents {
-	return linkEvents{m.on, func() {
-		select {
-		case m.due <- struct{}{}:
-		default: // it will look anyway
-		}
-	}}
+	return linkEvents{m.on, func() { stir(m.due) }}
+}
+
+// stir wakes who waits for c, of capacity 1.
+func stir(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // it will look anyway
+	}
 }
 
 func (m *mover) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel = cancel
 	m.running.Go(func() { m.run(ctx) })
+	if m.network.own != nil {
+		m.running.Go(func() { m.renews(ctx) })
+	}
 }
 
 // stop ends it at once, and every link that was being left.
@@ -112,36 +121,69 @@ func (m *mover) stop() {
 
 func (m *mover) run(ctx context.Context) {
 	defer m.left.Wait()
-	again, home, fresh := time.NewTimer(moveAgain), time.NewTimer(m.pace.homeWait(0)), time.NewTimer(freshLook)
+	again, home := time.NewTimer(moveAgain), time.NewTimer(m.pace.homeWait(0))
 	defer again.Stop()
 	defer home.Stop()
-	defer fresh.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-m.due:
+		case <-m.aged:
 		case <-again.C:
 		case <-home.C:
-			m.goHome(ctx)
+			m.yielding(ctx, func(way context.Context) { m.goHome(ctx, way) })
 			home.Reset(m.pace.homeWait(m.returns))
-		case <-fresh.C:
-			fresh.Reset(m.refresh(ctx))
-			continue
 		}
-		l := m.t.link.Load()
-		if since, lame := l.state(); since.IsZero() || !lame {
-			continue
-		}
-		if err := m.move(ctx, l, m.network.elsewhere(l), false); err != nil && ctx.Err() == nil {
-			m.t.log.Warn("the server shuts down and no other takes over yet", "server", l.conn.ConnectedUrlRedacted(), "err", err)
-			again.Reset(moveAgain + rand.N(moveAgain))
+		if wait := m.look(ctx); wait > 0 {
+			again.Reset(wait)
 		}
 	}
 }
 
+// look leaves the current link if it must be left, and returns when to try again; 0: no
+// need.
+func (m *mover) look(ctx context.Context) time.Duration {
+	l := m.t.link.Load()
+	switch since, lame := l.state(); {
+	case since.IsZero():
+	case lame:
+		if err := m.move(ctx, ctx, l, m.network.elsewhere(l), false); err != nil && ctx.Err() == nil {
+			m.t.log.Warn("the server shuts down and no other takes over yet", "server", l.conn.ConnectedUrlRedacted(), "err", err)
+			return moveAgain + rand.N(moveAgain)
+		}
+	case m.isOutdated(l):
+		var err error
+		m.yielding(ctx, func(way context.Context) {
+			servers := append([]string{l.conn.ConnectedUrl()}, m.network.elsewhere(l)...)
+			err = m.move(ctx, way, l, slices.DeleteFunc(servers, func(s string) bool { return s == "" }), true)
+		})
+		if err != nil && ctx.Err() == nil {
+			m.t.log.Warn("no server takes the renewed credential of this process yet", "left", l.held().Left(1), "err", err)
+			return askAgain(l.held())
+		}
+	}
+	return 0
+}
+
+// yielding runs what is to be given up when a server shuts down: way ends then, and there
+// is still to be looked at who.
+func (m *mover) yielding(ctx context.Context, run func(way context.Context)) {
+	way, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() { defer close(done); run(way) }()
+	select {
+	case <-done:
+	case <-m.due:
+		cancel()
+		<-done
+		stir(m.due)
+	}
+}
+
 // goHome returns to the process's own server, if that is there again.
-func (m *mover) goHome(ctx context.Context) {
+func (m *mover) goHome(ctx, way context.Context) {
 	l, home := m.t.link.Load(), m.network.home()
 	since, lame := l.state()
 	at := l.conn.ConnectedUrl() == home || l.conn.ConnectedServerId() == m.homeID
@@ -152,7 +194,7 @@ func (m *mover) goHome(ctx context.Context) {
 	if !goesHome(since, now, lame, at, m.pace.stable) {
 		return
 	}
-	switch err := m.move(ctx, l, []string{home}, false); {
+	switch err := m.move(ctx, way, l, []string{home}, false); {
 	case errors.Is(err, errSame):
 		m.homeID = l.conn.ConnectedServerId() // by another address
 		return
@@ -175,12 +217,13 @@ var (
 )
 
 // move takes the transport from one link to another server, or (same) to one that may
-// be the same. When it returns an error nothing has changed.
-func (m *mover) move(ctx context.Context, from *link, servers []string, same bool) error {
+// be the same. way ends it until the switch, ctx also what follows. When it returns an
+// error nothing has changed.
+func (m *mover) move(ctx, way context.Context, from *link, servers []string, same bool) error {
 	if len(m.t.joins.open()) >= maxLinks {
 		return errBusy
 	}
-	way, cancel := context.WithTimeout(ctx, moveWithin)
+	way, cancel := context.WithTimeout(way, moveWithin)
 	defer cancel()
 	to, err := m.network.second(way, servers, m.events())
 	if err != nil {

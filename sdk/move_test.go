@@ -199,13 +199,13 @@ func TestAMoveNeedsAServerOfTheSameCluster(t *testing.T) {
 	defer client.Close()
 	tr := client.nats()
 	l := tr.link.Load()
-	if err := tr.mover.move(t.Context(), l, []string{alone.URL}, false); !errors.Is(err, errNoAnswer) {
+	if err := tr.mover.move(t.Context(), t.Context(), l, []string{alone.URL}, false); !errors.Is(err, errNoAnswer) {
 		t.Errorf("move to a server of no cluster: %v, want %v", err, errNoAnswer)
 	}
 	if tr.link.Load() != l {
 		t.Error("it has moved")
 	}
-	if err := tr.mover.move(t.Context(), l, []string{"nats://localhost" + here.URL[strings.LastIndex(here.URL, ":"):]}, false); !errors.Is(err, errSame) {
+	if err := tr.mover.move(t.Context(), t.Context(), l, []string{"nats://localhost" + here.URL[strings.LastIndex(here.URL, ":"):]}, false); !errors.Is(err, errSame) {
 		t.Errorf("move to the same server by another address: %v, want %v", err, errSame)
 	}
 }

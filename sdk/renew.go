@@ -5,8 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/credential"
@@ -14,71 +15,105 @@ import (
 )
 
 const (
-	// freshLook is how often it is looked at whether the credential is to be renewed,
-	// where nothing is known of its end.
-	freshLook = 2 * time.Second
-	// renewPart of a credential's life passes before the process renews it.
-	renewPart = 0.5
+	// renewPart of a credential's life passes before the process renews it, and up to
+	// renewSpread more by chance: all that were started at once need not come back at
+	// once.
+	renewPart   = 0.5
+	renewSpread = 0.05
 	// renewWithin bounds one question to the cores.
 	renewWithin = 2 * time.Second
+	// In lookPart of a credential's life it is looked at whether somebody else has
+	// renewed it, lookMin to lookMax.
+	lookPart = 8
+	lookMin  = 250 * time.Millisecond
+	lookMax  = time.Minute
+	// againPart of what is left of it is the pause after a renewal that failed, moveAgain
+	// to lookMax.
+	againPart = 16
 )
 
-// refresh renews the credential of the process when it is time, and takes the transport
-// to a connection that was made with it: the server cuts the one before when its
-// credential ends. It returns when to look again.
-func (m *mover) refresh(ctx context.Context) time.Duration {
-	l := m.t.link.Load()
-	ends := l.ends()
-	if ends.IsZero() {
-		return freshLook
+// renews has the credential of the process renewed when it is time, and the mover know of
+// each that holds for longer than the connection's, whoever had it signed.
+func (m *mover) renews(ctx context.Context) {
+	own, of, part := m.network.own, "", renewPart
+	look := time.NewTimer(lookMin)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		held := own.Look()
+		if held.JWT() != of {
+			of, part = held.JWT(), renewPart+rand.Float64()*renewSpread
+		}
+		var err error
+		l := m.t.link.Load()
+		if since, _ := l.state(); !since.IsZero() && held.Life() > 0 && held.Left(part) <= 0 {
+			err = renew(ctx, l.conn, own)
+		}
+		if m.isOutdated(m.t.link.Load()) {
+			stir(m.aged)
+		}
+		if err == nil {
+			err = own.Save() // the mover does not wait for a disk
+		}
+		held = own.Now()
+		wait := lookIn(held, part)
+		if err != nil && ctx.Err() == nil {
+			wait = askAgain(held)
+			m.t.log.Warn("the credential of this process is not renewed, or not written; trying again", "left", held.Left(1), "err", err)
+		}
+		look.Reset(wait)
 	}
-	own, err := m.network.credential()
-	if due := own.Due(renewPart); err == nil && !due.IsZero() && !time.Now().Before(due) {
-		own, err = m.renew(ctx, l, own)
-	}
-	_, until := own.Holds()
-	if err == nil && until.After(ends) {
-		servers := append([]string{l.conn.ConnectedUrl()}, m.network.elsewhere(l)...)
-		err = m.move(ctx, l, slices.DeleteFunc(servers, func(s string) bool { return s == "" }), true)
-	}
-	switch {
-	case ctx.Err() != nil:
-		return freshLook
-	case err != nil:
-		m.t.log.Warn("the credential of this process is not renewed; trying again", "ends", ends, "err", err)
-		return min(freshLook, max(time.Until(ends)/8, moveAgain)) + rand.N(moveAgain)
-	case until.After(ends):
-		return freshLook
-	}
-	// All that were started at once need not come back at once.
-	wait := time.Until(own.Due(renewPart))
-	return max(freshLook/4, wait+rand.N(max(time.Millisecond, wait/10)))
 }
 
-// renew has the credential signed again by any one core, and keeps it where the
-// connections of this process take it from.
-func (m *mover) renew(ctx context.Context, l *link, own credential.Credential) (credential.Credential, error) {
-	body, err := json.Marshal(kbroker.RenewRequest{Credential: own.JWT()})
+// isOutdated: there is a credential that holds for longer than that with which a link was
+// made.
+func (m *mover) isOutdated(l *link) bool {
+	return m.network.own != nil && l.held().IsSigned() && m.network.own.Now().JWT() != l.held().JWT()
+}
+
+// lookIn is the time until a credential is looked at again, which is renewed when a part
+// of its life has passed.
+func lookIn(held credential.Held, part float64) time.Duration {
+	switch {
+	case !held.IsSigned():
+		return lookMin
+	case held.Life() == 0:
+		return lookMax
+	}
+	return min(max(lookMin, min(held.Left(part), held.Life()/lookPart)), lookMax)
+}
+
+// askAgain is the pause after a renewal that failed.
+func askAgain(held credential.Held) time.Duration {
+	return min(max(moveAgain, held.Left(1)/againPart), lookMax) + rand.N(moveAgain)
+}
+
+// renew has the credential signed again by any one core.
+func renew(ctx context.Context, conn *nats.Conn, own *credential.Kept) error {
+	body, err := json.Marshal(kbroker.RenewRequest{Credential: own.Now().JWT()})
 	if err != nil {
-		return own, fmt.Errorf("encode request: %w", err)
+		return fmt.Errorf("encode request: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewWithin)
 	defer cancel()
-	answer, err := l.conn.RequestWithContext(ctx, subjects.Renew(own.Key()), body)
+	answer, err := conn.RequestWithContext(ctx, subjects.Renew(own.Now().Key()), body)
 	if err != nil {
-		return own, fmt.Errorf("ask the cores: %w", err)
+		return fmt.Errorf("ask the cores: %w", err)
 	}
 	if answer.Header.Get(subjects.HeaderCode) != "" {
 		e := &kbroker.Error{}
 		if err := json.Unmarshal(answer.Data, e); err != nil {
-			return own, fmt.Errorf("unreadable refusal: %w", err)
+			return fmt.Errorf("unreadable refusal: %w", err)
 		}
-		return own, e
+		return e
 	}
 	var reply kbroker.SignReply
 	if err := json.Unmarshal(answer.Data, &reply); err != nil {
-		return own, fmt.Errorf("unreadable answer: %w", err)
+		return fmt.Errorf("unreadable answer: %w", err)
 	}
-	own = own.Signed(reply.Credential)
-	return own, own.Save(m.network.target.CredentialFile)
+	return own.Take(reply.Credential)
 }

@@ -70,7 +70,7 @@ const slotBase = 36
 // newNATSTransport connects. ctx bounds the first connection only.
 func newNATSTransport(ctx context.Context, n *network, p pace, on connEvents) (*natsTransport, error) {
 	t := &natsTransport{log: n.log, slots: map[uint64]func(uint64, *nats.Msg){}}
-	t.mover = mover{t: t, network: n, pace: p, on: on, due: make(chan struct{}, 1)}
+	t.mover = mover{t: t, network: n, pace: p, on: on, due: make(chan struct{}, 1), aged: make(chan struct{}, 1)}
 	l, err := n.first(ctx, t.mover.events())
 	if err != nil {
 		return nil, err

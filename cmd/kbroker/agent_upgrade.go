@@ -96,7 +96,7 @@ func (u *upgrade) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		target.Credential, target.CredentialFile = person.Credential, person.CredentialFile
+		target = target.Borrow(person)
 	}
 	api, err := client.Open(ctx, target, "kbroker agent upgrade")
 	if err != nil {

@@ -114,7 +114,11 @@ func (f *fakeCore) told(verb string, m *nats.Msg) (reply any, known bool, err er
 		if err != nil {
 			return nil, true, err
 		}
-		signed, err := jwt.NewUserClaims(r.Key).Encode(account)
+		claims := jwt.NewUserClaims(r.Key)
+		if f.life > 0 {
+			claims.Expires = time.Now().Add(f.life).Unix()
+		}
+		signed, err := claims.Encode(account)
 		return kbroker.SignReply{Credential: signed}, true, err
 	case subjects.VerbWhy:
 		var r kbroker.WhyRequest

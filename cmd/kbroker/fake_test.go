@@ -38,7 +38,8 @@ type fakeCore struct {
 	stored   map[string][]byte // by digest
 	tokens   []kbroker.Token
 	users    []kbroker.User
-	tampered string // with its audit trail
+	tampered string        // with its audit trail
+	life     time.Duration // of credentials for programs beside the cluster; 0: for ever
 }
 
 // fakeNow is when tokens are made, fakeRoot the fingerprint that they have.

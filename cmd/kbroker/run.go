@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,7 +22,6 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/client"
-	"github.com/kbroker/kbroker/internal/credential"
 )
 
 // Environment of a program that `run` starts.
@@ -58,7 +58,11 @@ APP/SERVICE the app.yaml of the working directory says who the program is.
 The first interrupt is passed on to the program, so that it finishes what it has
 begun; the second one kills it. When the terminal is closed it is asked to end
 (SIGTERM) and killed after 5 s, and it never outlives this command, even a killed
-one. Its exit code is that of the command.`,
+one. Its exit code is that of the command.
+
+The program has a credential of its own, in the file that NATS_CREDS names, which is
+renewed there as long as it runs. A server cuts off who connected with one that has
+ended: the SDK connects again before, others reconnect with what the file has then.`,
 		Example: `  kbroker run -- go run .
   kbroker run shop/cart -- ./bin/cart --verbose`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -131,7 +135,8 @@ func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.Serv
 	defer os.RemoveAll(dir)
 	instance := developmentInstance(target, app, service)
 	instance.Credential = filepath.Join(dir, "instance.creds")
-	if err := credit(ctx, api, instance); err != nil {
+	own, err := credit(ctx, api, instance)
+	if err != nil {
 		return err
 	}
 	file := filepath.Join(dir, "instance.json")
@@ -158,20 +163,12 @@ func (c *cli) run(ctx context.Context, app kbroker.AppName, service kbroker.Serv
 	}
 	cmd.Env = runEnviron(os.Environ(), file, instance, roots)
 	cmd.Stdout, cmd.Stderr = c.out, c.err
+	renewing, end := context.WithCancel(context.WithoutCancel(ctx)) // a program that was asked to end may take its time
+	var renewal sync.WaitGroup
+	renewal.Go(func() { c.renews(renewing, api, instance, own) })
+	defer renewal.Wait()
+	defer end()
 	return c.attend(ctx, cmd, files)
-}
-
-// credit has a credential signed for a development instance, and writes it.
-func credit(ctx context.Context, api *client.Client, i kbroker.InstanceFile) error {
-	own, err := credential.New()
-	if err != nil {
-		return err
-	}
-	signed, err := api.Develop(ctx, kbroker.DevelopRequest{App: i.App, Service: i.Service, Instance: i.Instance, Incarnation: i.Incarnation, Key: own.Key()})
-	if err != nil {
-		return err
-	}
-	return own.Signed(signed).Save(i.Credential)
 }
 
 // isDeployed reports whether the cluster knows the app; when nobody answers it

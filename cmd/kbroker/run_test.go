@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -146,4 +147,37 @@ func TestAProgramEndsWithTheRunThatStartedIt(t *testing.T) {
 		}
 		d.gone(t)
 	})
+}
+
+// TestAProgramHasACredentialAsLongAsItRuns, of one key, though it does not know how to have
+// it renewed.
+func TestAProgramHasACredentialAsLongAsItRuns(t *testing.T) {
+	if err := needLinux(); err != nil {
+		t.Skip(err)
+	}
+	core := newFakeCore(t)
+	core.life = 2 * time.Second
+	temp := t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "kbroker", "run", "hello", "--", "sh", "-c", `
+		key() { sed '1,/END NATS USER JWT/d' "$NATS_CREDS"; }
+		of=$(key)
+		for time in 1 2 3; do
+			was=$(cat "$NATS_CREDS")
+			while [ "$(cat "$NATS_CREDS")" = "$was" ]; do sleep 0.05; done
+			[ "$(key)" = "$of" ] || exit 3
+		done
+		echo renewed`)
+	cmd.Env = append(os.Environ(), "NATS_URL="+core.url, "KBROKER_CONTEXT=", "KBROKER_DIR=", "KBROKER_INSTANCE=", "TMPDIR="+temp)
+	cmd.Dir = t.TempDir()
+	var notes bytes.Buffer
+	cmd.Stderr = &notes
+	out, err := cmd.Output()
+	if err != nil || strings.TrimSpace(string(out)) != "renewed" {
+		t.Fatalf("the program has said %q, %v; want that its credential was renewed three times\n%s", out, err, notes.String())
+	}
+	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+		t.Errorf("temporary files are left: %v, %v", left, err)
+	}
 }

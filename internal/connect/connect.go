@@ -101,6 +101,17 @@ func (t Target) Role() string {
 	return c.Role()
 }
 
+// Start is the start of an instance that the credential was signed for; false: there is
+// none, or it is that of somebody else.
+func (t Target) Start() (kbroker.InstanceFile, bool, error) {
+	c, err := t.credential()
+	if err != nil || c == nil {
+		return kbroker.InstanceFile{}, false, err
+	}
+	i, ok := c.Start()
+	return i, ok, nil
+}
+
 // credential is the one that is shown; nil: none.
 func (t Target) credential() (*credential.Credential, error) {
 	switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/kbroker/kbroker"
@@ -59,8 +60,8 @@ type Target struct {
 //  7. NATS_URL
 //
 // To URLs, of the flag or of NATS_URL, belong the roots in the file of NATS_CA and
-// the credential of NATS_CREDS; to those of the flag, without, what would be found
-// without it: they may be some of its cores.
+// the credential of NATS_CREDS. Those of the flag, with neither, borrow from what would
+// be found without it: they may be some of its cores. See Target.Borrow.
 //
 // What is named in 1 to 4 and not there is an error (NotFound): it is never
 // silently another cluster. A file that is not what it should be is Invalid.
@@ -100,6 +101,19 @@ func Find(flag string) (Target, error) {
 		WithHint("`kbroker up` starts one on this machine; looked at %s", strings.Join(looked, ", "))
 }
 
+// Borrow is t with the roots of another place and the credential from there: the servers
+// of t must prove that they are of the cluster that it is for, as who is shown it could
+// use it elsewhere while it is shown. Without roots it is lent only to servers that from
+// names itself.
+func (t Target) Borrow(from Target) Target {
+	t.CA, t.Credential, t.CredentialFile = from.CA, "", ""
+	named := func(s string) bool { return slices.Contains(from.Servers, s) }
+	if from.CA != "" || !slices.ContainsFunc(t.Servers, func(s string) bool { return !named(s) }) {
+		t.Credential, t.CredentialFile = from.Credential, from.CredentialFile
+	}
+	return t
+}
+
 // named resolves what a person wrote: URLs (where allowed), a context's name,
 // a directory or a file.
 func named(value, source string, address bool) (Target, error) {
@@ -108,12 +122,11 @@ func named(value, source string, address bool) (Target, error) {
 		if err != nil {
 			return t, err
 		}
-		around, err := Find("")
-		if err == nil && t.CA == "" {
-			t.CA = around.CA
+		if t.CA != "" || t.CredentialFile != "" {
+			return t, nil
 		}
-		if err == nil && t.CredentialFile == "" {
-			t.Credential, t.CredentialFile = around.Credential, around.CredentialFile
+		if around, err := Find(""); err == nil {
+			t = t.Borrow(around)
 		}
 		return t, nil
 	}

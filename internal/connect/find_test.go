@@ -31,7 +31,7 @@ func newWorld(t *testing.T) world {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{EnvInstance, EnvDir, EnvContext, EnvURL} {
+	for _, name := range []string{EnvInstance, EnvDir, EnvContext, EnvURL, EnvCA, EnvCreds} {
 		t.Setenv(name, "")
 	}
 	t.Setenv("XDG_CONFIG_HOME", w.config)
@@ -160,9 +160,10 @@ func TestFindTakesTheFirstPlaceThatNamesACluster(t *testing.T) {
 	}
 }
 
-// TestURLsGoWithRoots: those of NATS_CA, or else, of a flag, those of the cluster
-// that is found without it.
-func TestURLsGoWithRoots(t *testing.T) {
+// TestACredentialGoesWithItsRoots, in all combinations of what names servers, roots and a
+// credential: no server is shown one that the place neither names nor knows by its roots
+// where the credential is from.
+func TestACredentialGoesWithItsRoots(t *testing.T) {
 	root := func(name string) string {
 		a, err := pki.NewRoot(name)
 		if err != nil {
@@ -170,19 +171,76 @@ func TestURLsGoWithRoots(t *testing.T) {
 		}
 		return string(pki.EncodeCerts(a.Cert))
 	}
-	around, other := root("around"), root("other")
+	const flagged, around = "nats://flag:1", "nats://around:1"
+	rootsAround, rootsEnv := root("around"), root("env")
+	for _, servers := range []string{"flag", "flag that names the same server", "flag that names one more", "NATS_URL", "place"} {
+		for _, place := range []string{"none", "bare", "with roots", "with a credential", "with both"} {
+			for _, env := range []string{"none", "NATS_CA", "NATS_CREDS", "both"} {
+				t.Run(servers+", place "+place+", environment "+env, func(t *testing.T) {
+					w := newWorld(t)
+					c := Context{Servers: []string{around}}
+					if place == "with roots" || place == "with both" {
+						c.CA = rootsAround
+					}
+					if place == "with a credential" || place == "with both" {
+						c.Credential = "around"
+					}
+					if place != "none" {
+						w.cluster(LocalDir)
+						if err := WriteContext(filepath.Join(w.root, LocalDir), c); err != nil {
+							t.Fatal(err)
+						}
+					}
+					ca, creds := "", ""
+					if env == "NATS_CA" || env == "both" {
+						ca = rootsEnv
+						t.Setenv(EnvCA, w.write(rootsEnv, "env.pem"))
+					}
+					if env == "NATS_CREDS" || env == "both" {
+						creds = filepath.Join(w.root, "env.creds")
+						t.Setenv(EnvCreds, creds)
+					}
+					flag, want := "", Target{Servers: c.Servers, CA: c.CA, Credential: c.Credential}
+					switch servers {
+					case "flag", "flag that names the same server", "flag that names one more":
+						flag = map[string]string{"flag": flagged, "flag that names the same server": around}[servers]
+						if flag == "" {
+							flag = around + "," + flagged
+						}
+						switch {
+						case env != "none": // it says all there is to say of URLs
+							want = Target{CA: ca, CredentialFile: creds}
+						case c.CA != "": // they must prove that they are of that cluster
+						case servers != "flag that names the same server":
+							want = Target{} // which could be anybody
+						}
+						want.Servers = strings.Split(flag, ",")
+					case "NATS_URL":
+						t.Setenv(EnvURL, flagged)
+						if place == "none" {
+							want = Target{Servers: []string{flagged}, CA: ca, CredentialFile: creds}
+						}
+					case "place":
+						if place == "none" {
+							return
+						}
+					}
+					got, err := Find(flag)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !slices.Equal(got.Servers, want.Servers) || got.CA != want.CA || got.Credential != want.Credential || got.CredentialFile != want.CredentialFile {
+						t.Errorf("Find(%q):\n%+v, want\n%+v", flag, got, want)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestURLsGoWithReadableRoots or not at all.
+func TestURLsGoWithReadableRoots(t *testing.T) {
 	w := newWorld(t)
-	w.cluster(LocalDir)
-	if err := WriteContext(filepath.Join(w.root, LocalDir), Context{Servers: []string{"nats://a:1"}, CA: around}); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := Find("nats://b:1"); err != nil || got.CA != around || !slices.Equal(got.Servers, []string{"nats://b:1"}) {
-		t.Errorf("URLs of the flag: %+v, %v; want the roots of the cluster that is here", got, err)
-	}
-	t.Setenv(EnvCA, w.write(other, "other.pem"))
-	if got, err := Find("nats://b:1"); err != nil || got.CA != other {
-		t.Errorf("with %s: %+v, %v", EnvCA, got, err)
-	}
 	t.Setenv(EnvCA, w.write("x", "other.pem"))
 	if _, err := Find("nats://b:1"); !errors.Is(err, kbroker.Invalid) || kbroker.AsError(err).Hint == "" {
 		t.Errorf("with a file that holds none: %v", err)

@@ -5,7 +5,7 @@ package credential
 import (
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"strings"
 	"time"
 
@@ -103,15 +103,47 @@ func (c Credential) Role() string {
 		return ""
 	}
 	for _, t := range claims.Tags {
-		if role, ok := strings.CutPrefix(t, roleTag); ok {
+		if role, ok := strings.CutPrefix(t, tagRole); ok {
 			return role
 		}
 	}
 	return ""
 }
 
-// roleTag begins the tag of grants.TagRole.
-const roleTag = "role:"
+// Tags of what a core signs, for a person and for a start of an instance: as package grants
+// has them.
+const (
+	tagRole        = "role:"
+	tagTenant      = "tenant:"
+	tagApp         = "app:"
+	tagService     = "service:"
+	tagInstance    = "instance:"
+	tagIncarnation = "incarnation:"
+)
+
+// Start is the start of an instance that it was signed for: it may answer as no other.
+// false: it is that of somebody else.
+func (c Credential) Start() (kbroker.InstanceFile, bool) {
+	var i kbroker.InstanceFile
+	claims, err := jwt.DecodeUserClaims(c.jwt)
+	if err != nil {
+		return i, false
+	}
+	for _, tag := range claims.Tags {
+		for name, take := range map[string]func(string){
+			tagTenant:      func(v string) { i.Tenant = kbroker.TenantID(v) },
+			tagApp:         func(v string) { i.App = kbroker.AppName(v) },
+			tagService:     func(v string) { i.Service = kbroker.ServiceName(v) },
+			tagInstance:    func(v string) { i.Instance = kbroker.InstanceID(v) },
+			tagIncarnation: func(v string) { i.Incarnation = kbroker.Incarnation(v) },
+		} {
+			if v, ok := strings.CutPrefix(tag, name); ok {
+				take(v)
+			}
+		}
+	}
+	return i, i.Tenant != "" && i.App != "" && i.Service != "" && i.Instance != "" && i.Incarnation != ""
+}
 
 // Check says why no cluster would take it at the time.
 func (c Credential) Check(now time.Time) error {
@@ -141,16 +173,6 @@ func (c Credential) Holds() (from, until time.Time) {
 	return time.Unix(claims.IssuedAt, 0), time.Unix(claims.Expires, 0)
 }
 
-// Due is when it is to be renewed: when a part of its life, 0 to 1, has passed. Zero:
-// never.
-func (c Credential) Due(part float64) time.Time {
-	from, until := c.Holds()
-	if until.IsZero() {
-		return until
-	}
-	return from.Add(time.Duration(part * float64(until.Sub(from))))
-}
-
 // Options are those of a connection that shows it.
 func (c Credential) Options() []nats.Option {
 	return []nats.Option{
@@ -159,46 +181,23 @@ func (c Credential) Options() []nats.Option {
 	}
 }
 
-// signedWait is how long an attempt to connect waits for what is being signed, and
-// signedLook how often it looks.
-const (
-	signedWait = 500 * time.Millisecond
-	signedLook = 5 * time.Millisecond
-)
-
-// FileOptions are those of a connection that shows what is in a file at the time: the
-// key is there from the beginning, what a core signs for it may come later, and again.
+// FileOptions are those of a connection that shows what is in a file at the time.
 func FileOptions(path string) ([]nats.Option, error) {
-	c, err := Load(path)
+	k, err := Keep(path)
 	if err != nil {
 		return nil, err
 	}
-	signed := func() (string, error) {
-		patience := time.After(signedWait)
-		for {
-			now, err := Load(path)
-			if err == nil && now.jwt != "" {
-				return now.jwt, nil
-			}
-			select {
-			case <-patience:
-				return "", errors.Join(errors.New("no core has signed the credential of this process yet"), err)
-			case <-time.After(signedLook):
-			}
-		}
-	}
-	// Not by nats.UserJWT, which asks at once for what may be signed later: a connection
-	// that is made in the background fails with it.
-	show := func(o *nats.Options) error {
-		o.UserJWT, o.SignatureCB = signed, c.key.Sign
-		return nil
-	}
-	return []nats.Option{show, nats.CustomInboxPrefix(c.Inbox())}, nil
+	return k.Options(nil), nil
 }
 
 // Load reads a .creds file.
 func Load(path string) (Credential, error) {
-	b, err := os.ReadFile(path)
+	c, _, err := load(path)
+	return c, err
+}
+
+func read(r io.Reader, path string) (Credential, error) {
+	b, err := io.ReadAll(r)
 	if err != nil {
 		return Credential{}, fmt.Errorf("read a credential: %w", err)
 	}

@@ -1,7 +1,11 @@
 package credential
 
 import (
+	"encoding/base64"
+	"fmt"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -103,4 +107,32 @@ func TestAConnectionMayBeginBeforeItsCredentialIsSigned(t *testing.T) {
 		t.Fatalf("%v, want a connection that tries again", err)
 	}
 	nc.Close()
+}
+
+// signedAt is signed for a life by a clock that may be off: as jwt notes the time itself,
+// that is changed after it has.
+func signedAt(t *testing.T, c Credential, now time.Time, life time.Duration) string {
+	t.Helper()
+	account, err := nkeys.CreateAccount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims := jwt.NewUserClaims(c.Key())
+	claims.Expires = now.Add(life).Unix()
+	token, err := claims.Encode(account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(token, ".")
+	body, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	body = regexp.MustCompile(`"iat":\d+`).ReplaceAll(body, fmt.Appendf(nil, `"iat":%d`, now.Unix()))
+	head := parts[0] + "." + base64.RawURLEncoding.EncodeToString(body)
+	signature, err := account.Sign([]byte(head))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return head + "." + base64.RawURLEncoding.EncodeToString(signature)
 }

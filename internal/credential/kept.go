@@ -1,0 +1,228 @@
+package credential
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker/internal/durable"
+)
+
+// Held is a credential as one process has it, and since when.
+//
+// How long it holds counts from when it was received, by this machine alone: the clock of
+// who signed it may be another one. What was found in a file counts from when the file was
+// written. Of the machine's two clocks the one that says more counts, as one stands still
+// while the machine sleeps: a wall clock that is set costs a renewal that comes early.
+type Held struct {
+	Credential
+	since time.Time
+	life  time.Duration // 0: for ever, or nothing was signed
+}
+
+// hold is what was received so long ago.
+func hold(c Credential, age time.Duration) Held {
+	h := Held{Credential: c, since: time.Now().Add(-max(0, age))}
+	if from, until := c.Holds(); !until.IsZero() {
+		h.life = max(time.Second, until.Sub(from))
+	}
+	return h
+}
+
+// Life is how long it holds in all; 0: for ever, or nothing was signed.
+func (h Held) Life() time.Duration { return h.life }
+
+// Left is how long it takes until a part of its life, 0 to 1, has passed, 0 and less: it
+// has. Not for those without a Life.
+func (h Held) Left(part float64) time.Duration { return h.left(part, time.Now()) }
+
+func (h Held) left(part float64, now time.Time) time.Duration {
+	age := max(now.Sub(h.since), now.Round(0).Sub(h.since.Round(0)))
+	return time.Duration(part*float64(h.life)) - age
+}
+
+// Kept is a credential that is in a file: a core signs for its key later, and again, and
+// more than one process asks for that, an agent and what it has started. What this process
+// has received it uses from memory, whether or not the file takes it. Safe for concurrent
+// use.
+type Kept struct {
+	path string
+
+	mu     sync.Mutex
+	held   Held
+	stored string // what is signed in the file, as far as is known
+}
+
+// Keep reads a .creds file.
+func Keep(path string) (*Kept, error) {
+	c, age, err := load(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Kept{path: path, held: hold(c, age), stored: c.jwt}, nil
+}
+
+// Look takes what is in the file, if that holds for longer, and returns what holds longest.
+func (k *Kept) Look() Held {
+	c, age, err := load(k.path)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err == nil && c.public == k.held.public {
+		k.stored = c.jwt
+		if c.outlasts(k.held.Credential) {
+			k.held = hold(c, age)
+		}
+	}
+	return k.held
+}
+
+// Now is what holds longest, as far as this process knows.
+func (k *Kept) Now() Held {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.held
+}
+
+// Take takes what a core has just signed for the key. What ends before that which is there,
+// as another core's clock is another one, shows that this holds for as long.
+func (k *Kept) Take(signed string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c := k.held.Signed(signed)
+	if claims, err := jwt.DecodeUserClaims(signed); err != nil {
+		return fmt.Errorf("what was signed cannot be read: %w", err)
+	} else if claims.Subject != c.public {
+		return errors.New("it was signed for another key")
+	}
+	n := hold(c, 0)
+	switch {
+	case c.outlasts(k.held.Credential):
+		k.held = n
+	case k.held.life > 0:
+		k.held.since, k.held.life = n.since, n.life
+	}
+	return nil
+}
+
+// Save has the file hold what Take took, as long as the file is there and has nothing that
+// holds for longer. After an error it is to be called again.
+func (k *Kept) Save() error {
+	k.mu.Lock()
+	held, stored := k.held.Credential, k.stored
+	k.mu.Unlock()
+	if held.jwt == stored {
+		return nil
+	}
+	now, err := held.saveOver(k.path)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.stored = now
+	return nil
+}
+
+// saveOver replaces a file of the same key whose credential does not hold for as long, and
+// returns what is signed in it then. Of several processes that do, the one with the latest
+// end wins. A file that was removed is not made again: who removed it knows that it is over.
+func (c Credential) saveOver(path string) (signed string, err error) {
+	unlock, err := lock(filepath.Dir(path))
+	if err != nil {
+		return "", fmt.Errorf("write %s: %w", path, err)
+	}
+	defer unlock()
+	there, err := Load(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return c.jwt, nil
+	case err == nil && (there.public != c.public || !c.outlasts(there)):
+		return c.jwt, nil
+	}
+	b, err := c.Encode()
+	if err != nil {
+		return "", err
+	}
+	return c.jwt, durable.Replace(path, b, 0o600)
+}
+
+// outlasts reports whether what was signed of c ends after that of another one.
+func (c Credential) outlasts(other Credential) bool {
+	if c.jwt == other.jwt {
+		return false
+	}
+	own, err := jwt.DecodeUserClaims(c.jwt)
+	if err != nil {
+		return false
+	}
+	than, err := jwt.DecodeUserClaims(other.jwt)
+	if err != nil {
+		return true
+	}
+	return than.Expires != 0 && (own.Expires == 0 || own.Expires > than.Expires)
+}
+
+// signedWait is how long an attempt to connect waits for what is being signed, and
+// signedLook how often it looks.
+const (
+	signedWait = 500 * time.Millisecond
+	signedLook = 5 * time.Millisecond
+)
+
+// Options are those of a connection that shows, with each attempt to connect, what holds
+// longest then: the key is there from the beginning, what a core signs for it may come
+// later, and again. shown, which may be nil, is told what.
+func (k *Kept) Options(shown func(Held)) []nats.Option {
+	own := k.Now() // whose key stays
+	// Not by nats.UserJWT, which asks at once for what may be signed later: a connection
+	// that is made in the background fails with it.
+	show := func(o *nats.Options) error {
+		o.SignatureCB = own.key.Sign
+		o.UserJWT = func() (string, error) {
+			h, err := k.signed()
+			if err == nil && shown != nil {
+				shown(h)
+			}
+			return h.jwt, err
+		}
+		return nil
+	}
+	return []nats.Option{show, nats.CustomInboxPrefix(own.Inbox())}
+}
+
+// signed waits for what a core signs.
+func (k *Kept) signed() (Held, error) {
+	patience := time.After(signedWait)
+	for {
+		if h := k.Look(); h.IsSigned() {
+			return h, nil
+		}
+		select {
+		case <-patience:
+			return Held{}, errors.New("no core has signed the credential of this process yet")
+		case <-time.After(signedLook):
+		}
+	}
+}
+
+// load reads a .creds file, and how long ago it was written.
+func load(path string) (c Credential, age time.Duration, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return c, 0, fmt.Errorf("read a credential: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return c, 0, fmt.Errorf("read a credential: %w", err)
+	}
+	c, err = read(f, path)
+	return c, time.Since(info.ModTime()), err
+}
