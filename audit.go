@@ -47,7 +47,7 @@ const (
 var NoAuditHash = strings.Repeat("0", 2*sha256.Size)
 
 // AuditRecord is one record of the audit trail: a change that was made, or requests that
-// were refused. Records are chained: each has the hash of the one before. docs/security.md
+// were refused. Records are chained: each has the hash of the one before. docs/audit.md
 // says how to verify them with another program.
 type AuditRecord struct {
 	Form   int    `json:"form"`

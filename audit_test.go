@@ -24,7 +24,7 @@ func golden() AuditRecord {
 }
 
 // TestAuditHashIsAsDocumented: with this text another program makes the same hash
-// (docs/security.md). It never changes for a form.
+// (docs/audit.md). It never changes for a form.
 func TestAuditHashIsAsDocumented(t *testing.T) {
 	r := golden().After(AuditRecord{Number: 6, Hash: strings.Repeat("ab", 32)})
 	const text = `form:1:1

@@ -93,9 +93,9 @@ func (u User) Out() []FormerKey {
 type UserState string
 
 const (
-	UserActive  UserState = "active"
-	UserExpired UserState = "expired"
-	UserRevoked UserState = "revoked"
+	UserActive  UserState = "active"  // it holds
+	UserExpired UserState = "expired" // it has ended by itself
+	UserRevoked UserState = "revoked" // an admin took it back
 )
 
 // State is what the credential is good for at a time.
@@ -182,7 +182,7 @@ func CheckUser(name UserName, role UserRole, ttl time.Duration) error {
 	case ttl > MaxUserTTL:
 		return Errorf(Invalid, "the credential would hold for %v, want %d days or less", ttl, MaxUserTTL/(24*time.Hour)).WithHint("%s", hint)
 	case ttl%time.Second != 0:
-		return Errorf(Invalid, "the credential would hold for %v, want whole seconds", ttl)
+		return Errorf(Invalid, "the credential would hold for %v, want whole seconds", ttl).WithHint("%s", hint)
 	}
 	return nil
 }

@@ -16,8 +16,10 @@ import (
 // The catalogue is all that the matrix of permissions_test.go tries. Own and other
 // names in it are
 //
-//	tenant default: app shop with the services web and mail, app bank with service api; tenant other has a shop too
-//	host w1 runs shop-web-1 and shop-allocator-1, host w2 shop-web-2, shop-mail-1 and bank-api-1; host c1 is a core
+//	tenant default: app shop with the services web and mail, app bank with service api;
+//	tenant other has a shop, too
+//	host w1 runs shop-web-1 and shop-allocator-1, host w2 shop-web-2, shop-mail-1 and
+//	bank-api-1; host c1 is a core
 //	shop-web-1.1 is the incarnation of the matrix, shop-web-1.2 its next start
 //
 // and in a subject <own> is the key of who tries, <another> that of somebody else.

@@ -124,7 +124,8 @@ var may = map[string][]string{
 		"publish kb.renew.<own>",
 	}),
 
-	// An allocator holds the lease of its own app through a core, reads its spec, and says what it wants.
+	// An allocator holds the lease of its own app through a core, reads its spec, and says
+	// what it wants.
 	"allocator of shop": slices.Concat(answering, []string{
 		"publish kb.core.{placement,appversion}.default",
 		"publish kb.demand.default.shop",

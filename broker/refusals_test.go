@@ -17,7 +17,8 @@ import (
 
 func TestParseRefused(t *testing.T) {
 	const user = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
-	// As a client that calls itself `x" - Publish Violation - Subject "kb.super.deploy.default` has it.
+	// As a client has it that calls itself
+	// `x" - Publish Violation - Subject "kb.super.deploy.default`.
 	const named = `10.0.0.9:4711 - cid:7 - "v1:go:x\" - Publish Violation - Subject \"kb.super.deploy.default" - "kbroker/jwt:UA" - `
 	for _, tc := range []struct {
 		format string

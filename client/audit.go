@@ -159,9 +159,11 @@ func (c *Client) VerifyAudit(ctx context.Context) (kbroker.AuditChain, error) {
 		case page.Last > 0 && next >= page.Last && chain.Records > 0:
 			return chain, nil
 		case page.Last > 0:
-			continue // the replica that answered lags
+			// the replica that answered lags: it is asked again
+		default:
+			tries++
 		}
-		if tries++; tries >= auditTries {
+		if tries >= auditTries {
 			if chain.Records == 0 {
 				return chain, kbroker.Errorf(kbroker.Failed, "broken: the audit trail has no record")
 			}

@@ -96,8 +96,8 @@ var deeds = map[string]string{
 	subjects.VerbDevelop: "run a local instance",
 	subjects.VerbDrain:   "drain hosts", subjects.VerbRemove: "remove hosts", subjects.VerbMaintain: "take hosts down and up",
 	subjects.VerbToken: "let hosts in", subjects.VerbRevoke: "revoke tokens", subjects.VerbTokens: "see the tokens",
-	subjects.VerbUser: "let users in", subjects.VerbUserRevoke: "revoke users", subjects.VerbUsers: "see the users", subjects.VerbAudit: "read the audit trail",
+	subjects.VerbUser: "let users in", subjects.VerbUserRevoke: "revoke users", subjects.VerbUsers: "see the users",
 	subjects.VerbApps: "see the apps", subjects.VerbInstances: "see the instances", subjects.VerbHosts: "see the hosts", subjects.VerbStatus: "see the status",
 	subjects.VerbVersion: "see the apps", subjects.VerbPlacement: "see the instances", subjects.VerbHistory: "see the history", subjects.VerbPlan: "plan",
-	subjects.VerbEvents: "see the events", subjects.VerbWhy: "ask why",
+	subjects.VerbEvents: "see the events", subjects.VerbWhy: "ask why", subjects.VerbAudit: "read the audit trail",
 }

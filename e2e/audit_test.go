@@ -80,7 +80,7 @@ func TestEveryChangeAndRefusalIsInTheAuditTrail(t *testing.T) {
 			return r.Action == "scale" && r.Outcome == kbroker.AuditDone && r.Actor.Role == "admin" && r.Actor.Address == "127.0.0.1"
 		}},
 		{"the refused scale", func(r kbroker.AuditRecord) bool { return r.Action == "scale" && r.Code == kbroker.Invalid }},
-		{"the token", func(r kbroker.AuditRecord) bool { return r.Action == "token" && strings.HasPrefix(r.Object, "token ") }},
+		{"the token", func(r kbroker.AuditRecord) bool { return r.Action == "create" && strings.HasPrefix(r.Object, "token ") }},
 		{"the refused join", func(r kbroker.AuditRecord) bool {
 			return r.Action == "join" && r.Actor.Host == "h9" && r.Outcome == kbroker.AuditRefused
 		}},

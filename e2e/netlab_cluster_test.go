@@ -39,7 +39,8 @@ type labCluster struct {
 }
 
 // newLab makes a cluster of the lab's first hosts: cores, then workers. The lab
-// may have more hosts, for later. settings are flags for all agents. It skips the test where no lab can be.
+// may have more hosts, for later. settings are flags for all agents. It skips the test
+// where no lab can be.
 func newLab(t *testing.T, hosts, cores, workers int, settings ...string) *labCluster {
 	t.Helper()
 	lab := netlab.New(t, hosts)

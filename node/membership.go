@@ -299,9 +299,9 @@ func (m *membership) servers() []string {
 }
 
 // follow keeps the list of others as the cluster has it, so that a restart, and who
-// takes the context of a core, finds them all. removed are those that have gone for good. That a core is absent
-// from an answer says nothing to a core, whose broker dials what it knows; a
-// worker drops it.
+// takes the context of a core, finds them all. removed are those that have gone for
+// good. That a core is absent from an answer says nothing to a core, whose broker dials
+// what it knows; a worker drops it.
 func (m *membership) follow(ctx context.Context, cores func() []kbroker.CoreAddr, removed func() []kbroker.HostID, log *slog.Logger) error {
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()

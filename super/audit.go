@@ -305,10 +305,14 @@ var verbs = map[string]bool{
 	subjects.VerbUsers: true,
 }
 
-// actionOf is what a request asks for.
+// actionOf is what a request asks for, in the words of the command line.
 func actionOf(m *nats.Msg) string {
 	verb, _, ok := subjects.ParseAPI(m.Subject)
 	switch {
+	case ok && (verb == subjects.VerbToken || verb == subjects.VerbUser):
+		return "create" // the object says what
+	case ok && verb == subjects.VerbUserRevoke:
+		return subjects.VerbRevoke
 	case ok && verbs[verb]:
 		return verb
 	case ok:

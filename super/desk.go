@@ -5,15 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
-	"github.com/kbroker/kbroker/spec"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -35,8 +31,6 @@ const (
 	// another one: a plan looks far ahead, which takes a processor.
 	planWithin = 2800 * time.Millisecond
 	planWait   = 1500 * time.Millisecond
-	// lookWithin is how long a status waits for a fresh look at the broker.
-	lookWithin = 200 * time.Millisecond
 )
 
 // desk is what every core does for agents and clients.
@@ -108,30 +102,6 @@ func (d *desk) run(ctx context.Context) error {
 	}
 	d.uploads.expire(ctx)
 	return nil
-}
-
-// gate runs functions beside each other until it is closed. A subscription may
-// still deliver a message while it ends, which a WaitGroup alone does not bear.
-type gate struct {
-	mu     sync.Mutex
-	closed bool
-	work   sync.WaitGroup
-}
-
-func (g *gate) run(f func()) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.closed {
-		g.work.Go(f)
-	}
-}
-
-// close waits for what runs; nothing runs any more after it.
-func (g *gate) close() {
-	g.mu.Lock()
-	g.closed = true
-	g.mu.Unlock()
-	g.work.Wait()
 }
 
 func (d *desk) view(ctx context.Context, m *nats.Msg) (any, error) {
@@ -251,70 +221,6 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 	return nil, kbroker.Errorf(kbroker.Invalid, "a core does not know %q", verb)
 }
 
-// sign answers an agent that starts what this core knows to be placed on its host. It
-// takes no quorum: this core's own copy is enough, as a placement that it does not
-// know of yet is asked for again.
-func (d *desk) sign(_ context.Context, m *nats.Msg) (any, error) {
-	host, ok := subjects.HostOf(m.Subject)
-	if !ok {
-		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q names no host", m.Subject)
-	}
-	var r kbroker.SignRequest
-	if err := json.Unmarshal(m.Data, &r); err != nil {
-		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
-	}
-	v := d.store.Peek()
-	p, placed := v.Placements[state.PlacementKey{Host: host, Tenant: r.Tenant, Instance: r.Instance}]
-	_, revoked := v.Revoked[r.Key]
-	switch h, known := v.Hosts[host]; {
-	case known && !h.Member():
-		return nil, removedError(host)
-	case revoked:
-		return nil, kbroker.Errorf(kbroker.Refused, "the key of instance %s was taken back", r.Instance)
-	case !placed || p.Epoch < r.Epoch:
-		return nil, kbroker.Errorf(kbroker.NotFound, "instance %s is not placed on host %s, as far as core %s knows", r.Instance, host, d.cfg.Host)
-	case p.Stop || p.Epoch > r.Epoch:
-		return nil, kbroker.Errorf(kbroker.Refused, "instance %s is not to run on host %s any more", r.Instance, host)
-	}
-	return d.signed(p, r)
-}
-
-// develop signs for a program that runs beside the cluster, for who has a key.
-func (d *desk) develop(tenant kbroker.TenantID, r kbroker.DevelopRequest, by string) (any, error) {
-	p := kbroker.Placement{Tenant: tenant, App: r.App, Service: r.Service, Instance: r.Instance, Host: developmentHost}
-	p.Spec.Calls = []string{spec.AllServices} // as who runs it may
-	var until time.Time
-	for _, u := range d.store.Peek().Users {
-		if u.Key == by {
-			until = u.Expires // what is not on record never ends
-		}
-	}
-	err := errors.Join(kbroker.CheckName("app", string(r.App)), kbroker.CheckName("service", string(r.Service)))
-	if err != nil {
-		return nil, err
-	}
-	return d.signed(p, kbroker.SignRequest{Tenant: tenant, Instance: r.Instance, Incarnation: r.Incarnation, Key: r.Key, By: by, Until: until})
-}
-
-// developmentHost is in the credentials of programs that run on no host of the
-// cluster: no host has this name.
-const developmentHost kbroker.HostID = "_"
-
-func (d *desk) signed(p kbroker.Placement, r kbroker.SignRequest) (any, error) {
-	if d.cfg.Sign == nil {
-		return nil, kbroker.Errorf(kbroker.Unavailable, "core %s signs nothing", d.cfg.Host)
-	}
-	start, ok := strings.CutPrefix(string(r.Incarnation), string(p.Instance)+".")
-	if !ok || start == "" || strings.Contains(start, ".") {
-		return nil, kbroker.Errorf(kbroker.Invalid, "%q is not a start of instance %s", r.Incarnation, p.Instance)
-	}
-	credential, err := d.cfg.Sign(p, r)
-	if err != nil {
-		return nil, kbroker.Errorf(kbroker.Invalid, "instance %s: %v", r.Instance, err)
-	}
-	return kbroker.SignReply{Credential: credential}, nil
-}
-
 // read is a barriered view, or what this core knows when the store cannot be
 // written: people must be able to look at a cluster that has lost its majority.
 // current says which.
@@ -339,83 +245,4 @@ func (d *desk) sight() sight {
 	m := d.cfg.Members()
 	member := func(h kbroker.HostID) bool { _, in := m.Current[h]; return in || !m.Known }
 	return sight{age: d.heard.age, member: member, times: d.cfg.Times, leader: ask.Leader}
-}
-
-func (d *desk) status(ctx context.Context, v *state.View) kbroker.StatusReply {
-	m := d.cfg.Members()
-	if d.cfg.Look != nil { // also while nothing is known yet, as of a core that has just started
-		looking, cancel := context.WithTimeout(ctx, lookWithin)
-		if err := d.cfg.Look(looking); err == nil {
-			m = d.cfg.Members()
-		}
-		cancel()
-	}
-	ask, led := d.heard.leads(d.cfg.Times.Suspect)
-	out := kbroker.StatusReply{
-		ClusterID: d.cfg.ClusterID, Core: d.cfg.Host, Replicas: m.Replicas, Writable: m.Writable,
-		Apps: len(v.Apps), Alarms: []string{},
-	}
-	for _, row := range hostRows(v, false, d.sight()) {
-		up := row.State == kbroker.HostReady
-		out.Hosts++
-		if up {
-			out.HostsUp++
-		}
-		if row.Role == kbroker.RoleCore {
-			out.Cores++
-			if up {
-				out.CoresUp++
-			}
-		}
-		if row.State == kbroker.HostLost || row.State == kbroker.HostSuspect {
-			out.Alarms = append(out.Alarms, fmt.Sprintf("host %s is %s", row.Name, row.State))
-		}
-	}
-	for k := range v.Apps {
-		for _, row := range appRows(v, kbroker.ListRequest{Tenant: k.Tenant, App: k.App}) {
-			out.Instances += row.Wanted
-			out.Ready += row.Ready
-			if row.Rollout == kbroker.RolloutFailed {
-				out.Alarms = append(out.Alarms, fmt.Sprintf("app %s: version %d failed: %s", row.App, row.Version, row.Reason))
-			}
-		}
-	}
-	if led {
-		out.Leader = &ask.Leader
-		out.Alarms = append(out.Alarms, ask.Alarms...)
-	} else {
-		out.Alarms = append(out.Alarms, "no super leads; applications run on, changes wait")
-	}
-	if !m.Writable {
-		out.Alarms = append(out.Alarms, "the control store cannot be written; applications run on, changes wait")
-	}
-	return out
-}
-
-func respond(log *slog.Logger, m *nats.Msg, reply any) {
-	body, err := json.Marshal(reply)
-	if err != nil {
-		respondError(log, m, fmt.Errorf("marshal reply: %w", err))
-		return
-	}
-	respondMsg(log, m, &nats.Msg{Data: body})
-}
-
-func respondError(log *slog.Logger, m *nats.Msg, err error) {
-	e := errorOf(err)
-	body, mErr := json.Marshal(e)
-	if mErr != nil {
-		log.Error("cannot marshal an error", "err", mErr)
-		return
-	}
-	respondMsg(log, m, &nats.Msg{Data: body, Header: nats.Header{subjects.HeaderCode: {string(e.Code)}}})
-}
-
-func respondMsg(log *slog.Logger, m, reply *nats.Msg) {
-	if !subjects.IsInbox(m.Reply) {
-		return
-	}
-	if err := m.RespondMsg(reply); err != nil {
-		log.Warn("cannot answer", "subject", m.Subject, "err", err)
-	}
 }

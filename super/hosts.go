@@ -93,10 +93,10 @@ func takenBack(h kbroker.Host) []string {
 }
 
 // decideJoin admits a host, with a token that this uses up, or one that was admitted
-// and asks again; one that asks what became of it hears when it was removed. Cores join one at a time and only while every core
-// is current and nothing else changes: two fresh members at once could outvote
-// the cluster that they join. Workers are clients of the cores: any number, at
-// any time.
+// and asks again; one that asks what became of it hears when it was removed. Cores join
+// one at a time and only while every core is current and nothing else changes: two fresh
+// members at once could outvote the cluster that they join. Workers are clients of the
+// cores: any number, at any time.
 func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string, now time.Time) (decision, error) {
 	if err := kbroker.CheckName("host", string(r.Host)); err != nil {
 		return decision{}, err

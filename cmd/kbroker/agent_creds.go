@@ -18,12 +18,8 @@ by itself, whatever is down: who may read the data directory of a core may do
 everything. It never expires, is on no record, and cannot be revoked: for people and
 programs there is kbroker user create.
 
-Roles, each of which may do what the one before may:
-  viewer    look at hosts, apps and instances, their output and events
-  deployer  deploy, scale, stop and call apps
-  operator  drain, remove and upgrade hosts
-  admin     let hosts in, look into all that is stored, read the audit trail
-  core      write there, too: only for what no command mends`,
+` + rolesHelp + `
+  core      read and write all that is stored: only for what no command mends`,
 		Example: `  kbroker agent creds --dir /var/lib/kbroker > admin.creds
   kbroker agent creds --dir /var/lib/kbroker --role viewer > ann.creds`,
 		Args:              cobra.NoArgs,

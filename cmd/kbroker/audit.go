@@ -25,11 +25,11 @@ func (c *cli) auditCommand() *cobra.Command {
 	var verify bool
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Show who changed what, and who was refused, and verify that nothing is missing",
+		Short: "Show who changed what, and who was refused",
 		Long: `Show the audit trail, the oldest first: every change that somebody asked for, and
 every request that was refused, with who it was and from where. It needs the role
-admin. Equal refusals are one record with their number. Nobody can alter or purge
-the trail; its oldest records leave it when it has 256 MiB.
+admin. Equal refusals are one record with their number. Nobody can delete from the
+trail; its oldest records leave it when it has 256 MiB.
 
 --verify reads all of it and computes the chain of hashes again: exit code 0 when
 it is intact, 1 when a record was altered, removed or put in.`,
@@ -135,7 +135,7 @@ func (c *cli) auditLine(r kbroker.AuditRecord) error {
 	if r.Count > 1 {
 		outcome += fmt.Sprintf(" x%d", r.Count)
 	}
-	_, err := fmt.Fprintf(c.out, "%6d  %s  %-24s  %s  %-28s  %s\n", r.Number, r.Time.Local().Format("2006-01-02 15:04:05"), actorText(r.Actor),
+	_, err := fmt.Fprintf(c.out, "%6d  %s  %-34s  %s  %-28s  %s\n", r.Number, r.Time.Local().Format(time.DateTime), actorText(r.Actor),
 		c.paint(c.out, color)(fmt.Sprintf("%-10s", outcome)), strings.TrimSpace(r.Action+" "+oneLine(r.Object)), oneLine(r.Message))
 	return err
 }
@@ -182,7 +182,7 @@ func (c *cli) verifyAudit(ctx context.Context) error {
 	}
 	return c.print(v, func(w io.Writer) {
 		fmt.Fprintf(w, "intact: %d records, %d to %d, from %s to %s\n", v.Records, v.First, v.Last,
-			v.Since.Local().Format("2006-01-02 15:04:05"), v.Until.Local().Format("2006-01-02 15:04:05"))
+			v.Since.Local().Format(time.DateTime), v.Until.Local().Format(time.DateTime))
 		for _, n := range v.Rescues {
 			fmt.Fprintf(w, "record %d is a rescue: what the lost cluster wrote after record %d is not there\n", n, n-1)
 		}

@@ -30,7 +30,8 @@ func (c *cli) contextAddCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "Add a context",
-		Long: `Add a context: another one, of parts, or another one with some parts replaced.
+		Long: `Add a context: a copy of another one, one made of parts, or a copy with some parts
+replaced.
 
 --from takes the data directory of a core host, the directory of kbroker up, a
 context file, the name of another context, or - for standard input. Files that
@@ -49,7 +50,7 @@ context file, the name of another context, or - for standard input. Files that
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&p.from, "from", "", "another context: a `FILE`, a directory, a name, or - for standard input")
+	f.StringVar(&p.from, "from", "", "copy another context: a `FILE`, a directory, a name, or - for standard input")
 	f.StringSliceVar(&p.servers, "server", nil, "`URL`s of servers, such as nats://10.0.0.1:4222")
 	f.StringVar(&p.ca, "ca", "", "the `FILE` of the cluster's roots: identity/*/root.crt in the data directory of a host")
 	f.StringVar(&p.creds, "creds", "", "the `FILE` of a credential, as kbroker agent creds prints it; - for standard input")

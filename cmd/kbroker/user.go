@@ -13,16 +13,19 @@ import (
 	"github.com/kbroker/kbroker"
 )
 
+// rolesHelp is what the roles of people may do (internal/grants).
+const rolesHelp = `Roles, each of which may do what the one before may:
+  viewer    look at hosts, apps and instances, their output and events
+  deployer  deploy, scale, stop and call apps
+  operator  drain, remove and upgrade hosts
+  admin     let hosts and users in, read the audit trail`
+
 func (c *cli) userCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "user",
 		Short: "Let people use the cluster",
 		Long: `Let people, and their tools, use the cluster: each with a name, a key of their own and
-a role. Roles, each of which may do what the one before may:
-  viewer    look at hosts, apps and instances, their output and events
-  deployer  deploy, scale, stop and call apps
-  operator  drain, remove and upgrade hosts
-  admin     let hosts and users in, look into all that is stored
+a role. ` + rolesHelp + `
 
 The admin in context.json in the data directory of a core host, and what kbroker agent
 creds makes there, are on no record: they always work, and cannot be revoked.`,
