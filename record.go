@@ -138,7 +138,7 @@ type Host struct {
 	// or that of a removed host, is not a member any more.
 	Generation int `json:"generation,omitempty"`
 	// CredentialLife is how long what this core signs for instances holds, as it said
-	// last.
+	// last: see SignsFor.
 	CredentialLife time.Duration `json:"credential_life,omitempty"`
 	// Drain is set while the host gives its instances to others and takes no new
 	// ones.

@@ -50,8 +50,8 @@ func (cfg Config) Validate() error {
 	if cfg.ClientPort != 0 && cfg.ClientPort == cfg.RoutePort {
 		return kbroker.Errorf(kbroker.Invalid, "client port and route port are both %d", cfg.ClientPort).WithHint("leave one of them out, and it is picked")
 	}
-	if life := cfg.CredentialLife; life != 0 && (life < minCredentialLife || life > maxCredentialLife) {
-		return kbroker.Errorf(kbroker.Invalid, "credential life is not a duration between %v and %v", minCredentialLife, maxCredentialLife).WithHint("for example 15m")
+	if life := cfg.CredentialLife; life != 0 && (life < kbroker.MinCredentialLife || life > kbroker.MaxCredentialLife) {
+		return kbroker.Errorf(kbroker.Invalid, "credential life is not a duration between %v and %v", kbroker.MinCredentialLife, kbroker.MaxCredentialLife).WithHint("for example 15m")
 	}
 	for _, k := range slices.Sorted(maps.Keys(cfg.Labels)) {
 		if k == "" || cfg.Labels[k] == "" {

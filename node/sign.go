@@ -10,13 +10,8 @@ import (
 	"github.com/kbroker/kbroker/spec"
 )
 
-// The life of an instance's credential (ADR 16): as a rule, and the bounds of another
-// one. It is renewed at half of it, so the shortest leaves 5 s to reach a core.
-const (
-	credentialLife    = time.Hour
-	minCredentialLife = 10 * time.Second
-	maxCredentialLife = 720 * time.Hour
-)
+// credentialLife is that of an instance's credential (ADR 16), as a rule.
+const credentialLife = time.Hour
 
 // signInstance is the credential of a start of an instance that is placed.
 func (i *identity) signInstance(p kbroker.Placement, r kbroker.SignRequest) (string, error) {

@@ -22,18 +22,41 @@ const reportRetries = 3
 // differ.
 const revokedLonger = 10 * time.Minute
 
-// reportRecord is the number of a host's last report.
+// revokedLongest bounds how long a record can be kept: the store counts nanoseconds from
+// 1970 on, to the year 2262.
+const revokedLongest = 100 * 365 * 24 * time.Hour
+
+// reportRecord is the number of a host's last report, and of which admission that is; 0:
+// not known.
 type reportRecord struct {
-	Process string `json:"process"`
-	Number  uint64 `json:"number"`
+	Process    string `json:"process"`
+	Number     uint64 `json:"number"`
+	Generation int    `json:"generation,omitempty"`
+}
+
+// next is the record of a report behind the last one; false: it is not a later one. A name
+// that was admitted again counts anew. Of an admission that is not known the numbers alone
+// count.
+func (last reportRecord) next(r kbroker.ReportRequest) (reportRecord, bool) {
+	of := reportRecord{Process: r.Process, Number: r.Number, Generation: r.Generation}
+	switch {
+	case of.Generation == 0 || last.Generation == 0:
+		of.Generation = max(of.Generation, last.Generation)
+		return of, of.Number > last.Number
+	case of.Generation != last.Generation:
+		return of, of.Generation > last.Generation
+	}
+	return of, of.Number > last.Number
 }
 
 // Report writes a host's report: one batch guarded by the host's report number
 // (a report larger than a batch: several, of which the last raises the number).
 // The number is the last message: of a batch that a crash cut short (see
 // Leader.mend) it is missing, and the report is sent again.
-// A number that is not higher than the stored one changes nothing: Accepted is
-// false and Number the stored one, whichever process sent it.
+// A number that is not higher than the stored one of this admission of the host, or of a
+// later one, changes nothing: Accepted is false and Number the stored one, whichever
+// process sent it. The caller has looked that the Generation is the host's; 0: it does not
+// know.
 //
 // Errors: Invalid - a status of another host. Unavailable - the outcome is not
 // known; the same report may be sent again, and is then accepted or its own
@@ -64,10 +87,11 @@ func (s *Store) Report(ctx context.Context, r kbroker.ReportRequest, ended ...kb
 		if err != nil {
 			return kbroker.ReportReply{}, err
 		}
-		if r.Number <= stored.Number {
+		next, later := stored.next(r)
+		if !later {
 			return kbroker.ReportReply{Number: stored.Number}, nil
 		}
-		err = s.writeReport(ctx, subject, rev, stored, reportRecord{Process: r.Process, Number: r.Number}, msgs)
+		err = s.writeReport(ctx, subject, rev, stored, next, msgs)
 		switch c := code(err); {
 		case err == nil:
 			return kbroker.ReportReply{Accepted: true, Number: r.Number}, nil
@@ -87,7 +111,7 @@ func revocations(all []kbroker.Revocation, now time.Time) []*nats.Msg {
 	for _, r := range all {
 		if left := r.Until.Sub(now); left > 0 {
 			m := newRecord(subjects.Status(subjects.KeyRevoked(r.User)), r)
-			m.Header.Set(jetstream.MsgTTLHeader, (left + revokedLonger).Round(time.Second).String())
+			m.Header.Set(jetstream.MsgTTLHeader, (min(left, revokedLongest) + revokedLonger).Round(time.Second).String())
 			msgs = append(msgs, m)
 		}
 	}

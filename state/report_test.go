@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"testing"
 	"time"
@@ -56,6 +57,62 @@ func TestReportNumbersOnlyGrow(t *testing.T) {
 	})
 	if r := report(t, s, kbroker.ReportRequest{Host: "h2", Process: "q", Number: 1}); !r.Accepted {
 		t.Fatalf("first report of another host: %+v, want accepted", r)
+	}
+}
+
+// TestANameThatIsAdmittedAgainCountsItsReportsAnew: the host that had it may have used up
+// all numbers.
+func TestANameThatIsAdmittedAgainCountsItsReportsAnew(t *testing.T) {
+	_, s := founded(t)
+	for _, c := range []struct {
+		generation int
+		number     uint64
+		accepted   bool
+		stored     uint64
+	}{
+		{1, math.MaxUint64, true, math.MaxUint64},
+		{1, 1, false, math.MaxUint64},
+		{0, 1, false, math.MaxUint64}, // by a core that does not know the host
+		{2, 1, true, 1},
+		{1, math.MaxUint64, false, 1}, // of the one before, late
+		{2, 1, false, 1},
+		{0, 2, true, 2},
+		{1, 3, false, 2},
+		{2, 3, true, 3},
+	} {
+		r := report(t, s, kbroker.ReportRequest{Host: "h1", Generation: c.generation, Process: "p", Number: c.number})
+		if r.Accepted != c.accepted || r.Number != c.stored {
+			t.Errorf("report %d of generation %d: %+v, want accepted %t and number %d", c.number, c.generation, r, c.accepted, c.stored)
+		}
+	}
+}
+
+// TestARevocationThatLastsForGoodIsStored: the time that a record is kept has an end that
+// what stores it can count to.
+func TestARevocationThatLastsForGoodIsStored(t *testing.T) {
+	_, s := founded(t)
+	for n, until := range []time.Time{
+		time.Now().Add(math.MaxInt64 - time.Minute), time.Now().Add(math.MaxInt64), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC),
+	} {
+		user := fmt.Sprintf("U%d", n)
+		_, err := s.Report(testContext(t, 10*time.Second), kbroker.ReportRequest{Host: "h1", Process: "p", Number: uint64(n + 1)}, kbroker.Revocation{User: user, Until: until})
+		if err != nil {
+			t.Fatalf("taken back until %v: %v", until, err)
+		}
+		wait.Until(t, 5*time.Second, func() error {
+			if _, ok := s.Peek().Revoked[user]; !ok {
+				return fmt.Errorf("taken back are %v, want %s until %v", s.Peek().Revoked, user, until)
+			}
+			return nil
+		})
+		m, err := readLast(t.Context(), s.cfg.Conn, subjects.StatusStream, subjects.Status(subjects.KeyRevoked(user)))
+		if err != nil || m == nil {
+			t.Fatalf("the record of %s is %v, %v", user, m, err)
+		}
+		ttl, err := time.ParseDuration(m.header.Get(jetstream.MsgTTLHeader))
+		if last := time.Now().UnixNano() + int64(ttl); err != nil || ttl < 50*365*24*time.Hour || last < 0 {
+			t.Errorf("the record of %s is kept for %v (%v), want for long, within what nanoseconds can count", user, ttl, err)
+		}
 	}
 }
 

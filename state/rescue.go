@@ -161,7 +161,7 @@ func (r *Rescue) revoke() []*nats.Msg {
 
 // judge says what becomes of a host.
 func (r *Rescue) judge(h kbroker.Host) kbroker.Host {
-	r.life = max(r.life, h.CredentialLife)
+	r.life = max(r.life, h.SignsFor(h.CredentialLife))
 	switch {
 	case !h.Member():
 	case h.Name == r.host:

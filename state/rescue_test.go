@@ -3,6 +3,7 @@ package state
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"reflect"
 	"slices"
 	"testing"
@@ -222,7 +223,7 @@ func TestARescueForgetsNoRevocation(t *testing.T) {
 	hosts := rescue(t, r, subjects.ControlStream,
 		hostMsg(kbroker.Host{Name: "a", Role: kbroker.RoleCore, State: kbroker.HostReady, CredentialLife: 3 * time.Hour}),
 		hostMsg(kbroker.Host{Name: "b", Role: kbroker.RoleCore, State: kbroker.HostReady}),
-		hostMsg(kbroker.Host{Name: "w", Role: kbroker.RoleWorker, State: kbroker.HostReady, User: "Uw", Revoked: []string{"Uv"}}),
+		hostMsg(kbroker.Host{Name: "w", Role: kbroker.RoleWorker, State: kbroker.HostReady, User: "Uw", Revoked: []string{"Uv"}, CredentialLife: math.MaxInt64}),
 	)
 	if w := bySubject[kbroker.Host](t, hosts, subjects.Control(subjects.KeyHost("w"))); w.User != "Uw" || !slices.Equal(w.Revoked, []string{"Uv"}) {
 		t.Errorf("the worker's users are %q, and %q that were taken back", w.User, w.Revoked)

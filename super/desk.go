@@ -130,6 +130,8 @@ func (d *desk) report(ctx context.Context, m *nats.Msg) (any, error) {
 	if d.removed(r.Host, r.Generation) {
 		return nil, removedError(r.Host)
 	}
+	// It may say one that it was never given, which would silence the name for good.
+	r.Generation = min(r.Generation, d.store.Host(r.Host).Generation)
 	d.identify(&r)
 	was := d.known(r)
 	var ended []kbroker.Revocation

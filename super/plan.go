@@ -180,7 +180,7 @@ func (d *draft) judgeHosts() {
 		}
 		if heard && to == kbroker.HostReady {
 			host.Labels, host.Capacity, host.Client, host.Route = beat.Labels, beat.Capacity, beat.Client, beat.Route
-			host.CredentialLife = beat.CredentialLife
+			host.CredentialLife = host.SignsFor(beat.CredentialLife)
 		}
 		d.hosts[name] = host
 	}

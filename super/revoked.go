@@ -52,7 +52,7 @@ var forGood = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 // was removed counts as well: it still signs when nobody has told it.
 func longestLife(hosts map[kbroker.HostID]kbroker.Host, own time.Duration) time.Duration {
 	for _, h := range hosts {
-		own = max(own, h.CredentialLife)
+		own = max(own, h.SignsFor(h.CredentialLife))
 	}
 	return own
 }
@@ -136,17 +136,24 @@ func (t *term) revokeGivenUp(ctx context.Context, v *state.View) {
 // lost ones those that are stopped on record. What of a lost host is not stopped works
 // on when the host returns, and a host that is there stops what it has to itself: until
 // then its process may serve. Pure. life is the longest that anything is signed for: when
-// it has passed nothing is left to take back.
+// it has passed since the removal of a host, as nobody renews what ran there, nothing is
+// left to take back. What ran on a lost host renews its own until it is taken back, however
+// late that is, and at a core that is cut off longer: so it is taken back again when the
+// record has gone, as long as the host is lost.
 func givenUp(v *state.View, life time.Duration, now time.Time) []string {
 	var out []string
 	for k, st := range v.Statuses {
 		h, known := v.Hosts[k.Host]
 		_, done := v.Revoked[st.User]
-		if !known || st.User == "" || done || now.After(h.Since.Add(life+clocksDiffer)) {
+		if !known || st.User == "" || done {
 			continue
 		}
 		p := v.Placements[k]
-		if !h.Member() || h.State == kbroker.HostLost && p.Stop && p.Epoch > st.Epoch {
+		over := h.State == kbroker.HostLost && p.Stop && p.Epoch > st.Epoch
+		if !h.Member() {
+			over = !now.After(h.Since.Add(life + clocksDiffer))
+		}
+		if over {
 			out = append(out, st.User)
 		}
 	}

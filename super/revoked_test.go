@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -36,6 +37,7 @@ func TestCredentialsThatAreGivenUp(t *testing.T) {
 		"one on a host that is there":                                       {host(kbroker.HostReady, 0), &runs, 3, "U", false, false},
 		"one that a host that is there is to stop: it drains":               {host(kbroker.HostReady, 0), &stopped, 3, "U", false, false},
 		"one of a lost host that is placed elsewhere":                       {host(kbroker.HostLost, 0), &stopped, 3, "U", false, true},
+		"one that was lost for long when its instance was placed elsewhere": {host(kbroker.HostLost, 30*24*time.Hour), &stopped, 3, "U", false, true},
 		"the same, taken back before":                                       {host(kbroker.HostLost, 0), &stopped, 3, "U", true, false},
 		"one of a lost host that is not: it works on when the host returns": {host(kbroker.HostLost, 0), &runs, 3, "U", false, false},
 		"one of a lost host whose placement is not known here":              {host(kbroker.HostLost, 0), nil, 3, "U", false, false},
@@ -43,8 +45,8 @@ func TestCredentialsThatAreGivenUp(t *testing.T) {
 		"one on a host that was removed":                                    {host(kbroker.HostRemoved, 0), nil, 3, "U", false, true},
 		"one on a host that was removed, not stopped yet":                   {host(kbroker.HostRemoved, 0), &runs, 3, "U", false, true},
 		"one that has ended by now, wherever it was renewed":                {host(kbroker.HostRemoved, life+clocksDiffer+time.Second), nil, 3, "U", false, false},
-		"what does not run":                                                 {host(kbroker.HostRemoved, 0), nil, 3, "", false, false},
-		"one on a host that is not known here":                              {kbroker.Host{Name: "w2", State: kbroker.HostRemoved, Since: now}, nil, 3, "U", false, false},
+		"what does not run":                    {host(kbroker.HostRemoved, 0), nil, 3, "", false, false},
+		"one on a host that is not known here": {kbroker.Host{Name: "w2", State: kbroker.HostRemoved, Since: now}, nil, 3, "U", false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := state.PlacementKey{Host: "w1", Tenant: tenant, Instance: "shop-web-1"}
@@ -142,14 +144,60 @@ func TestAReportNamesItsOwnCredentialsAlone(t *testing.T) {
 }
 
 func TestTheLongestLifeIsThatOfAnyCore(t *testing.T) {
-	hosts := map[kbroker.HostID]kbroker.Host{
-		"h1": {CredentialLife: time.Minute}, "h2": {CredentialLife: 3 * time.Hour, State: kbroker.HostRemoved}, "w1": {},
+	type hosts = map[kbroker.HostID]kbroker.Host
+	core, removed := kbroker.Host{Role: kbroker.RoleCore}, kbroker.Host{Role: kbroker.RoleCore, State: kbroker.HostRemoved}
+	says := func(h kbroker.Host, life time.Duration) kbroker.Host {
+		h.CredentialLife = life
+		return h
 	}
-	if got := longestLife(hosts, time.Hour); got != 3*time.Hour {
-		t.Errorf("it is %v, want 3h", got)
+	worker := kbroker.Host{Role: kbroker.RoleWorker}
+	for name, c := range map[string]struct {
+		hosts hosts
+		want  time.Duration
+	}{
+		"none but this one":                    {nil, time.Hour},
+		"another core's":                       {hosts{"h1": says(core, time.Minute), "h2": says(core, 3*time.Hour)}, 3 * time.Hour},
+		"that of one that was removed":         {hosts{"h1": says(core, time.Minute), "h2": says(removed, 3*time.Hour)}, 3 * time.Hour},
+		"no worker's: it signs nothing":        {hosts{"w1": says(worker, 3*time.Hour)}, time.Hour},
+		"no longer one than any core can have": {hosts{"h2": says(removed, math.MaxInt64)}, kbroker.MaxCredentialLife},
+		"no life below zero":                   {hosts{"h2": says(core, math.MinInt64)}, time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := longestLife(c.hosts, time.Hour); got != c.want {
+				t.Errorf("it is %v, want %v", got, c.want)
+			}
+		})
 	}
-	if got := longestLife(nil, time.Hour); got != time.Hour {
-		t.Errorf("alone it is %v, want 1h", got)
+}
+
+// TestALifeIsTakenFromCoresAlone: who signs nothing has no say in how long what is taken
+// back is kept, and a core none beyond the bounds.
+func TestALifeIsTakenFromCoresAlone(t *testing.T) {
+	for name, c := range map[string]struct {
+		role       kbroker.Role
+		says, want time.Duration
+	}{
+		"a core's":               {kbroker.RoleCore, 2 * time.Hour, 2 * time.Hour},
+		"one that is too long":   {kbroker.RoleCore, math.MaxInt64, kbroker.MaxCredentialLife},
+		"one that is too short":  {kbroker.RoleCore, 1, kbroker.MinCredentialLife},
+		"of a core that is mute": {kbroker.RoleCore, 0, 0},
+		"a worker's":             {kbroker.RoleWorker, 2 * time.Hour, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newCluster(t, 3)
+			u.settle()
+			h := u.view.Hosts["h3"]
+			h.Role = c.role
+			u.view.Hosts["h3"] = h
+			w := u.world()
+			beat := w.Verdict.Beats["h3"]
+			beat.Role, beat.CredentialLife = kbroker.RoleCore, c.says // whatever it says it is
+			w.Verdict.Beats["h3"] = beat
+			u.apply(Plan(w))
+			if got := u.view.Hosts["h3"].CredentialLife; got != c.want {
+				t.Errorf("on record is %v, want %v", got, c.want)
+			}
+		})
 	}
 }
 

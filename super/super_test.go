@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -188,6 +189,25 @@ func TestDeployReachesTheHostsView(t *testing.T) {
 	})
 	if err := d.ask(subjects.Super(subjects.VerbStop, tenant, subjects.NoKey), kbroker.StopRequest{App: "none"}, &deployed); !errors.Is(err, kbroker.NotFound) {
 		t.Errorf("stop of an app that is not there: %v, want not found", err)
+	}
+}
+
+// TestAHostCannotUseUpTheReportsOfItsName: it may say any generation, and only the one that
+// it was given counts.
+func TestAHostCannotUseUpTheReportsOfItsName(t *testing.T) {
+	d := startSuper(t)
+	wait.Until(t, 10*time.Second, func() error {
+		if s := d.store.Load(); s == nil || s.Host("h1").Generation != firstGeneration {
+			return errors.New("the founder is not on record")
+		}
+		return nil
+	})
+	for n, generation := range []int{math.MaxInt, firstGeneration} {
+		var reply kbroker.ReportReply
+		r := kbroker.ReportRequest{Host: "h1", Generation: generation, Process: "p", Number: uint64(n + 1)}
+		if err := d.ask(subjects.Report("h1"), r, &reply); err != nil || !reply.Accepted {
+			t.Errorf("report %d of generation %d: %+v, %v; want accepted", r.Number, generation, reply, err)
+		}
 	}
 }
 
