@@ -66,6 +66,8 @@ type JoinRequest struct {
 	Proof       []byte `json:"proof,omitempty"`
 	// User is the public key of the credential (NATS) that a worker connects with.
 	User string `json:"user,omitempty"`
+	// UserProof is of Claim, by User.
+	UserProof []byte `json:"user_proof,omitempty"`
 	// Token is needed by a host that is no member yet.
 	Token *ShownToken `json:"token,omitempty"`
 }
@@ -105,12 +107,8 @@ type SignRequest struct {
 	Instance    InstanceID  `json:"instance"`
 	Epoch       uint64      `json:"epoch"`
 	Incarnation Incarnation `json:"incarnation"`
-	Key         string      `json:"key"` // public, NATS
-	// By is the key of the person for whose program it is; empty: super placed it. Who
-	// answers knows it; nobody can say it.
-	By string `json:"-"`
-	// Until is when theirs ends; zero: never.
-	Until time.Time `json:"-"`
+	Key         string      `json:"key"`   // public, NATS
+	Proof       []byte      `json:"proof"` // of Claim, by Key
 }
 
 // LeaseRequest is an allocator's, on subjects.Lease: it reads the lease of its app or,
@@ -147,6 +145,9 @@ type DevelopRequest struct {
 	Instance    InstanceID  `json:"instance"`
 	Incarnation Incarnation `json:"incarnation"`
 	Key         string      `json:"key"`
+	Proof       []byte      `json:"proof"` // of Claim, by Key
+	// Credential is the deployer's own (a NATS user JWT): the program's is no more than it.
+	Credential string `json:"credential"`
 }
 
 // RenewRequest is that of a process on subjects.Renew of its own key: the credential (a

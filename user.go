@@ -118,6 +118,7 @@ type UserRequest struct {
 	Key    string        `json:"key"`
 	TTL    time.Duration `json:"ttl_ns,omitempty"` // in whole seconds; 0: for ever
 	By     string        `json:"by,omitempty"`
+	Proof  []byte        `json:"proof"` // of Claim, by Key
 }
 
 // UserReply has what was signed for the key.

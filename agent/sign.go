@@ -64,7 +64,7 @@ func (a *Agent) signs(ctx context.Context, r record) {
 func (a *Agent) sign(ctx context.Context, r record, own *credential.Kept) error {
 	held := own.Look()
 	if !held.IsSigned() || held.Life() > 0 && held.Left(renewPart) <= 0 {
-		signed, err := a.signed(ctx, r, held.Key())
+		signed, err := a.signed(ctx, r, held.Credential)
 		if err == nil {
 			err = own.Take(signed)
 		}
@@ -80,10 +80,15 @@ func (a *Agent) sign(ctx context.Context, r record, own *credential.Kept) error 
 }
 
 // signed asks a core once.
-func (a *Agent) signed(ctx context.Context, r record, key string) (string, error) {
+func (a *Agent) signed(ctx context.Context, r record, own credential.Credential) (string, error) {
+	ask := kbroker.SignRequest{
+		Tenant: r.Placement.Tenant, Instance: r.Placement.Instance, Epoch: r.Placement.Epoch, Incarnation: r.Incarnation, Key: own.Key(),
+	}
+	var err error
+	if ask.Proof, err = own.Prove(ask.Claim(a.cfg.Host)); err != nil {
+		return "", err
+	}
 	var reply kbroker.SignReply
-	err := request(ctx, a.cfg.Conn, subjects.Sign(a.cfg.Host), kbroker.SignRequest{
-		Tenant: r.Placement.Tenant, Instance: r.Placement.Instance, Epoch: r.Placement.Epoch, Incarnation: r.Incarnation, Key: key,
-	}, &reply)
+	err = request(ctx, a.cfg.Conn, subjects.Sign(a.cfg.Host), ask, &reply)
 	return reply.Credential, err
 }

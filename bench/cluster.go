@@ -111,8 +111,8 @@ func (c *cluster) identify(ctx context.Context) error {
 	}
 	defer api.Close()
 	signed, err := api.Develop(ctx, kbroker.DevelopRequest{
-		App: "bench", Service: "echo", Instance: "bench-echo-dev", Incarnation: "bench-echo-dev.1", Key: own.Key(),
-	})
+		App: "bench", Service: "echo", Instance: "bench-echo-dev", Incarnation: "bench-echo-dev.1",
+	}, own)
 	if err != nil {
 		return err
 	}

@@ -71,14 +71,18 @@ const (
 type Client struct {
 	conn     *nats.Conn
 	tenant   kbroker.TenantID
-	key      string // public, of the credential
+	key      string                 // public, of the credential
+	signed   func() (string, error) // the credential itself, a JWT
 	pace     pace
 	refusals *refusals
 }
 
 // newClient returns a client on a connection that shows the credential of a key.
 func newClient(conn *nats.Conn, tenant kbroker.TenantID, key string) *Client {
-	return &Client{conn: conn, tenant: tenant, key: key, pace: usualPace, refusals: &refusals{}}
+	return &Client{
+		conn: conn, tenant: tenant, key: key, pace: usualPace, refusals: &refusals{},
+		signed: func() (string, error) { return "", nil },
+	}
 }
 
 // read asks any core. Errors: what the core answered; Unavailable when none

@@ -47,7 +47,7 @@ func Open(ctx context.Context, t Target, name string, opts ...nats.Option) (*Cli
 		return nil, err
 	}
 	c := newClient(nil, t.Tenant, key)
-	c.refusals.role = t.Role()
+	c.refusals.role, c.signed = t.Role(), t.Signed
 	conn, err := t.Connect(ctx, name, append([]nats.Option{nats.ErrorHandler(c.refusals.note)}, opts...)...)
 	if err != nil {
 		return nil, err

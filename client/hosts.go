@@ -18,11 +18,25 @@ func (c *Client) Drain(ctx context.Context, host kbroker.HostID, force bool) (kb
 	return r, c.write(ctx, subjects.VerbDrain, kbroker.DrainRequest{Host: host, Force: force}, &r)
 }
 
-// Develop has a credential signed for a program that runs beside the cluster. Errors:
-// Invalid, Unavailable.
-func (c *Client) Develop(ctx context.Context, r kbroker.DevelopRequest) (credential string, err error) {
+// Key is one that the caller has made. What the cluster signs for it is for who proves to
+// have it.
+type Key interface {
+	Key() string // its public half
+	Prove(claim kbroker.Claim) ([]byte, error)
+}
+
+// Develop has a credential signed for a program that runs beside the cluster, with a key of
+// its own: it holds no longer than that of the client. Errors: Invalid, Refused,
+// Unavailable.
+func (c *Client) Develop(ctx context.Context, r kbroker.DevelopRequest, own Key) (credential string, err error) {
+	r.Tenant, r.Key = c.tenant, own.Key()
+	if r.Credential, err = c.signed(); err != nil {
+		return "", err
+	}
+	if r.Proof, err = own.Prove(r.Claim()); err != nil {
+		return "", err
+	}
 	var reply kbroker.SignReply
-	r.Tenant = c.tenant
 	err = c.read(ctx, subjects.VerbDevelop, r, &reply)
 	return reply.Credential, err
 }

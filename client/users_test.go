@@ -2,8 +2,10 @@ package client
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"sync/atomic"
@@ -15,6 +17,39 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
 )
+
+// fakeKey signs in words.
+type fakeKey string
+
+func (k fakeKey) Key() string { return string(k) }
+
+func (k fakeKey) Prove(claim kbroker.Claim) ([]byte, error) {
+	return fmt.Appendf(nil, "%s signs %q", string(k), claim), nil
+}
+
+// TestAProgramIsSignedForWithTheOwnCredential, as it is by then, and a proof.
+func TestAProgramIsSignedForWithTheOwnCredential(t *testing.T) {
+	c := newCluster(t)
+	heard := make(chan kbroker.DevelopRequest, 2)
+	c.serve(subjects.Core(subjects.VerbDevelop, kbroker.DefaultTenant), func(m *nats.Msg) any {
+		heard <- parse[kbroker.DevelopRequest](c.t, m)
+		return kbroker.SignReply{Credential: "signed"}
+	})
+	api, now := c.client(), ""
+	api.signed = func() (string, error) { return now, nil }
+	ask := kbroker.DevelopRequest{App: "shop", Service: "web", Instance: "shop-web-dev", Incarnation: "shop-web-dev.1"}
+	for _, now = range []string{"first", "renewed"} {
+		if signed, err := api.Develop(t.Context(), ask, fakeKey("U1")); err != nil || signed != "signed" {
+			t.Fatalf("%q, %v", signed, err)
+		}
+		want := ask
+		want.Tenant, want.Key, want.Credential = kbroker.DefaultTenant, "U1", now
+		want.Proof = []byte(`U1 signs ["kbroker develop" "default" "shop" "web" "shop-web-dev" "shop-web-dev.1"]`)
+		if got := <-heard; !reflect.DeepEqual(got, want) {
+			t.Errorf("asked for %+v, want %+v", got, want)
+		}
+	}
+}
 
 // TestAUserIsAskedForAgain with the same key, after a lost answer.
 func TestAUserIsAskedForAgain(t *testing.T) {
@@ -28,13 +63,16 @@ func TestAUserIsAskedForAgain(t *testing.T) {
 		}
 		return kbroker.UserReply{Credential: "signed"}
 	})
-	r, err := c.client().CreateUser(t.Context(), "ann", kbroker.UserDeployer, "U1", time.Hour, "root@h1")
+	r, err := c.client().CreateUser(t.Context(), "ann", kbroker.UserDeployer, fakeKey("U1"), time.Hour, "root@h1")
 	if err != nil || r.Credential != "signed" || !r.Expires.IsZero() {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	want := kbroker.UserRequest{Name: "ann", Role: kbroker.UserDeployer, Key: "U1", TTL: time.Hour, By: "root@h1"}
+	want := kbroker.UserRequest{
+		Tenant: kbroker.DefaultTenant, Name: "ann", Role: kbroker.UserDeployer, Key: "U1", TTL: time.Hour, By: "root@h1",
+		Proof: []byte(`U1 signs ["kbroker user" "default" "ann" "deployer"]`),
+	}
 	for range 2 {
-		if got := <-heard; got != want {
+		if got := <-heard; !reflect.DeepEqual(got, want) {
 			t.Errorf("asked for %+v, want %+v", got, want)
 		}
 	}

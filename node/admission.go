@@ -34,6 +34,7 @@ type admission struct {
 	request kbroker.JoinRequest
 	box     *pki.Box // of a core
 	pin     string   // fingerprint of the root; empty: the host knows the cluster
+	was     int      // the generation of a worker that asks what became of it; 0: it asks to be admitted
 	secure  []nats.Option
 }
 
@@ -41,7 +42,7 @@ type admission struct {
 func (a *admission) prepare(m *membership, cfg Config) (err error) {
 	a.request = kbroker.JoinRequest{
 		Host: m.Host, Role: m.Role, Client: m.Client, Route: m.Route, Labels: cfg.Labels, ClusterID: m.ClusterID,
-		Fingerprint: m.Fingerprint,
+		Fingerprint: m.Fingerprint, Generation: a.was,
 	}
 	if m.ClusterID != "" {
 		a.secure, err = m.secure()
@@ -130,6 +131,9 @@ func (m *membership) present(r *kbroker.JoinRequest) (*pki.Box, error) {
 			return nil, err
 		}
 		r.User = own.Key()
+		if r.UserProof, err = own.Prove(r.Claim()); err != nil {
+			return nil, err
+		}
 	}
 	return box, prove(key, r)
 }

@@ -256,6 +256,9 @@ func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 		Look:    c.broker.Look,
 		Admit:   c.id.admit,
 		Sign:    c.id.signInstance, SignUser: c.id.signUser,
+		Develop: func(r kbroker.DevelopRequest, asks string) (string, error) {
+			return c.id.signProgram(r, asks, c.isRevoked)
+		},
 		Signed: c.id.signed, CredentialLife: c.id.life,
 		Who:  c.who,
 		Root: pki.FingerprintOf(c.id.root),

@@ -20,7 +20,7 @@ func prove(key crypto.Signer, r *kbroker.JoinRequest) (err error) {
 }
 
 // proved returns the key that a request to join is of, which is the one of its
-// fingerprint.
+// fingerprint. A worker has proved to have the key of its credential, too.
 func proved(r kbroker.JoinRequest) (crypto.PublicKey, error) {
 	public, err := x509.ParsePKIXPublicKey(r.Key)
 	if err != nil {
@@ -31,6 +31,12 @@ func proved(r kbroker.JoinRequest) (crypto.PublicKey, error) {
 	}
 	if err := pki.CheckSignature(public, r.Proof, joinPurpose, claims(r)...); err != nil {
 		return nil, kbroker.Errorf(kbroker.Invalid, "host %s asks to join with a key that is not its own: %v", r.Host, err)
+	}
+	if r.Role == kbroker.RoleWorker {
+		if err := owns(r.User, r.UserProof, r.Claim()); err != nil {
+			e := kbroker.AsError(err)
+			return nil, kbroker.Errorf(e.Code, "host %s asks to join: %s", r.Host, e.Message).WithHint("%s", e.Hint)
+		}
 	}
 	return public, nil
 }

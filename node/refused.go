@@ -133,11 +133,10 @@ func (m *membership) refused(ctx context.Context) (takes string, refused bool) {
 // becameOf asks the cores what became of this worker, until the first answer. It returns
 // the key of the credential that it was given. agent.ErrRemoved: it was removed.
 func (m *membership) becameOf(ctx context.Context) (key string, err error) {
-	a := &admission{}
+	a := &admission{was: m.Generation}
 	if err := a.prepare(m, Config{}); err != nil {
 		return "", err
 	}
-	a.request.Generation = m.Generation
 	var reply kbroker.JoinReply
 	err = errors.New("no core is known")
 	for _, addr := range m.servers() {

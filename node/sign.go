@@ -1,11 +1,13 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/spec"
 )
@@ -13,23 +15,76 @@ import (
 // credentialLife is that of an instance's credential (ADR 16), as a rule.
 const credentialLife = time.Hour
 
-// signInstance is the credential of a start of an instance that is placed.
+// signInstance is the credential of a start of an instance that is placed, for who has its
+// key.
 func (i *identity) signInstance(p kbroker.Placement, r kbroker.SignRequest) (string, error) {
+	if err := owns(r.Key, r.Proof, r.Claim(p.Host)); err != nil {
+		return "", err
+	}
+	return i.grants.Sign(i.start(p, r.Incarnation, r.Key), i.now())
+}
+
+// start is the user of a start.
+func (i *identity) start(p kbroker.Placement, incarnation kbroker.Incarnation, key string) grants.User {
 	role := grants.Instance
 	if p.Spec.Artifact.Builtin == kbroker.BuiltinAllocator {
 		role = grants.Allocator
 	}
-	return i.grants.Sign(grants.User{
-		Role: role, Name: string(r.Incarnation), Key: r.Key, By: r.By, Until: r.Until, Life: i.life,
+	return grants.User{
+		Role: role, Name: string(incarnation), Key: key, Life: i.life,
 		Tags: map[string][]string{
 			grants.TagTenant: {string(p.Tenant)}, grants.TagHost: {string(p.Host)}, grants.TagApp: {string(p.App)}, grants.TagService: {string(p.Service)},
-			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(r.Incarnation)}, grants.TagCall: callsOf(p),
+			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(incarnation)}, grants.TagCall: callsOf(p),
 		},
-	}, i.now())
+	}
 }
 
-// signUser is the credential of a user of the record, as long as it holds.
-func (i *identity) signUser(u kbroker.User) (string, error) {
+// owns refuses who does not prove to have a key.
+func owns(key string, proof []byte, claim kbroker.Claim) error {
+	if err := credential.CheckProof(key, proof, claim); err != nil {
+		return kbroker.Errorf(kbroker.Refused, "who asks does not prove to have the key: %v", err).
+			WithHint("a key is signed for who has its secret half; is this program of the same version as the cluster?")
+	}
+	return nil
+}
+
+// developmentHost is in the credentials of programs that run on no host of the
+// cluster: no host has this name.
+const developmentHost kbroker.HostID = "_"
+
+// signProgram is the credential of a program that runs beside the cluster: it may call
+// what who asks may, and holds for as long as theirs at most. Who they are they show: what
+// has asks's inbox may be a program of theirs, and this core may not have heard of them.
+func (i *identity) signProgram(r kbroker.DevelopRequest, asks string, revoked func(key string) bool) (string, error) {
+	by, until, err := i.grants.Developer(r.Credential, r.Tenant, i.now())
+	switch {
+	case err != nil:
+		err = fmt.Errorf("the credential of who asks: %w", err)
+	case by != asks:
+		err = fmt.Errorf("the credential is of key %s, and the answer would go to %s", by, asks)
+	case revoked(by):
+		err = errors.New("the credential of who asks was taken back")
+	}
+	if err != nil {
+		return "", kbroker.Errorf(kbroker.Refused, "%v", err).
+			WithHint("ask with the credential of a deployer, operator or admin that you connect with; is this program of the same version as the cluster?")
+	}
+	if err := owns(r.Key, r.Proof, r.Claim()); err != nil {
+		return "", err
+	}
+	p := kbroker.Placement{Tenant: r.Tenant, App: r.App, Service: r.Service, Instance: r.Instance, Host: developmentHost}
+	p.Spec.Calls = []string{spec.AllServices}
+	u := i.start(p, r.Incarnation, r.Key)
+	u.By, u.Until = by, until
+	return i.grants.Sign(u, i.now())
+}
+
+// signUser is the credential of a user of the record, as long as it holds, for who has the
+// key.
+func (i *identity) signUser(u kbroker.User, r kbroker.UserRequest) (string, error) {
+	if err := owns(u.Key, r.Proof, r.Claim()); err != nil {
+		return "", err
+	}
 	now := i.now()
 	user := grants.User{
 		Role: grants.Role(u.Role), Name: string(u.Name), Key: u.Key, Tags: map[string][]string{grants.TagTenant: {string(u.Tenant)}},

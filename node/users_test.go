@@ -40,7 +40,7 @@ func TestAUserIsSignedForAsOnRecord(t *testing.T) {
 				u.Expires = u.Created.Add(life)
 			}
 			for _, later := range []time.Duration{0, 10*time.Minute + 900*time.Millisecond} {
-				signed, err := open(t, m, now.Add(later)).signUser(u)
+				signed, err := open(t, m, now.Add(later)).signUser(u, userRequest(t, own, u))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -56,15 +56,33 @@ func TestAUserIsSignedForAsOnRecord(t *testing.T) {
 		}
 	}
 	i := open(t, m, now)
+	own := newKey(t)
 	for name, u := range map[string]kbroker.User{
-		"what has ended":           {Tenant: kbroker.DefaultTenant, Name: "ann", Role: kbroker.UserViewer, Key: newKey(t).Key(), Expires: now.Add(-time.Second)},
+		"what has ended":           {Tenant: kbroker.DefaultTenant, Name: "ann", Role: kbroker.UserViewer, Key: own.Key(), Expires: now.Add(-time.Second)},
 		"a key of a wrong sum":     {Tenant: kbroker.DefaultTenant, Name: "ann", Role: kbroker.UserViewer, Key: "UAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"},
-		"a role that is of nobody": {Tenant: kbroker.DefaultTenant, Name: "ann", Role: "boss", Key: newKey(t).Key()},
+		"a role that is of nobody": {Tenant: kbroker.DefaultTenant, Name: "ann", Role: "boss", Key: own.Key()},
 	} {
-		if signed, err := i.signUser(u); err == nil {
+		if signed, err := i.signUser(u, userRequest(t, own, u)); err == nil {
 			t.Errorf("%s: signed as %s", name, signed)
 		}
 	}
+}
+
+// userRequest asks for a user, with the proof of a key.
+func userRequest(t *testing.T, own credential.Credential, u kbroker.User) kbroker.UserRequest {
+	t.Helper()
+	r := kbroker.UserRequest{Tenant: u.Tenant, Name: u.Name, Role: u.Role, Key: u.Key}
+	r.Proof = mustProve(t, own, r.Claim())
+	return r
+}
+
+func mustProve(t *testing.T, own credential.Credential, claim kbroker.Claim) []byte {
+	t.Helper()
+	proof, err := own.Prove(claim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return proof
 }
 
 // asks sends a request to a core that leads, on a connection of its own.
@@ -96,7 +114,10 @@ func userOn(m *membership, role kbroker.UserRole, ttl time.Duration) (connect.Ta
 		return connect.Target{}, err
 	}
 	var reply kbroker.UserReply
-	ask := kbroker.UserRequest{Name: "ann", Role: role, Key: own.Key(), TTL: ttl}
+	ask := kbroker.UserRequest{Tenant: kbroker.DefaultTenant, Name: "ann", Role: role, Key: own.Key(), TTL: ttl}
+	if ask.Proof, err = own.Prove(ask.Claim()); err != nil {
+		return connect.Target{}, err
+	}
 	if err := asks(m, subjects.Super(subjects.VerbUser, kbroker.DefaultTenant, subjects.NoKey), ask, &reply); err != nil {
 		return connect.Target{}, err
 	}
@@ -164,22 +185,40 @@ func TestAProgramOfWhoIsRevokedIsNotRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	program := newKey(t)
-	body, err := json.Marshal(kbroker.DevelopRequest{App: "shop", Service: "web", Instance: "shop-web-dev", Incarnation: "shop-web-dev.1", Key: program.Key()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	reply, err := nc.Request(subjects.Core(subjects.VerbDevelop, kbroker.DefaultTenant), body, 3*time.Second)
-	if err != nil || reply.Header.Get(subjects.HeaderCode) != "" {
-		t.Fatalf("a deployer runs a program: %v, %v", reply, err)
-	}
-	var signed kbroker.SignReply
-	if err := json.Unmarshal(reply.Data, &signed); err != nil {
-		t.Fatal(err)
-	}
 	own, err := credential.Parse([]byte(ann.Credential))
 	if err != nil {
 		t.Fatal(err)
+	}
+	// develop has the answer come where somebody can hear it.
+	develop := func(program credential.Credential, reply string) {
+		t.Helper()
+		body, err := json.Marshal(programRequest(t, program, own.JWT()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.PublishRequest(subjects.Core(subjects.VerbDevelop, kbroker.DefaultTenant), reply, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program := newKey(t)
+	var signed kbroker.SignReply
+	if err := heardOn(t, nc, own, func(inbox string) { develop(program, inbox) }, &signed); err != nil {
+		t.Fatalf("a deployer runs a program: %v", err)
+	}
+	running := ann
+	b, err := program.Signed(signed.Credential).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	running.Credential = string(b)
+	pc, err := running.Connect(t.Context(), "program", nats.NoReconnect())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pc.Close)
+	err = heardOn(t, pc, program, func(inbox string) { develop(newKey(t), inbox) }, new(kbroker.SignReply))
+	if !errors.Is(err, kbroker.Refused) || kbroker.AsError(err).Hint == "" {
+		t.Errorf("a program of theirs asks in their place: %v, want refused with a hint", err)
 	}
 	_, end := own.Holds()
 	renew := func() error {
@@ -200,4 +239,38 @@ func TestAProgramOfWhoIsRevokedIsNotRenewed(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// programRequest asks for a program beside the cluster, with what a deployer shows.
+func programRequest(t *testing.T, own credential.Credential, shown string) kbroker.DevelopRequest {
+	t.Helper()
+	r := kbroker.DevelopRequest{
+		Tenant: kbroker.DefaultTenant, App: "shop", Service: "web", Instance: "shop-web-dev", Incarnation: "shop-web-dev.1",
+		Key: own.Key(), Credential: shown,
+	}
+	r.Proof = mustProve(t, own, r.Claim())
+	return r
+}
+
+// heardOn has something asked for, and hears the answer in an inbox of who has a key.
+func heardOn(t *testing.T, nc *nats.Conn, own credential.Credential, ask func(inbox string), out any) error {
+	t.Helper()
+	inbox := own.Inbox() + ".answer"
+	sub, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	ask(inbox)
+	reply, err := sub.NextMsg(3 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if reply.Header.Get(subjects.HeaderCode) != "" {
+		e := new(kbroker.Error)
+		return errors.Join(json.Unmarshal(reply.Data, e), e)
+	}
+	return json.Unmarshal(reply.Data, out)
 }

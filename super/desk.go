@@ -164,12 +164,12 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 	case subjects.VerbEvents:
 		return decoded(ctx, m.Data, tenant, d.events)
 	case subjects.VerbDevelop:
-		by, ok := subjects.InboxOwner(m.Reply)
+		asks, ok := subjects.InboxOwner(m.Reply)
 		if !ok {
 			return nil, kbroker.Errorf(kbroker.Invalid, "nobody has the key of %q, where the answer is to go", m.Reply)
 		}
 		reply, err := decoded(ctx, m.Data, tenant, func(_ context.Context, tenant kbroker.TenantID, r kbroker.DevelopRequest) (any, error) {
-			return d.develop(tenant, r, by)
+			return d.develop(tenant, r, asks)
 		})
 		if err == nil {
 			d.auditor.tell(kbroker.AuditRecord{

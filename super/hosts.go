@@ -168,7 +168,10 @@ func decideJoin(v *state.View, r kbroker.JoinRequest, f facts, clusterID string,
 	host := kbroker.Host{
 		Name: r.Host, Role: r.Role, State: kbroker.HostJoining, Labels: r.Labels,
 		Client: r.Client, Route: r.Route, Since: now, Fingerprint: r.Fingerprint, Generation: admitted.Generation,
-		User: r.User, Revoked: takenBack(known),
+		Revoked: takenBack(known),
+	}
+	if r.Role == kbroker.RoleWorker {
+		host.User = r.User // which it has proved to have; a core signs for itself
 	}
 	d := decision{[]state.Change{state.PutHost{Host: host}}, admitted}
 	if token.Used == nil {

@@ -201,6 +201,18 @@ func TestALifeIsTakenFromCoresAlone(t *testing.T) {
 	}
 }
 
+// makeToken has a token made, once somebody leads.
+func makeToken(t *testing.T, d *desktop, role kbroker.Role) *kbroker.ShownToken {
+	t.Helper()
+	shown := tokenIn(&state.View{Tokens: map[string]kbroker.Token{}}, role, nil)
+	hash := sha256.Sum256(shown.Secret)
+	ask := kbroker.TokenRequest{ID: shown.ID, Hash: hash[:], Role: role, TTL: kbroker.TokenTTL}
+	wait.Until(t, 10*time.Second, func() error {
+		return d.ask(subjects.Super(subjects.VerbToken, tenant, subjects.NoKey), ask, new(kbroker.TokenReply))
+	})
+	return shown
+}
+
 // TestACoreTakesCredentialsBack: those that a host reports, until all has ended that any
 // core may have signed for them, and those of a host that was removed. It signs no more
 // for either.
@@ -248,13 +260,8 @@ func TestACoreTakesCredentialsBack(t *testing.T) {
 		t.Errorf("taken back are %v, want one", out)
 	}
 	var joined kbroker.JoinReply
+	shown := makeToken(t, d, kbroker.RoleWorker)
 	wait.Until(t, 10*time.Second, func() error {
-		var made kbroker.TokenReply
-		shown := tokenIn(&state.View{Tokens: map[string]kbroker.Token{}}, kbroker.RoleWorker, nil)
-		hash := sha256.Sum256(shown.Secret)
-		if err := d.ask(subjects.Super(subjects.VerbToken, tenant, subjects.NoKey), kbroker.TokenRequest{ID: shown.ID, Hash: hash[:], Role: kbroker.RoleWorker, TTL: kbroker.TokenTTL}, &made); err != nil {
-			return err
-		}
 		err := d.ask(subjects.Join, kbroker.JoinRequest{Host: "w9", Role: kbroker.RoleWorker, Fingerprint: "f", Token: shown}, &joined)
 		if err == nil && !joined.Admitted {
 			err = fmt.Errorf("it waits: %s", joined.Wait)

@@ -5,12 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
-	"github.com/kbroker/kbroker/spec"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -43,38 +41,58 @@ func (d *desk) sign(_ context.Context, m *nats.Msg) (any, error) {
 	return d.signed(p, r)
 }
 
-// develop signs for a program that runs beside the cluster, for who has a key.
-func (d *desk) develop(tenant kbroker.TenantID, r kbroker.DevelopRequest, by string) (any, error) {
-	p := kbroker.Placement{Tenant: tenant, App: r.App, Service: r.Service, Instance: r.Instance, Host: developmentHost}
-	p.Spec.Calls = []string{spec.AllServices} // as who runs it may
-	var until time.Time
-	for _, u := range d.store.Peek().Users {
-		if u.Key == by {
-			until = u.Expires // what is not on record never ends
-		}
-	}
-	err := errors.Join(kbroker.CheckName("app", string(r.App)), kbroker.CheckName("service", string(r.Service)))
+// develop signs for a program that runs beside the cluster, for who has a credential of
+// the key asks: that says who they are and for how long, also when this core has not heard
+// of them yet.
+func (d *desk) develop(tenant kbroker.TenantID, r kbroker.DevelopRequest, asks string) (any, error) {
+	r.Tenant = tenant
+	err := errors.Join(kbroker.CheckName("app", string(r.App)), kbroker.CheckName("service", string(r.Service)), isStart(r.Instance, r.Incarnation))
 	if err != nil {
 		return nil, err
 	}
-	return d.signed(p, kbroker.SignRequest{Tenant: tenant, Instance: r.Instance, Incarnation: r.Incarnation, Key: r.Key, By: by, Until: until})
+	if d.cfg.Develop == nil {
+		return nil, signsNothing(d.cfg.Host)
+	}
+	credential, err := d.cfg.Develop(r, asks)
+	return signed(r.Instance, credential, err)
 }
-
-// developmentHost is in the credentials of programs that run on no host of the
-// cluster: no host has this name.
-const developmentHost kbroker.HostID = "_"
 
 func (d *desk) signed(p kbroker.Placement, r kbroker.SignRequest) (any, error) {
 	if d.cfg.Sign == nil {
-		return nil, kbroker.Errorf(kbroker.Unavailable, "core %s signs nothing", d.cfg.Host)
+		return nil, signsNothing(d.cfg.Host)
 	}
-	start, ok := strings.CutPrefix(string(r.Incarnation), string(p.Instance)+".")
-	if !ok || start == "" || strings.Contains(start, ".") {
-		return nil, kbroker.Errorf(kbroker.Invalid, "%q is not a start of instance %s", r.Incarnation, p.Instance)
+	if err := isStart(p.Instance, r.Incarnation); err != nil {
+		return nil, err
 	}
 	credential, err := d.cfg.Sign(p, r)
+	return signed(r.Instance, credential, err)
+}
+
+func isStart(instance kbroker.InstanceID, i kbroker.Incarnation) error {
+	start, ok := strings.CutPrefix(string(i), string(instance)+".")
+	if !ok || start == "" || strings.Contains(start, ".") {
+		return kbroker.Errorf(kbroker.Invalid, "%q is not a start of instance %s", i, instance)
+	}
+	return nil
+}
+
+func signed(instance kbroker.InstanceID, credential string, err error) (any, error) {
 	if err != nil {
-		return nil, kbroker.Errorf(kbroker.Invalid, "instance %s: %v", r.Instance, err)
+		return nil, unsigned(err, "instance %s: %v", instance, err)
 	}
 	return kbroker.SignReply{Credential: credential}, nil
+}
+
+func signsNothing(host kbroker.HostID) error {
+	return kbroker.Errorf(kbroker.Unavailable, "core %s signs nothing", host)
+}
+
+// unsigned says why something is not signed: invalid, unless err has a code of its own. Of
+// that the hint stays as well.
+func unsigned(err error, format string, args ...any) error {
+	code, hint := kbroker.Invalid, ""
+	if e, ok := errors.AsType[*kbroker.Error](err); ok {
+		code, hint = e.Code, e.Hint
+	}
+	return kbroker.Errorf(code, format, args...).WithHint("%s", hint)
 }

@@ -68,12 +68,16 @@ type Config struct {
 	// Admit adds to the answer to a host that is admitted what it will prove itself
 	// with; nil: nothing.
 	Admit func(kbroker.JoinRequest, *kbroker.JoinReply) error
-	// Sign makes the credential of a start of an instance that is placed; nil: there
-	// are none. Safe for concurrent use.
+	// Sign makes the credential of a start of an instance that is placed, for who proves
+	// to have its key; nil: there are none. Safe for concurrent use.
 	Sign func(kbroker.Placement, kbroker.SignRequest) (string, error)
-	// SignUser makes the credential of a user of the record; nil: there are none. Safe for
-	// concurrent use.
-	SignUser func(kbroker.User) (string, error)
+	// SignUser makes the credential of a user of the record, for who proves to have the
+	// key; nil: there are none. Safe for concurrent use.
+	SignUser func(kbroker.User, kbroker.UserRequest) (string, error)
+	// Develop makes the credential of a program that runs beside the cluster, for who
+	// proves to have its key: not for longer than that of who asks, which is of the key
+	// asks. nil: there are none. Safe for concurrent use.
+	Develop func(r kbroker.DevelopRequest, asks string) (string, error)
 	// Signed reads what was signed for a start on a host: the key of its user, and when
 	// it ends. nil as Sign.
 	Signed func(credential string) (host kbroker.HostID, r kbroker.Revocation, err error)

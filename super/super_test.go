@@ -48,7 +48,7 @@ func superOn(t *testing.T, connect func() *nats.Conn, change ...func(*Config)) *
 		Members: func() Members {
 			return Members{Known: true, Current: map[kbroker.HostID]bool{"h1": true}, Replicas: 1, Writable: true}
 		},
-		SignUser: func(u kbroker.User) (string, error) {
+		SignUser: func(u kbroker.User, _ kbroker.UserRequest) (string, error) {
 			if u.Name == "forged" {
 				return "", errors.New("its key is none")
 			}

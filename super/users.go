@@ -29,11 +29,11 @@ func (t *term) user(v *state.View, r kbroker.UserRequest, now time.Time) (decisi
 		return decision{}, err
 	}
 	if t.cfg.SignUser == nil {
-		return decision{}, kbroker.Errorf(kbroker.Unavailable, "core %s signs nothing", t.cfg.Host)
+		return decision{}, signsNothing(t.cfg.Host)
 	}
-	signed, err := t.cfg.SignUser(u)
+	signed, err := t.cfg.SignUser(u, r)
 	if err != nil {
-		return decision{}, kbroker.Errorf(kbroker.Invalid, "user %s: %v", u.Name, err)
+		return decision{}, unsigned(err, "user %s: %v", u.Name, err)
 	}
 	d.reply = kbroker.UserReply{Credential: signed, Expires: u.Expires}
 	return d, nil

@@ -43,7 +43,7 @@ func credit(ctx context.Context, api *client.Client, i kbroker.InstanceFile) (*c
 
 // signStart has the key of a development instance signed for, once more.
 func signStart(ctx context.Context, api *client.Client, i kbroker.InstanceFile, own *credential.Kept) error {
-	signed, err := api.Develop(ctx, kbroker.DevelopRequest{App: i.App, Service: i.Service, Instance: i.Instance, Incarnation: i.Incarnation, Key: own.Now().Key()})
+	signed, err := api.Develop(ctx, kbroker.DevelopRequest{App: i.App, Service: i.Service, Instance: i.Instance, Incarnation: i.Incarnation}, own.Now())
 	if err != nil {
 		return err
 	}

@@ -97,7 +97,7 @@ func (c *cli) createUser(ctx context.Context, u newUser) (createdUser, error) {
 	if err != nil {
 		return createdUser{}, err
 	}
-	reply, err := api.CreateUser(ctx, u.name, u.role, own.Key(), time.Duration(u.life), whoAmI())
+	reply, err := api.CreateUser(ctx, u.name, u.role, own, time.Duration(u.life), whoAmI())
 	switch {
 	case err == nil:
 	case fresh && neverMade(err):

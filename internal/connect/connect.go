@@ -91,6 +91,15 @@ func (t Target) Key() (string, error) {
 	return c.Key(), nil
 }
 
+// Signed is what a core signed of the credential (a JWT), as it is now; empty: nothing.
+func (t Target) Signed() (string, error) {
+	c, err := t.credential()
+	if err != nil || c == nil {
+		return "", err
+	}
+	return c.JWT(), nil
+}
+
 // Role is that of the person whose credential it is, as the credential says; empty: it
 // does not, or cannot be read.
 func (t Target) Role() string {

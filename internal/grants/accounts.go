@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
@@ -67,7 +68,9 @@ func (a *Authority) Accounts(revoked map[string]time.Time) map[string]*jwt.Accou
 			c.SigningKeys.AddScopedSigner(scope)
 		}
 		for user, at := range revoked {
-			c.RevokeAt(user, at)
+			if a.revocable(user) {
+				c.RevokeAt(user, at)
+			}
 		}
 		all[acc.public] = c
 	}
@@ -88,6 +91,12 @@ func (a *Authority) Accounts(revoked map[string]time.Time) map[string]*jwt.Accou
 		cross(control, c, hears)
 	}
 	return all
+}
+
+// revocable reports whether a key can be taken back: that of the gate is everybody's who
+// is to be let in, and what is no key may be all of them, as * is.
+func (a *Authority) revocable(key string) bool {
+	return key != a.gate.public && nkeys.IsValidPublicUserKey(key)
 }
 
 // cross has messages to subjects in one account be heard in the other, too.

@@ -161,6 +161,9 @@ func (a *Authority) Sign(u User, now time.Time) (string, error) {
 	if !nkeys.IsValidPublicUserKey(u.Key) {
 		return "", fmt.Errorf("%q is not the public key of a user", u.Key)
 	}
+	if u.Role != Gate && u.Key == a.gate.public {
+		return "", errors.New("it is the key that all are let in with who show no credential")
+	}
 	c := jwt.NewUserClaims(u.Key)
 	c.Name, c.IssuerAccount = u.Name, acc.public
 	if u.Life > 0 {
@@ -258,6 +261,30 @@ func (a *Authority) Renew(signed string, now time.Time, life time.Duration, revo
 	}
 	c.Expires = end
 	return c.Encode(acc.roles[role])
+}
+
+// Developer is who may run programs beside the cluster by a credential of the tenant: the
+// key that it is for, and when it ends; zero: never.
+func (a *Authority) Developer(credential string, tenant kbroker.TenantID, now time.Time) (key string, until time.Time, err error) {
+	c, err := jwt.DecodeUserClaims(credential) // which checks the signature
+	if err != nil {
+		return "", until, fmt.Errorf("not a credential: %w", err)
+	}
+	acc, role, ok := a.issuer(c)
+	if c.Expires != 0 {
+		until = time.Unix(c.Expires, 0)
+	}
+	switch {
+	case !ok:
+		return "", until, errors.New("it is not of this cluster")
+	case role != Core && role != Deployer && role != Operator && role != Admin:
+		return "", until, fmt.Errorf("a %s may not", role)
+	case role != Core && acc.tenant != tenant:
+		return "", until, fmt.Errorf("it is of tenant %q", acc.tenant)
+	case !until.IsZero() && !now.Before(until):
+		return "", until, fmt.Errorf("it ended at %s", until.UTC().Format(time.RFC3339))
+	}
+	return c.Subject, until, nil
 }
 
 // Signed is what was signed for a start of an instance: on which host, for which key,

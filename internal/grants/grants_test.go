@@ -135,6 +135,37 @@ func TestATenantNeedsAnAccount(t *testing.T) {
 	}
 }
 
+// TestTheGateIsNotTakenBack, nor everybody, by what is taken back.
+func TestTheGateIsNotTakenBack(t *testing.T) {
+	g, out := authority(t), userKey(t)
+	shown, err := g.Gate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate, err := jwt.DecodeUserClaims(shown)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now().Add(time.Hour)
+	for _, c := range g.Accounts(map[string]time.Time{gate.Subject: at, "*": at, "": at, "ann": at, out: at}) {
+		for _, key := range []string{gate.Subject, userKey(t)} {
+			if c.Revocations.IsRevoked(key, time.Now()) {
+				t.Errorf("%s is out in account %s", key, c.Name)
+			}
+		}
+		if c.Subject != g.System() && (len(c.Revocations) != 1 || !c.Revocations.IsRevoked(out, time.Now())) {
+			t.Errorf("out in account %s are %v, want %s", c.Name, c.Revocations, out)
+		}
+	}
+	for role := range tagsOf {
+		if role != grants.Gate {
+			if _, err := g.Sign(grants.User{Role: role, Key: gate.Subject, Tags: plain(role)}, time.Now()); err == nil {
+				t.Errorf("the key of the gate is signed for a %s", role)
+			}
+		}
+	}
+}
+
 func TestSignRefusesOtherKeysAndRoles(t *testing.T) {
 	g, key := authority(t), userKey(t)
 	account, err := nkeys.CreateAccount()
