@@ -51,6 +51,9 @@ func (a *Allocator) watchConnection(ctx context.Context, status <-chan nats.Stat
 }
 
 func (a *Allocator) onPing(m *nats.Msg) {
+	if !subjects.IsPong(m.Reply, a.own.Tenant, a.own.Host) && !subjects.IsInbox(m.Reply) {
+		return
+	}
 	b, err := json.Marshal(kbroker.PingReply{Incarnation: a.own.Incarnation, Ready: true})
 	if err == nil {
 		err = m.Respond(b)

@@ -229,7 +229,7 @@ var noSubject = map[string]string{
 	"Artifacts": "a stream: in streams", "MirrorOf": "a stream: in streams",
 	"KeySuperLease": "a key: in keys", "KeyApp": "a key: in keys", "KeyVersion": "a key: in keys", "KeyPlacement": "a key: in keys", "KeyHead": "a key: in keys",
 	"KeyHost": "a key: in keys", "KeyDemand": "a key: in keys", "KeyNonce": "a key: in keys", "KeyCanary": "a key: in keys", "KeyStatus": "a key: in keys", "KeyReport": "a key: in keys", "KeyRevoked": "a key: in keys", "KeyToken": "a key: in keys", "KeyUser": "a key: in keys", "KeyAudit": "a key: in keys", "Discoveries": "in Discovery",
-	"CheckMethod": "looks at a name", "ParseAPI": "a parser", "AgentVerb": "a parser", "HostOf": "a parser", "ControlKey": "a parser", "StatusKey": "a parser", "ParseKey": "a parser", "ParseDemand": "a parser", "RenewKey": "a parser", "IsInbox": "a parser", "TenantOf": "a parser", "InboxOwner": "a parser", "ParseLease": "a parser", "KeyOf": "a parser", "UploadTenant": "a parser",
+	"CheckMethod": "looks at a name", "ParseAPI": "a parser", "AgentVerb": "a parser", "HostOf": "a parser", "ControlKey": "a parser", "StatusKey": "a parser", "ParseKey": "a parser", "ParseDemand": "a parser", "RenewKey": "a parser", "IsInbox": "a parser", "TenantOf": "a parser", "InboxOwner": "a parser", "ParseLease": "a parser", "KeyOf": "a parser", "IsPong": "a parser", "UploadTenant": "a parser",
 	"ParseMirror": "a parser", "IsAllocatorLease": "a parser", "IsTagHost": "a parser",
 	"TagCore": "a server's tag", "TagHost": "a server's tag", "MirrorOrigin": "of a stream's metadata",
 	"UnknownTable": "a number", "LeaseTable": "a number", "AppTable": "a number", "VersionTable": "a number", "PlacementTable": "a number", "HeadTable": "a number",

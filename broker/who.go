@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
@@ -46,6 +47,7 @@ func (b *Broker) Who(ctx context.Context, key string) (Visit, error) {
 		return Visit{}, fmt.Errorf("ask who has key %s: %w", key, err)
 	}
 	var last Visit
+	lastOpen := false // one that is there counts before those that were
 	for range b.servers() {
 		m, err := answers.NextMsgWithContext(ctx)
 		if errors.Is(err, nats.ErrNoResponders) || ctx.Err() != nil {
@@ -61,8 +63,11 @@ func (b *Broker) Who(ctx context.Context, key string) (Visit, error) {
 			continue // another version's; the others answer
 		}
 		for _, c := range r.Data.Conns {
-			if c.Start.After(last.Since) {
-				last = Visit{c.JWT, c.IP, c.Start}
+			if !isOf(c, key) {
+				continue
+			}
+			if open := c.Stop == nil; open && !lastOpen || open == lastOpen && c.Start.After(last.Since) {
+				last, lastOpen = Visit{c.JWT, c.IP, c.Start}, open
 			}
 		}
 	}
@@ -70,6 +75,16 @@ func (b *Broker) Who(ctx context.Context, key string) (Visit, error) {
 		return last, kbroker.Errorf(kbroker.NotFound, "no server knows a connection of key %s", key)
 	}
 	return last, nil
+}
+
+// isOf reports whether a connection was let in with a credential of the key. The server
+// also finds those that merely name it, or have shown the credential of somebody else.
+func isOf(c *server.ConnInfo, key string) bool {
+	if c.Reason == server.AuthenticationViolation.String() || c.Reason == server.AuthenticationTimeout.String() {
+		return false
+	}
+	claims, err := jwt.DecodeUserClaims(c.JWT)
+	return err == nil && claims.Subject == key
 }
 
 // servers is how many answer a question to all: at least this one does.

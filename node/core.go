@@ -254,8 +254,12 @@ func (c *core) parts(conn *nats.Conn) (*agent.Agent, *super.Super, error) {
 		Dir: filepath.Join(c.dir.Path, "core"), Conn: conn, Times: times, Log: c.cfg.Log.With("component", "super"),
 		Members: func() super.Members { return membersOf(c.broker) },
 		Look:    c.broker.Look,
-		Admit:   c.id.admit,
-		Sign:    c.id.signInstance, SignUser: c.id.signUser,
+		Proved: func(r kbroker.JoinRequest) error {
+			_, err := proved(r)
+			return err
+		},
+		Admit: c.id.admit,
+		Sign:  c.id.signInstance, SignUser: c.id.signUser,
 		Develop: func(r kbroker.DevelopRequest, asks string) (string, error) {
 			return c.id.signProgram(r, asks, c.isRevoked)
 		},

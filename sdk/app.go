@@ -210,7 +210,7 @@ func (a *App) pong(t transport, m *nats.Msg) {
 		Ready:       phase == phaseReady,
 		Draining:    phase == phaseDraining,
 	})
-	if err != nil || m.Reply == "" {
+	if err != nil || !subjects.IsPong(m.Reply, a.identity.Tenant, a.identity.Host) && !subjects.IsInbox(m.Reply) {
 		return
 	}
 	if err := t.publish(&nats.Msg{Subject: m.Reply, Data: b}); err != nil {

@@ -316,3 +316,35 @@ func TestAServiceCallsAnother(t *testing.T) {
 		t.Errorf("the app's client made %d calls, want 1", outer.Client().Stats().Calls)
 	}
 }
+
+// TestAnAnswerGoesToAnInboxOnly: who may ask a service could else have it ask another one,
+// with its rights.
+func TestAnAnswerGoesToAnInboxOnly(t *testing.T) {
+	s := natstest.Start(t)
+	a := newApp(s.URL, "echo-echo-1")
+	Handle(a, "say", func(_ context.Context, in string) (string, error) { return in, nil })
+	start(t, a)
+	nc := s.Connect(t)
+	elsewhere, err := nc.SubscribeSync("svc.bank.ledger.pay")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pong, err := nc.SubscribeSync(subjects.Pong(a.identity.Tenant, a.identity.Host, "q"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, asked := range []string{subjects.Method("echo", "echo", "say"), subjects.Ping(a.identity.Tenant, a.identity.Incarnation), "$SRV.PING.echo_echo"} {
+		if err := nc.PublishRequest(asked, elsewhere.Subject, []byte(`"x"`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nc.PublishRequest(subjects.Ping(a.identity.Tenant, a.identity.Incarnation), pong.Subject, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pong.NextMsg(patience); err != nil { // asked last: what comes before it has come
+		t.Fatalf("the agent's ping: %v", err)
+	}
+	if m, err := elsewhere.NextMsg(100 * time.Millisecond); err == nil {
+		t.Errorf("an answer, %q, went to another service", m.Data)
+	}
+}

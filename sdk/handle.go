@@ -164,9 +164,11 @@ func (m *method) guarded(ctx context.Context, data []byte) (body []byte, e *kbro
 	return m.run(ctx, data)
 }
 
-// reply sends an answer; a request without a reply subject wants none.
+// reply sends an answer; a request without a reply subject wants none. One that is to be
+// answered elsewhere than in an inbox has none: who asks would have this process, with its
+// own rights, ask somebody else.
 func (m *method) reply(msg, out *nats.Msg) {
-	if msg.Reply == "" {
+	if !subjects.IsInbox(msg.Reply) {
 		return
 	}
 	err := m.out.publish(out)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/connect"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // bus is a broker in memory, without wildcards: queue groups in turn, "no
@@ -109,7 +110,7 @@ func (e *busEnd) request(m *nats.Msg, deliver func(uint64, *nats.Msg)) (uint64, 
 
 func (e *busEnd) forget(slot uint64) { e.bus.removeInbox(slot) }
 
-func inbox(slot uint64) string { return fmt.Sprintf("inbox.%d", slot) }
+func inbox(slot uint64) string { return subjects.Inbox("bus") + fmt.Sprintf(".%d", slot) }
 
 // copied is what the receiver gets: the sender changes its own.
 func copied(m *nats.Msg) *nats.Msg {

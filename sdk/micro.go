@@ -39,7 +39,7 @@ func (a *App) discoverable(t transport) error {
 
 func (a *App) discovered(t transport, m *nats.Msg, answer any) {
 	b, err := json.Marshal(answer)
-	if err != nil || m.Reply == "" {
+	if err != nil || !subjects.IsInbox(m.Reply) {
 		return
 	}
 	if err := t.publish(&nats.Msg{Subject: m.Reply, Data: b}); err != nil {

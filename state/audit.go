@@ -20,7 +20,7 @@ import (
 // Bounds of the audit trail.
 const (
 	// auditMaxBytes bounds the trail: its oldest records leave it, and nothing else does.
-	auditMaxBytes = 256 << 20
+	auditMaxBytes = 32 << 20
 	// auditSlots are the changes that may wait in the control store to be told.
 	auditSlots = 64
 	// auditAttempt bounds one attempt to write a record, auditPause is between two.

@@ -76,3 +76,9 @@ const AllPings = "kb.ping.>"
 func Pong(t kbroker.TenantID, host kbroker.HostID, question string) string {
 	return "kb.pong." + string(t) + "." + string(host) + "." + question
 }
+
+// IsPong reports whether an answer goes to the agent of a host.
+func IsPong(subject string, t kbroker.TenantID, host kbroker.HostID) bool {
+	question, ok := strings.CutPrefix(subject, Pong(t, host, ""))
+	return ok && question != "" && !strings.Contains(question, ".")
+}

@@ -3,6 +3,7 @@ package super
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +36,12 @@ func callerOf(m *nats.Msg) kbroker.Caller {
 		return kbroker.Caller{Name: "allocator of " + string(app), Tenant: tenant, App: app}
 	}
 	if key, ok := subjects.KeyOf(m.Subject); ok {
+		_, tenant, _ := subjects.ParseAPI(m.Subject)
+		return kbroker.Caller{Key: key, Tenant: tenant}
+	}
+	// A read, which servers let nobody ask whose role does not have it, says nothing of who
+	// asks: it is whoever hears the answer.
+	if key, ok := subjects.InboxOwner(m.Reply); ok && api && !strings.HasSuffix(m.Subject, "."+subjects.NoKey) {
 		_, tenant, _ := subjects.ParseAPI(m.Subject)
 		return kbroker.Caller{Key: key, Tenant: tenant}
 	}

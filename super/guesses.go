@@ -98,9 +98,12 @@ func (g *guesses) look(v *state.View, r kbroker.JoinRequest) error {
 // check turns a request to join away that shows nothing good, or lets it through;
 // cheap, by what this core knows now. Refused - its token is locked; Overloaded - too
 // many ask with no token that is known.
-func (g *guesses) check(v *state.View, r kbroker.JoinRequest, now time.Duration) error {
+//
+// proved says why a request is not that of the host whose fingerprint it names, which
+// anybody can learn; nil: it is always believed. It is asked only of who names one.
+func (g *guesses) check(v *state.View, r kbroker.JoinRequest, now time.Duration, proved func(kbroker.JoinRequest) error) error {
 	host := v.Hosts[r.Host]
-	if sameHost(host, r) || wasRemoved(host, r) && host.Fingerprint == r.Fingerprint {
+	if (sameHost(host, r) || wasRemoved(host, r) && host.Fingerprint == r.Fingerprint) && (proved == nil || proved(r) == nil) {
 		return nil
 	}
 	if _, used := usedFor(v, r, host.Generation+1); used {
@@ -128,7 +131,7 @@ func (t *term) turnAway(m *nats.Msg) bool {
 		return false
 	}
 	now := t.cfg.Clock()
-	err := t.guesses.check(t.store.Peek(), r, now)
+	err := t.guesses.check(t.store.Peek(), r, now, t.cfg.Proved)
 	if turned := t.guesses.tell(now); turned > 0 {
 		t.log.Warn("hosts ask to join with tokens that nobody made; they are turned away", "count", turned)
 	}

@@ -43,14 +43,14 @@ func TestUnknownTokensShareABucket(t *testing.T) {
 			r.Token = nil
 		}
 		now += time.Millisecond
-		switch err := g.check(&j.view, r, now); {
+		switch err := g.check(&j.view, r, now, nil); {
 		case err == nil:
 			looked++
 		case !errors.Is(err, kbroker.Overloaded) || kbroker.AsError(err).Hint == "":
 			t.Fatalf("guess %d: %v, want overloaded with a hint", n, err)
 		}
 		for _, r := range []kbroker.JoinRequest{member, admitted, honest} {
-			if err := g.check(&j.view, r, now); err != nil {
+			if err := g.check(&j.view, r, now, nil); err != nil {
 				t.Fatalf("host %s, after %d guesses: %v", r.Host, n+1, err)
 			}
 		}
@@ -84,7 +84,7 @@ func TestAGuessedSecretLocksItsToken(t *testing.T) {
 		}
 	}
 	right := hostAsks("w1", kbroker.RoleWorker, shown)
-	for _, err := range []error{join(right), leader.guesses.check(&j.view, right, 0)} {
+	for _, err := range []error{join(right), leader.guesses.check(&j.view, right, 0, nil)} {
 		if e := kbroker.AsError(err); !errors.Is(err, kbroker.Refused) || !strings.Contains(e.Message, "locked") || e.Hint == "" {
 			t.Errorf("the right secret after %d wrong ones: %v, want it locked, with a hint", maxWrongSecrets, err)
 		}
@@ -205,5 +205,26 @@ func TestOneTokenAdmitsOneOfManyHosts(t *testing.T) {
 	}
 	if err != nil || joined != 1 || admitted != times {
 		t.Errorf("%d hosts joined, told so %d times, %v; want one, told %d times", joined, admitted, err, times)
+	}
+}
+
+// TestWhoNamesAKnownHostHasToProveIt: its fingerprint and its address are no secrets.
+func TestWhoNamesAKnownHostHasToProveIt(t *testing.T) {
+	g := newGuesses(0)
+	v := &state.View{Hosts: map[kbroker.HostID]kbroker.Host{"h2": {Name: "h2", Role: kbroker.RoleCore, State: kbroker.HostReady, Fingerprint: "f", Route: "r", Generation: 1}}}
+	r := kbroker.JoinRequest{Host: "h2", Role: kbroker.RoleCore, Fingerprint: "f", Route: "r"}
+	forged := func(kbroker.JoinRequest) error { return errors.New("another key") }
+	real := func(kbroker.JoinRequest) error { return nil }
+	through := 0
+	for range 1000 {
+		if g.check(v, r, 0, forged) == nil {
+			through++
+		}
+	}
+	if through > 100 {
+		t.Errorf("%d of 1000 requests that prove nothing are let through", through)
+	}
+	if err := g.check(v, r, 0, real); err != nil {
+		t.Errorf("the host itself is turned away: %v", err)
 	}
 }

@@ -16,7 +16,7 @@ const (
 	// refusalWindow is how long equal refusals are gathered at first; each next time twice
 	// as long, up to refusalWindowMax.
 	refusalWindow    = time.Second
-	refusalWindowMax = time.Minute
+	refusalWindowMax = time.Hour
 	// refusalsBurst different ones are told one by one, and then so many a second.
 	refusalsBurst     = 64
 	refusalsPerSecond = 0.1

@@ -54,7 +54,7 @@ func TestRefusalsThatGoOnAreToldLessOften(t *testing.T) {
 		refused -= counts(out)
 	}
 	refused -= counts(s.due(day, true))
-	if limit := int(day/refusalWindowMax) + 7; told > limit || told < limit-10 {
+	if limit := int(day/refusalWindowMax) + 12; told > limit || told < limit-10 {
 		t.Errorf("%d records of a day, want about %d", told, limit)
 	}
 	if refused != 0 {

@@ -68,6 +68,9 @@ type Config struct {
 	// Admit adds to the answer to a host that is admitted what it will prove itself
 	// with; nil: nothing.
 	Admit func(kbroker.JoinRequest, *kbroker.JoinReply) error
+	// Proved says why a request to join does not prove whose it is; nil: nobody looks.
+	// Safe for concurrent use.
+	Proved func(kbroker.JoinRequest) error
 	// Sign makes the credential of a start of an instance that is placed, for who proves
 	// to have its key; nil: there are none. Safe for concurrent use.
 	Sign func(kbroker.Placement, kbroker.SignRequest) (string, error)

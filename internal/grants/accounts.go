@@ -23,6 +23,10 @@ const (
 // for a moment two.
 const maxConnections = 50_000
 
+// maxStrangers bounds the connections of who shows no credential, to each server: a host
+// that joins has one for a moment.
+const maxStrangers = 1000
+
 // What crosses from one account to another. All of it are streams of NATS: a message,
 // and the subject that its answer is wanted on, goes over as it is, one way. So whoever
 // answers sees where its answer goes, and is asked by the server whether it may publish
@@ -85,6 +89,8 @@ func (a *Authority) Accounts(revoked map[string]time.Time) map[string]*jwt.Accou
 		if acc.tenant != "" {
 			asks, hears = asked(acc.tenant), told(acc.tenant)
 			c.Limits.Conn = maxConnections
+		} else {
+			c.Limits.Conn = maxStrangers
 		}
 		c.Limits.DisallowBearer = acc.tenant != ""
 		cross(c, control, asks)

@@ -162,6 +162,13 @@ func each(names []string, subject func(string) string) []string {
 	return out
 }
 
+// What who shows no credential may have: a request to join is far smaller, and needs one
+// inbox, two of which may overlap.
+const (
+	gateSubscriptions = 4
+	gatePayload       = 64 << 10 // bytes
+)
+
 // ownKey is the public key of the user, in a template.
 const ownKey = "{{subject()}}"
 
@@ -187,7 +194,9 @@ func (p permissions) and(q permissions) permissions {
 
 func (p permissions) template() jwt.UserPermissionLimits {
 	t := jwt.UserPermissionLimits{Limits: jwt.Limits{NatsLimits: jwt.NatsLimits{Subs: jwt.NoLimit, Data: jwt.NoLimit, Payload: jwt.NoLimit}}}
-	t.BearerToken = p.bearer
+	if t.BearerToken = p.bearer; p.bearer {
+		t.Subs, t.Payload = gateSubscriptions, gatePayload
+	}
 	t.Pub.Allow.Add(p.publish...)
 	t.Sub.Allow.Add(p.subscribe...)
 	if p.answers {
