@@ -308,8 +308,11 @@ func (a *Agent) tidy(ctx context.Context, i *instance, keep bool) {
 	home := a.cfg.Dir.home(i.key)
 	a.work.Go(func() {
 		err := a.keepOver(home)
-		kept, tidyErr := tidyHome(home, keep)
-		if err = errors.Join(err, tidyErr); err != nil {
+		kept := true // what could not be kept elsewhere stays for the next start of the agent
+		if err == nil {
+			kept, err = tidyHome(home, keep)
+		}
+		if err != nil {
 			a.log.Warn("files of an ended instance are left", "instance", i.key.Instance, "err", err)
 		}
 		a.post(ctx, func() {

@@ -50,6 +50,9 @@ func (a *Agent) keepOver(home string) error {
 	var errs error
 	for _, from := range credsIn(home) {
 		own, err := credential.Load(from)
+		if unread := (*fs.PathError)(nil); errors.As(err, &unread) && !errors.Is(err, fs.ErrNotExist) {
+			errs = errors.Join(errs, fmt.Errorf("keep a credential that is to be taken back: %w", err)) // it may be signed
+		}
 		if err != nil || !own.IsSigned() {
 			continue
 		}
