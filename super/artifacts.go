@@ -227,10 +227,10 @@ type serving struct {
 }
 
 type served struct {
-	unpacking sync.Mutex  // one unpacks, the others wait
-	info      os.FileInfo // guarded by unpacking: the file as it was written; nil: there is none
-	whole     bool        // guarded by serving.mu
-	used      time.Time   // guarded by serving.mu
+	unpacking chan struct{} // capacity 1: one unpacks, the others wait
+	info      os.FileInfo   // guarded by unpacking: the file as it was written; nil: there is none
+	whole     bool          // guarded by serving.mu
+	used      time.Time     // guarded by serving.mu
 }
 
 func newServing(dir string, store *state.Store) *serving {
@@ -285,14 +285,18 @@ func (s *serving) open(ctx context.Context, tenant kbroker.TenantID, sha256 stri
 	e, ok := s.files[key]
 	if !ok {
 		s.evict()
-		e = &served{}
+		e = &served{unpacking: make(chan struct{}, 1)}
 		s.files[key] = e
 	}
 	e.used = time.Now()
 	s.mu.Unlock()
 
-	e.unpacking.Lock()
-	defer e.unpacking.Unlock()
+	select {
+	case e.unpacking <- struct{}{}:
+		defer func() { <-e.unpacking }()
+	case <-ctx.Done():
+		return nil, kbroker.Errorf(kbroker.DeadlineExceeded, "artifact %s is still being unpacked", sha256)
+	}
 	path := filepath.Join(s.dir, key)
 	if e.info != nil {
 		f, err := os.Open(path)

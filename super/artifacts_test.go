@@ -1,6 +1,7 @@
 package super
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -248,5 +249,19 @@ func TestAFileThatWasChangedOnTheCoreIsNotHandedOut(t *testing.T) {
 		if got, err := d.get(digestOf("content")); err != nil || got != "content" {
 			t.Errorf("%s: get: %q, %v", name, got, err)
 		}
+	}
+}
+
+// TestWhoWaitsForAnArtifactGoesWithItsTime: another may unpack it for longer.
+func TestWhoWaitsForAnArtifactGoesWithItsTime(t *testing.T) {
+	s := newServing(t.TempDir(), nil)
+	e := &served{unpacking: make(chan struct{}, 1)}
+	e.unpacking <- struct{}{} // somebody does
+	digest := strings.Repeat("a", 64)
+	s.files[string(tenant)+"-"+digest] = e
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.open(ctx, tenant, digest); !errors.Is(err, kbroker.DeadlineExceeded) {
+		t.Errorf("%v, want %s", err, kbroker.DeadlineExceeded)
 	}
 }

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// maxDesk bounds the requests that one core works on at once; further ones
+	// maxDesk bounds the requests of each room that one core works on at once; further ones
 	// are Overloaded and go to another core.
 	maxDesk = 128
 	// agentTimeout bounds the work on a view or a report.
@@ -39,14 +39,15 @@ type desk struct {
 	store   *state.Store
 	uploads *uploads
 	serving *serving
-	room    chan struct{}
+	// room is for agents and allocators, clients for all else: transfers are slow.
+	room, clients chan struct{}
 	// planning is taken by the one plan that this core makes at a time.
 	planning chan struct{}
 }
 
 func newDesk(s *Super, store *state.Store) *desk {
 	return &desk{
-		Super: s, store: store, room: make(chan struct{}, maxDesk), planning: make(chan struct{}, 1),
+		Super: s, store: store, room: make(chan struct{}, maxDesk), clients: make(chan struct{}, maxDesk), planning: make(chan struct{}, 1),
 		uploads: newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store),
 	}
 }
@@ -58,16 +59,16 @@ func (d *desk) run(ctx context.Context) error {
 	}
 	var work gate
 	defer work.close()
-	answer := func(timeout time.Duration, handle func(ctx context.Context, m *nats.Msg) (any, error)) nats.MsgHandler {
+	answer := func(room chan struct{}, timeout time.Duration, handle func(ctx context.Context, m *nats.Msg) (any, error)) nats.MsgHandler {
 		return func(m *nats.Msg) {
 			select {
-			case d.room <- struct{}{}:
+			case room <- struct{}{}:
 			default:
 				respondError(d.log, m, kbroker.Errorf(kbroker.Overloaded, "core %s works on %d requests", d.cfg.Host, maxDesk))
 				return
 			}
 			work.run(func() {
-				defer func() { <-d.room }()
+				defer func() { <-room }()
 				ctx, cancel := context.WithTimeout(ctx, timeout)
 				defer cancel()
 				reply, err := handle(ctx, m)
@@ -84,17 +85,18 @@ func (d *desk) run(ctx context.Context) error {
 	}
 	for _, s := range []struct {
 		subject, queue string
+		room           chan struct{}
 		timeout        time.Duration
 		handle         func(ctx context.Context, m *nats.Msg) (any, error)
 	}{
-		{subjects.AllViews, subjects.QueueCore, agentTimeout, d.view},
-		{subjects.AllReports, subjects.QueueCore, agentTimeout, d.report},
-		{subjects.AllSigns, subjects.QueueCore, agentTimeout, d.sign},
-		{subjects.AllLeases, subjects.QueueCore, leaseTimeout, d.lease},
-		{subjects.CoreAll(), subjects.QueueCore, transferTimeout, d.api},
-		{subjects.Upload(d.cfg.Host, "*", "*"), "", transferTimeout, d.uploads.message},
+		{subjects.AllViews, subjects.QueueCore, d.room, agentTimeout, d.view},
+		{subjects.AllReports, subjects.QueueCore, d.room, agentTimeout, d.report},
+		{subjects.AllSigns, subjects.QueueCore, d.room, agentTimeout, d.sign},
+		{subjects.AllLeases, subjects.QueueCore, d.room, leaseTimeout, d.lease},
+		{subjects.CoreAll(), subjects.QueueCore, d.clients, transferTimeout, d.api},
+		{subjects.Upload(d.cfg.Host, "*", "*"), "", d.clients, transferTimeout, d.uploads.message},
 	} {
-		sub, err := d.cfg.Conn.QueueSubscribe(s.subject, s.queue, answer(s.timeout, s.handle))
+		sub, err := d.cfg.Conn.QueueSubscribe(s.subject, s.queue, answer(s.room, s.timeout, s.handle))
 		if err != nil {
 			return fmt.Errorf("subscribe %s: %w", s.subject, err)
 		}
