@@ -280,3 +280,15 @@ func TestDeployWhileAHostIsDead(t *testing.T) {
 		t.Errorf("status after the host came back:\n%s", out)
 	}
 }
+
+// TestUpStartsWhatDiesWhileItWaits: an agent that was killed a moment before still looks
+// alive, as a process does that the kernel takes down.
+func TestUpStartsWhatDiesWhileItWaits(t *testing.T) {
+	c := up(t, 1)
+	if n := c.signal("h1", agents, syscall.SIGSTOP); n != 1 {
+		t.Fatalf("%d agents are stopped", n)
+	}
+	kill := time.AfterFunc(2*time.Second, func() { c.signal("h1", agents, syscall.SIGKILL) })
+	defer kill.Stop()
+	c.up()
+}

@@ -142,7 +142,7 @@ func (c *cli) up(ctx context.Context, flag string, hosts, cores int, demo bool) 
 	if err := local.forgetTokens(); err != nil { // those of an up that was killed
 		return err
 	}
-	started, err := c.startDead(ctx, local)
+	started, err := c.startDead(ctx, local, nil)
 	var rows []kbroker.HostRow
 	if err == nil {
 		rows, err = c.awaitReady(ctx, local, started)
@@ -177,10 +177,10 @@ func (c *cli) hosts(ctx context.Context, all bool) ([]kbroker.HostRow, error) {
 	return api.Hosts(ctx, all)
 }
 
-// startDead starts the agents that do not run: first those that need nobody, then,
-// when the cluster makes tokens, those that join. Their tokens are there until
-// forgetTokens.
-func (c *cli) startDead(ctx context.Context, l *localCluster) ([]spawned, error) {
+// startDead starts the agents that do not run, but for those that were started already:
+// first those that need nobody, then, when the cluster makes tokens, those that join.
+// Their tokens are there until forgetTokens.
+func (c *cli) startDead(ctx context.Context, l *localCluster, already []spawned) ([]spawned, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
@@ -188,6 +188,9 @@ func (c *cli) startDead(ctx context.Context, l *localCluster) ([]spawned, error)
 	var started []spawned
 	var joining []localHost
 	for _, h := range l.members() {
+		if slices.ContainsFunc(already, func(s spawned) bool { return s.host == h.Name }) {
+			continue
+		}
 		_, alive, err := node.Running(l.hostDir(h.Name))
 		if err != nil {
 			return started, fmt.Errorf("look at host %s: %w", h.Name, err)
@@ -233,6 +236,12 @@ func (c *cli) awaitReady(ctx context.Context, l *localCluster, started []spawned
 				return nil, l.withLog(s.host, s.log, err)
 			}
 		}
+		// One that was killed a moment before still looked alive.
+		more, err := c.startDead(ctx, l, started)
+		if err != nil {
+			return nil, err
+		}
+		started = append(started, more...)
 		if rows, ok := w.look(ctx); ok {
 			return rows, nil
 		}
