@@ -159,7 +159,7 @@ func TestWhoeverSavesKeepsTheLaterEnd(t *testing.T) {
 func TestOneSignedByASlowClockKeepsWhatIsThere(t *testing.T) {
 	own := fresh(t)
 	first := signedAt(t, own, time.Now().Add(time.Hour), time.Hour)
-	path, k := kept(t, own.Signed(first))
+	path, _ := kept(t, own.Signed(first))
 	written := time.Now().Add(-50 * time.Minute)
 	if err := os.Chtimes(path, written, written); err != nil {
 		t.Fatal(err)
