@@ -54,12 +54,17 @@ func pinned(h kbroker.HostID) *server.Placement {
 	return &server.Placement{Tags: []string{subjects.TagCore, subjects.TagHost(h)}}
 }
 
-// put writes one message and returns its sequence.
+// put writes one message and returns its sequence. A stream that was just made on another
+// server is answered for before the route between has its subjects.
 func put(t testing.TB, nc *nats.Conn, subject, data string, header nats.Header) uint64 {
 	t.Helper()
 	m := nats.NewMsg(subject)
 	m.Data, m.Header = []byte(data), header
 	reply, err := nc.RequestMsg(m, 2*time.Second)
+	for end := time.Now().Add(2 * time.Second); errors.Is(err, nats.ErrNoResponders) && time.Now().Before(end); {
+		<-time.After(5 * time.Millisecond)
+		reply, err = nc.RequestMsg(m, 2*time.Second)
+	}
 	if err != nil {
 		t.Fatalf("put %s: %v", subject, err)
 	}
