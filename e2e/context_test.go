@@ -35,29 +35,37 @@ func useContexts(c *cluster) {
 	c.must("status", "--context", "mine")
 	c.must("context", "export", "mine")
 
-	raw, err := os.ReadFile(filepath.Join(config, "nats", "context", "mine.json"))
+	conn := c.natsCLI(config, "mine")
+	defer conn.Close()
+	reply, err := conn.Request(subjects.Method("hello", "hello", "greet"), []byte(`{"name":"Eve"}`), 5*time.Second)
+	if err != nil || !strings.Contains(string(reply.Data), "Hello, Eve") {
+		c.t.Errorf("a NATS client with the exported context is answered %v, %v; want a greeting", reply, err)
+	}
+	if cores := conn.Opts.Servers; len(cores) != c.hosts {
+		c.t.Errorf("the URL is of %q, want those of all cores", cores)
+	}
+}
+
+// natsCLI connects as the nats CLI does with a context that was exported; the
+// caller closes it.
+func (c *cluster) natsCLI(config, name string) *nats.Conn {
+	c.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(config, "nats", "context", name+".json"))
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	var natsCLI struct {
+	var written struct {
 		URL         string `json:"url"`
 		Creds       string `json:"creds"`
 		CA          string `json:"ca"`
 		InboxPrefix string `json:"inbox_prefix"`
 	}
-	if err := json.Unmarshal(raw, &natsCLI); err != nil {
+	if err := json.Unmarshal(raw, &written); err != nil {
 		c.t.Fatal(err)
 	}
-	conn, err := nats.Connect(natsCLI.URL, nats.UserCredentials(natsCLI.Creds), nats.RootCAs(natsCLI.CA), nats.CustomInboxPrefix(natsCLI.InboxPrefix))
+	nc, err := nats.Connect(written.URL, nats.UserCredentials(written.Creds), nats.RootCAs(written.CA), nats.CustomInboxPrefix(written.InboxPrefix))
 	if err != nil {
 		c.t.Fatalf("a NATS client with %s: %v", raw, err)
 	}
-	defer conn.Close()
-	reply, err := conn.Request(subjects.Method("hello", "hello", "greet"), []byte(`{"name":"Eve"}`), 5*time.Second)
-	if err != nil || !strings.Contains(string(reply.Data), "Hello, Eve") {
-		c.t.Errorf("a NATS client with %s is answered %v, %v; want a greeting", raw, reply, err)
-	}
-	if cores := strings.Split(natsCLI.URL, ","); len(cores) != c.hosts {
-		c.t.Errorf("the URL is %q, want those of all cores", natsCLI.URL)
-	}
+	return nc
 }

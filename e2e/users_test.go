@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -122,27 +121,11 @@ func (c *cluster) exported(file string) {
 	c.t.Setenv("XDG_CONFIG_HOME", config)
 	c.must("context", "add", "vic", "--from", file)
 	c.must("context", "export", "vic")
-	raw, err := os.ReadFile(filepath.Join(config, "nats", "context", "vic.json"))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	var natsCLI struct {
-		URL         string `json:"url"`
-		Creds       string `json:"creds"`
-		CA          string `json:"ca"`
-		InboxPrefix string `json:"inbox_prefix"`
-	}
-	if err := json.Unmarshal(raw, &natsCLI); err != nil {
-		c.t.Fatal(err)
-	}
-	nc, err := nats.Connect(natsCLI.URL, nats.UserCredentials(natsCLI.Creds), nats.RootCAs(natsCLI.CA), nats.CustomInboxPrefix(natsCLI.InboxPrefix))
-	if err != nil {
-		c.t.Fatalf("a NATS client with %s: %v", raw, err)
-	}
+	nc := c.natsCLI(config, "vic")
 	defer nc.Close()
 	reply, err := nc.Request(subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), []byte("{}"), 5*time.Second)
 	if err != nil || !strings.Contains(string(reply.Data), `"h2"`) {
-		c.t.Errorf("a NATS client with %s is answered %v, %v; want the hosts", raw, reply, err)
+		c.t.Errorf("a NATS client with the exported context is answered %v, %v; want the hosts", reply, err)
 	}
 }
 

@@ -45,6 +45,7 @@ func TestCredentialsThatAreGivenUp(t *testing.T) {
 		"one on a host that was removed":                                    {host(kbroker.HostRemoved, 0), nil, 3, "U", false, true},
 		"one on a host that was removed, not stopped yet":                   {host(kbroker.HostRemoved, 0), &runs, 3, "U", false, true},
 		"one that has ended by now, wherever it was renewed":                {host(kbroker.HostRemoved, life+clocksDiffer+time.Second), nil, 3, "U", false, false},
+
 		"what does not run":                    {host(kbroker.HostRemoved, 0), nil, 3, "", false, false},
 		"one on a host that is not known here": {kbroker.Host{Name: "w2", State: kbroker.HostRemoved, Since: now}, nil, 3, "U", false, false},
 	} {
