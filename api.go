@@ -289,18 +289,21 @@ type PlacementRequest struct {
 
 // InstanceRow is one row of `ps`.
 type InstanceRow struct {
-	Tenant    TenantID      `json:"tenant"`
-	App       AppName       `json:"app"`
-	Service   ServiceName   `json:"service"`
-	Instance  *InstanceID   `json:"instance"` // null: not placed yet
-	Host      *HostID       `json:"host"`     // null: not placed yet
-	State     InstanceState `json:"state"`
-	PID       *int          `json:"pid"`
-	Restarts  int           `json:"restarts"`
-	Version   int           `json:"version"`
-	StartedAt *time.Time    `json:"started_at"`
-	Exit      *Exit         `json:"exit,omitempty"`
-	Message   string        `json:"message,omitempty"`
+	Tenant     TenantID       `json:"tenant"`
+	App        AppName        `json:"app"`
+	Service    ServiceName    `json:"service"`
+	Instance   *InstanceID    `json:"instance"` // null: not placed yet
+	Host       *HostID        `json:"host"`     // null: not placed yet
+	State      InstanceState  `json:"state"`
+	PID        *int           `json:"pid"`
+	Restarts   int            `json:"restarts"`
+	Version    int            `json:"version"`
+	StartedAt  *time.Time     `json:"started_at"`
+	Exit       *Exit          `json:"exit,omitempty"`
+	Message    string         `json:"message,omitempty"`
+	Failing    bool           `json:"failing,omitempty"`
+	Ports      map[string]int `json:"ports,omitempty"`
+	Unenforced []string       `json:"unenforced,omitempty"`
 }
 
 // HostRow is one row of `hosts`.

@@ -22,11 +22,15 @@ type Service struct {
 	Calls     []string  `json:"calls,omitempty"`
 	Count     Count     `json:"count"`
 	Resources Resources `json:"resources"`
-	Health    Health    `json:"health"`
-	Update    Update    `json:"update"`
-	Stop      Stop      `json:"stop"`
-	Spread    string    `json:"spread"`            // "host" or "none": a preference
-	Require   []string  `json:"require,omitempty"` // constraints on host labels: all must hold
+	// Ports are those that an instance listens on, sorted by name.
+	Ports  []Port `json:"ports,omitempty"`
+	Health Health `json:"health"`
+	// Sandbox is SandboxStrict, or empty: what the instance's user may do.
+	Sandbox string   `json:"sandbox,omitempty"`
+	Update  Update   `json:"update"`
+	Stop    Stop     `json:"stop"`
+	Spread  string   `json:"spread"`            // "host" or "none": a preference
+	Require []string `json:"require,omitempty"` // constraints on host labels: all must hold
 	// Restart counts the restarts that were asked for: not a key of the spec,
 	// kept from version to version by super.
 	Restart int `json:"restart,omitempty"`
@@ -56,23 +60,92 @@ type Count struct {
 	Max int `json:"max"`
 }
 
-// Resources is what one instance reserves on its host.
+// Resources is what one instance reserves on its host, and what it is held to. A
+// limit that its host cannot enforce is not enforced, and its status says so; to
+// be placed only where it is, a service requires the host's feature.
 type Resources struct {
-	CPU         float64 `json:"cpu"` // cores
-	MemoryBytes int64   `json:"memory_bytes"`
+	CPU         float64 `json:"cpu"`          // cores; reserved, and its share when all want more than there is
+	MemoryBytes int64   `json:"memory_bytes"` // reserved
+	// CPULimit is how many cores it gets at most, MemoryLimitBytes how much memory,
+	// PIDs how many processes and threads, Files how many open files each of its
+	// processes. 0: no limit of its own.
+	CPULimit         float64 `json:"cpu_limit,omitempty"`
+	MemoryLimitBytes int64   `json:"memory_limit_bytes,omitempty"`
+	PIDs             int     `json:"pids,omitempty"`
+	Files            int     `json:"fds,omitempty"`
 }
 
-// Health says when an instance counts as ready.
+// Port is one that an instance listens on. Its number reaches the instance as
+// PORT_<NAME> in the environment.
+type Port struct {
+	Name   string `json:"name"`
+	Number int    `json:"number,omitempty"` // 0: one that is free on the host, the same over restarts
+}
+
+// SandboxStrict: the instance reads its program, libraries and system files,
+// writes its own directories, and connects to the cluster's brokers alone.
+const SandboxStrict = "strict"
+
+// Features that a host has are labels of it with the value FeatureYes, so that a
+// service can require them: `limits.memory == yes`.
+const (
+	FeatureYes         = "yes"
+	FeatureLimitMemory = "limits.memory"
+	FeatureLimitCPU    = "limits.cpu"
+	FeatureLimitPIDs   = "limits.pids"
+	FeatureOwnUser     = "isolation.user"    // each instance has a user of its own
+	FeatureOwnGroup    = "isolation.cgroup"  // nothing of an instance outlives it
+	FeatureSandbox     = "isolation.sandbox" // SandboxStrict is possible
+)
+
+// Health says when an instance counts as ready, and when it is to be killed.
+//
+// An instance is ready after Successes checks in a row that say so. It is not
+// ready any more after Failures in a row that say no or are not answered. One
+// that is not ready within Start of its start, or that does not live, is killed
+// and started again.
 type Health struct {
-	Ready    string        `json:"ready"`    // HealthSDK or HealthAlive
-	Interval time.Duration `json:"interval"` // nanoseconds in JSON
+	Check
+	Successes int           `json:"successes,omitempty"` // 0: 1
+	Start     time.Duration `json:"start,omitempty"`     // 0: DefaultStart
+	// Live says when it is hung. nil: the way of Ready, by what is not answered,
+	// after DefaultLiveFailures.
+	Live *Check `json:"live,omitempty"`
+}
+
+// Check is a way to look at an instance.
+type Check struct {
+	Ready    string        `json:"ready"`              // HealthSDK, HealthHTTP, HealthTCP, HealthExec, HealthAlive; of Live HealthOff, too
+	Port     string        `json:"port,omitempty"`     // of HealthHTTP and HealthTCP: the name of a port; empty: the only one
+	Path     string        `json:"path,omitempty"`     // of HealthHTTP; empty: /
+	Command  []string      `json:"command,omitempty"`  // of HealthExec: run as the instance, in its working directory
+	Interval time.Duration `json:"interval"`           // between the begins of two checks; nanoseconds in JSON
+	Timeout  time.Duration `json:"timeout,omitempty"`  // of one check; 0: DefaultCheckTimeout
+	Failures int           `json:"failures,omitempty"` // in a row; 0: DefaultFailures
 }
 
 const (
-	// HealthSDK: ready when the SDK inside the process answers so.
+	// HealthSDK: ready when the SDK inside the process answers so; it lives while
+	// the SDK says so.
 	HealthSDK = "sdk"
+	// HealthHTTP: ready when GET of Path on Port is answered with 200 to 399.
+	HealthHTTP = "http"
+	// HealthTCP: ready when Port takes a connection.
+	HealthTCP = "tcp"
+	// HealthExec: ready when Command exits with 0.
+	HealthExec = "exec"
 	// HealthAlive: ready as soon as the process runs.
 	HealthAlive = "alive"
+	// HealthOff, of Live alone: it is never killed for being hung.
+	HealthOff = "off"
+)
+
+// What holds where a Health or a Check does not say.
+const (
+	DefaultStart        = 30 * time.Second
+	DefaultCheckTimeout = time.Second
+	DefaultFailures     = 3
+	DefaultLiveFailures = 6
 )
 
 // Update governs changes of a running service.

@@ -78,7 +78,7 @@ func TestTemplate(t *testing.T) {
 		Env:       map[string]string{"A": "1", "B": "2"},
 		Count:     kbroker.Count{Min: 1, Max: 1},
 		Resources: kbroker.Resources{CPU: 1, MemoryBytes: 64 << 20},
-		Health:    kbroker.Health{Ready: kbroker.HealthSDK, Interval: time.Second},
+		Health:    kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: time.Second}},
 		Update:    kbroker.Update{Parallel: 1},
 		Stop:      kbroker.Stop{Signal: "SIGTERM", Grace: time.Second},
 		Spread:    "host",

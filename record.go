@@ -211,6 +211,14 @@ type Status struct {
 	StartedAt   time.Time     `json:"started_at,omitzero"`
 	Exit        *Exit         `json:"exit,omitempty"`    // the last exit
 	Message     string        `json:"message,omitempty"` // why it is in this state
+	// Failing: it crashes again and again (a crash loop); kept until it was ready
+	// for long enough.
+	Failing bool `json:"failing,omitempty"`
+	// Ports are the numbers of its ports, by name, at the address of its host.
+	Ports map[string]int `json:"ports,omitempty"`
+	// Unenforced are the limits and the isolation that its spec asks for and its host
+	// cannot give, in words.
+	Unenforced []string `json:"unenforced,omitempty"`
 	// Credential is, in a report, what was signed for the start that runs (a NATS user
 	// JWT). The core that takes the report stores User in its place: the public key of
 	// it, if it was signed for this host.

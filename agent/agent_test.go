@@ -23,7 +23,7 @@ func TestAnInstanceStartsGetsReadyAndIsReported(t *testing.T) {
 	c := newCore(t)
 	c.number = 41 // an earlier process of this host has reported
 	p := placement("shop-web-1", "answer")
-	p.Spec.Health = kbroker.Health{Ready: kbroker.HealthSDK, Interval: 50 * time.Millisecond}
+	p.Spec.Health = kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: 50 * time.Millisecond}}
 	c.want(p)
 	a := c.startAgent(t.TempDir())
 	s := c.awaitState(p.Instance, kbroker.StateReady)

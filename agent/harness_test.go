@@ -331,7 +331,7 @@ func placement(id kbroker.InstanceID, program string) kbroker.Placement {
 	p := kbroker.Placement{
 		Tenant: kbroker.DefaultTenant, App: "shop", Service: "web", Instance: id, Host: testHost, Version: 1, Epoch: 1,
 		Spec: kbroker.Service{
-			Name: "web", Artifact: kbroker.Artifact{Builtin: program}, Health: kbroker.Health{Ready: kbroker.HealthAlive},
+			Name: "web", Artifact: kbroker.Artifact{Builtin: program}, Health: kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthAlive}},
 			Stop: kbroker.Stop{Signal: "SIGTERM", Grace: 10 * time.Second},
 		},
 	}

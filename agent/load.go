@@ -158,7 +158,7 @@ func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (re
 	} else {
 		r.Placement = kbroker.Placement{
 			Tenant: f.Tenant, App: f.App, Service: f.Service, Instance: f.Instance, Host: a.cfg.Host, Version: f.Version, Epoch: f.Epoch,
-			Spec: kbroker.Service{Health: kbroker.Health{Ready: kbroker.HealthSDK}},
+			Spec: kbroker.Service{Health: kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK}}},
 		}
 	}
 	return r, youngest.procID, true

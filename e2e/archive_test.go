@@ -77,7 +77,7 @@ func TestArchives(t *testing.T) {
 	evil := kbroker.Service{
 		Name: "web", Artifact: kbroker.Artifact{SHA256: digest, SizeBytes: int64(len(attack)), Command: "bin/web"},
 		Count: kbroker.Count{Min: 1, Max: 1}, Resources: kbroker.Resources{CPU: 0.1, MemoryBytes: 64 << 20},
-		Health: kbroker.Health{Ready: kbroker.HealthAlive, Interval: time.Second},
+		Health: kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthAlive, Interval: time.Second}},
 		Update: kbroker.Update{Parallel: 1, Deadline: time.Minute}, Stop: kbroker.Stop{Signal: "SIGTERM", Grace: time.Second}, Spread: "none",
 	}
 	if _, err := api.Deploy(ctx, kbroker.App{Name: "evil", Services: []kbroker.Service{evil}}); err != nil {

@@ -171,7 +171,7 @@ func (p *agentProcess) deploy() {
 	p.t.Helper()
 	body, err := json.Marshal(kbroker.DeployRequest{App: kbroker.App{Name: "shop", Services: []kbroker.Service{{
 		Name: "web", Artifact: kbroker.Artifact{Builtin: kbroker.BuiltinHello}, Count: kbroker.Count{Min: 1, Max: 1},
-		Resources: kbroker.Resources{CPU: 0.1, MemoryBytes: 64 << 20}, Spread: "host", Health: kbroker.Health{Ready: kbroker.HealthAlive, Interval: time.Second},
+		Resources: kbroker.Resources{CPU: 0.1, MemoryBytes: 64 << 20}, Spread: "host", Health: kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthAlive, Interval: time.Second}},
 		Update: kbroker.Update{Parallel: 1, MinHealthy: time.Second, Deadline: time.Minute},
 		Stop:   kbroker.Stop{Signal: "SIGTERM", Grace: time.Second},
 	}}}})

@@ -34,7 +34,7 @@ func defaultService(name kbroker.ServiceName) kbroker.Service {
 		Name:      name,
 		Count:     kbroker.Count{Min: DefaultCount, Max: DefaultCount},
 		Resources: kbroker.Resources{CPU: DefaultCPU, MemoryBytes: DefaultMemoryBytes},
-		Health:    kbroker.Health{Ready: kbroker.HealthSDK, Interval: DefaultInterval},
+		Health:    kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: DefaultInterval}},
 		Update:    kbroker.Update{Parallel: DefaultParallel, MinHealthy: DefaultMinHealthy, Deadline: DefaultDeadline},
 		Stop:      kbroker.Stop{Signal: DefaultSignal, Grace: DefaultGrace},
 		Spread:    SpreadHost,
@@ -71,7 +71,7 @@ func (d *decoder) app(root ast.Node) *kbroker.App {
 
 func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 	s := defaultService(name)
-	var hasRun, hasArtifact bool
+	var hasRun, hasArtifact, hasMemory bool
 	ok := d.fields(v,
 		field{name: "build", read: d.text(&s.Build)},
 		field{name: "run", read: func(v value) {
@@ -91,17 +91,19 @@ func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 		field{name: "resources", read: func(v value) {
 			d.fields(v,
 				field{name: "cpu", read: d.number(&s.Resources.CPU, "cpu is in cores, e.g. 0.25")},
-				field{name: "memory", read: d.size(&s.Resources.MemoryBytes)},
-				field{name: "pids", unsupported: "remove it: this build reserves cpu and memory"},
-				field{name: "fds", unsupported: "remove it: this build reserves cpu and memory"},
+				field{name: "memory", read: func(v value) {
+					hasMemory = true
+					d.size(&s.Resources.MemoryBytes)(v)
+				}},
+				field{name: "cpu_limit", read: d.number(&s.Resources.CPULimit, "cpu_limit is in cores, e.g. 1.5")},
+				field{name: "memory_limit", read: d.size(&s.Resources.MemoryLimitBytes)},
+				field{name: "pids", read: d.integer(&s.Resources.PIDs)},
+				field{name: "fds", read: d.integer(&s.Resources.Files)},
 			)
 		}},
-		field{name: "health", read: func(v value) {
-			d.fields(v,
-				field{name: "ready", read: d.ready(&s.Health.Ready)},
-				field{name: "interval", read: d.duration(&s.Health.Interval)},
-			)
-		}},
+		field{name: "ports", read: func(v value) { d.ports(&s, v) }},
+		field{name: "health", read: func(v value) { d.health(&s.Health, v) }},
+		field{name: "sandbox", read: d.text(&s.Sandbox)},
 		field{name: "update", read: func(v value) {
 			d.fields(v,
 				field{name: "parallel", read: d.integer(&s.Update.Parallel)},
@@ -139,6 +141,10 @@ func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 	}
 	if hasRun && hasArtifact {
 		d.fail(value{path: join(v.path, "artifact")}, "keep one of the two", "%s has both run and artifact", label(v.path))
+	}
+	// Memory that is asked for is also the limit, as users of Nomad expect.
+	if hasMemory && s.Resources.MemoryLimitBytes == 0 {
+		s.Resources.MemoryLimitBytes = s.Resources.MemoryBytes
 	}
 	app.Services = append(app.Services, s)
 }
@@ -199,19 +205,55 @@ func (d *decoder) count(c *kbroker.Count, v value) {
 	}
 }
 
-func (d *decoder) ready(into *string) func(value) {
-	return func(v value) {
-		var s string
-		d.text(&s)(v)
-		switch s {
-		case "":
-			if !d.failed[v.path] {
-				*into = s
+// ports are names, or names with numbers.
+func (d *decoder) ports(s *kbroker.Service, v value) {
+	if _, ok := v.node.(ast.MapNode); !ok {
+		d.list(v, "a list of names, or a mapping of names to numbers", d.scalar(func(name string) {
+			s.Ports = append(s.Ports, kbroker.Port{Name: name})
+		}))
+	} else {
+		d.entries(v, "a mapping of names to numbers", func(name string, key position, v value) {
+			p := kbroker.Port{Name: name}
+			if v, ok := d.enter(v, key); ok {
+				d.integer(&p.Number)(v)
+				if p.Number == 0 && !d.failed[v.path] {
+					d.fail(v, portsHint, "%s is 0, want a number from 1 to 65535", label(v.path))
+				}
 			}
-		case "http", "tcp", "exec":
-			d.fail(v, "use sdk (the program uses the SDK) or alive (the process runs)", "%s %q is not supported by this build", label(v.path), s)
-		default:
-			*into = s
-		}
+			s.Ports = append(s.Ports, p)
+		})
+	}
+	slices.SortFunc(s.Ports, func(a, b kbroker.Port) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+const portsHint = "write `ports: [http]` for a number that is free on the host, `ports: {http: 8080}` for this one"
+
+func (d *decoder) health(h *kbroker.Health, v value) {
+	fields := append(d.check(&h.Check),
+		field{name: "successes", read: d.integer(&h.Successes)},
+		field{name: "start", read: d.duration(&h.Start)},
+		field{name: "live", read: func(v value) {
+			h.Live = &kbroker.Check{Ready: h.Ready, Interval: DefaultInterval}
+			if _, ok := v.node.(ast.MapNode); !ok {
+				d.text(&h.Live.Ready)(v)
+				return
+			}
+			h.Live.Ready = ""
+			d.fields(v, d.check(h.Live)...)
+		}})
+	d.fields(v, fields...)
+}
+
+func (d *decoder) check(c *kbroker.Check) []field {
+	return []field{
+		{name: "ready", read: d.text(&c.Ready)},
+		{name: "port", read: d.text(&c.Port)},
+		{name: "path", read: d.text(&c.Path)},
+		{name: "command", read: func(v value) {
+			d.list(v, "a list: the program and its arguments", d.scalar(func(arg string) { c.Command = append(c.Command, arg) }))
+		}},
+		{name: "interval", read: d.duration(&c.Interval)},
+		{name: "timeout", read: d.duration(&c.Timeout)},
+		{name: "failures", read: d.integer(&c.Failures)},
 	}
 }

@@ -59,13 +59,22 @@ func serviceSchema() schema {
 			"oneOf": []schema{instances, required(object("", map[string]schema{"min": instances, "max": instances}), "min", "max")},
 		},
 		"resources": object("what an instance reserves on its host", map[string]schema{
-			"cpu":    {"type": "number", "description": "cores", "minimum": MinCPU, "maximum": MaxCPU, "default": DefaultCPU},
-			"memory": {"type": "string", "description": "a size with its unit, e.g. 64MiB", "pattern": sizeForm.String(), "default": formatSize(DefaultMemoryBytes)},
+			"cpu":          {"type": "number", "description": "cores", "minimum": MinCPU, "maximum": MaxCPU, "default": DefaultCPU},
+			"memory":       {"type": "string", "description": "a size with its unit, e.g. 64MiB", "pattern": sizeForm.String(), "default": formatSize(DefaultMemoryBytes)},
+			"cpu_limit":    {"type": "number", "description": "cores that it gets at most", "minimum": MinCPU, "maximum": MaxCPU},
+			"memory_limit": {"type": "string", "description": "memory that it gets at most; memory, if that is written", "pattern": sizeForm.String()},
+			"pids":         {"type": "integer", "description": "processes and threads at most", "minimum": MinPIDs, "maximum": MaxPIDs},
+			"fds":          {"type": "integer", "description": "open files of each process at most", "minimum": MinFiles, "maximum": MaxFiles},
 		}),
-		"health": object("when an instance counts as ready", map[string]schema{
-			"ready":    enum("sdk: when the SDK in the program says so; alive: when the process runs", kbroker.HealthSDK, kbroker.HealthAlive),
-			"interval": duration("time between two looks", DefaultInterval.String()),
-		}),
+		"ports": {
+			"description": "ports that it listens on; their numbers are in PORT_<NAME>",
+			"oneOf": []schema{
+				{"type": "array", "items": schema{"type": "string", "pattern": kbroker.NamePattern}, "maxItems": MaxPorts},
+				{"type": "object", "propertyNames": schema{"pattern": kbroker.NamePattern}, "maxProperties": MaxPorts, "additionalProperties": schema{"type": "integer", "minimum": 1, "maximum": 65535}},
+			},
+		},
+		"health":  healthSchema(),
+		"sandbox": {"description": "strict: it reads its program and the system's files, writes its own directories, connects to the brokers alone", "enum": []string{kbroker.SandboxStrict}},
 		"update": object("how a running service is changed", map[string]schema{
 			"parallel":      {"type": "integer", "description": "instances replaced at a time", "minimum": 1, "maximum": MaxInstances, "default": DefaultParallel},
 			"min_healthy":   duration("a new instance must stay ready for this long before the next step", DefaultMinHealthy.String()),
@@ -88,6 +97,29 @@ func serviceSchema() schema {
 	})
 	s["oneOf"] = []schema{{"required": []string{"run"}}, {"required": []string{"artifact"}}}
 	return s
+}
+
+func healthSchema() schema {
+	check := func(ways ...string) map[string]schema {
+		threshold := schema{"type": "integer", "minimum": 1, "maximum": MaxThreshold}
+		return map[string]schema{
+			"ready":    enum("sdk: the SDK in the program says so; http: a request is answered; tcp: a connection is taken; exec: a command exits with 0; alive: the process runs", ways...),
+			"port":     {"type": "string", "description": "of http and tcp: the name of a port, if there are several"},
+			"path":     {"type": "string", "description": "of http", "pattern": "^/", "default": "/"},
+			"command":  {"type": "array", "description": "of exec: the program and its arguments", "items": schema{"type": "string"}, "maxItems": MaxArgs},
+			"interval": duration("time between two checks", DefaultInterval.String()),
+			"timeout":  duration("of one check", kbroker.DefaultCheckTimeout.String()),
+			"failures": threshold,
+		}
+	}
+	keys := check(readyChecks...)
+	keys["successes"] = schema{"type": "integer", "description": "checks in a row until it is ready", "minimum": 1, "maximum": MaxThreshold, "default": 1}
+	keys["start"] = duration("it must be ready within this of its start, or is killed", kbroker.DefaultStart.String())
+	keys["live"] = schema{
+		"description": "when it is hung and to be killed; by default when it answers nothing",
+		"oneOf":       []schema{{"enum": []string{kbroker.HealthOff}}, object("", check(liveChecks...))},
+	}
+	return object("when an instance counts as ready, and when it is hung", keys)
 }
 
 func artifactSchema() schema {

@@ -23,8 +23,10 @@ services:
     args: ["--verbose", -n, 5]
     env: {LOG: info, MASK: 0x10, ON: true, EMPTY: ""}
     count: {min: 2, max: 20}
-    resources: {cpu: 0.25, memory: 1.5GiB}
-    health: {ready: alive, interval: 500ms}
+    resources: {cpu: 0.25, memory: 1.5GiB, cpu_limit: 2, pids: 100, fds: 1024}
+    ports: [web, admin]
+    health: {ready: http, port: web, path: /up, interval: 500ms, timeout: 200ms, failures: 2, successes: 3, start: 1m, live: {ready: tcp, port: admin}}
+    sandbox: strict
     update: {parallel: 2, min_healthy: 0s, deadline: 1m30s, auto_rollback: true}
     stop: {signal: SIGINT, grace: 1m}
     spread: none
@@ -46,7 +48,7 @@ func TestParse(t *testing.T) {
 	plain := kbroker.Service{
 		Count:     kbroker.Count{Min: 1, Max: 1},
 		Resources: kbroker.Resources{CPU: 0.1, MemoryBytes: 64 << 20},
-		Health:    kbroker.Health{Ready: "sdk", Interval: time.Second},
+		Health:    kbroker.Health{Check: kbroker.Check{Ready: "sdk", Interval: time.Second}},
 		Update:    kbroker.Update{Parallel: 1, MinHealthy: 2 * time.Second, Deadline: 2 * time.Minute},
 		Stop:      kbroker.Stop{Signal: "SIGTERM", Grace: 10 * time.Second},
 		Spread:    "host",
@@ -62,13 +64,19 @@ func TestParse(t *testing.T) {
 		Args:      []string{"--verbose", "-n", "5"},
 		Env:       map[string]string{"LOG": "info", "MASK": "0x10", "ON": "true", "EMPTY": ""},
 		Count:     kbroker.Count{Min: 2, Max: 20},
-		Resources: kbroker.Resources{CPU: 0.25, MemoryBytes: 3 << 29},
-		Health:    kbroker.Health{Ready: "alive", Interval: 500 * time.Millisecond},
-		Update:    kbroker.Update{Parallel: 2, Deadline: 90 * time.Second, AutoRollback: true},
-		Stop:      kbroker.Stop{Signal: "SIGINT", Grace: time.Minute},
-		Spread:    "none",
-		Require:   []string{"disk == ssd", `zone != "rack 4"`},
-		Calls:     []string{"mail/smtp", "shop/*"},
+		Resources: kbroker.Resources{CPU: 0.25, MemoryBytes: 3 << 29, CPULimit: 2, MemoryLimitBytes: 3 << 29, PIDs: 100, Files: 1024},
+		Ports:     []kbroker.Port{{Name: "admin"}, {Name: "web"}},
+		Health: kbroker.Health{
+			Check:     kbroker.Check{Ready: "http", Port: "web", Path: "/up", Interval: 500 * time.Millisecond, Timeout: 200 * time.Millisecond, Failures: 2},
+			Successes: 3, Start: time.Minute,
+			Live: &kbroker.Check{Ready: "tcp", Port: "admin", Interval: time.Second},
+		},
+		Sandbox: kbroker.SandboxStrict,
+		Update:  kbroker.Update{Parallel: 2, Deadline: 90 * time.Second, AutoRollback: true},
+		Stop:    kbroker.Stop{Signal: "SIGINT", Grace: time.Minute},
+		Spread:  "none",
+		Require: []string{"disk == ssd", `zone != "rack 4"`},
+		Calls:   []string{"mail/smtp", "shop/*"},
 	}, teller, web}}
 	if !reflect.DeepEqual(app, want) {
 		t.Errorf("parsed\n%+v\nwant\n%+v", app, want)
@@ -143,8 +151,20 @@ func TestParseFindings(t *testing.T) {
 		{"objects", in("objects: [account]"), []string{`4:5: key "objects" is not supported by this build`}, "remove it"},
 		{"on_disconnect", in("on_disconnect: stop"), []string{`4:5: key "on_disconnect" is not supported`}, ""},
 		{"an allocator policy", "name: x\nservices: {a: {run: b}}\nallocator: {policy: pack}\n", []string{`3:1: key "allocator" is not supported`}, "built-in"},
-		{"health over http", in("health: {ready: http}"), []string{`4:21: services.a.health.ready "http" is not supported by this build`}, "alive"},
-		{"a limit of processes", in("resources: {pids: 5}"), []string{`4:17: key "pids" is not supported`}, ""},
+		{"health over http without a port", in("health: {ready: http}"), []string{`4:13: services.a.health does not say which port to look at, the service has 0`}, "ports"},
+		{"health over a port that is not there", in("ports: [web]\n    health: {ready: tcp, port: wep}"), []string{`5:32: services.a.health.port is "wep", the service has no port of this name`}, "ports"},
+		{"health by an unknown way", in("health: {ready: grpc}"), []string{`4:21: services.a.health.ready is "grpc", want sdk or http or tcp or exec or alive`}, ""},
+		{"a path of a check that has none", in("ports: [web]\n    health: {ready: tcp, path: /}"), []string{`5:32: services.a.health.path is only for the check http, this one is tcp`}, ""},
+		{"a check without a command", in("health: {ready: exec}"), []string{`4:13: services.a.health has no command to run`}, ""},
+		{"life without a way", in("health: {live: {interval: 1s}}"), []string{`4:20: services.a.health.live does not say how to look`}, "http"},
+		{"life by the SDK's word", in("health: {live: sdk}"), []string{`4:20: services.a.health.live.ready is "sdk", want http or tcp or exec or off`}, ""},
+		{"a check a thousand and one times", in("health: {failures: 1001}"), []string{`4:24: services.a.health.failures is 1001, want 1 to 1000`}, ""},
+		{"a port twice", in("ports: {web: 80, admin: 80}"), []string{`4:18: services.a.ports.web and "admin" have the same number 80`}, ""},
+		{"a port 0", in("ports: {web: 0}"), []string{`4:18: services.a.ports.web is 0, want a number from 1 to 65535`}, "[http]"},
+		{"a port with a bad name", in("ports: [Web]"), []string{`4:12: port name "Web" is not valid`}, ""},
+		{"a limit below what is reserved", in("resources: {memory: 64MiB, memory_limit: 32MiB}"), []string{`4:46: services.a.resources.memory_limit 32MiB is below memory 64MiB`}, ""},
+		{"fewer files than anything needs", in("resources: {fds: 3}"), []string{`4:22: services.a.resources.fds is 3, want 16 to 1048576`}, ""},
+		{"an unknown sandbox", in("sandbox: loose"), []string{`4:14: services.a.sandbox is "loose", want strict`}, ""},
 
 		{"count -1", in("count: -1"), []string{"4:12: services.a.count is -1, want 0 or more"}, ""},
 		{"a fraction of an instance", in("count: 1.5"), []string{"4:12: services.a.count is 1.5, want a whole number"}, ""},
@@ -319,10 +339,10 @@ func TestDocumentPlacesWhatIsFoundAfterwards(t *testing.T) {
 	}
 	for path, want := range map[string]struct{ line, column int }{
 		"services.ledger.run":           {6, 10},
-		"services.ledger.require[1]":    {15, 30},
+		"services.ledger.require[1]":    {17, 30},
 		"services.ledger.artifact.path": {4, 3}, // not in the file: its service
-		"services.audit.artifact.path":  {19, 13},
-		"services.audit.count":          {17, 3}, // a default
+		"services.audit.artifact.path":  {21, 13},
+		"services.audit.count":          {19, 3}, // a default
 		"services.teller":               {3, 11},
 		"name":                          {1, 7},
 		"":                              {1, 1},

@@ -29,8 +29,21 @@ const (
 	MinMemoryBytes = 1 << 20
 	MaxMemoryBytes = 16 << 40
 
+	// An instance needs some processes and files to be one: a Go program starts
+	// about ten threads.
+	MinPIDs  = 1
+	MaxPIDs  = 4 << 20 // the kernel's own (proc(5), pid_max)
+	MinFiles = 16
+	MaxFiles = 1 << 20 // the kernel's default bound (proc(5), nr_open)
+
+	MaxPorts      = 16
 	MinInterval   = 100 * time.Millisecond
 	MaxInterval   = time.Minute
+	MinTimeout    = 10 * time.Millisecond
+	MaxTimeout    = time.Minute
+	MaxThreshold  = 1000 // checks in a row
+	MinStart      = time.Second
+	MaxStart      = time.Hour
 	MaxMinHealthy = time.Hour
 	MinDeadline   = time.Second
 	MaxDeadline   = 24 * time.Hour
@@ -134,8 +147,10 @@ func (c *checker) service(path string, s *kbroker.Service, uploaded bool) {
 	c.program(path, s, uploaded)
 	c.environment(path, s)
 	c.numbers(path, s)
-	if s.Health.Ready != kbroker.HealthSDK && s.Health.Ready != kbroker.HealthAlive {
-		c.oneOf(path+".health.ready", s.Health.Ready, []string{kbroker.HealthSDK, kbroker.HealthAlive})
+	c.ports(path+".ports", s.Ports)
+	c.health(path+".health", s)
+	if s.Sandbox != "" && s.Sandbox != kbroker.SandboxStrict {
+		c.oneOf(path+".sandbox", s.Sandbox, []string{kbroker.SandboxStrict})
 	}
 	if s.Spread != SpreadHost && s.Spread != SpreadNone {
 		c.oneOf(path+".spread", s.Spread, []string{SpreadHost, SpreadNone})
@@ -289,10 +304,10 @@ func (c *checker) numbers(path string, s *kbroker.Service) {
 	if m := s.Resources.MemoryBytes; m < MinMemoryBytes || m > MaxMemoryBytes {
 		c.add(path+".resources.memory", sizeHint, "%s.resources.memory is %s, want %s to %s", label(path), formatSize(m), formatSize(MinMemoryBytes), formatSize(MaxMemoryBytes))
 	}
+	c.limits(path+".resources", s.Resources)
 	if p := s.Update.Parallel; p < 1 || p > MaxInstances {
 		c.add(path+".update.parallel", "", "%s.update.parallel is %d, want 1 to %d", label(path), p, MaxInstances)
 	}
-	c.duration(path+".health.interval", s.Health.Interval, MinInterval, MaxInterval)
 	c.duration(path+".update.min_healthy", s.Update.MinHealthy, 0, MaxMinHealthy)
 	c.duration(path+".update.deadline", s.Update.Deadline, MinDeadline, MaxDeadline)
 	c.duration(path+".stop.grace", s.Stop.Grace, MinGrace, MaxGrace)

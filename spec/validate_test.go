@@ -81,7 +81,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"too many instances", func(a *kbroker.App, s *kbroker.Service) { s.Count.Max = math.MaxInt }, "at most 10000"},
 		{"cpu that is no number", func(a *kbroker.App, s *kbroker.Service) { s.Resources.CPU = math.NaN() }, "cpu is NaN"},
 		{"no memory", func(a *kbroker.App, s *kbroker.Service) { s.Resources.MemoryBytes = 0 }, "memory is 0B"},
-		{"no readiness", func(a *kbroker.App, s *kbroker.Service) { s.Health.Ready = "" }, `ready is ""`},
+		{"no readiness", func(a *kbroker.App, s *kbroker.Service) { s.Health.Ready = "" }, `does not say how to look`},
 		{"no interval", func(a *kbroker.App, s *kbroker.Service) { s.Health.Interval = 0 }, "interval is 0s"},
 		{"parallel 0", func(a *kbroker.App, s *kbroker.Service) { s.Update.Parallel = 0 }, "parallel is 0"},
 		{"an endless deadline", func(a *kbroker.App, s *kbroker.Service) { s.Update.Deadline = 1000 * time.Hour }, "deadline is 1000h"},

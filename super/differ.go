@@ -1,6 +1,7 @@
 package super
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -81,6 +82,21 @@ func changedWords(a, b kbroker.Service) []string {
 	if a.Resources.MemoryBytes != b.Resources.MemoryBytes {
 		say("memory %s -> %s", memoryText(a.Resources.MemoryBytes), memoryText(b.Resources.MemoryBytes))
 	}
+	if a.Resources.CPULimit != b.Resources.CPULimit {
+		say("cpu limit %g -> %g", a.Resources.CPULimit, b.Resources.CPULimit)
+	}
+	if a.Resources.MemoryLimitBytes != b.Resources.MemoryLimitBytes {
+		say("memory limit %s -> %s", memoryText(a.Resources.MemoryLimitBytes), memoryText(b.Resources.MemoryLimitBytes))
+	}
+	if a.Resources.PIDs != b.Resources.PIDs {
+		say("pids %d -> %d", a.Resources.PIDs, b.Resources.PIDs)
+	}
+	if a.Resources.Files != b.Resources.Files {
+		say("fds %d -> %d", a.Resources.Files, b.Resources.Files)
+	}
+	if a.Sandbox != b.Sandbox {
+		say("sandbox %s -> %s", cmp.Or(a.Sandbox, "none"), cmp.Or(b.Sandbox, "none"))
+	}
 	if a.Spread != b.Spread {
 		say("spread %s -> %s", a.Spread, b.Spread)
 	}
@@ -95,7 +111,7 @@ func changedWords(a, b kbroker.Service) []string {
 	for _, part := range []struct {
 		name string
 		a, b any
-	}{{"health", a.Health, b.Health}, {"update rules", a.Update, b.Update}, {"stop rules", a.Stop, b.Stop}} {
+	}{{"ports", a.Ports, b.Ports}, {"health", a.Health, b.Health}, {"update rules", a.Update, b.Update}, {"stop rules", a.Stop, b.Stop}} {
 		if !reflect.DeepEqual(part.a, part.b) {
 			say("%s changed", part.name)
 		}

@@ -185,6 +185,9 @@ func unmet(h kbroker.Host, s kbroker.Service) (all []string) {
 	if arch := h.Labels["arch"]; s.Artifact.Arch != "" && arch != s.Artifact.Arch {
 		all = append(all, fmt.Sprintf("the program is built for %s, the host is %s", s.Artifact.Arch, arch))
 	}
+	if s.Sandbox != "" && h.Labels[kbroker.FeatureSandbox] != kbroker.FeatureYes {
+		all = append(all, "cannot give a sandbox (no "+kbroker.FeatureSandbox+")")
+	}
 	for _, text := range s.Require {
 		c, err := spec.ParseConstraint(text)
 		if err != nil {

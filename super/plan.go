@@ -354,7 +354,7 @@ func AllocatorSpec() kbroker.Service {
 		Artifact:  kbroker.Artifact{Builtin: kbroker.BuiltinAllocator},
 		Count:     kbroker.Count{Min: 2, Max: 2},
 		Resources: kbroker.Resources{CPU: 0.02, MemoryBytes: 32 << 20},
-		Health:    kbroker.Health{Ready: kbroker.HealthSDK, Interval: time.Second},
+		Health:    kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: time.Second}},
 		Update:    kbroker.Update{Parallel: 1, MinHealthy: time.Second, Deadline: 2 * time.Minute},
 		Stop:      kbroker.Stop{Signal: "SIGTERM", Grace: 5 * time.Second},
 		Spread:    "host",

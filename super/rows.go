@@ -134,6 +134,7 @@ func statusRow(s kbroker.Status, shown kbroker.InstanceState) kbroker.InstanceRo
 	row := kbroker.InstanceRow{
 		Tenant: s.Tenant, App: s.App, Service: s.Service, Instance: &s.Instance, Host: &s.Host,
 		State: shown, Restarts: s.Restarts, Version: s.Version, Exit: s.Exit, Message: s.Message,
+		Failing: s.Failing, Ports: s.Ports, Unenforced: s.Unenforced,
 	}
 	if s.PID > 0 {
 		row.PID = &s.PID

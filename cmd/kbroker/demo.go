@@ -22,7 +22,7 @@ func helloApp() kbroker.App {
 		Artifact:  kbroker.Artifact{Builtin: kbroker.BuiltinHello},
 		Count:     kbroker.Count{Min: demoCount, Max: demoCount},
 		Resources: kbroker.Resources{CPU: spec.DefaultCPU, MemoryBytes: spec.DefaultMemoryBytes},
-		Health:    kbroker.Health{Ready: kbroker.HealthSDK, Interval: spec.DefaultInterval},
+		Health:    kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: spec.DefaultInterval}},
 		Update:    kbroker.Update{Parallel: spec.DefaultParallel, MinHealthy: spec.DefaultMinHealthy, Deadline: spec.DefaultDeadline},
 		Stop:      kbroker.Stop{Signal: spec.DefaultSignal, Grace: spec.DefaultGrace},
 		Spread:    spec.SpreadHost,
