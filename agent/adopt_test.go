@@ -224,7 +224,7 @@ func TestASecondProcessOfAnInstanceIsEnded(t *testing.T) {
 	c.want(p)
 	a := c.startAgent(dir)
 	s := c.awaitState(p.Instance, kbroker.StateReady)
-	stray := foreign(t, envHostDir+"="+a.cfg.Dir.Path, envIncarnation+"=shop-web-1.0", envInstance+"="+filepath.Join(a.home(p.Instance), instanceFile))
+	stray := foreign(t, envHostDir+"="+a.cfg.Dir.Path, envIncarnation+"=shop-web-1.0", envInstance+"="+instancePath(a.home(p.Instance)))
 	other := foreign(t, envHostDir+"="+a.cfg.Dir.Path+"-other", envIncarnation+"=shop-web-1.0")
 	awaitDead(t, 3*janitorEvery, stray.PID)
 	if !alive(s.PID) || !alive(other.PID) {

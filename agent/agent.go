@@ -25,7 +25,7 @@
 //	view.json                           the last complete view
 //	artifacts/<sha256>                  programs and archives, verified; .tree: what is unpacked of one
 //	over/<public key>                   credentials of starts that are over, until they were taken back
-//	instances/<tenant>/<instance>/      record.json, instance.json, <start>.creds, output.log, work/, tmp/
+//	instances/<tenant>/<instance>/      record.json, output.log; of its user: work/, tmp/, run/ (instance.json, <start>.creds)
 package agent
 
 import (
@@ -104,6 +104,8 @@ type Agent struct {
 	cfg  Config
 	log  *slog.Logger
 	boot string
+	// contain's users belong to the loop.
+	contain containment
 
 	heart    *heart
 	viewer   *viewer
@@ -146,9 +148,18 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	contain, err := newContainment(cfg.Dir.Path, boot, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Labels = maps.Clone(cfg.Labels)
+	if cfg.Labels == nil {
+		cfg.Labels = map[string]string{}
+	}
+	maps.Copy(cfg.Labels, contain.labels())
 	counters := newCounters()
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, boot: boot, counters: counters,
+		cfg: cfg, log: cfg.Log, boot: boot, contain: contain, counters: counters,
 		viewer:    &viewer{host: cfg.Host, generation: cfg.Generation, dir: cfg.Dir, conn: cfg.Conn, log: cfg.Log, look: make(chan struct{}, 1)},
 		reporter:  newReporter(cfg, counters),
 		cache:     newCache(cfg),
@@ -159,7 +170,7 @@ func New(cfg Config) (*Agent, error) {
 		instances: make(map[kbroker.StatusKey]*instance),
 	}
 	a.heart = newHeart(cfg, a.viewer.stir)
-	a.janitor = &janitor{dir: cfg.Dir, scanner: &a.scanner, log: cfg.Log}
+	a.janitor = &janitor{dir: cfg.Dir, groups: contain.groups, scanner: &a.scanner, log: cfg.Log}
 	a.checker = &checker{cfg: cfg, log: cfg.Log, scanner: &a.scanner, census: a.census, unsaid: a.reporter.unsaid}
 	return a, nil
 }

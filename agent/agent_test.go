@@ -46,7 +46,7 @@ func TestAnInstanceStartsGetsReadyAndIsReported(t *testing.T) {
 		t.Errorf("heartbeats %+v", beats)
 	}
 	var f kbroker.InstanceFile
-	b, err := os.ReadFile(filepath.Join(a.home(p.Instance), instanceFile))
+	b, err := os.ReadFile(instancePath(a.home(p.Instance)))
 	if err == nil {
 		err = json.Unmarshal(b, &f)
 	}
@@ -97,7 +97,7 @@ func TestAnInstanceSeesOnlyWhatItIsGiven(t *testing.T) {
 		"fd 0 /dev/null", "fd 1 " + filepath.Join(home, outputFile), "fd 2 " + filepath.Join(home, outputFile),
 		"wd " + filepath.Join(home, workDir) + " <nil>", "group true", "LOG=info", "TMPDIR=/var/empty",
 		"HOME=" + filepath.Join(home, workDir), envIncarnation + "=" + string(inc), envHostDir + "=" + a.cfg.Dir.Path,
-		envInstance + "=" + filepath.Join(home, instanceFile),
+		envInstance + "=" + instancePath(home),
 	} {
 		if !strings.Contains(out, want+"\n") && !strings.Contains(out, want+" ") {
 			t.Errorf("output has no %q:\n%s", want, out)
@@ -112,7 +112,7 @@ func TestAnInstanceSeesOnlyWhatItIsGiven(t *testing.T) {
 			t.Errorf("the environment has %s", line)
 		}
 	}
-	if info, err := os.Stat(filepath.Join(home, instanceFile)); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(instancePath(home)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("instance file: %v %v", info, err)
 	}
 }

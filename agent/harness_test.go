@@ -78,6 +78,18 @@ func perform(name string) {
 		fmt.Printf("wd %s %v\ngroup %t\n%s\nlooked\n", wd, err, syscall.Getpgrp() == os.Getpid(), strings.Join(os.Environ(), "\n"))
 	case "answer":
 		answer()
+	case "spy":
+		spy()
+	case "hungry":
+		eat()
+	case "bomb": // a daemon that is hard to recognise, and a fork bomb
+		for _, script := range []string{"exec sleep 1000", "bomb() { bomb | bomb & }; bomb; wait"} {
+			c := exec.Command("/bin/bash", "-c", script)
+			c.Env, c.SysProcAttr = []string{"PATH=/usr/bin:/bin"}, &syscall.SysProcAttr{Setsid: true}
+			if err := c.Start(); err != nil {
+				panic(err)
+			}
+		}
 	default:
 		panic("unknown program " + name)
 	}
@@ -352,9 +364,15 @@ type running struct {
 	stop func()
 }
 
-// newAgent makes an agent of dir that does not run yet; release gives dir up.
+// newAgent makes an agent of dir that does not run yet; release gives dir up. When the
+// test ends nothing is left of its instances.
 func (c *core) newAgent(dir string) (a *Agent, release func()) {
 	c.t.Helper()
+	c.t.Cleanup(func() {
+		if _, err := Sweep(context.Background(), dir, 0); err != nil {
+			c.t.Errorf("sweep: %v", err)
+		}
+	})
 	d, err := Lock(dir)
 	if err != nil {
 		c.t.Fatal(err)
@@ -380,7 +398,7 @@ func (c *core) newAgent(dir string) (a *Agent, release func()) {
 	}
 }
 
-// startAgent runs an agent on dir until the test ends, and ends its instances.
+// startAgent runs an agent on dir until the test ends.
 func (c *core) startAgent(dir string) *running {
 	c.t.Helper()
 	a, release := c.newAgent(dir)
@@ -400,12 +418,7 @@ func (c *core) startAgent(dir string) *running {
 			release()
 		})
 	}
-	c.t.Cleanup(func() {
-		stop()
-		if _, err := Sweep(context.Background(), dir, 0); err != nil {
-			c.t.Errorf("sweep: %v", err)
-		}
-	})
+	c.t.Cleanup(stop)
 	return &running{Agent: a, t: c.t, stop: stop}
 }
 

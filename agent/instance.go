@@ -35,6 +35,7 @@ type instance struct {
 	startedAt  time.Time
 	exit       *kbroker.Exit
 	message    string
+	unenforced []string // of what its spec asks for
 }
 
 func (i *instance) have() have {
@@ -57,6 +58,7 @@ func (i *instance) status(host kbroker.HostID) kbroker.Status {
 	s := kbroker.Status{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Host: host, Version: p.Version, Epoch: p.Epoch,
 		Restarts: i.restarts, Crashes: i.crashes, Exit: i.exit, Message: i.message,
+		Unenforced: i.unenforced,
 	}
 	if i.runs() {
 		s.Incarnation = i.record.Incarnation
@@ -137,6 +139,13 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 		Placement: p, Incarnation: kbroker.Incarnation(string(p.Instance) + "." + randomHex()),
 		Restarts: i.restarts, Crashes: i.crashes,
 	}
+	if a.contain.can.Group {
+		i.record.Group = string(i.record.Incarnation)
+	}
+	if a.contain.users != nil {
+		i.record.User = a.contain.users.of(i.key)
+	}
+	i.unenforced = a.contain.unenforced(p.Spec)
 	launch, cancel := context.WithCancel(ctx)
 	i.cancel = cancel
 	r := i.record
@@ -321,6 +330,9 @@ func (a *Agent) tidy(ctx context.Context, i *instance, keep bool) {
 			if !kept {
 				delete(a.instances, i.key)
 			}
+			if a.contain.users != nil { // its files are gone
+				a.contain.users.free(i.key)
+			}
 		})
 	})
 }
@@ -335,7 +347,7 @@ func tidyHome(home string, keep bool) (kept bool, err error) {
 	}
 	err = os.WriteFile(filepath.Join(home, endedFile), nil, 0o600)
 	paths := credsIn(home)
-	for _, f := range []string{recordFile, recordFile + damagedSuffix, instanceFile, workDir, tempDir} {
+	for _, f := range []string{recordFile, recordFile + damagedSuffix, runDir, workDir, tempDir} {
 		paths = append(paths, filepath.Join(home, f))
 	}
 	for _, path := range paths {
@@ -359,7 +371,7 @@ func (a *Agent) save(i *instance) {
 			r.Exit = &kbroker.Exit{Unknown: true, At: time.Now().UTC()}
 		}
 	}
-	if err := saveSealed(filepath.Join(a.cfg.Dir.home(i.key), recordFile), r); err != nil {
+	if err := saveRecord(a.cfg.Dir.home(i.key), r); err != nil {
 		a.log.Warn("a record is not written", "instance", i.key.Instance, "err", err)
 	}
 }
@@ -373,6 +385,8 @@ func (i *instance) freeSlot() {
 
 func exitText(e kbroker.Exit) string {
 	switch {
+	case e.OOM:
+		return "out of memory: killed at its limit"
 	case e.Signal != "":
 		return "ended by " + e.Signal
 	case e.Code != nil:

@@ -10,15 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/cgroup"
 )
 
 // janitorEvery is how often all processes of the machine are looked through.
 const janitorEvery = 5 * time.Second
 
 // janitor ends strays: processes that agents of this directory have started and
-// that no instance knows. It also reaps orphans.
+// that no instance knows, and control groups. It also reaps orphans.
 type janitor struct {
 	dir     *Dir
+	groups  *cgroup.Root
 	scanner *scanner
 	log     *slog.Logger
 	// told is when a stray was sent SIGTERM.
@@ -51,9 +53,11 @@ func (j *janitor) run(ctx context.Context, ask func(context.Context) (census, bo
 			j.log.Warn("processes could not be listed", "err", err)
 			continue
 		}
+		groups := j.groups.Names() // of those, too, each start is known that is seen here
 		if c, ok := ask(ctx); ok {
 			j.reap(all, c)
 			j.endStrays(all, c, now())
+			j.endGroups(ctx, groups, c)
 		}
 	}
 }
@@ -101,6 +105,26 @@ func (j *janitor) endStrays(all []marked, c census, now time.Duration) {
 		}
 	}
 	j.told = told
+}
+
+// endGroups ends control groups of which no instance knows the incarnation: those
+// of processes that ended while no agent watched, and of starts that failed.
+func (j *janitor) endGroups(ctx context.Context, names []string, c census) {
+	if !c.proven {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leftoverWait)
+	defer cancel()
+	for _, name := range names {
+		if c.known[kbroker.Incarnation(name)] {
+			continue
+		}
+		if n, err := j.groups.Group(name).End(ctx); err != nil {
+			j.log.Warn("a control group is left; the next look retries", "group", name, "err", err)
+		} else if n > 0 {
+			j.log.Warn("ended what no instance knows", "group", name, "count", n)
+		}
+	}
 }
 
 // strays are the live processes of the directory that belong to none of the

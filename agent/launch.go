@@ -7,16 +7,15 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/spawn"
 	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/internal/program"
@@ -97,16 +96,14 @@ func (a *Agent) slot() func() {
 func (a *Agent) fork(what executable, args []string, r record) (*process, record, error) {
 	k := keyOf(r.Placement)
 	home := a.cfg.Dir.home(k)
-	for _, dir := range []string{workDir, tempDir} {
-		if err := os.MkdirAll(filepath.Join(home, dir), 0o700); err != nil {
-			return nil, r, fmt.Errorf("instance directory: %w", err)
-		}
+	if err := a.makeHome(home, r.User); err != nil {
+		return nil, r, fmt.Errorf("instance directory: %w", err)
 	}
 	own, err := credential.New()
 	if err != nil {
 		return nil, r, err
 	}
-	if err := own.Save(credsPath(home, r.Incarnation)); err != nil {
+	if err := own.Write(credsPath(home, r.Incarnation)); err != nil {
 		return nil, r, err
 	}
 	if err := a.writeInstanceFile(r, home); err != nil {
@@ -121,31 +118,36 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 		r.LogStart = info.Size()
 	}
 	r.BootID, r.StartedAt, r.Exit, r.Message = a.boot, time.Now().UTC(), nil, ""
-	recordPath := filepath.Join(home, recordFile)
-	if err := saveSealed(recordPath, r); err != nil {
+	if err := saveRecord(home, r); err != nil {
 		return nil, r, fmt.Errorf("record the intent to start: %w", err)
 	}
 	if err := os.Remove(filepath.Join(home, endedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, r, fmt.Errorf("instance directory: %w", err)
 	}
-	env := environment(home, a.cfg.Dir.Path, what.tree, r)
-	cmd, err := execute(what.path, args, env, filepath.Join(home, workDir), out)
+	cfg, err := a.bounds(what, args, home, r)
+	if err != nil {
+		return nil, r, err
+	}
+	cfg.Stdout, cfg.Stderr = out, out
+	child, err := start(cfg)
 	if err != nil {
 		return nil, r, fmt.Errorf("start: %w", unstartable(what.path, err))
 	}
-	s, err := readStat(cmd.Process.Pid) // not waited for: it is there, dead or alive
+	defer child.Release() // whatever becomes of it here, it is put on record before it runs
+	cmd := child.Cmd
+	s, err := readStat(child.PID()) // not waited for: it is there, dead or alive
 	if err != nil {
-		return nil, r, errors.Join(fmt.Errorf("identify the started process: %w", err), cmd.Process.Kill(), cmd.Wait())
+		return nil, r, errors.Join(fmt.Errorf("identify the started process: %w", err), cmd.Process.Kill())
 	}
 	r.procID = s.procID
 	if err := expose(r.PID); err != nil {
 		a.log.Warn("a process keeps the agent's protection from the OOM killer", "instance", k.Instance, "pid", r.PID, "err", err)
 	}
-	p, err := newProcess(r.Incarnation, r.procID, cmd, &a.scanner, a.log.With("instance", k.Instance))
+	p, err := newProcess(r, cmd, cfg.Group, &a.scanner, a.log.With("instance", k.Instance))
 	if err != nil {
-		return nil, r, errors.Join(fmt.Errorf("watch the started process: %w", err), cmd.Process.Kill(), cmd.Wait())
+		return nil, r, errors.Join(fmt.Errorf("watch the started process: %w", err), cmd.Process.Kill())
 	}
-	if err := saveSealed(recordPath, r); err != nil {
+	if err := saveRecord(home, r); err != nil {
 		// It runs, and the intent is on disk: a later agent finds it by its
 		// incarnation.
 		a.log.Warn("a started process is not on record", "instance", k.Instance, "pid", r.PID, "err", err)
@@ -153,19 +155,13 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 	return p, r, nil
 }
 
-// execute starts a process in its own group, with nothing but what is given.
-func execute(path string, args, env []string, dir string, out *os.File) (*exec.Cmd, error) {
+// start starts a process. Its executable may be open for writing for a moment: by a
+// child of another fork that has not executed yet.
+func start(cfg spawn.Config) (*spawn.Child, error) {
 	for try := 0; ; try++ {
-		cmd := exec.Command(path, args...)
-		cmd.Env, cmd.Dir = env, dir
-		cmd.Stdout, cmd.Stderr = out, out // stdin nil is /dev/null
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		err := cmd.Start()
-		if err == nil {
-			return cmd, nil
-		}
+		child, err := spawn.Start(cfg)
 		if !errors.Is(err, unix.ETXTBSY) || try == busyRetries {
-			return nil, err
+			return child, err
 		}
 		<-time.After(busyPause)
 	}
@@ -219,7 +215,7 @@ func environment(home, hostDir, tree string, r record) []string {
 		env = append(env, envArtifactDir+"="+tree)
 	}
 	return append(env, // of two values of a name the last one holds
-		envInstance+"="+filepath.Join(home, instanceFile),
+		envInstance+"="+instancePath(home),
 		envIncarnation+"="+string(r.Incarnation),
 		envHostDir+"="+hostDir,
 	)
@@ -227,17 +223,13 @@ func environment(home, hostDir, tree string, r record) []string {
 
 func (a *Agent) writeInstanceFile(r record, home string) error {
 	p := r.Placement
-	var own []string
-	if a.cfg.Servers != nil {
-		own = a.cfg.Servers()
-	}
 	b, err := json.Marshal(kbroker.InstanceFile{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
-		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.heart.servers(own), CA: a.cfg.CA, Credential: credsPath(home, r.Incarnation),
+		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.servers(), CA: a.cfg.CA, Credential: credsPath(home, r.Incarnation),
 		StockRaft: a.cfg.Times == state.Stock,
 	})
 	if err != nil {
 		return fmt.Errorf("instance file: %w", err)
 	}
-	return durable.Replace(filepath.Join(home, instanceFile), b, 0o600)
+	return durable.Swap(instancePath(home), b, 0o600)
 }

@@ -74,11 +74,20 @@ func (a *Agent) restore(k kbroker.StatusKey, all []marked, placed kbroker.Placem
 	if !found {
 		return a.restoreEnded(k, home)
 	}
+	if a.contain.users != nil && r.User != 0 {
+		a.contain.users.taken[r.User] = k
+	}
 	inst := &instance{
 		key: k, placement: r.Placement, record: r, phase: phaseIdle,
 		restarts: r.Restarts, crashes: r.Crashes, exit: r.Exit, message: r.Message, startedAt: r.StartedAt,
 	}
 	if id.PID == 0 {
+		if g := a.groupOf(r); g != nil && r.BootID == a.boot {
+			// Before anything is started again; who is left is waited for by the janitor.
+			if err := g.Kill(); err != nil {
+				a.log.Warn("what an ended process has left is not killed", "instance", k.Instance, "err", err)
+			}
+		}
 		if r.Stopped {
 			inst.phase = phaseStopped
 		} else {
@@ -93,7 +102,7 @@ func (a *Agent) restore(k kbroker.StatusKey, all []marked, placed kbroker.Placem
 		return inst, nil
 	}
 	inst.record.procID = id
-	p, err := newProcess(r.Incarnation, id, nil, &a.scanner, a.log.With("instance", k.Instance))
+	p, err := newProcess(inst.record, nil, a.groupOf(r), &a.scanner, a.log.With("instance", k.Instance))
 	if errors.Is(err, errGone) {
 		inst.lapsed = true
 		return inst, nil
@@ -102,7 +111,7 @@ func (a *Agent) restore(k kbroker.StatusKey, all []marked, placed kbroker.Placem
 		return nil, err
 	}
 	if inst.record.procID != r.procID {
-		if err := saveSealed(filepath.Join(home, recordFile), inst.record); err != nil {
+		if err := saveRecord(home, inst.record); err != nil {
 			a.log.Warn("an adopted process is not on record", "instance", k.Instance, "pid", id.PID, "err", err)
 		}
 	}
@@ -124,7 +133,7 @@ func (a *Agent) identify(r record, all []marked) procID {
 		}
 	}
 	for _, m := range all {
-		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.Incarnation == r.Incarnation {
+		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.Incarnation == r.Incarnation && (r.User == 0 || m.User == r.User) {
 			return m.procID
 		}
 	}
@@ -136,7 +145,7 @@ func (a *Agent) identify(r record, all []marked) procID {
 func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (record, procID, bool) {
 	var youngest marked
 	for _, m := range all {
-		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.InstanceFile == filepath.Join(home, instanceFile) && m.Start >= youngest.Start {
+		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.InstanceFile == instancePath(home) && m.Start >= youngest.Start {
 			youngest = m
 		}
 	}
@@ -144,8 +153,14 @@ func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (re
 		return record{}, procID{}, false
 	}
 	r := record{Incarnation: youngest.Incarnation, BootID: a.boot, procID: youngest.procID}
+	if a.contain.users != nil && a.contain.users.has(youngest.User) {
+		r.User = youngest.User
+	}
+	if g := string(r.Incarnation); a.contain.can.Group && a.contain.groups.Group(g).There() {
+		r.Group = g
+	}
 	var f kbroker.InstanceFile
-	b, err := os.ReadFile(filepath.Join(home, instanceFile))
+	b, err := os.ReadFile(instancePath(home))
 	if err == nil {
 		err = json.Unmarshal(b, &f)
 	}

@@ -294,7 +294,7 @@ func TestEachStartHasAFileOfItsOwn(t *testing.T) {
 		t.Errorf("the second start has another credential: %v", err)
 	}
 	var f kbroker.InstanceFile
-	b, err := os.ReadFile(filepath.Join(a.home(id), instanceFile))
+	b, err := os.ReadFile(instancePath(a.home(id)))
 	if err := errors.Join(err, json.Unmarshal(b, &f)); err != nil || f.Credential != now[0] {
 		t.Errorf("the instance was told %q, %v; want %s", f.Credential, err, now[0])
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/kbroker/kbroker"
 )
@@ -102,6 +103,7 @@ func self() (procStat, error) { return readStat(os.Getpid()) }
 // the strings are empty for a process that no agent started.
 type marked struct {
 	procStat
+	User         uint32 // whose process it is
 	HostDir      string
 	Incarnation  kbroker.Incarnation
 	InstanceFile string
@@ -132,10 +134,23 @@ func scan() ([]marked, error) {
 			m.HostDir = envValue(env, envHostDir)
 			m.Incarnation = kbroker.Incarnation(envValue(env, envIncarnation))
 			m.InstanceFile = envValue(env, envInstance)
+			m.User = ownerOf(filepath.Join("/proc", d.Name()))
 		}
 		all = append(all, m)
 	}
 	return all, nil
+}
+
+// ownerOf is the user that a file belongs to; 0: root, or nobody knows.
+func ownerOf(path string) uint32 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return s.Uid
+	}
+	return 0
 }
 
 // envValue finds a variable in a NUL-separated environment.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/cgroup"
 )
 
 const (
@@ -32,6 +33,8 @@ type process struct {
 	id          procID
 	cmd         *exec.Cmd // nil when adopted: then nobody can wait for its status
 	pidfd       *os.File
+	group       *cgroup.Group // nil: none of its own
+	own         bool          // it cannot leave its group
 	scanner     *scanner
 	log         *slog.Logger
 	// stop has capacity 1: the one order to leave.
@@ -54,12 +57,15 @@ func orderOf(s kbroker.Stop) stopOrder {
 
 // newProcess takes hold of a process; errGone when it is not there any more.
 // A child must not have been waited for.
-func newProcess(inc kbroker.Incarnation, id procID, cmd *exec.Cmd, s *scanner, log *slog.Logger) (*process, error) {
-	pidfd, err := openPidfd(id)
+func newProcess(r record, cmd *exec.Cmd, group *cgroup.Group, s *scanner, log *slog.Logger) (*process, error) {
+	pidfd, err := openPidfd(r.procID)
 	if err != nil {
 		return nil, err
 	}
-	return &process{incarnation: inc, id: id, cmd: cmd, pidfd: pidfd, scanner: s, log: log, stop: make(chan stopOrder, 1)}, nil
+	return &process{
+		incarnation: r.Incarnation, id: r.procID, cmd: cmd, pidfd: pidfd, group: group, own: r.User != 0,
+		scanner: s, log: log, stop: make(chan stopOrder, 1),
+	}, nil
 }
 
 // leave orders the process to go; the first order counts.
@@ -93,7 +99,7 @@ func (p *process) run(ctx context.Context, exited func(kbroker.Exit)) error {
 			p.signalGroup(o.signal)
 			kill = time.After(o.grace)
 		case <-kill:
-			p.signalGroup(unix.SIGKILL)
+			p.kill()
 			kill = time.After(killAgain)
 		case err := <-done:
 			if err != nil {
@@ -110,6 +116,16 @@ func (p *process) run(ctx context.Context, exited func(kbroker.Exit)) error {
 			return nil
 		}
 	}
+}
+
+// kill kills the process and, where it has a control group, whatever is in that.
+func (p *process) kill() {
+	if p.group != nil {
+		if err := p.group.Kill(); err != nil {
+			p.log.Warn("a control group could not be killed", "pid", p.id.PID, "err", err)
+		}
+	}
+	p.signalGroup(unix.SIGKILL)
 }
 
 // signalGroup signals the process and its group, if the process is still there:
@@ -132,7 +148,15 @@ func (p *process) signalGroup(sig unix.Signal) {
 // reap kills the rest of the group while the dead process still holds its
 // number, then takes its status: of a child, or of an orphan that became one.
 func (p *process) reap() kbroker.Exit {
-	p.signalGroup(unix.SIGKILL)
+	p.kill()
+	e := p.exit()
+	if p.group != nil && p.group.OutOfMemory() > 0 {
+		e.OOM = true
+	}
+	return e
+}
+
+func (p *process) exit() kbroker.Exit {
 	if p.cmd != nil {
 		// The error repeats what the state says.
 		_ = p.cmd.Wait()
@@ -161,10 +185,23 @@ func exitOf(s unix.WaitStatus) kbroker.Exit {
 	return e
 }
 
-// endLeftovers kills what the incarnation has started and left: who is in its
+// endLeftovers kills what the incarnation has started and left: all that is in its
+// control group. Where it could leave that, or has none, who is in its process
 // group, and descendants in sessions of their own: they carry its name in their
 // environment.
 func (p *process) endLeftovers(ctx context.Context) {
+	if p.group != nil {
+		ctx, cancel := context.WithTimeout(ctx, leftoverWait)
+		defer cancel()
+		if n, err := p.group.End(ctx); err != nil {
+			p.log.Warn("a control group is left", "pid", p.id.PID, "err", err)
+		} else if n > 0 {
+			p.log.Info("killed descendants of an ended process", "pid", p.id.PID, "count", n)
+		}
+		if p.own {
+			return
+		}
+	}
 	reused := false // the number of the group is that of a later process
 	look := func() ([]marked, error) {
 		all, err := p.scanner.scan()
@@ -175,7 +212,7 @@ func (p *process) endLeftovers(ctx context.Context) {
 	}
 	n, err := killAll(ctx, look, func(m marked) bool {
 		return m.Incarnation == p.incarnation || !reused && m.Group == p.id.PID
-	}, 0, leftoverWait)
+	}, nil, 0, leftoverWait)
 	if err != nil && ctx.Err() == nil {
 		p.log.Warn("descendants of an ended process are left", "pid", p.id.PID, "err", err)
 	} else if n > 0 {
@@ -187,7 +224,10 @@ func (p *process) endLeftovers(ctx context.Context) {
 // SIGKILL after grace (0: SIGKILL at once), until a scan finds none. It gives
 // up wait after the first SIGKILL. Returns how many different processes it has
 // signalled. Zombies count as gone.
-func killAll(ctx context.Context, scan func() ([]marked, error), match func(marked) bool, grace, wait time.Duration) (int, error) {
+//
+// kill, if there is one, is called before each round of SIGKILL: for what forks
+// faster than it can be signalled.
+func killAll(ctx context.Context, scan func() ([]marked, error), match func(marked) bool, kill func(), grace, wait time.Duration) (int, error) {
 	begin := time.Now()
 	told := make(map[procID]bool)
 	for {
@@ -202,6 +242,9 @@ func killAll(ctx context.Context, scan func() ([]marked, error), match func(mark
 		passed := time.Since(begin)
 		if passed > grace+wait {
 			return len(told), fmt.Errorf("%d processes outlive SIGKILL, the first is %d", len(left), left[0].PID)
+		}
+		if passed >= grace && kill != nil {
+			kill()
 		}
 		for _, id := range left {
 			sig := unix.SIGKILL

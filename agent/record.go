@@ -25,11 +25,13 @@ const (
 // Files of an instance, in instances/<tenant>/<instance>.
 const (
 	recordFile   = "record.json"   // what was started, and what became of it
-	instanceFile = "instance.json" // for the instance: a kbroker.InstanceFile
+	instanceFile = "instance.json" // in runDir: a kbroker.InstanceFile
 	endedFile    = "ended"         // only output is left here
 	outputFile   = "output.log"
-	workDir      = "work"
-	tempDir      = "tmp"
+	// What the process owns:
+	workDir = "work"
+	tempDir = "tmp"
+	runDir  = "run" // instanceFile and credentials
 
 	damagedSuffix = ".damaged"
 	// credsSuffix follows the incarnation: for one start of the instance, its key, and
@@ -48,6 +50,10 @@ type record struct {
 	Incarnation kbroker.Incarnation `json:"incarnation"`
 	BootID      string              `json:"boot_id"`
 	procID
+	// Group is the control group, User the user that it was started in; empty and 0:
+	// none of its own.
+	Group     string        `json:"group,omitempty"`
+	User      uint32        `json:"user,omitempty"`
 	StartedAt time.Time     `json:"started_at"`
 	LogStart  int64         `json:"log_start"` // size of the output file at the start
 	Restarts  int           `json:"restarts"`
@@ -64,19 +70,34 @@ type sealed struct {
 	Body   json.RawMessage `json:"body"`
 }
 
-func saveSealed(path string, v any) error {
+func seal(v any) ([]byte, error) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", path, err)
+		return nil, err
 	}
-	b, err := json.Marshal(sealed{SHA256: digest(body), Body: body})
+	return json.Marshal(sealed{SHA256: digest(body), Body: body})
+}
+
+// saveSealed writes a file that loadSealed reads.
+func saveSealed(path string, v any) error {
+	b, err := seal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
 	return durable.Replace(path, b, 0o600)
 }
 
-// loadSealed reads what saveSealed wrote. errDamaged: it is something else now;
+// saveRecord is saveSealed for what only this boot has: a power-off ends all
+// processes, and what was to run is in the view.
+func saveRecord(home string, r record) error {
+	b, err := seal(r)
+	if err != nil {
+		return fmt.Errorf("encode the record of %s: %w", r.Incarnation, err)
+	}
+	return durable.Swap(filepath.Join(home, recordFile), b, 0o600)
+}
+
+// loadSealed reads what saveSealed or saveRecord wrote. errDamaged: it is something else now;
 // a copy is kept beside it. os.ErrNotExist: there is none.
 func loadSealed(path string, v any) error {
 	b, err := os.ReadFile(path)
@@ -111,16 +132,19 @@ func (d *Dir) home(k kbroker.StatusKey) string {
 // credsPath is the file of the credential of a start: each has its own, so that nobody who
 // is late for one overwrites that of the next.
 func credsPath(home string, start kbroker.Incarnation) string {
-	return filepath.Join(home, filepath.Base(string(start))+credsSuffix)
+	return filepath.Join(home, runDir, filepath.Base(string(start))+credsSuffix)
 }
+
+// instancePath is the file that tells an instance who it is.
+func instancePath(home string) string { return filepath.Join(home, runDir, instanceFile) }
 
 // credsIn are the files of the credentials of an instance's starts.
 func credsIn(home string) []string {
-	entries, _ := os.ReadDir(home) // one that is not there has none
+	entries, _ := os.ReadDir(filepath.Join(home, runDir)) // one that is not there has none
 	var paths []string
 	for _, e := range entries {
 		if name := e.Name(); strings.HasSuffix(name, credsSuffix) && !strings.HasPrefix(name, ".") {
-			paths = append(paths, filepath.Join(home, name))
+			paths = append(paths, filepath.Join(home, runDir, name))
 		}
 	}
 	return paths

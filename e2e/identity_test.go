@@ -20,7 +20,7 @@ const revokedWithin = 5 * time.Second
 // credsOf is the credential of the start of an instance that runs.
 func (c *cluster) credsOf(host string, i kbroker.InstanceID) string {
 	c.t.Helper()
-	files, err := filepath.Glob(filepath.Join(c.host(host), "instances", "default", string(i), "*.creds"))
+	files, err := filepath.Glob(filepath.Join(c.host(host), "instances", "default", string(i), "run", "*.creds"))
 	if err != nil || len(files) != 1 {
 		c.t.Fatalf("credentials of %s on %s: %v, %v; want one", i, host, files, err)
 	}

@@ -42,7 +42,7 @@ func TestNetlabCredentialsAreRenewed(t *testing.T) {
 		t.Errorf("they were away for %v only", away)
 	}
 	for _, h := range c.lab.Hosts() {
-		files, err := filepath.Glob(filepath.Join(h.Dir, "data", "instances", "default", "wordcount-wordcount-*", "*.creds"))
+		files, err := filepath.Glob(filepath.Join(h.Dir, "data", "instances", "default", "wordcount-wordcount-*", "run", "*.creds"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("credentials on %s: %v, %v", h.Name, files, err)
 		}

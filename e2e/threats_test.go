@@ -72,9 +72,9 @@ func TestThreatsAreRefusedAndAudited(t *testing.T) {
 			return api.PutArtifact(t.Context(), strings.Repeat("00", 32), int64(len("tampered")), strings.NewReader("tampered"), nil)
 		}, record{action: "put", object: "artifact", code: kbroker.Invalid}},
 	}
-	instance := c.credsIn("h1", "instances", "default", "*", "*.creds")
+	instance := c.credsIn("h1", "instances", "default", "*", "run", "*.creds")
 	if instance == nil {
-		instance = c.credsIn("h2", "instances", "default", "*", "*.creds")
+		instance = c.credsIn("h2", "instances", "default", "*", "run", "*.creds")
 	}
 	for _, subject := range []string{subjects.Method("bank", "ledger", "pay"), subjects.Demand(kbroker.DefaultTenant, "bank"), subjects.Super(subjects.VerbStop, kbroker.DefaultTenant, instance.Key())} {
 		attacks = append(attacks, threat{"U5: an instance publishes to " + subject, func() error { return c.violatesAs(*instance, subject, "") }, record{action: "publish", key: instance.Key(), object: "subject " + subject}})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -209,10 +210,15 @@ func read(r io.Reader, path string) (Credential, error) {
 }
 
 // Save replaces a .creds file, 0600, which survives a power-off.
-func (c Credential) Save(path string) error {
+func (c Credential) Save(path string) error { return c.save(path, durable.Replace) }
+
+// Write is Save for one that a power-off makes worthless.
+func (c Credential) Write(path string) error { return c.save(path, durable.Swap) }
+
+func (c Credential) save(path string, replace func(string, []byte, os.FileMode) error) error {
 	b, err := c.Encode()
 	if err != nil {
 		return err
 	}
-	return durable.Replace(path, b, 0o600)
+	return replace(path, b, 0o600)
 }

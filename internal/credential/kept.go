@@ -3,15 +3,18 @@ package credential
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
 
+	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/durable"
 )
 
@@ -212,17 +215,25 @@ func (k *Kept) signed() (Held, error) {
 	}
 }
 
+// maxBytes is more than any credential has.
+const maxBytes = 64 << 10
+
 // load reads a .creds file, and how long ago it was written.
 func load(path string) (c Credential, age time.Duration, err error) {
-	f, err := os.Open(path)
+	// An agent reads it in a directory of its instance: nothing that is put there may
+	// have it wait.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return c, 0, fmt.Errorf("read a credential: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = kbroker.Errorf(kbroker.Invalid, "%s is not a file", path)
+	}
 	if err != nil {
 		return c, 0, fmt.Errorf("read a credential: %w", err)
 	}
-	c, err = read(f, path)
+	c, err = read(io.LimitReader(f, maxBytes), path)
 	return c, time.Since(info.ModTime()), err
 }

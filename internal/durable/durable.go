@@ -17,26 +17,54 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"syscall"
 )
 
 // Replace gives the file path this content and exactly this mode, whatever the
-// umask. The directory must exist. After an error that the caller sees the old
+// umask; what root writes belongs to the owner of the directory. It must exist. After an error that the caller sees the old
 // content is there, unless only the last fsync failed: then it may be either. Of
 // concurrent calls one wins.
 func Replace(path string, data []byte, mode os.FileMode) error {
-	return replace(path, mode, func(w io.Writer) error {
+	return replace(path, mode, true, func(w io.Writer) error {
 		_, err := w.Write(data)
 		return err
 	})
 }
 
-func replace(path string, mode os.FileMode, fill func(io.Writer) error) error {
+// Swap is Replace for what only matters until the machine goes down: whoever reads the
+// file finds all of the old content or all of the new one, whichever processes are
+// killed; after a power-off it may have any content, or be gone.
+func Swap(path string, data []byte, mode os.FileMode) error {
+	return replace(path, mode, false, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// giveAway gives a file that root makes to the owner of its directory: who may write
+// there is to read it.
+func giveAway(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(filepath.Dir(f.Name()))
+	if err != nil {
+		return err
+	}
+	s, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || s.Uid == 0 {
+		return nil
+	}
+	return f.Chown(int(s.Uid), int(s.Gid))
+}
+
+func replace(path string, mode os.FileMode, lasts bool, fill func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	err = errors.Join(fill(f), f.Chmod(mode))
-	if err == nil {
+	err = errors.Join(fill(f), f.Chmod(mode), giveAway(f))
+	if err == nil && lasts {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
@@ -45,6 +73,9 @@ func replace(path string, mode os.FileMode, fill func(io.Writer) error) error {
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(f.Name())))
+	}
+	if !lasts {
+		return nil
 	}
 	return Sync(filepath.Dir(path))
 }

@@ -71,7 +71,7 @@ func TestAFailureLeavesTheOldContentAndNothingBeside(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		err := replace(path, 0o600, func(w io.Writer) error {
+		err := replace(path, 0o600, true, func(w io.Writer) error {
 			if _, err := w.Write([]byte("hal")); err != nil {
 				return err
 			}
