@@ -39,6 +39,7 @@ func (a *Agent) load() error {
 			continue
 		}
 		a.instances[k] = inst
+		a.ports.hold(k, inst.record.Ports)
 		running := inst.record.Incarnation
 		if inst.process == nil {
 			running = ""
@@ -143,7 +144,7 @@ func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (re
 	if youngest.PID == 0 {
 		return record{}, procID{}, false
 	}
-	r := record{Incarnation: youngest.Incarnation, BootID: a.boot, procID: youngest.procID}
+	r := record{Incarnation: youngest.Incarnation, BootID: a.boot, procID: youngest.procID, Ports: portsOf(youngest.PID)}
 	var f kbroker.InstanceFile
 	b, err := os.ReadFile(filepath.Join(home, instanceFile))
 	if err == nil {

@@ -179,7 +179,7 @@ func (d *draft) judgeHosts() {
 			host.State, host.Since = to, d.w.Now
 		}
 		if heard && to == kbroker.HostReady {
-			host.Labels, host.Capacity, host.Client, host.Route = beat.Labels, beat.Capacity, beat.Client, beat.Route
+			host.Labels, host.Capacity, host.Client, host.Route, host.Address = beat.Labels, beat.Capacity, beat.Client, beat.Route, beat.Address
 			host.CredentialLife = host.SignsFor(beat.CredentialLife)
 		}
 		d.hosts[name] = host
