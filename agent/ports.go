@@ -94,10 +94,11 @@ func newPortBook() *portBook {
 	return &portBook{spans: spans(), free: isFree, of: map[kbroker.StatusKey]map[string]int{}}
 }
 
-// hold notes what an instance has been given by an earlier agent.
+// hold notes what an instance has been given by an earlier agent. Of what another one has
+// by now it gets another number at its next start.
 func (b *portBook) hold(k kbroker.StatusKey, ports map[string]int) {
 	for name, n := range ports {
-		b.set(k, name, n)
+		b.take(k, name, n)
 	}
 }
 
@@ -182,22 +183,11 @@ func (b *portBook) take(k kbroker.StatusKey, name string, number int) (owner kbr
 			}
 		}
 	}
-	b.put(k, name, number)
-	return k, true
-}
-
-func (b *portBook) set(k kbroker.StatusKey, name string, number int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.put(k, name, number)
-}
-
-// put is set; the caller holds mu.
-func (b *portBook) put(k kbroker.StatusKey, name string, number int) {
 	if b.of[k] == nil {
 		b.of[k] = map[string]int{}
 	}
 	b.of[k][name] = number
+	return k, true
 }
 
 // keep has an instance give back what is not among ports.

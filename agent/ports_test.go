@@ -142,6 +142,14 @@ func TestPortsAreAssigned(t *testing.T) {
 			t.Errorf("the port is %d, want 10003", n)
 		}
 	})
+	t.Run("not as an earlier agent has, where another instance has it", func(t *testing.T) {
+		b := bookOf(nil)
+		b.hold(key(1), map[string]int{"http": 10003})
+		b.hold(key(2), map[string]int{"http": 10003})
+		if one, two := assign(t, b, 1, http), assign(t, b, 2, http); one != 10003 || two == 10003 {
+			t.Errorf("the ports are %d and %d, want 10003 and another one", one, two)
+		}
+	})
 	t.Run("as the spec says, in use or not", func(t *testing.T) {
 		b := bookOf(map[int]bool{8080: true})
 		if n := assign(t, b, 1, []kbroker.Port{{Name: "http", Number: 8080}}); n != 8080 {

@@ -14,22 +14,25 @@ import (
 // somebody looked.
 type numbers map[kbroker.HostID]map[int]map[state.PlacementKey]string
 
-// numbersOf are those of a placement, with what its agent has reported of it.
-func numbersOf(p kbroker.Placement, s kbroker.Status) map[int]bool {
-	out := map[int]bool{}
+// numbersOf are those of a placement, with what its agent has reported of it; a service
+// without ports has none.
+func numbersOf(p kbroker.Placement, s kbroker.Status) (out []int) {
+	if len(p.Spec.Ports) == 0 {
+		return nil
+	}
 	for _, port := range p.Spec.Ports {
 		if port.Number != 0 {
-			out[port.Number] = true
+			out = append(out, port.Number)
 		}
 	}
 	for _, n := range s.Ports {
-		out[n] = true
+		out = append(out, n)
 	}
 	return out
 }
 
 func (n numbers) hold(p kbroker.Placement, s kbroker.Status) {
-	for number := range numbersOf(p, s) {
+	for _, number := range numbersOf(p, s) {
 		if n[p.Host] == nil {
 			n[p.Host] = map[int]map[state.PlacementKey]string{}
 		}
@@ -41,7 +44,7 @@ func (n numbers) hold(p kbroker.Placement, s kbroker.Status) {
 }
 
 func (n numbers) leave(p kbroker.Placement, s kbroker.Status) {
-	for number := range numbersOf(p, s) {
+	for _, number := range numbersOf(p, s) {
 		delete(n[p.Host][number], keyOf(p))
 	}
 }

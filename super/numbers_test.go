@@ -36,7 +36,9 @@ func TestAPortIsTakenOncePerHost(t *testing.T) {
 
 func TestAPortThatAnAgentHasHandedOutIsTaken(t *testing.T) {
 	c := newCluster(t, 2)
-	c.deploy(service(1))
+	free := service(1)
+	free.Ports = []kbroker.Port{{Name: "http"}}
+	c.deploy(free)
 	c.settle()
 	var on kbroker.HostID
 	for k, s := range c.view.Statuses {
@@ -51,7 +53,7 @@ func TestAPortThatAnAgentHasHandedOutIsTaken(t *testing.T) {
 			t.Errorf("host %s fits: %t, want %t: %q", f.Host, f.Fits, want, f.Why)
 		}
 	}
-	for _, f := range d.hostFits(webKey, service(1)) {
+	for _, f := range d.hostFits(webKey, free) {
 		if !f.Fits {
 			t.Errorf("host %s refuses who names no number: %q", f.Host, f.Why)
 		}

@@ -112,7 +112,9 @@ func newDraft(w World) *draft {
 	}
 	for k, p := range d.placements {
 		d.reserved[p.Host] = d.reserved[p.Host].plus(usageOf(p.Spec.Resources))
-		d.numbers.hold(p, w.View.Statuses[k])
+		if len(p.Spec.Ports) > 0 {
+			d.numbers.hold(p, w.View.Statuses[k])
+		}
 		app := state.AppKey{Tenant: p.Tenant, App: p.App}
 		d.byApp[app] = append(d.byApp[app], k)
 		d.names[instanceKey{k.Tenant, k.Instance}] = true
