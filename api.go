@@ -199,6 +199,7 @@ type Heartbeat struct {
 	Capacity   Resources         `json:"capacity"`
 	Client     string            `json:"client,omitempty"`
 	Route      string            `json:"route,omitempty"`
+	Address    string            `json:"address,omitempty"`
 	Version    string            `json:"version"`
 	// CredentialLife is how long what this core signs for instances holds.
 	CredentialLife time.Duration `json:"credential_life,omitempty"`

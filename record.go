@@ -124,9 +124,11 @@ type Host struct {
 	Labels   map[string]string `json:"labels,omitempty"` // os, arch, host and the operator's own
 	Capacity Resources         `json:"capacity"`
 	// Client and Route are the addresses (host:port) of a core's broker.
-	Client string    `json:"client,omitempty"`
-	Route  string    `json:"route,omitempty"`
-	Since  time.Time `json:"since"` // of State; wall clock, for display
+	Client string `json:"client,omitempty"`
+	Route  string `json:"route,omitempty"`
+	// Address is where others reach what listens on the host: an IP.
+	Address string    `json:"address,omitempty"`
+	Since   time.Time `json:"since"` // of State; wall clock, for display
 	// Fingerprint is that of the host's data directory: who asks under this name
 	// with another one is another host.
 	Fingerprint string `json:"fingerprint,omitempty"`

@@ -53,6 +53,9 @@ const firstViewWait = 3 * time.Second
 // pruneEvery is how often the artifact cache is brought back to its bound.
 const pruneEvery = time.Minute
 
+// loopback is the address of a host that nobody else reaches.
+const loopback = "127.0.0.1"
+
 // Config of an Agent. Dir, Host and Conn are required.
 type Config struct {
 	Dir  *Dir
@@ -67,6 +70,8 @@ type Config struct {
 	Capacity kbroker.Resources
 	// Client and Route are the addresses of a core's broker, for heartbeats.
 	Client, Route string
+	// Address is where others reach what listens on this host; empty: 127.0.0.1.
+	Address string
 	// CredentialLife is how long what this core signs for instances holds; 0 on a worker.
 	CredentialLife time.Duration
 	// Servers returns the URLs that instances connect to, this host's first;
@@ -116,6 +121,7 @@ type Agent struct {
 	janitor  *janitor
 	checker  *checker
 	counters *counters
+	ports    *portBook
 	scanner  scanner
 	slots    chan struct{}
 
@@ -141,6 +147,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Times == (state.Times{}) {
 		cfg.Times = state.Tuned
 	}
+	cfg.Address = cmp.Or(cfg.Address, loopback)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -159,7 +166,7 @@ func New(cfg Config) (*Agent, error) {
 	maps.Copy(cfg.Labels, contain.labels())
 	counters := newCounters()
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, boot: boot, contain: contain, counters: counters,
+		cfg: cfg, log: cfg.Log, boot: boot, contain: contain, counters: counters, ports: newPortBook(),
 		viewer:    &viewer{host: cfg.Host, generation: cfg.Generation, dir: cfg.Dir, conn: cfg.Conn, log: cfg.Log, look: make(chan struct{}, 1)},
 		reporter:  newReporter(cfg, counters),
 		cache:     newCache(cfg),

@@ -106,7 +106,7 @@ func TestAnInstanceSeesOnlyWhatItIsGiven(t *testing.T) {
 	if strings.Contains(out, "pipe:") {
 		t.Errorf("a file of the agent reached the instance:\n%s", out)
 	}
-	allowed := []string{"PATH", "HOME", "TMPDIR", "LOG", envInstance, envIncarnation, envHostDir}
+	allowed := []string{"PATH", "HOME", "TMPDIR", "LOG", envInstance, envIncarnation, envHostDir, envApp, envService, envInstanceName, envHost, envHostAddress}
 	for line := range strings.Lines(out[strings.Index(out, "group true\n")+len("group true\n"):]) {
 		if name, _, ok := strings.Cut(line, "="); ok && !slices.Contains(allowed, name) {
 			t.Errorf("the environment has %s", line)

@@ -161,7 +161,7 @@ func newHeart(cfg Config, behind func()) *heart {
 		conn: cfg.Conn, every: cfg.Times.Heartbeat, behind: behind, answered: state.Boottime(),
 		beat: kbroker.Heartbeat{
 			Host: cfg.Host, Role: cfg.Role, Process: cfg.Dir.Process, PID: os.Getpid(), Generation: cfg.Generation,
-			Labels: cfg.Labels, Capacity: cfg.Capacity, Client: cfg.Client, Route: cfg.Route, Version: cfg.Version, CredentialLife: cfg.CredentialLife,
+			Labels: cfg.Labels, Capacity: cfg.Capacity, Client: cfg.Client, Route: cfg.Route, Address: cfg.Address, Version: cfg.Version, CredentialLife: cfg.CredentialLife,
 		},
 	}
 }

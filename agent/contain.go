@@ -3,10 +3,12 @@ package agent
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/kbroker/kbroker"
@@ -113,8 +115,9 @@ func (a *Agent) bounds(what executable, args []string, home string, r record) (s
 	if what.tree != "" {
 		program = what.tree
 	}
+	known := variables(home, a.cfg.Address, what.tree, r)
 	cfg := spawn.Config{
-		Path: what.path, Args: args, Env: environment(home, a.cfg.Dir.Path, what.tree, r), Dir: work,
+		Path: what.path, Args: expandAll(args, known), Env: environment(home, a.cfg.Dir.Path, what.tree, r, known), Dir: work,
 		Files: uint64(s.Resources.Files),
 	}
 	if a.contain.can.Group {
@@ -139,7 +142,7 @@ func (a *Agent) bounds(what executable, args []string, home string, r record) (s
 		}
 		cfg.Sandbox = &spawn.Sandbox{
 			Read: append([]string{program}, systemPaths...), Write: append([]string{work, temp, run}, systemDevices...),
-			Connect: portsOf(a.servers()),
+			Connect: brokerPorts(a.servers()), Listen: slices.Collect(maps.Values(r.Ports)),
 		}
 	}
 	return cfg, nil
@@ -161,8 +164,8 @@ func (a *Agent) servers() []string {
 	return a.heart.servers(own)
 }
 
-// portsOf are the ports of URLs.
-func portsOf(urls []string) (ports []int) {
+// brokerPorts are the ports of URLs.
+func brokerPorts(urls []string) (ports []int) {
 	for _, text := range urls {
 		u, err := url.Parse(text)
 		if err != nil {

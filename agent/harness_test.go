@@ -90,6 +90,8 @@ func perform(name string) {
 				panic(err)
 			}
 		}
+	case "serve":
+		serve()
 	default:
 		panic("unknown program " + name)
 	}

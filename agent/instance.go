@@ -57,7 +57,7 @@ func (i *instance) status(host kbroker.HostID) kbroker.Status {
 	p := i.placement
 	s := kbroker.Status{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Host: host, Version: p.Version, Epoch: p.Epoch,
-		Restarts: i.restarts, Crashes: i.crashes, Exit: i.exit, Message: i.message,
+		Restarts: i.restarts, Crashes: i.crashes, Exit: i.exit, Message: i.message, Ports: i.record.Ports,
 		Unenforced: i.unenforced,
 	}
 	if i.runs() {
@@ -137,7 +137,7 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 	i.placement, i.phase, i.readySince = p, phaseLaunching, 0
 	i.record = record{
 		Placement: p, Incarnation: kbroker.Incarnation(string(p.Instance) + "." + randomHex()),
-		Restarts: i.restarts, Crashes: i.crashes,
+		Restarts: i.restarts, Crashes: i.crashes, Ports: i.record.Ports,
 	}
 	if a.contain.can.Group {
 		i.record.Group = string(i.record.Incarnation)
@@ -163,6 +163,7 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 func (a *Agent) launched(ctx context.Context, i *instance, l launched) {
 	i.cancel = nil
 	if l.err != nil {
+		i.record.Ports = l.record.Ports
 		if i.phase == phaseStopping {
 			i.phase = phaseStopped
 			return
@@ -327,6 +328,7 @@ func (a *Agent) tidy(ctx context.Context, i *instance, keep bool) {
 		a.post(ctx, func() {
 			i.phase, i.endedAt = phaseEnded, state.Boottime()
 			i.placement, i.record = kbroker.Placement{}, record{}
+			a.ports.release(i.key)
 			if !kept {
 				delete(a.instances, i.key)
 			}

@@ -63,13 +63,23 @@ func (a *Agent) launch(ctx context.Context, r record) launched {
 	case a.slots <- struct{}{}:
 	}
 	release := a.slot()
-	started, r, err := a.fork(p, args, r)
+	started, r, err := a.prepared(ctx, p, args, r)
 	if err != nil {
 		release()
 		_ = os.Remove(credsPath(a.cfg.Dir.home(keyOf(r.Placement)), r.Incarnation)) // it may not be there
 		return launched{record: r, err: err}
 	}
 	return launched{process: started, record: r, release: release}
+}
+
+// prepared gives the instance its ports, then forks.
+func (a *Agent) prepared(ctx context.Context, what executable, args []string, r record) (*process, record, error) {
+	ports, err := a.ports.assign(ctx, keyOf(r.Placement), r.Placement.Spec.Ports)
+	if err != nil {
+		return nil, r, err
+	}
+	r.Ports = ports
+	return a.fork(what, args, r)
 }
 
 // slot returns what gives a start slot back: called, or by itself after
@@ -192,9 +202,9 @@ func unstartable(path string, err error) error {
 	return err
 }
 
-// environment is all that an instance gets: what it declares, and who it is. tree is
-// what its archive is unpacked to, if it has one.
-func environment(home, hostDir, tree string, r record) []string {
+// environment is all that an instance gets: what it declares, and known, who it is. tree
+// is what its archive is unpacked to, if it has one.
+func environment(home, hostDir, tree string, r record, known map[string]string) []string {
 	path := os.Getenv("PATH")
 	if path == "" {
 		path = defaultPath
@@ -209,16 +219,9 @@ func environment(home, hostDir, tree string, r record) []string {
 	}
 	declared := r.Placement.Spec.Env
 	for _, name := range slices.Sorted(maps.Keys(declared)) {
-		env = append(env, name+"="+declared[name])
+		env = append(env, name+"="+expand(declared[name], known))
 	}
-	if tree != "" {
-		env = append(env, envArtifactDir+"="+tree)
-	}
-	return append(env, // of two values of a name the last one holds
-		envInstance+"="+instancePath(home),
-		envIncarnation+"="+string(r.Incarnation),
-		envHostDir+"="+hostDir,
-	)
+	return append(append(env, assignments(known)...), envHostDir+"="+hostDir) // of two values of a name the last one holds
 }
 
 func (a *Agent) writeInstanceFile(r record, home string) error {

@@ -39,6 +39,7 @@ func (a *Agent) load() error {
 			continue
 		}
 		a.instances[k] = inst
+		a.ports.hold(k, inst.record.Ports)
 		running := inst.record.Incarnation
 		if inst.process == nil {
 			running = ""
@@ -152,7 +153,7 @@ func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (re
 	if youngest.PID == 0 {
 		return record{}, procID{}, false
 	}
-	r := record{Incarnation: youngest.Incarnation, BootID: a.boot, procID: youngest.procID}
+	r := record{Incarnation: youngest.Incarnation, BootID: a.boot, procID: youngest.procID, Ports: portsOf(youngest.PID)}
 	if a.contain.users != nil && a.contain.users.has(youngest.User) {
 		r.User = youngest.User
 	}

@@ -61,6 +61,8 @@ type record struct {
 	Stopped   bool          `json:"stopped,omitempty"` // ended, and not to be started again
 	Exit      *kbroker.Exit `json:"exit,omitempty"`    // of this incarnation: it has ended
 	Message   string        `json:"message,omitempty"`
+	// Ports are the numbers of its ports, its own until nothing is left of it.
+	Ports map[string]int `json:"ports,omitempty"`
 }
 
 // sealed is a file with the digest of its content: a flipped bit in a pid must

@@ -68,6 +68,7 @@ func TestAccountsMeet(t *testing.T) {
 		{callerNamed(t, "allocator of shop"), subjects.Demand("default", "shop"), core, subjects.AllDemands, ""},
 		{callerNamed(t, "allocator of shop"), subjects.Lease("default", "shop"), core, subjects.AllLeases, subjects.QueueCore},
 		{instance, subjects.Renew(instance.key), core, subjects.AllRenews, subjects.QueueCore},
+		{instance, subjects.Endpoints("default", "bank", "api"), core, subjects.AllEndpoints, subjects.QueueCore},
 		{nobody(t), subjects.Join, core, subjects.Join, ""},
 	} {
 		t.Run(c.asks.name+" asks "+c.subject, func(t *testing.T) {

@@ -62,11 +62,12 @@ var may = map[string][]string{
 		"subscribe kb.changed.place.w2.>",
 	}),
 
-	// An instance serves its own service, calls what it was given leave to, answers its
-	// agent and hears of its own placement. Discovery tells services apart, not the
+	// An instance serves its own service, calls what it was given leave to and asks where
+	// that listens, answers its agent and hears of its own placement. Discovery tells services apart, not the
 	// instances of one.
 	"instance shop-web-1, calls all": slices.Concat(answering, discovering, []string{
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.shop-web-1.1",
 		"publish kb.pong.default.w1.q",
@@ -80,6 +81,7 @@ var may = map[string][]string{
 	}),
 	"instance bank-api-1, calls shop.web": slices.Concat(answering, discovering, []string{
 		"publish svc.shop.web.m",
+		"publish kb.endpoints.default.shop.web",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.bank-api-1.1",
 		"publish kb.pong.default.w2.q",
@@ -95,6 +97,7 @@ var may = map[string][]string{
 	// One whose spec names nothing calls the services of its own app.
 	"instance shop-mail-1, calls its own app": slices.Concat(answering, discovering, []string{
 		"publish svc.{shop.web,shop.mail}.m",
+		"publish kb.endpoints.default.{shop.web,shop.mail}",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.shop-mail-1.1",
 		"publish kb.pong.default.w2.q",
@@ -112,6 +115,7 @@ var may = map[string][]string{
 	// apart (TestAccountsAreApart).
 	"instance shop-web-1 of tenant other": slices.Concat(answering, discovering, []string{
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish kb.endpoints.other.{shop.web,bank.web}",
 		"publish kb.core.placement.other",
 		"subscribe kb.ping.other.shop-web-1.1",
 		"publish kb.pong.other.w1.q",
@@ -166,6 +170,7 @@ var (
 		"publish _INBOX.<own>.x",
 		"publish kb.core.{apps,ps,hosts,status,appversion,placement,history,plan,events,why}.default",
 		"publish kb.host.{w1,w2,c1}.{logs,checkup}.default",
+		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
 	})
 	deploying = []string{
 		"publish kb.super.{deploy,scale,stop,rollback,restart}.default.<own>",

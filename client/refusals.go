@@ -72,6 +72,10 @@ func refused(ctx context.Context, err error) error {
 
 // notAllowed is the refusal of a request.
 func (r *refusals) notAllowed(subject string) *kbroker.Error {
+	if _, app, service, ok := subjects.ParseEndpoints(subject); ok {
+		return kbroker.Errorf(kbroker.Refused, "this credential does not allow you to ask where %s/%s listens", app, service).
+			WithHint("the spec of a service names those of other apps that it uses, as in calls: [%s/%s]", app, service)
+	}
 	what := subject
 	if verb, _, ok := subjects.ParseAPI(subject); ok {
 		what = verb

@@ -134,6 +134,7 @@ func TestEveryVerbIsInWords(t *testing.T) {
 		{"operator", subjects.Core(subjects.VerbUsers, "default"), "role operator may not see the users"},
 		{"", subjects.Super(subjects.VerbDrain, "default", "UKEY"), "this credential does not allow you to drain hosts"},
 		{"viewer", subjects.Super("new", "default", "UKEY"), `role viewer may not ask for "new"`},
+		{"", subjects.Endpoints("default", "cache", "redis"), "this credential does not allow you to ask where cache/redis listens"},
 		{"", "x.y", `this credential does not allow you to ask for "x.y"`},
 	} {
 		if e := (&refusals{role: tc.role}).notAllowed(tc.subject); e.Message != tc.want || e.Code != kbroker.Refused || e.Hint == "" {

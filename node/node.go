@@ -220,7 +220,7 @@ func newAgent(
 	}
 	return agent.New(agent.Config{
 		Dir: dir, Host: m.Host, Role: m.Role, Generation: m.Generation, Conn: conn, Labels: labels, Capacity: capacity,
-		Client: m.Client, Route: m.Route, Servers: m.servers, CA: roots, Version: Version, Executable: executable,
+		Client: m.Client, Route: m.Route, Address: m.address(cfg.Advertise), Servers: m.servers, CA: roots, Version: Version, Executable: executable,
 		Times: times, Core: core, CredentialLife: life, Log: cfg.Log.With("component", "agent"),
 	})
 }

@@ -18,6 +18,7 @@ import (
 type Client struct {
 	log     *slog.Logger
 	dial    dialFunc
+	tenant  kbroker.TenantID
 	session string // of the request ids: random, one per client
 	seq     atomic.Uint64
 	budget  *budget
@@ -26,6 +27,7 @@ type Client struct {
 	refusals sync.Map
 	back     broadcast // fires when the connection is (again) there, or will never be
 
+	listening      listening
 	methods        sync.Map // subject of a method -> bool: idempotent
 	calls, retried atomic.Uint64
 	desks          desks
@@ -80,7 +82,7 @@ func newClient(log *slog.Logger, dial dialFunc) *Client {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	c := &Client{
-		log: log, dial: dial, session: hex.EncodeToString(b[:]), budget: processBudget,
+		log: log, dial: dial, tenant: kbroker.DefaultTenant, session: hex.EncodeToString(b[:]), budget: processBudget,
 		ended: make(chan struct{}), lookups: map[string]*lookup{},
 	}
 	processClient.CompareAndSwap(nil, c)

@@ -43,6 +43,15 @@
 // another one without losing a request; when its own host's is back, it
 // returns.
 //
+// # What does not speak NATS
+//
+// Endpoints says where the instances of a service listen that has ports in its spec, such as
+// a database: address and number of those that are ready.
+//
+//	all, err := sdk.Endpoints(ctx, app, "cache/redis", "redis") // asked once a second at most
+//
+// # Wire
+//
 // Values are JSON; []byte is passed as it is. docs/protocol.md describes what is
 // on the wire, for clients in other languages.
 package sdk

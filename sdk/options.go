@@ -64,5 +64,7 @@ func (o options) client(name string) (*Client, connect.Target, error) {
 	if target.Instance != nil {
 		name = string(target.Instance.Incarnation)
 	}
-	return newClient(o.log, o.connect(target, name, o.log)), target, nil
+	c := newClient(o.log, o.connect(target, name, o.log))
+	c.tenant = target.Tenant
+	return c, target, nil
 }

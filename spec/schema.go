@@ -52,7 +52,7 @@ func serviceSchema() schema {
 		"args":     {"type": "array", "description": "arguments of the program", "items": scalar, "maxItems": MaxArgs},
 		"env": {
 			"type": "object", "description": "environment of the program", "additionalProperties": scalar, "maxProperties": MaxEnv,
-			"propertyNames": schema{"pattern": "^[^=]+$", "not": schema{"pattern": "^" + ReservedEnv}},
+			"propertyNames": schema{"pattern": "^[^=]+$", "not": schema{"pattern": "^(" + ReservedEnv + "|" + PortEnv + "|" + AddressEnv + "$)"}},
 		},
 		"count": {
 			"description": "number of instances, or its bounds", "default": DefaultCount,

@@ -51,8 +51,15 @@ const (
 	MaxGrace      = time.Hour
 )
 
-// ReservedEnv begins the names of variables that the agent sets.
-const ReservedEnv = "KBROKER_"
+// ReservedEnv begins the names of variables that the agent sets. PortEnv begins those of
+// ports, AddressEnv has the address of the host; where there is one port, OnlyPortEnv has
+// its number.
+const (
+	ReservedEnv = "KBROKER_"
+	PortEnv     = "PORT_"
+	AddressEnv  = "HOST_ADDRESS"
+	OnlyPortEnv = "PORT"
+)
 
 // signals are those that ask a process to leave.
 var signals = []string{"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"}
@@ -284,6 +291,8 @@ func (c *checker) environment(path string, s *kbroker.Service) {
 			c.add(at, "without = and zero bytes, at most 256 bytes", "%s is not the name of an environment variable", quote(name))
 		case strings.HasPrefix(name, ReservedEnv):
 			c.add(at, "choose another name", "environment variables %s* are set by the agent", ReservedEnv)
+		case strings.HasPrefix(name, PortEnv), name == AddressEnv, name == OnlyPortEnv && len(s.Ports) == 1:
+			c.add(at, "choose another name; a value may have ${"+name+"} in it", "environment variable %s is set by the agent", name)
 		}
 		c.str(at, s.Env[name])
 	}

@@ -29,6 +29,11 @@ func TestValidateTakesWhatDeploySends(t *testing.T) {
 		t.Error(err)
 	}
 	app := deployed(t)
+	app.Services[0].Env, app.Services[0].Ports = map[string]string{"PORT": "80"}, nil
+	if err := spec.Validate(app); err != nil {
+		t.Errorf("the variable PORT of a service without ports: %v", err)
+	}
+	app = deployed(t)
 	app.Services[0].Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello}
 	if err := spec.Validate(app); err != nil {
 		t.Errorf("the built-in hello: %v", err)
@@ -43,6 +48,11 @@ func TestValidateRefuses(t *testing.T) {
 	}{
 		{"a name with a dot", func(a *kbroker.App, s *kbroker.Service) { a.Name = "a.b" }, `app name "a.b" is not valid`},
 		{"a wildcard as name", func(a *kbroker.App, s *kbroker.Service) { a.Name = ">" }, "app name"},
+		{"the variable of a port", func(a *kbroker.App, s *kbroker.Service) { s.Env = map[string]string{"PORT_X": "1"} }, "PORT_X is set by the agent"},
+		{"the variable of the only port", func(a *kbroker.App, s *kbroker.Service) {
+			s.Env, s.Ports = map[string]string{"PORT": "1"}, []kbroker.Port{{Name: "http"}}
+		}, "PORT is set by the agent"},
+		{"the variable of the address", func(a *kbroker.App, s *kbroker.Service) { s.Env = map[string]string{"HOST_ADDRESS": "::1"} }, "HOST_ADDRESS is set by the agent"},
 		{"no service", func(a *kbroker.App, s *kbroker.Service) { a.Services = nil }, "no service"},
 		{"too many services", func(a *kbroker.App, s *kbroker.Service) { a.Services = make([]kbroker.Service, 101) }, "101 services"},
 		{"a repeated service", func(a *kbroker.App, s *kbroker.Service) { a.Services[1].Name = a.Services[0].Name }, "appears twice"},

@@ -11,6 +11,7 @@
 //	kb.sign.<host>                          an agent has a credential signed (queue group core)
 //	kb.lease.<tenant>.<app>                 an app's allocator reads and writes its lease (queue group core)
 //	kb.renew.<key>                          a process has its own signed again (queue group core)
+//	kb.endpoints.<tenant>.<app>.<service>   where the instances of a service listen (queue group core)
 //	kb.beat.<host>                          heartbeats: every core hears and answers
 //	kb.revoked.<host>                       a core that starts asks which credentials were taken back
 //	kb.heard                                the leader asks every core whom it has heard

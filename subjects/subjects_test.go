@@ -198,6 +198,7 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.Event(tenant, app, instance):                      subjects.EventAll,
 			subjects.Lease(tenant, app):                                subjects.AllLeases,
 			subjects.Demand(tenant, app):                               subjects.AllDemands,
+			subjects.Endpoints(tenant, app, service):                   subjects.AllEndpoints,
 		}
 		for subject, own := range subscriptions {
 			for _, pattern := range subscriptions {

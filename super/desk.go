@@ -93,6 +93,7 @@ func (d *desk) run(ctx context.Context) error {
 		{subjects.AllReports, subjects.QueueCore, d.room, agentTimeout, d.report},
 		{subjects.AllSigns, subjects.QueueCore, d.room, agentTimeout, d.sign},
 		{subjects.AllLeases, subjects.QueueCore, d.room, leaseTimeout, d.lease},
+		{subjects.AllEndpoints, subjects.QueueCore, d.clients, agentTimeout, d.endpoints},
 		{subjects.CoreAll(), subjects.QueueCore, d.clients, transferTimeout, d.api},
 		{subjects.Upload(d.cfg.Host, "*", "*"), "", d.clients, transferTimeout, d.uploads.message},
 	} {

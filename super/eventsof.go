@@ -206,6 +206,7 @@ func hostWords(was, now kbroker.Host) (words []string) {
 	say(was.Capacity != now.Capacity, "has %s, before %s", capacityText(now.Capacity), capacityText(was.Capacity))
 	say(was.Client != now.Client, "takes clients at %s", now.Client)
 	say(was.Route != now.Route, "takes other cores at %s", now.Route)
+	say(was.Address != now.Address, "is reached at %s", now.Address)
 	say(was.CredentialLife != now.CredentialLife, "signs for instances for %v", now.CredentialLife)
 	say(was.Fingerprint != now.Fingerprint, "has another data directory")
 	say(was.User != now.User, "has another credential")

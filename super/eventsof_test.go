@@ -217,7 +217,7 @@ func TestEveryFieldOfAHostIsToldInWords(t *testing.T) {
 	was := kbroker.Host{Name: "h1", State: kbroker.HostReady, Role: kbroker.RoleCore, Labels: map[string]string{"a": "b"}}
 	full := kbroker.Host{
 		Role: kbroker.RoleWorker, State: kbroker.HostSuspect, Labels: map[string]string{}, Capacity: kbroker.Resources{CPU: 1},
-		Client: "c:1", Route: "r:1", Since: time.Unix(9, 0), Fingerprint: "f", User: "u", Revoked: []string{"v"}, Generation: 2,
+		Client: "c:1", Route: "r:1", Address: "a", Since: time.Unix(9, 0), Fingerprint: "f", User: "u", Revoked: []string{"v"}, Generation: 2,
 		CredentialLife: time.Hour, Drain: &kbroker.Drain{}, Maintenance: &kbroker.Maintenance{},
 	}
 	fields := reflect.TypeFor[kbroker.Host]()

@@ -32,10 +32,11 @@ func (u usage) minus(v usage) usage {
 
 // seats are the hosts that may take more instances of one service.
 type seats struct {
-	draft *draft
-	need  usage
-	fit   []seat
-	unfit []refusal // hosts that cannot, whatever room they have
+	draft   *draft
+	service kbroker.Service
+	need    usage
+	fit     []seat
+	unfit   []refusal // hosts that cannot, whatever room they have
 }
 
 // refusal is why a host does not take an instance.
@@ -60,7 +61,7 @@ func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
 			same[p.Host]++
 		}
 	}
-	out := &seats{draft: d, need: usageOf(s.Resources)}
+	out := &seats{draft: d, service: s, need: usageOf(s.Resources)}
 	for _, name := range slices.Sorted(maps.Keys(d.hosts)) {
 		h := d.hosts[name]
 		if !h.Member() {
@@ -98,7 +99,7 @@ func (s *seats) take() kbroker.HostID {
 	for i, c := range s.fit {
 		used := s.draft.reserved[c.host]
 		after := used.plus(s.need)
-		if after.milliCPU > c.room.milliCPU || after.memoryBytes > c.room.memoryBytes {
+		if after.milliCPU > c.room.milliCPU || after.memoryBytes > c.room.memoryBytes || s.draft.numbers.clash(s.service, c.host, nil) != "" {
 			continue
 		}
 		if load := c.load(used); best < 0 || c.before(load, s.fit[best], bestLoad) {
@@ -131,6 +132,9 @@ func (s *seats) free(c seat) usage { return c.room.minus(s.draft.reserved[c.host
 // lacks says what the host does not have for one more instance.
 func (s *seats) lacks(c seat) (why []string) {
 	free := s.free(c)
+	if clash := s.draft.numbers.clash(s.service, c.host, nil); clash != "" {
+		why = append(why, clash)
+	}
 	if s.need.milliCPU > free.milliCPU {
 		why = append(why, fmt.Sprintf("needs %.2f cpu, %.2f are free", float64(s.need.milliCPU)/1000, float64(max(free.milliCPU, 0))/1000))
 	}
@@ -146,7 +150,7 @@ func (s *seats) frees(p kbroker.Placement) bool {
 	for _, c := range s.fit {
 		if c.host == p.Host {
 			after := s.draft.reserved[c.host].minus(usageOf(p.Spec.Resources)).plus(s.need)
-			return after.milliCPU <= c.room.milliCPU && after.memoryBytes <= c.room.memoryBytes
+			return after.milliCPU <= c.room.milliCPU && after.memoryBytes <= c.room.memoryBytes && s.draft.numbers.clash(s.service, c.host, &p) == ""
 		}
 	}
 	return false

@@ -71,6 +71,7 @@ type draft struct {
 	placements map[state.PlacementKey]kbroker.Placement
 	touched    map[state.PlacementKey]bool // put or dropped by this plan
 	reserved   map[kbroker.HostID]usage
+	numbers    numbers
 	byApp      map[state.AppKey][]state.PlacementKey
 	// names that are taken: app "a-b" with service "c" and app "a" with service
 	// "b-c" would give their instances the same ones.
@@ -92,7 +93,7 @@ type instanceKey struct {
 func newDraft(w World) *draft {
 	d := &draft{
 		w: w, hosts: maps.Clone(w.View.Hosts), apps: maps.Clone(w.View.Apps),
-		placements: maps.Clone(w.View.Placements), reserved: map[kbroker.HostID]usage{},
+		placements: maps.Clone(w.View.Placements), reserved: map[kbroker.HostID]usage{}, numbers: numbers{},
 		touched: map[state.PlacementKey]bool{},
 		byApp:   map[state.AppKey][]state.PlacementKey{}, names: map[instanceKey]bool{},
 		blocked: map[kbroker.HostID]bool{},
@@ -111,6 +112,9 @@ func newDraft(w World) *draft {
 	}
 	for k, p := range d.placements {
 		d.reserved[p.Host] = d.reserved[p.Host].plus(usageOf(p.Spec.Resources))
+		if len(p.Spec.Ports) > 0 {
+			d.numbers.hold(p, w.View.Statuses[k])
+		}
 		app := state.AppKey{Tenant: p.Tenant, App: p.App}
 		d.byApp[app] = append(d.byApp[app], k)
 		d.names[instanceKey{k.Tenant, k.Instance}] = true
@@ -135,11 +139,13 @@ func (d *draft) put(p kbroker.Placement) {
 	k := keyOf(p)
 	if was, ok := d.placements[k]; ok {
 		d.reserved[p.Host] = d.reserved[p.Host].minus(usageOf(was.Spec.Resources))
+		d.numbers.leave(was, d.w.View.Statuses[k])
 	} else {
 		app := state.AppKey{Tenant: p.Tenant, App: p.App}
 		d.byApp[app] = append(d.byApp[app], k)
 	}
 	d.reserved[p.Host] = d.reserved[p.Host].plus(usageOf(p.Spec.Resources))
+	d.numbers.hold(p, d.w.View.Statuses[k])
 	d.placements[k] = p
 	d.touched[k] = true
 }
@@ -179,7 +185,7 @@ func (d *draft) judgeHosts() {
 			host.State, host.Since = to, d.w.Now
 		}
 		if heard && to == kbroker.HostReady {
-			host.Labels, host.Capacity, host.Client, host.Route = beat.Labels, beat.Capacity, beat.Client, beat.Route
+			host.Labels, host.Capacity, host.Client, host.Route, host.Address = beat.Labels, beat.Capacity, beat.Client, beat.Route, beat.Address
 			host.CredentialLife = host.SignsFor(beat.CredentialLife)
 		}
 		d.hosts[name] = host
@@ -204,6 +210,7 @@ func (d *draft) dropConfirmed() {
 		status := d.w.View.Statuses[k]
 		if p.Stop && !d.blocked[k.Host] && (!d.hosts[k.Host].Member() || status.State == kbroker.StateExited && status.Epoch >= p.Epoch) {
 			d.reserved[p.Host] = d.reserved[p.Host].minus(usageOf(p.Spec.Resources))
+			d.numbers.leave(p, status)
 			delete(d.placements, k)
 			d.touched[k] = true
 		}

@@ -375,6 +375,9 @@ func TestPlanProperties(t *testing.T) {
 				if rapid.Bool().Draw(r, "constrained") {
 					s.Require = []string{"host != h1"}
 				}
+				if number := rapid.SampledFrom([]int{0, 0, 8080, 9090}).Draw(r, "port"); number != 0 {
+					s.Ports = []kbroker.Port{{Name: "http", Number: number}}
+				}
 				c.broken[c.view.Apps[webKey].Latest+1] = rapid.IntRange(0, 4).Draw(r, "broken") == 0
 				c.deploy(s)
 			case "down":
@@ -450,9 +453,16 @@ func checkRound(r *rapid.T, c *cluster) {
 		}
 		c.apply(next)
 	}
-	used := map[kbroker.HostID]float64{}
+	used, taken := map[kbroker.HostID]float64{}, map[string]kbroker.InstanceID{}
 	for k, p := range c.view.Placements {
 		used[k.Host] += p.Spec.Resources.CPU
+		for _, port := range p.Spec.Ports {
+			at := fmt.Sprintf("%s:%d", k.Host, port.Number)
+			if other, ok := taken[at]; ok {
+				r.Fatalf("%s is that of %s and of %s", at, k.Instance, other)
+			}
+			taken[at] = k.Instance
+		}
 		if !fresh[k] {
 			continue
 		}

@@ -140,7 +140,8 @@ func (a *appDraft) stride(s kbroker.Service) int {
 }
 
 // makeRoom stops an old instance that others can spare, where that lets a new one
-// in: at most n, of each host one.
+// in: at most n, of each host one. The last one that answers stays, unless there is no
+// other way: where it has the port that the new one must have, on all hosts.
 func (a *appDraft) makeRoom(s kbroker.Service, at standing, n int) bool {
 	answering := at.settled
 	for _, p := range at.old {
@@ -152,7 +153,7 @@ func (a *appDraft) makeRoom(s kbroker.Service, at standing, n int) bool {
 	slices.SortStableFunc(at.old, func(p, q kbroker.Placement) int { return cmp.Compare(a.worth(p), a.worth(q)) })
 	made := map[kbroker.HostID]bool{}
 	for _, p := range at.old {
-		if len(made) == n || made[p.Host] || !seats.frees(p) || answering <= 1 && !a.failing(p) {
+		if len(made) == n || made[p.Host] || !seats.frees(p) || answering <= 1 && !a.failing(p) && !seats.onlyByLeaving() {
 			continue
 		}
 		if a.ready(p) {

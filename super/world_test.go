@@ -122,7 +122,7 @@ func (c *cluster) hearing() Hearing {
 	answer := kbroker.HeardReply{Looking: time.Hour, Age: map[kbroker.HostID]time.Duration{}, Beat: map[kbroker.HostID]kbroker.Heartbeat{}}
 	for name, h := range c.view.Hosts {
 		answer.Age[name] = c.silent[name]
-		answer.Beat[name] = kbroker.Heartbeat{Host: name, Labels: h.Labels, Capacity: h.Capacity, Client: h.Client, Route: h.Route}
+		answer.Beat[name] = kbroker.Heartbeat{Host: name, Labels: h.Labels, Capacity: h.Capacity, Client: h.Client, Route: h.Route, Address: h.Address}
 	}
 	h := Hearing{InState: c.memory.inState(c.now), LeaveFor: c.memory.leaveFor(c.now)}
 	for name := range c.view.Hosts {

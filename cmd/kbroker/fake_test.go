@@ -68,6 +68,7 @@ func newFakeCore(t testing.TB) *fakeCore {
 	for subject, handle := range map[string]func(*nats.Msg) (any, error){
 		subjects.CoreAll():                             f.core,
 		subjects.SuperAll():                            f.super,
+		subjects.AllEndpoints:                          f.endpoints,
 		subjects.Upload("h1", "*", "*"):                f.chunk,
 		subjects.Host("h1", subjects.VerbLogs, "*"):    f.logs,
 		subjects.Host("h1", subjects.VerbCheckup, "*"): f.checkup,

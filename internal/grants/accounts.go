@@ -37,7 +37,7 @@ const maxStrangers = 1000
 func asked(t kbroker.TenantID) []string {
 	return []string{
 		subjects.Super("*", t, "*"), subjects.Core("*", t), subjects.Demand(t, "*"), subjects.Upload("*", t, "*"),
-		subjects.Host("*", "*", t), subjects.Lease(t, "*"), subjects.AllRenews, subjects.Pong(t, "*", "*"),
+		subjects.Host("*", "*", t), subjects.Lease(t, "*"), subjects.AllRenews, subjects.Pong(t, "*", "*"), subjects.Endpoints(t, "*", "*"),
 	}
 }
 

@@ -98,7 +98,7 @@ var (
 	}
 	instance = placed.and(permissions{
 		tags:    []string{TagCall},
-		publish: []string{subjects.Methods(tag(TagCall)), subjects.Discovery + ".>"},
+		publish: []string{subjects.Methods(tag(TagCall)), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)), subjects.Discovery + ".>"},
 		// The server drops a template with a queue, and takes a last * for a >.
 		subscribe: slices.Concat(
 			[]string{subjects.Methods(tag(TagApp) + "." + tag(TagService))}, subjects.Discoveries,
@@ -131,7 +131,7 @@ var (
 				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy),
 			[]string{
 				subjects.Host("*", subjects.VerbLogs, kbroker.TenantID(tag(TagTenant))), subjects.Host("*", subjects.VerbCheckup, kbroker.TenantID(tag(TagTenant))),
-				subjects.Discovery + ".>",
+				subjects.Endpoints(kbroker.TenantID(tag(TagTenant)), "*", "*"), subjects.Discovery + ".>",
 			},
 		),
 	}
