@@ -143,11 +143,7 @@ func (p *process) reap() kbroker.Exit {
 		}
 		return kbroker.Exit{Unknown: true, At: time.Now().UTC()}
 	}
-	var status unix.WaitStatus
-	if pid, err := unix.Wait4(p.id.PID, &status, unix.WNOHANG, nil); err == nil && pid == p.id.PID {
-		return exitOf(status)
-	}
-	return kbroker.Exit{Unknown: true, At: time.Now().UTC()}
+	return adoptedExit(p.id, p.pidfd)
 }
 
 func exitOf(s unix.WaitStatus) kbroker.Exit {
