@@ -29,7 +29,8 @@ type instance struct {
 	readySince time.Duration      // boottime; 0: not ready
 	lapsed     bool               // ended while no agent watched
 	restarts   int
-	crashes    int
+	crashes    int       // in a row
+	loop       crashLoop // of the same crashes
 	nextStart  time.Duration
 	endedAt    time.Duration
 	startedAt  time.Time
@@ -56,7 +57,7 @@ func (i *instance) status(host kbroker.HostID) kbroker.Status {
 	p := i.placement
 	s := kbroker.Status{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Host: host, Version: p.Version, Epoch: p.Epoch,
-		Restarts: i.restarts, Crashes: i.crashes, Exit: i.exit, Message: i.message,
+		Restarts: i.restarts, Crashes: i.crashes, Exit: i.exit, Message: i.message, Failing: i.loop.Failing,
 	}
 	if i.runs() {
 		s.Incarnation = i.record.Incarnation
@@ -100,7 +101,8 @@ func (a *Agent) act(ctx context.Context, i *instance, act action, now time.Durat
 		}
 	case doConclude:
 		i.placement, i.phase = *act.Placement, phaseStopped
-		i.readySince, i.crashes, i.message = 0, 0, ""
+		i.readySince, i.message = 0, ""
+		i.forgive()
 		if i.lapsed {
 			i.lapse()
 		}
@@ -108,7 +110,8 @@ func (a *Agent) act(ctx context.Context, i *instance, act action, now time.Durat
 			a.save(i)
 		}
 	case doSettle:
-		i.crashes, i.message = 0, ""
+		i.message = ""
+		i.forgive()
 		a.save(i)
 	case doForget:
 		i.phase = phaseTidying
@@ -128,6 +131,7 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 		a.counters.restarts.Inc()
 	} else if i.phase != phaseIdle || i.placement.Epoch != p.Epoch {
 		i.restarts, i.crashes, i.exit, i.message = 0, p.Backoff, nil, ""
+		i.loop = crashLoop{Boot: a.boot, Elsewhere: len(p.Failed) > 0}
 	}
 	if i.lapsed {
 		i.lapse()
@@ -135,7 +139,7 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 	i.placement, i.phase, i.readySince = p, phaseLaunching, 0
 	i.record = record{
 		Placement: p, Incarnation: kbroker.Incarnation(string(p.Instance) + "." + randomHex()),
-		Restarts: i.restarts, Crashes: i.crashes,
+		Restarts: i.restarts, Crashes: i.crashes, Loop: i.loop,
 	}
 	launch, cancel := context.WithCancel(ctx)
 	i.cancel = cancel
@@ -256,7 +260,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 		return
 	}
 	if i.readySince > 0 && state.Boottime()-i.readySince >= healthyAfter {
-		i.crashes = 0
+		i.forgive()
 	}
 	message := exitText(e)
 	if t := tail(filepath.Join(a.cfg.Dir.home(i.key), outputFile), i.record.LogStart); t != "" {
@@ -277,15 +281,22 @@ const leftWait = 500 * time.Millisecond
 
 // crashed has an instance started again when its delay has passed.
 func (a *Agent) crashed(i *instance, message string) {
+	now := state.Boottime()
 	i.crashes++
+	if i.loop = i.loop.in(a.boot).crashed(now); i.loop.Failing {
+		message = kbroker.CrashLoopText + message
+	}
 	i.phase, i.readySince = phaseIdle, 0
 	i.message = message[:min(len(message), maxMessageBytes)]
 	delay := restartDelay(i.crashes, rand.Float64())
-	i.nextStart = state.Boottime() + delay
+	i.nextStart = now + delay
 	if delay > 0 { // an immediate start writes its own record
 		a.save(i)
 	}
 }
+
+// forgive forgets the crashes.
+func (i *instance) forgive() { i.crashes, i.loop = 0, crashLoop{} }
 
 // stop asks the process to leave, or calls off its launch.
 func (a *Agent) stop(i *instance, act action) {
@@ -348,7 +359,7 @@ func tidyHome(home string, keep bool) (kept bool, err error) {
 // the counters: identity was written at the start.
 func (a *Agent) save(i *instance) {
 	r := i.record
-	r.Restarts, r.Crashes, r.Message = i.restarts, i.crashes, i.message
+	r.Restarts, r.Crashes, r.Loop, r.Message = i.restarts, i.crashes, i.loop, i.message
 	if r.Placement.Epoch <= i.placement.Epoch && i.process == nil {
 		r.Placement = i.placement
 	}
