@@ -27,32 +27,36 @@ const (
 // how old it is only a leader knows that has watched it, and another one waits anew.
 // No more are tried at a time than are moved apart (apartAtOnce), both together. What
 // is rolling is left alone: a version that does not get ready is to fail.
-func (a *appDraft) tryElsewhere(s kbroker.Service, at *standing) {
-	if len(at.current) > at.want {
-		return // it is scaled down, those that do not answer first
+//
+// live are of the service s, as it is in that version; what it replaces it replaces
+// there too.
+func (a *appDraft) tryElsewhere(s kbroker.Service, version, want int, live []kbroker.Placement) {
+	if len(live) > want {
+		return // those that do not answer are the first to leave
 	}
-	for i, p := range at.current {
+	var seats *seats
+	for i, p := range live {
 		if a.movedApart+a.trying >= apartAtOnce {
 			return
 		}
-		if a.blocked[p.Host] || !a.loops(p) {
+		if !a.loops(p) || a.blocked[p.Host] || p.Replace != "" || p.Template != kbroker.Template(s) {
 			continue
 		}
 		failed := a.failedOn(p)
 		if len(failed) >= maxTried {
 			continue
 		}
-		others := a.live(a.key, func(q kbroker.Placement) bool { return q.Service == s.Name && keyOf(q) != keyOf(p) })
-		seats := a.seats(s, others)
-		seats.fit = slices.DeleteFunc(seats.fit, func(c seat) bool { return slices.Contains(failed, c.host) })
-		to := seats.take()
+		if seats == nil {
+			seats = a.seats(s, a.live(a.key, func(q kbroker.Placement) bool { return q.Service == s.Name }))
+		}
+		to := seats.take(failed...)
 		if to == "" {
 			continue
 		}
 		a.stop(p, failedReason)
 		p.Backoff, p.Failed = a.w.View.Statuses[keyOf(p)].Crashes, failed
 		a.lost[s.Name] = append([]kbroker.Placement{p}, a.lost[s.Name]...) // the next that is placed replaces it
-		at.current[i] = a.place(s, p.Template, a.rec.Version, to)
+		live[i] = a.place(s, p.Template, version, to)
 		a.trying++
 	}
 }
@@ -76,8 +80,11 @@ func (a *appDraft) failedOn(p kbroker.Placement) []kbroker.HostID {
 // undecided reports whether an instance is being tried on its host and neither does
 // well nor fails there yet. It is for no longer than its service gives a rollout.
 func (d *draft) undecided(p kbroker.Placement) bool {
+	if len(p.Failed) == 0 || p.Stop || d.blocked[p.Host] {
+		return false
+	}
 	k := keyOf(p)
 	s := d.w.View.Statuses[k]
-	return len(p.Failed) > 0 && !p.Stop && !d.blocked[p.Host] && d.w.TriedFor[k] < p.Spec.Update.Deadline &&
-		!(s.Failing && s.Epoch == p.Epoch) && d.w.ReadyFor[k] < max(p.Spec.Update.MinHealthy, 1)
+	return d.w.TriedFor[k] < p.Spec.Update.Deadline && !(s.Failing && s.Epoch == p.Epoch) &&
+		d.w.ReadyFor[k] < max(p.Spec.Update.MinHealthy, 1)
 }

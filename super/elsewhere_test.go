@@ -265,6 +265,27 @@ func TestAMoveForACrashLoopIsOne(t *testing.T) {
 	}
 }
 
+// TestWhatAFailedRolloutLeftIsTriedElsewhere: an instance of the version before, which
+// stays, as that version.
+func TestWhatAFailedRolloutLeftIsTriedElsewhere(t *testing.T) {
+	c := failing(t, 3, 2, nil)
+	c.seconds(80)
+	if r := c.view.Apps[webKey].Rollout; r.State != kbroker.RolloutFailed {
+		t.Fatalf("rollout %+v", r)
+	}
+	from := c.where("shop-web-1")
+	c.loops = func(p kbroker.Placement) bool { return p.Version == 1 && p.Host == from }
+	c.seconds(30)
+	if got := c.answering(); got[1] != 2 {
+		t.Errorf("%v answer, by version: %v", got, c.live())
+	}
+	for _, p := range c.live()[from] {
+		if p.Version == 1 {
+			t.Errorf("%s stays on %s", p.Instance, p.Host)
+		}
+	}
+}
+
 // TestARolloutIsNotDisturbed: a version that crashes is not tried on other hosts while
 // the one before runs; it fails by its deadline.
 func TestARolloutIsNotDisturbed(t *testing.T) {

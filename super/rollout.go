@@ -50,8 +50,8 @@ func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
 		a.hold(s, *good, at)
 	case len(at.old)+len(at.moving)+len(a.lostOther(s)) == 0:
 		extra := a.movesApart(s, &at)
-		if extra == 0 {
-			a.tryElsewhere(s, &at)
+		if extra == 0 && at.ready < len(at.current) {
+			a.tryElsewhere(s, a.rec.Version, at.want, at.current)
 		}
 		a.add(s, a.rec.Version, at.want-len(at.current))
 		a.shed(at.current, len(at.current)-at.want-extra, "scaled down")
@@ -244,6 +244,7 @@ func (a *appDraft) hold(s, good kbroker.Service, at standing) {
 		moved := min(len(leave), at.want-len(stay)-working, max(0, a.parallel(good)-(len(stay)-settled)))
 		placed = a.add(good, lastGood(*a.rec), max(0, missing)+max(0, moved))
 	}
+	a.tryElsewhere(good, lastGood(*a.rec), at.want, stay)
 	a.shed(leave, len(leave)-max(0, at.want-settled-working), "")
 	a.shed(stay, len(stay)-at.want, "scaled down")
 	a.shed(failing, len(failing)-a.parallel(s), fmt.Sprintf("version %d failed", a.rec.Version))
