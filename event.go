@@ -23,6 +23,8 @@ const (
 	EventReady         EventKind = "ready"          // an incarnation answers for the first time
 	EventCrashed       EventKind = "crashed"        // its process ended and should not have
 	EventBackoff       EventKind = "backoff"        // it waits before its next start
+	EventCrashLoop     EventKind = "crash_loop"     // it crashes again and again; further crashes are not told
+	EventRecovered     EventKind = "recovered"      // it was in a crash loop, and is well now
 	EventExited        EventKind = "exited"         // its process ended as it should
 	EventHostJoined    EventKind = "host_joined"    // admitted
 	EventHostReady     EventKind = "host_ready"     // seen for the first time, or back
@@ -39,8 +41,8 @@ const (
 
 const (
 	// MaxEventMessage bounds the message of an event, in bytes; a longer one is
-	// cut.
-	MaxEventMessage = 2 << 10
+	// cut. It has room for the last 4 KiB of a crashed process's output.
+	MaxEventMessage = 5 << 10
 	// MaxEventsPerRequest bounds the events that a core answers at once.
 	MaxEventsPerRequest = 1000
 )
@@ -69,7 +71,7 @@ type Event struct {
 	Epoch      uint64 `json:"epoch,omitempty"`
 	// Revision is that of the control store on which it was decided.
 	Revision uint64 `json:"revision,omitempty"`
-	Exit     *Exit  `json:"exit,omitempty"` // of crashed and exited
+	Exit     *Exit  `json:"exit,omitempty"` // of crashed, crash_loop and exited
 	// ID is the same in every repetition of the same event; not shown.
 	ID string `json:"id,omitempty"`
 }

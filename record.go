@@ -83,6 +83,9 @@ type Placement struct {
 	// Backoff is the number of crashes in a row that a replaced predecessor
 	// had elsewhere: the delay before restarts goes with the instance.
 	Backoff int `json:"backoff,omitempty"`
+	// Failed are the hosts on which predecessors of the instance crashed again and
+	// again, the last one last: it is not tried there once more so soon.
+	Failed []HostID `json:"failed,omitempty"`
 }
 
 // Head is written in every batch that changes a host's placements. A view
@@ -227,6 +230,10 @@ type Status struct {
 	Credential string `json:"credential,omitempty"`
 	User       string `json:"user,omitempty"`
 }
+
+// CrashLoopText begins the message of an instance that is Failing and waits for its
+// next start.
+const CrashLoopText = "crash loop: "
 
 // Revocation takes a credential back.
 type Revocation struct {

@@ -76,6 +76,21 @@ func perform(name string) {
 		}
 		wd, err := os.Getwd()
 		fmt.Printf("wd %s %v\ngroup %t\n%s\nlooked\n", wd, err, syscall.Getpgrp() == os.Getpid(), strings.Join(os.Environ(), "\n"))
+	case "seven": // ends with code 7 when it is told to
+		told := make(chan os.Signal, 1)
+		signal.Notify(told, syscall.SIGUSR1)
+		note("ready")
+		<-told
+		os.Exit(7)
+	case "plain": // a program without a runtime that handles signals
+		note("ready")
+		if err := syscall.Exec("/bin/sleep", []string{"sleep", "600"}, os.Environ()); err != nil {
+			panic(err)
+		}
+	case "agent":
+		agentAlone(os.Args[3], os.Args[4])
+	case "parent":
+		parent(os.Args[3:])
 	case "answer":
 		answer()
 	case "spy":

@@ -29,7 +29,8 @@ type instance struct {
 	readySince time.Duration      // boottime; 0: not ready
 	lapsed     bool               // ended while no agent watched
 	restarts   int
-	crashes    int
+	crashes    int       // in a row
+	loop       crashLoop // of the same crashes
 	nextStart  time.Duration
 	endedAt    time.Duration
 	startedAt  time.Time
@@ -58,6 +59,7 @@ func (i *instance) status(host kbroker.HostID) kbroker.Status {
 	s := kbroker.Status{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Host: host, Version: p.Version, Epoch: p.Epoch,
 		Restarts: i.restarts, Crashes: i.crashes, Exit: i.exit, Message: i.message, Ports: i.record.Ports,
+		Failing:    i.loop.Failing,
 		Unenforced: i.unenforced,
 	}
 	if i.runs() {
@@ -102,7 +104,8 @@ func (a *Agent) act(ctx context.Context, i *instance, act action, now time.Durat
 		}
 	case doConclude:
 		i.placement, i.phase = *act.Placement, phaseStopped
-		i.readySince, i.crashes, i.message = 0, 0, ""
+		i.readySince, i.message = 0, ""
+		i.forgive()
 		if i.lapsed {
 			i.lapse()
 		}
@@ -110,7 +113,8 @@ func (a *Agent) act(ctx context.Context, i *instance, act action, now time.Durat
 			a.save(i)
 		}
 	case doSettle:
-		i.crashes, i.message = 0, ""
+		i.message = ""
+		i.forgive()
 		a.save(i)
 	case doForget:
 		i.phase = phaseTidying
@@ -130,6 +134,7 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 		a.counters.restarts.Inc()
 	} else if i.phase != phaseIdle || i.placement.Epoch != p.Epoch {
 		i.restarts, i.crashes, i.exit, i.message = 0, p.Backoff, nil, ""
+		i.loop = crashLoop{Boot: a.boot, Elsewhere: len(p.Failed) > 0}
 	}
 	if i.lapsed {
 		i.lapse()
@@ -137,7 +142,7 @@ func (a *Agent) start(ctx context.Context, i *instance, p kbroker.Placement) {
 	i.placement, i.phase, i.readySince = p, phaseLaunching, 0
 	i.record = record{
 		Placement: p, Incarnation: kbroker.Incarnation(string(p.Instance) + "." + randomHex()),
-		Restarts: i.restarts, Crashes: i.crashes, Ports: i.record.Ports,
+		Restarts: i.restarts, Crashes: i.crashes, Ports: i.record.Ports, Loop: i.loop,
 	}
 	if a.contain.can.Group {
 		i.record.Group = string(i.record.Incarnation)
@@ -266,7 +271,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 		return
 	}
 	if i.readySince > 0 && state.Boottime()-i.readySince >= healthyAfter {
-		i.crashes = 0
+		i.forgive()
 	}
 	message := exitText(e)
 	if t := tail(filepath.Join(a.cfg.Dir.home(i.key), outputFile), i.record.LogStart); t != "" {
@@ -287,15 +292,22 @@ const leftWait = 500 * time.Millisecond
 
 // crashed has an instance started again when its delay has passed.
 func (a *Agent) crashed(i *instance, message string) {
+	now := state.Boottime()
 	i.crashes++
+	if i.loop = i.loop.in(a.boot).crashed(now); i.loop.Failing {
+		message = kbroker.CrashLoopText + message
+	}
 	i.phase, i.readySince = phaseIdle, 0
 	i.message = message[:min(len(message), maxMessageBytes)]
 	delay := restartDelay(i.crashes, rand.Float64())
-	i.nextStart = state.Boottime() + delay
+	i.nextStart = now + delay
 	if delay > 0 { // an immediate start writes its own record
 		a.save(i)
 	}
 }
+
+// forgive forgets the crashes.
+func (i *instance) forgive() { i.crashes, i.loop = 0, crashLoop{} }
 
 // stop asks the process to leave, or calls off its launch.
 func (a *Agent) stop(i *instance, act action) {
@@ -362,7 +374,7 @@ func tidyHome(home string, keep bool) (kept bool, err error) {
 // the counters: identity was written at the start.
 func (a *Agent) save(i *instance) {
 	r := i.record
-	r.Restarts, r.Crashes, r.Message = i.restarts, i.crashes, i.message
+	r.Restarts, r.Crashes, r.Loop, r.Message = i.restarts, i.crashes, i.loop, i.message
 	if r.Placement.Epoch <= i.placement.Epoch && i.process == nil {
 		r.Placement = i.placement
 	}

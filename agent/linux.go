@@ -62,6 +62,25 @@ func waitPidfd(f *os.File) error {
 	})
 }
 
+// pidfdStatus is the wait status of a process that was reaped, by whomever, while f
+// was open. errNotReaped: not yet; another error: this kernel does not tell (it does
+// from Linux 6.15 on).
+func pidfdStatus(f *os.File) (unix.WaitStatus, error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	asked := c.Control(func(fd uintptr) { err = unix.IoctlPidfdInfo(int(fd), &info) })
+	switch {
+	case asked != nil || err != nil:
+		return 0, fmt.Errorf("ask a pidfd how its process ended: %w", errors.Join(asked, err))
+	case info.Mask&unix.PIDFD_INFO_EXIT == 0:
+		return 0, errNotReaped
+	}
+	return unix.WaitStatus(uint32(info.Exit_code)), nil
+}
+
 // signalProcess signals exactly the process id, never a successor of its pid.
 func signalProcess(id procID, sig unix.Signal) error {
 	f, err := openPidfd(id)

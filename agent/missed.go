@@ -13,17 +13,24 @@ import (
 // between the two: they wait as zombies for whoever takes their status.
 
 // missedExit takes the exit of a recorded process that ended while no agent
-// watched and is still a child of this process; nil: nobody knows it.
+// watched and was not reaped by anybody; nil: nobody knows it.
 func (a *Agent) missedExit(r record, all []marked) *kbroker.Exit {
 	if r.PID == 0 || r.BootID != a.boot {
 		return nil
 	}
 	for _, m := range all {
-		if m.procID != r.procID || !m.ended() || m.Parent != os.Getpid() {
+		if m.procID != r.procID || !m.ended() {
 			continue
 		}
 		var status unix.WaitStatus
-		if pid, err := unix.Wait4(r.PID, &status, unix.WNOHANG, nil); err == nil && pid == r.PID {
+		known := false
+		if m.Parent == os.Getpid() {
+			pid, err := unix.Wait4(r.PID, &status, unix.WNOHANG, nil)
+			known = err == nil && pid == r.PID
+		} else {
+			status, known = zombieStatus(r.procID)
+		}
+		if known {
 			e := exitOf(status)
 			return &e
 		}

@@ -23,6 +23,8 @@ func openPidfd(procID) (*os.File, error) { return nil, errNeedsLinux }
 
 func waitPidfd(*os.File) error { return errNeedsLinux }
 
+func pidfdStatus(*os.File) (unix.WaitStatus, error) { return 0, errNeedsLinux }
+
 func signalProcess(procID, unix.Signal) error { return errNeedsLinux }
 
 func stampOf(fs.FileInfo) stamp { return stamp{} }

@@ -167,11 +167,7 @@ func (p *process) exit() kbroker.Exit {
 		}
 		return kbroker.Exit{Unknown: true, At: time.Now().UTC()}
 	}
-	var status unix.WaitStatus
-	if pid, err := unix.Wait4(p.id.PID, &status, unix.WNOHANG, nil); err == nil && pid == p.id.PID {
-		return exitOf(status)
-	}
-	return kbroker.Exit{Unknown: true, At: time.Now().UTC()}
+	return adoptedExit(p.id, p.pidfd)
 }
 
 func exitOf(s unix.WaitStatus) kbroker.Exit {

@@ -58,6 +58,7 @@ type record struct {
 	LogStart  int64         `json:"log_start"` // size of the output file at the start
 	Restarts  int           `json:"restarts"`
 	Crashes   int           `json:"crashes"`
+	Loop      crashLoop     `json:"loop,omitzero"`
 	Stopped   bool          `json:"stopped,omitempty"` // ended, and not to be started again
 	Exit      *kbroker.Exit `json:"exit,omitempty"`    // of this incarnation: it has ended
 	Message   string        `json:"message,omitempty"`

@@ -244,6 +244,7 @@ func (d *diagnosis) versions() {
 func (d *diagnosis) apps() {
 	for _, a := range d.Apps {
 		name := string(a.App)
+		failing := !a.Stopped && d.failing(a.App)
 		switch {
 		case a.Stopped:
 		case a.Rollout == kbroker.RolloutFailed:
@@ -257,13 +258,40 @@ func (d *diagnosis) apps() {
 				Severity: SeverityError, Check: "placement", App: a.App, Command: "kbroker why " + name,
 				Message: fmt.Sprintf("app %s: %s of service %s find no host: %s", name, Counted(u.Count, "instance"), u.Service, u.Reason),
 			})
-		case a.Ready < a.Wanted && a.Rollout == kbroker.RolloutDone:
+		case a.Ready < a.Wanted && a.Rollout == kbroker.RolloutDone && !failing:
 			d.add(Finding{
 				Severity: SeverityWarning, Check: "instances", App: a.App, Command: "kbroker logs " + name,
 				Message: fmt.Sprintf("app %s: %d of %d instances ready%s", name, a.Ready, a.Wanted, d.sick(a.App)),
 			})
 		}
 	}
+}
+
+// failing is about instances of an app that are in a crash loop; it reports whether
+// there are any.
+func (d *diagnosis) failing(app kbroker.AppName) bool {
+	var names []string
+	why := ""
+	for _, r := range d.Instances {
+		if r.App != app || r.Instance == nil || !r.Failing || r.State == kbroker.StateDraining {
+			continue
+		}
+		on := ""
+		if r.Host != nil {
+			on = " on " + string(*r.Host)
+		}
+		if names = append(names, string(*r.Instance)+on); why == "" {
+			why, _, _ = strings.Cut(strings.TrimPrefix(r.Message, kbroker.CrashLoopText), "\n")
+		}
+	}
+	if len(names) == 0 {
+		return false
+	}
+	d.add(Finding{
+		Severity: SeverityError, Check: "crashes", App: app, Command: "kbroker why " + string(app),
+		Message: fmt.Sprintf("app %s: %s in a crash loop, %s; the first: %s", app, Counted(len(names), "instance"), some(names), why),
+	})
+	return true
 }
 
 // sick names an instance that is not ready, and why.

@@ -356,6 +356,19 @@ func TestDiagnose(t *testing.T) {
 			f.Instances = []kbroker.InstanceRow{{App: "shop", Instance: &id, State: kbroker.StateBackoff, Message: "exited with 3"}}
 			return f
 		}, []string{"warning instances @ $ kbroker logs shop | 3 of 4 instances ready; shop-web-1 is backoff: exited with 3"}},
+		"a crash loop": {func() Facts {
+			f := healthy()
+			f.Apps[0].Ready, f.Apps[0].Rollout = 3, kbroker.RolloutRunning
+			id, host := kbroker.InstanceID("shop-web-1"), kbroker.HostID("h2")
+			f.Instances = []kbroker.InstanceRow{{App: "shop", Instance: &id, Host: &host, State: kbroker.StateBackoff, Failing: true, Message: "crash loop: exit code 3: boom\nat main.go"}}
+			return f
+		}, []string{"error crashes @ $ kbroker why shop | app shop: 1 instance in a crash loop, shop-web-1 on h2; the first: exit code 3: boom"}},
+		"a crash loop of what is no app's any more": {func() Facts {
+			f := healthy()
+			id := kbroker.InstanceID("other-web-1")
+			f.Instances = []kbroker.InstanceRow{{App: "other", Instance: &id, State: kbroker.StateDraining, Failing: true}}
+			return f
+		}, nil},
 		"a rollout under way": {func() Facts { f := healthy(); f.Apps[0].Ready, f.Apps[0].Rollout = 1, kbroker.RolloutRunning; return f }, nil},
 		"a stopped app":       {func() Facts { f := healthy(); f.Apps[0].Ready, f.Apps[0].Stopped = 0, true; return f }, nil},
 	}

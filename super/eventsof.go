@@ -239,8 +239,8 @@ func (e *eventDraft) lostOn(host kbroker.HostID) bool {
 }
 
 // placements are the events of instances. One that was stopped because its host
-// is lost has moved, if the same batch places another of its service: Plan
-// replaces them in the order of their age.
+// is lost, or because it fails there, has moved, if the same batch places another of
+// its service: Plan replaces them in the order of their age.
 func (e *eventDraft) placements(changes []state.PutPlacement) {
 	type service struct {
 		app  state.AppKey
@@ -267,7 +267,7 @@ func (e *eventDraft) placements(changes []state.PutPlacement) {
 		switch {
 		case p.Stop && !was.Stop:
 			event.Kind, event.Message = kbroker.EventStopped, "stopped: "+p.StopReason
-			if next := fresh[of(p)]; e.lostOn(p.Host) && len(next) > 0 {
+			if next := fresh[of(p)]; (e.lostOn(p.Host) || p.StopReason == failedReason) && len(next) > 0 {
 				event.Kind = kbroker.EventMoved
 				event.Message += fmt.Sprintf(", replaced by %s on %s", next[0].Instance, next[0].Host)
 				replaces[keyOf(next[0])] = p

@@ -258,6 +258,9 @@ func TestStatusEvents(t *testing.T) {
 			s.Crashes, s.Exit, s.Message = n, &kbroker.Exit{Code: &three, At: at.Add(time.Duration(n) * time.Second)}, "exit code 3: panic"
 		}
 	}
+	loops := func(n int) func(*kbroker.Status) {
+		return func(s *kbroker.Status) { crash(n)(s); s.Failing, s.Message = true, "crash loop: "+s.Message }
+	}
 	left := func(s *kbroker.Status) { s.Crashes, s.Exit = 1, &kbroker.Exit{Code: &zero, At: at} }
 	ready := status(kbroker.StateReady, nil)
 	for _, tc := range []struct {
@@ -272,6 +275,15 @@ func TestStatusEvents(t *testing.T) {
 		{"crashed again", status(kbroker.StateReady, crash(1)), status(kbroker.StateBackoff, crash(2)), []string{"crashed: exit code 3: panic", "backoff: crashed 2 times in a row; its next start waits"}},
 		{"the same crash reported again", status(kbroker.StateBackoff, crash(2)), status(kbroker.StateBackoff, crash(2)), nil},
 		{"could not be started", status(kbroker.StateStarting, nil), status(kbroker.StateBackoff, func(s *kbroker.Status) { s.Crashes, s.Message = 1, "no such artifact" }), []string{"crashed: no such artifact"}},
+		{"crashed once too often", status(kbroker.StateReady, crash(4)), status(kbroker.StateBackoff, loops(5)), []string{"crash_loop: crash loop: exit code 3: panic"}},
+		{"which also holds of what cannot be started", status(kbroker.StateBackoff, func(s *kbroker.Status) { s.Crashes = 4 }), status(kbroker.StateBackoff, func(s *kbroker.Status) {
+			s.Crashes, s.Failing, s.Message = 5, true, "crash loop: no such artifact"
+		}), []string{"crash_loop: crash loop: no such artifact"}},
+		{"and is told once, whatever it crashes then", status(kbroker.StateBackoff, loops(5)), status(kbroker.StateBackoff, loops(6)), nil},
+		{"nor is it news that it runs for a moment", status(kbroker.StateBackoff, loops(5)), status(kbroker.StateReady, loops(5)), nil},
+		{"nor that it crashes then", status(kbroker.StateReady, loops(5)), status(kbroker.StateBackoff, loops(6)), nil},
+		{"until it is well", status(kbroker.StateReady, loops(6)), ready, []string{"recovered: it is well on h1, and was in a crash loop"}},
+		{"stopped in a crash loop", status(kbroker.StateBackoff, loops(6)), status(kbroker.StateExited, func(s *kbroker.Status) { loops(6)(s); s.Failing, s.Epoch = false, 2 }), nil},
 		{"left by itself", ready, status(kbroker.StateBackoff, left), []string{"exited: it left by itself: exit code 0"}},
 		{"which its agent then concludes", status(kbroker.StateBackoff, left), status(kbroker.StateExited, func(s *kbroker.Status) { left(s); s.Crashes, s.Epoch = 0, 2 }), nil},
 		{"stopped in order", status(kbroker.StateDraining, nil), status(kbroker.StateExited, func(s *kbroker.Status) { left(s); s.Crashes = 0 }), []string{"exited: exit code 0"}},

@@ -184,7 +184,8 @@ func (t *term) world(v *state.View) World {
 	return World{
 		View: v, Verdict: verdict, InState: h.InState, LeaveFor: h.LeaveFor,
 		ReadyFor: t.memory.readyFor(now), Stalled: t.memory.stalled(now),
-		SteadyFor: t.memory.steadyFor(now), ApartFor: t.memory.apartFor(now), ApartFailed: t.memory.apartFailed(now), Now: time.Now().UTC(),
+		SteadyFor: t.memory.steadyFor(now), ApartFor: t.memory.apartFor(now), ApartFailed: t.memory.apartFailed(now),
+		TriedFor: t.memory.triedFor(now), Now: time.Now().UTC(),
 	}
 }
 

@@ -20,6 +20,7 @@ type memory struct {
 	steady   map[kbroker.HostID]seen[bool]       // hosts that take instances
 	marked   map[state.PlacementKey]seen[string] // instances that are moved apart
 	failed   map[serviceKey]time.Duration        // when a move apart took too long
+	tried    map[state.PlacementKey]seen[bool]   // instances that failed on other hosts
 }
 
 // progress is how far a rollout has come. It only grows: an instance that
@@ -43,13 +44,14 @@ func newMemory() *memory {
 		leaves:   map[kbroker.HostID]seen[string]{},
 		progress: map[state.AppKey]progress{}, steady: map[kbroker.HostID]seen[bool]{},
 		marked: map[state.PlacementKey]seen[string]{}, failed: map[serviceKey]time.Duration{},
+		tried: map[state.PlacementKey]seen[bool]{},
 	}
 }
 
 // see compares the view with what was seen before.
 func (m *memory) see(v *state.View, now time.Duration) {
 	ready := map[state.PlacementKey]seen[kbroker.Incarnation]{}
-	marked := map[state.PlacementKey]seen[string]{}
+	marked, tried := map[state.PlacementKey]seen[string]{}, map[state.PlacementKey]seen[bool]{}
 	settled, old := map[state.AppKey]int{}, map[state.AppKey]int{}
 	for k, p := range v.Placements {
 		if p.Stop {
@@ -65,6 +67,9 @@ func (m *memory) see(v *state.View, now time.Duration) {
 			if now-marked[k].since >= p.Spec.Update.Deadline {
 				m.failed[serviceOf(p)] = now
 			}
+		}
+		if len(p.Failed) > 0 {
+			tried[k] = keep(m.tried, k, true, now)
 		}
 		switch since, isReady := ready[k]; {
 		case p.Service == kbroker.AllocatorService:
@@ -97,7 +102,7 @@ func (m *memory) see(v *state.View, now time.Duration) {
 		advance[k] = p
 	}
 	maps.DeleteFunc(m.failed, func(_ serviceKey, since time.Duration) bool { return now-since >= apartAgain })
-	m.ready, m.hosts, m.leaves, m.progress, m.marked = ready, hosts, leaves, advance, marked
+	m.ready, m.hosts, m.leaves, m.progress, m.marked, m.tried = ready, hosts, leaves, advance, marked, tried
 }
 
 // seeVerdict notes which hosts take instances now.
@@ -153,6 +158,10 @@ func (m *memory) steadyFor(now time.Duration) map[kbroker.HostID]time.Duration {
 
 func (m *memory) apartFor(now time.Duration) map[state.PlacementKey]time.Duration {
 	return ages(m.marked, now)
+}
+
+func (m *memory) triedFor(now time.Duration) map[state.PlacementKey]time.Duration {
+	return ages(m.tried, now)
 }
 
 // apartFailed is how long ago the move apart of a service took too long.

@@ -71,6 +71,11 @@ func (o *operator) do(event string, count int) {
 		o.down[o.host()] = true
 	case "up":
 		o.down[o.host()] = false
+	case "fail": // what is on a host is in a crash loop, whatever it is
+		h := o.host()
+		o.loops = func(p kbroker.Placement) bool { return p.Host == h }
+	case "mend":
+		o.loops = nil
 	case "remove":
 		m := Members{Known: true, Writable: true, Replicas: 3, Current: map[kbroker.HostID]bool{}}
 		for name, h := range o.view.Hosts {
@@ -107,14 +112,14 @@ func TestOperatingLosesNothing(t *testing.T) {
 }
 
 // TestOperatingWithLosses: hosts go down and come back as well, or are removed:
-// what they reported stays. When all that are members are up again, everything runs
+// what they reported stays; on some all programs crash for a while. When all that are members are up again, everything runs
 // as wanted, and nothing on a host that was removed.
 func TestOperatingWithLosses(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		hosts, count := rapid.IntRange(2, 7).Draw(r, "hosts"), rapid.IntRange(1, 6).Draw(r, "count")
 		o := newOperator(t, r, hosts, count)
 		for range rapid.IntRange(1, 15).Draw(r, "events") {
-			o.do(rapid.SampledFrom([]string{"drain", "force", "undrain", "restart", "restart one", "rollback", "deploy", "lead", "down", "down", "up", "remove"}).Draw(r, "event"), count)
+			o.do(rapid.SampledFrom([]string{"drain", "force", "undrain", "restart", "restart one", "rollback", "deploy", "lead", "down", "down", "up", "remove", "fail", "mend"}).Draw(r, "event"), count)
 			for range rapid.IntRange(0, 12).Draw(r, "seconds") {
 				o.step()
 			}
@@ -123,6 +128,7 @@ func TestOperatingWithLosses(t *testing.T) {
 		for name := range o.down { // nobody listens to one that was removed
 			o.down[name] = !o.view.Hosts[name].Member()
 		}
+		o.do("mend", count)
 		for range 20 {
 			o.step()
 		}

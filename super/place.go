@@ -91,15 +91,15 @@ func (d *draft) seats(s kbroker.Service, on []kbroker.Placement) *seats {
 	return out
 }
 
-// take returns the host that the next instance goes to: the fewest of the same
-// service first, then the emptiest by its scarcer resource, then by name. Empty:
-// none has room. The caller reserves.
-func (s *seats) take() kbroker.HostID {
+// take returns the host that the next instance goes to, of all but some: the fewest of
+// the same service first, then the emptiest by its scarcer resource, then by name.
+// Empty: none has room. The caller reserves.
+func (s *seats) take(but ...kbroker.HostID) kbroker.HostID {
 	best, bestLoad := -1, 0.0
 	for i, c := range s.fit {
 		used := s.draft.reserved[c.host]
 		after := used.plus(s.need)
-		if after.milliCPU > c.room.milliCPU || after.memoryBytes > c.room.memoryBytes || s.draft.numbers.clash(s.service, c.host, nil) != "" {
+		if after.milliCPU > c.room.milliCPU || after.memoryBytes > c.room.memoryBytes || s.draft.numbers.clash(s.service, c.host, nil) != "" || slices.Contains(but, c.host) {
 			continue
 		}
 		if load := c.load(used); best < 0 || c.before(load, s.fit[best], bestLoad) {

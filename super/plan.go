@@ -36,6 +36,9 @@ type World struct {
 	SteadyFor   map[kbroker.HostID]time.Duration
 	ApartFor    map[state.PlacementKey]time.Duration
 	ApartFailed map[serviceKey]time.Duration
+	// TriedFor is how long the leader has seen each instance on its host that failed on
+	// others before.
+	TriedFor map[state.PlacementKey]time.Duration
 	// Now is the wall clock: for display, and for tokens, which outlive a leader.
 	Now time.Time
 	// Steps has every service rolled in about so many rounds, however few at a
@@ -79,6 +82,7 @@ type draft struct {
 	// movedApart is how many instances are on their way from the host where all of
 	// their service were.
 	movedApart int
+	trying     int // instances that failed elsewhere and are being tried
 	// blocked hosts have a record that this build cannot read: nothing of them
 	// is changed, and they get nothing new.
 	blocked map[kbroker.HostID]bool
@@ -120,6 +124,9 @@ func newDraft(w World) *draft {
 		d.names[instanceKey{k.Tenant, k.Instance}] = true
 		if p.Replace == togetherReason && !p.Stop && !d.blocked[p.Host] {
 			d.movedApart++
+		}
+		if d.undecided(p) {
+			d.trying++
 		}
 	}
 	for _, keys := range d.byApp { // so that live finds them almost in order
@@ -265,7 +272,9 @@ func (d *draft) stopLost(k state.AppKey) map[kbroker.ServiceName][]kbroker.Place
 	for _, p := range d.live(k, nil) {
 		if s := d.hosts[p.Host].State; (s == kbroker.HostLost || s == kbroker.HostRemoved) && !d.blocked[p.Host] {
 			d.stop(p, fmt.Sprintf("host %s is %s", p.Host, s))
-			p.Backoff = d.w.View.Statuses[keyOf(p)].Crashes
+			if p.Backoff = d.w.View.Statuses[keyOf(p)].Crashes; p.Backoff == 0 {
+				p.Failed = nil // it was well
+			}
 			lost[p.Service] = append(lost[p.Service], p)
 		}
 	}

@@ -50,6 +50,9 @@ func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
 		a.hold(s, *good, at)
 	case len(at.old)+len(at.moving)+len(a.lostOther(s)) == 0:
 		extra := a.movesApart(s, &at)
+		if extra == 0 && at.ready < len(at.current) {
+			a.tryElsewhere(s, a.rec.Version, at.want, at.current)
+		}
 		a.add(s, a.rec.Version, at.want-len(at.current))
 		a.shed(at.current, len(at.current)-at.want-extra, "scaled down")
 		if extra == 0 {
@@ -242,6 +245,7 @@ func (a *appDraft) hold(s, good kbroker.Service, at standing) {
 		moved := min(len(leave), at.want-len(stay)-working, max(0, a.parallel(good)-(len(stay)-settled)))
 		placed = a.add(good, lastGood(*a.rec), max(0, missing)+max(0, moved))
 	}
+	a.tryElsewhere(good, lastGood(*a.rec), at.want, stay)
 	a.shed(leave, len(leave)-max(0, at.want-settled-working), "")
 	a.shed(stay, len(stay)-at.want, "scaled down")
 	a.shed(failing, len(failing)-a.parallel(s), fmt.Sprintf("version %d failed", a.rec.Version))
@@ -319,15 +323,16 @@ func (a *appDraft) add(s kbroker.Service, version, n int) (placed int) {
 }
 
 // place places a new instance on a host that has room.
-func (a *appDraft) place(s kbroker.Service, template string, version int, host kbroker.HostID) {
+func (a *appDraft) place(s kbroker.Service, template string, version int, host kbroker.HostID) kbroker.Placement {
 	p := kbroker.Placement{
 		Tenant: a.key.Tenant, App: a.key.App, Service: s.Name, Host: host, Version: version, Epoch: 1,
 		Instance: a.newInstance(s.Name), Template: template, Spec: s,
 	}
 	if lost := a.lost[s.Name]; len(lost) > 0 {
-		p.Backoff, a.lost[s.Name] = lost[0].Backoff, lost[1:]
+		p.Backoff, p.Failed, a.lost[s.Name] = lost[0].Backoff, lost[0].Failed, lost[1:]
 	}
 	a.put(p)
+	return p
 }
 
 // shed stops n of the instances: those that are worth least first, then those on

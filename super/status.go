@@ -51,6 +51,7 @@ func (d *desk) status(ctx context.Context, v *state.View) kbroker.StatusReply {
 			}
 		}
 	}
+	out.Alarms = append(out.Alarms, failingAlarms(v)...)
 	if led {
 		out.Leader = &ask.Leader
 		out.Alarms = append(out.Alarms, ask.Alarms...)

@@ -21,6 +21,7 @@ func statusEvents(was, now kbroker.Status, demanded kbroker.Placement) (out []kb
 	}
 	ended := now.Exit != nil && (was.Exit == nil || !was.Exit.At.Equal(now.Exit.At))
 	crashed := now.Crashes > was.Crashes && now.Epoch == was.Epoch || ended && now.Crashes > 0
+	told := was.Failing && now.Failing && was.Epoch == now.Epoch // that it crashes again and again
 	switch {
 	case now.State == kbroker.StateExited:
 		if ended {
@@ -28,6 +29,13 @@ func statusEvents(was, now kbroker.Status, demanded kbroker.Placement) (out []kb
 		} else if now.Exit == nil && was.State != kbroker.StateExited {
 			add(kbroker.EventExited, nil, "", "it ended before it had a process")
 		}
+	case told:
+	case now.Failing && crashed:
+		id := any(fmt.Sprint(now.Crashes, now.Restarts))
+		if now.Exit != nil {
+			id = now.Exit.At.UnixNano()
+		}
+		add(kbroker.EventCrashLoop, now.Exit, id, now.Message)
 	case ended && leftByItself(now) && demanded.Stop:
 		add(kbroker.EventExited, now.Exit, now.Exit.At.UnixNano(), "it left as it was told to, "+cmp.Or(demanded.StopReason, "stopped by the plan")+": "+exitText(*now.Exit))
 	case ended && leftByItself(now):
@@ -37,10 +45,14 @@ func statusEvents(was, now kbroker.Status, demanded kbroker.Placement) (out []kb
 	case crashed: // it could not be started
 		add(kbroker.EventCrashed, nil, fmt.Sprint(now.Crashes, now.Restarts), now.Message)
 	}
-	if now.State == kbroker.StateBackoff && now.Crashes > 1 && (was.State != kbroker.StateBackoff || was.Crashes != now.Crashes) {
+	if !now.Failing && now.State == kbroker.StateBackoff && now.Crashes > 1 && (was.State != kbroker.StateBackoff || was.Crashes != now.Crashes) {
 		add(kbroker.EventBackoff, nil, fmt.Sprint(now.Crashes, now.Restarts), fmt.Sprintf("crashed %d times in a row; its next start waits", now.Crashes))
 	}
-	if now.State == kbroker.StateReady && now.Incarnation != was.Incarnation || now.State == kbroker.StateReady && was.State != kbroker.StateReady {
+	switch {
+	case now.State != kbroker.StateReady || told:
+	case was.Failing && now.Epoch == was.Epoch:
+		add(kbroker.EventRecovered, nil, now.Incarnation, "it is well on "+string(now.Host)+", and was in a crash loop")
+	case now.Incarnation != was.Incarnation || was.State != kbroker.StateReady:
 		text := "ready on " + string(now.Host)
 		if now.Restarts > 0 {
 			text = fmt.Sprintf("ready again on %s, restart %d", now.Host, now.Restarts)

@@ -31,8 +31,10 @@ type cluster struct {
 	together bool
 	// brokenOn: such an instance never becomes ready; nil: none.
 	brokenOn func(kbroker.Placement) bool
-	warmUp   time.Duration // from an instance's start until it is ready
-	began    map[state.PlacementKey]time.Duration
+	// loops: such an instance is in a crash loop, loopsAfter its start; nil: none.
+	loops  func(kbroker.Placement) bool
+	warmUp time.Duration // from an instance's start until it is ready
+	began  map[state.PlacementKey]time.Duration
 }
 
 // keep lets an instance stay ready although its version is broken.
@@ -68,6 +70,9 @@ func service(count int) kbroker.Service {
 		Update: kbroker.Update{Parallel: 1, MinHealthy: 2 * time.Second, Deadline: time.Minute},
 	}
 }
+
+// loopsAfter is how long agents take to know a crash loop.
+const loopsAfter = 3 * time.Second
 
 var webKey = state.AppKey{Tenant: tenant, App: "shop"}
 
@@ -114,6 +119,7 @@ func (c *cluster) world() World {
 		View: &v, Verdict: verdict, InState: h.InState, LeaveFor: h.LeaveFor,
 		ReadyFor: c.memory.readyFor(c.now), Stalled: c.memory.stalled(c.now),
 		SteadyFor: c.memory.steadyFor(c.now), ApartFor: c.memory.apartFor(c.now), ApartFailed: c.memory.apartFailed(c.now),
+		TriedFor: c.memory.triedFor(c.now),
 	}
 }
 
@@ -189,6 +195,11 @@ func (c *cluster) agents() {
 			s.State = kbroker.StateStarting
 		case c.broken[p.Version] && !c.kept[k], c.brokenOn != nil && c.brokenOn(p):
 			s.State, s.Message = kbroker.StateBackoff, "exit code 1"
+		case c.loops != nil && c.loops(p):
+			s.State, s.Crashes, s.Message = kbroker.StateBackoff, p.Backoff+1, "exit code 1"
+			if c.now-c.began[k] >= loopsAfter {
+				s.Crashes, s.Failing, s.Message = p.Backoff+5, true, "crash loop: exit code 1"
+			}
 		}
 		c.view.Statuses[k] = s
 	}

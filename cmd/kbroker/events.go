@@ -149,9 +149,9 @@ func subjectOf(e kbroker.Event) string {
 
 func eventColor(k kbroker.EventKind) string {
 	switch k {
-	case kbroker.EventReady, kbroker.EventRolloutDone, kbroker.EventHostReady:
+	case kbroker.EventReady, kbroker.EventRecovered, kbroker.EventRolloutDone, kbroker.EventHostReady:
 		return colorGreen
-	case kbroker.EventCrashed, kbroker.EventBackoff, kbroker.EventHostLost, kbroker.EventRolloutFailed, kbroker.EventRolledBack,
+	case kbroker.EventCrashed, kbroker.EventBackoff, kbroker.EventCrashLoop, kbroker.EventHostLost, kbroker.EventRolloutFailed, kbroker.EventRolledBack,
 		kbroker.EventUnplaced, kbroker.EventEventsDropped:
 		return colorRed
 	case kbroker.EventMoved, kbroker.EventHostSuspect, kbroker.EventRefused, kbroker.EventLeader:

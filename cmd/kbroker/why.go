@@ -139,6 +139,9 @@ func (c *cli) whyInstanceText(w io.Writer, name string, i kbroker.WhyInstance) {
 			demand = "run it until a new one is ready: " + p.Replace
 		}
 		fmt.Fprintf(w, "placement  host %s, version %d, epoch %d: %s\n", p.Host, p.Version, p.Epoch, oneLine(demand))
+		if len(p.Failed) > 0 {
+			fmt.Fprintf(w, "failed on  %s: what it replaces was in a crash loop there\n", hostNames(p.Failed))
+		}
 	} else {
 		fmt.Fprintf(w, "placement  none\n")
 	}
@@ -160,6 +163,14 @@ func (c *cli) whyInstanceText(w io.Writer, name string, i kbroker.WhyInstance) {
 	for _, e := range i.Events {
 		_ = c.eventText(w, e) // as every other line
 	}
+}
+
+func hostNames(hosts []kbroker.HostID) string {
+	words := make([]string, len(hosts))
+	for i, h := range hosts {
+		words[i] = string(h)
+	}
+	return strings.Join(words, ", ")
 }
 
 // lastExit says how a process ended.
