@@ -41,6 +41,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // instances, too, run what is there
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	kbrokerBin, loadBin = filepath.Join(dir, "kbroker"), filepath.Join(dir, "load")
 	for bin, pkg := range map[string]string{kbrokerBin: "../cmd/kbroker", loadBin: "../examples/wordcount/load"} {
 		if out, err := exec.Command("go", "build", "-o", bin, pkg).CombinedOutput(); err != nil {
@@ -72,6 +76,21 @@ type cluster struct {
 	// cluster's people are, and the live processes of a host (empty: of all).
 	command func(ctx context.Context, program string, args ...string) *exec.Cmd
 	inside  func(host string) map[int]string
+}
+
+// shared is a directory that instances may write to: each has a user of its own, and
+// nobody else enters the directories of tests.
+func shared(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kbroker-e2e-shared-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // client is a program that uses the cluster.

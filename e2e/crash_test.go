@@ -23,7 +23,7 @@ const restartedWithin = time.Second
 // file to which it may append, also as another user.
 func crashApp(t *testing.T, count int, script string) (spec, starts string) {
 	t.Helper()
-	dir := t.TempDir()
+	dir := shared(t)
 	starts = filepath.Join(dir, "starts")
 	writeFile(t, starts, "", 0o600)
 	if err := os.Chmod(starts, 0o666); err != nil {
