@@ -111,6 +111,8 @@ type Agent struct {
 	cache    *cache
 	outputs  *outputs
 	pinger   *pinger
+	gates    gates
+	own      ownPulse
 	janitor  *janitor
 	checker  *checker
 	counters *counters
@@ -154,6 +156,7 @@ func New(cfg Config) (*Agent, error) {
 		cache:     newCache(cfg),
 		outputs:   &outputs{dir: cfg.Dir, host: cfg.Host, conn: cfg.Conn, log: cfg.Log, bound: maxOutputBytes},
 		pinger:    newPinger(cfg),
+		gates:     newGates(),
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),
 		events:    make(chan func()),
 		instances: make(map[kbroker.StatusKey]*instance),
@@ -218,6 +221,7 @@ func (a *Agent) Run(parent context.Context) error {
 	part("reports", a.reporter.run)
 	part("output", a.outputs.run)
 	part("checkup", a.checker.run)
+	part("pulse", func(ctx context.Context) error { a.own.run(ctx, a.cfg.Dir.Path); return nil })
 	part("janitor", func(ctx context.Context) error { return a.janitor.run(ctx, a.census, state.Boottime) })
 	held := a.view.Head.Revision
 	part("view", func(ctx context.Context) error {

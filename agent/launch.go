@@ -112,6 +112,10 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 	if err := a.writeInstanceFile(r, home); err != nil {
 		return nil, r, err
 	}
+	// Signs of life are of this start alone: it may have an SDK that gives none.
+	if err := os.Remove(a.alivePath(r)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, r, fmt.Errorf("instance directory: %w", err)
+	}
 	out, err := os.OpenFile(filepath.Join(home, outputFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, r, fmt.Errorf("output file: %w", err)

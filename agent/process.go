@@ -34,8 +34,9 @@ type process struct {
 	pidfd       *os.File
 	scanner     *scanner
 	log         *slog.Logger
-	// stop has capacity 1: the one order to leave.
+	// stop and doom have capacity 1: the one order to leave, and to be killed.
 	stop chan stopOrder
+	doom chan struct{}
 }
 
 type stopOrder struct {
@@ -59,13 +60,22 @@ func newProcess(inc kbroker.Incarnation, id procID, cmd *exec.Cmd, s *scanner, l
 	if err != nil {
 		return nil, err
 	}
-	return &process{incarnation: inc, id: id, cmd: cmd, pidfd: pidfd, scanner: s, log: log, stop: make(chan stopOrder, 1)}, nil
+	return &process{incarnation: inc, id: id, cmd: cmd, pidfd: pidfd, scanner: s, log: log, stop: make(chan stopOrder, 1), doom: make(chan struct{}, 1)}, nil
 }
 
 // leave orders the process to go; the first order counts.
 func (p *process) leave(o stopOrder) {
 	select {
 	case p.stop <- o:
+	default:
+	}
+}
+
+// kill orders it to be killed at once, with its group. That is no order to leave:
+// for whoever waits for its exit it ends as after a crash.
+func (p *process) kill() {
+	select {
+	case p.doom <- struct{}{}:
 	default:
 	}
 }
@@ -92,6 +102,9 @@ func (p *process) run(ctx context.Context, exited func(kbroker.Exit)) error {
 			told = true
 			p.signalGroup(o.signal)
 			kill = time.After(o.grace)
+		case <-p.doom:
+			p.signalGroup(unix.SIGKILL)
+			kill = time.After(killAgain)
 		case <-kill:
 			p.signalGroup(unix.SIGKILL)
 			kill = time.After(killAgain)

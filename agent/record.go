@@ -48,13 +48,14 @@ type record struct {
 	Incarnation kbroker.Incarnation `json:"incarnation"`
 	BootID      string              `json:"boot_id"`
 	procID
-	StartedAt time.Time     `json:"started_at"`
-	LogStart  int64         `json:"log_start"` // size of the output file at the start
-	Restarts  int           `json:"restarts"`
-	Crashes   int           `json:"crashes"`
-	Stopped   bool          `json:"stopped,omitempty"` // ended, and not to be started again
-	Exit      *kbroker.Exit `json:"exit,omitempty"`    // of this incarnation: it has ended
-	Message   string        `json:"message,omitempty"`
+	StartedAt time.Time      `json:"started_at"`
+	LogStart  int64          `json:"log_start"` // size of the output file at the start
+	Restarts  int            `json:"restarts"`
+	Crashes   int            `json:"crashes"`
+	Stopped   bool           `json:"stopped,omitempty"` // ended, and not to be started again
+	Exit      *kbroker.Exit  `json:"exit,omitempty"`    // of this incarnation: it has ended
+	Message   string         `json:"message,omitempty"`
+	Ports     map[string]int `json:"ports,omitempty"` // the numbers that its ports have
 }
 
 // sealed is a file with the digest of its content: a flipped bit in a pid must

@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kbroker/kbroker"
+)
+
+// insideKilledWait is how long a check that was killed may take to end; one that
+// takes longer is left to the janitor.
+const insideKilledWait = time.Second
+
+// runInside runs a program as an instance does: in its working directory, with its
+// environment and in a process group of its own, of which nothing is left when it
+// returns. nil: it exited with 0. Errors: saysNo when it ended otherwise, or is not
+// there to be run; that of ctx when it had not ended by then.
+func (a *Agent) runInside(ctx context.Context, r record, argv []string) error {
+	home, tree := a.cfg.Dir.home(keyOf(r.Placement)), ""
+	if artifact := r.Placement.Spec.Artifact; artifact.Command != "" {
+		tree = filepath.Join(a.cfg.Dir.Path, artifactsDir, artifact.SHA256) + treeSuffix
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = filepath.Join(home, workDir)
+	cmd.Env = append(environment(home, a.cfg.Dir.Path, tree, r), envCheck+"=1")
+	leave := boundToThread(cmd)
+	defer leave()
+	if err := cmd.Start(); err != nil {
+		if short(err) {
+			return err
+		}
+		return saysNo{err.Error()}
+	}
+	s, err := readStat(cmd.Process.Pid) // not waited for: it is there, dead or alive
+	if err != nil {
+		return errors.Join(fmt.Errorf("identify a check: %w", err), cmd.Process.Kill(), cmd.Wait())
+	}
+	p, err := newProcess(r.Incarnation, s.procID, cmd, &a.scanner, a.log)
+	if err != nil {
+		return errors.Join(fmt.Errorf("watch a check: %w", err), cmd.Process.Kill(), cmd.Wait())
+	}
+	defer p.pidfd.Close()
+	return p.judged(ctx)
+}
+
+// judged waits for the end of a check.
+func (p *process) judged(ctx context.Context) error {
+	over := context.AfterFunc(ctx, func() { _ = p.pidfd.SetReadDeadline(time.Unix(1, 0)) }) // cannot fail on an open pidfd
+	err := waitPidfd(p.pidfd)
+	if over(); err != nil { // the wait was cut off
+		return errors.Join(ctx.Err(), p.endCheck())
+	}
+	return checked(p.reap())
+}
+
+// endCheck kills a check that takes too long.
+func (p *process) endCheck() error {
+	p.signalGroup(unix.SIGKILL)
+	if err := p.pidfd.SetReadDeadline(time.Now().Add(insideKilledWait)); err != nil {
+		return err
+	}
+	if err := waitPidfd(p.pidfd); err != nil {
+		p.log.Warn("a check outlives SIGKILL", "instance", p.incarnation, "pid", p.id.PID)
+		return nil
+	}
+	p.reap()
+	return nil
+}
+
+// checked is what the end of a check says.
+func checked(e kbroker.Exit) error {
+	if e.Code != nil && *e.Code == 0 {
+		return nil
+	}
+	return saysNo{exitText(e)}
+}
