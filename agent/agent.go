@@ -22,10 +22,11 @@
 // Layout of a data directory:
 //
 //	agent.lock, agent.json              who holds it
+//	alive                               touched while its agent reaches the disk
 //	view.json                           the last complete view
 //	artifacts/<sha256>                  programs and archives, verified; .tree: what is unpacked of one
 //	over/<public key>                   credentials of starts that are over, until they were taken back
-//	instances/<tenant>/<instance>/      record.json, instance.json, <start>.creds, output.log, work/, tmp/
+//	instances/<tenant>/<instance>/      record.json, instance.json, <start>.creds, alive, output.log, work/, tmp/
 package agent
 
 import (

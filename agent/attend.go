@@ -66,7 +66,7 @@ func (a *Agent) attendLife(ctx context.Context, r record, l *life, tell func(ver
 			return
 		}
 		if p.next(ctx, l.check.Interval) {
-			l.anew()
+			l.anew(state.Boottime())
 		}
 	}
 }

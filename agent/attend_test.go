@@ -235,14 +235,11 @@ func TestALifeCheckOfItsOwnKills(t *testing.T) {
 	t.Parallel()
 	c := newCore(t)
 	live := quick(kbroker.HealthHTTP)
-	p := webPlacement(t, "shop-web-1", kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthAlive}, Live: &live})
+	p := webPlacement(t, "shop-web-1", kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthAlive}, Start: 2 * time.Second, Live: &live})
 	c.want(p)
 	a := c.startAgent(t.TempDir())
 	s := c.awaitState(p.Instance, kbroker.StateReady)
-	wait.Until(t, 10*time.Second, func() error {
-		return checkHTTP(t.Context(), net.JoinHostPort(localhost, p.Spec.Env["WEB"]), "/")
-	})
-	a.put(p.Instance, "sick")
+	a.put(p.Instance, "sick") // whether it was well before or not: by then it has to be
 	c.await(p.Instance, 10*time.Second, "its end", func(now kbroker.Status) bool { return now.PID != s.PID })
 	a.take(p.Instance, "sick")
 	c.awaitKilled(s, 10*time.Second, "killed: hung, 3 checks in a row failed (http: answered with 503 Service Unavailable)")

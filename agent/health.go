@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -65,9 +66,7 @@ type health struct {
 func newHealth(spec kbroker.Health, now time.Duration) *health {
 	spec.Check = withDefaults(spec.Check)
 	spec.Successes = max(1, spec.Successes)
-	if spec.Start == 0 {
-		spec.Start = kbroker.DefaultStart
-	}
+	spec.Start = startOf(spec)
 	return &health{spec: spec, since: now}
 }
 
@@ -118,9 +117,9 @@ func (h *health) sees(l look) verdict {
 func (h *health) doom(l look) string {
 	switch {
 	case !h.been && l.at-h.since >= h.spec.Start:
-		return fmt.Sprintf("killed: not ready within %v (%s)", h.spec.Start, l.of(h.spec.Ready))
+		return fmt.Sprintf(kbroker.KilledText+"not ready within %v (%s)", h.spec.Start, l.of(h.spec.Ready))
 	case h.been && h.silent >= kbroker.DefaultLiveFailures && h.spec.Live == nil && h.spec.Ready != kbroker.HealthSDK:
-		return fmt.Sprintf("killed: hung, %d checks in a row were not answered (%s)", h.silent, l.of(h.spec.Ready))
+		return fmt.Sprintf(kbroker.KilledText+"hung, %d checks in a row were not answered (%s)", h.silent, l.of(h.spec.Ready))
 	}
 	return ""
 }
@@ -146,39 +145,41 @@ func (h *health) pause(sinceChange time.Duration) time.Duration {
 }
 
 // life judges one incarnation by a check of its own, which counts from its first
-// yes on, or from the time by which the process had to be ready. Pure.
+// yes on, or from when the process had to be ready. Pure.
 type life struct {
 	check  kbroker.Check // its defaults filled in
-	from   time.Duration
+	start  time.Duration
+	since  time.Duration // from when start counts
 	counts bool
 	bad    int
 }
 
 func newLife(h kbroker.Health, now time.Duration) *life {
-	start := h.Start
-	if start == 0 {
-		start = kbroker.DefaultStart
-	}
-	return &life{check: withDefaults(*h.Live), from: now + start}
+	return &life{check: withDefaults(*h.Live), start: startOf(h), since: now}
 }
 
-func (l *life) anew() { l.bad = 0 }
+// startOf is how long a process has to get ready.
+func startOf(h kbroker.Health) time.Duration { return cmp.Or(h.Start, kbroker.DefaultStart) }
+
+// anew forgets what was counted.
+func (l *life) anew(now time.Duration) { l.since, l.bad = now, 0 }
 
 // sees takes a look and says why the process has to end, if it has.
 func (l *life) sees(k look) (kill string) {
 	switch k.said {
 	case untold, unheard:
+		l.since = k.at
 	case yes:
 		l.counts, l.bad = true, 0
 	case no, unanswered:
-		if l.counts = l.counts || k.at >= l.from; l.counts {
+		if l.counts = l.counts || k.at-l.since >= l.start; l.counts {
 			l.bad++
 		}
 	}
 	if l.bad < l.check.Failures {
 		return ""
 	}
-	return fmt.Sprintf("killed: hung, %d checks in a row failed (%s)", l.bad, k.of(l.check.Ready))
+	return fmt.Sprintf(kbroker.KilledText+"hung, %d checks in a row failed (%s)", l.bad, k.of(l.check.Ready))
 }
 
 // signs judges one incarnation by the file that its SDK touches. Pure: that the
@@ -201,5 +202,5 @@ func (s *signs) sees(file stamp, shown, heard bool) (kill string) {
 	if s.still++; s.still < kbroker.DefaultLiveFailures {
 		return ""
 	}
-	return fmt.Sprintf("killed: hung, %d looks in a row saw no sign of life (%s)", s.still, kbroker.HealthSDK)
+	return fmt.Sprintf(kbroker.KilledText+"hung, %d looks in a row saw no sign of life (%s)", s.still, kbroker.HealthSDK)
 }

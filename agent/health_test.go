@@ -124,13 +124,15 @@ func TestALifeOfItsOwn(t *testing.T) {
 		"or had to be ready":                     {strings.Repeat("n", 20), 12},
 		"who cannot look learns nothing":         {"yn" + strings.Repeat("t", 90), 0},
 		"a pause of who looks is no failure":     {"ynpnpupn", 0},
-		"nor does it forget that there was none": {"ytttnn", 6},
+		"nor time to get ready":                  {strings.Repeat("n", 9) + "p" + strings.Repeat("n", 9), 0},
+		"nor is time in which nobody could look": {strings.Repeat("n", 9) + "t" + strings.Repeat("n", 9), 0},
+		"untold ones take nothing back":          {"ytttnn", 6},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, at, kill := newLife(h, time.Hour), 0, ""
 			for n, letter := range []rune(c.script) {
 				if letter == 'p' {
-					l.anew()
+					l.anew(time.Hour + time.Duration(n)*time.Second)
 					continue
 				}
 				said := map[rune]outcome{'y': yes, 'n': no, 'u': unanswered, 't': untold}[letter]
