@@ -106,6 +106,10 @@ func (o *ownPulse) steady(now time.Duration) bool {
 	return now-time.Duration(o.last.Load()) < pulse.Every+lateAfter
 }
 
+// lookGrid is on what times looks begin that are no more frequent: those of all
+// instances share their wake-ups, and what they send and receive, its system calls.
+const lookGrid = 250 * time.Millisecond
+
 // pacer has looks begin at even times.
 type pacer struct{ due time.Duration } // boottime, which goes on while the machine sleeps
 
@@ -114,7 +118,7 @@ func newPacer() *pacer { return &pacer{due: state.Boottime()} }
 // next waits until d after the last look was due, or not at all where that took
 // longer; or until ctx ends. It reports whether whoever waits was paused.
 func (p *pacer) next(ctx context.Context, d time.Duration) (late bool) {
-	p.due += d
+	p.due = aligned(p.due+d, d)
 	now := state.Boottime()
 	if p.due <= now {
 		p.due = now
@@ -127,4 +131,12 @@ func (p *pacer) next(ctx context.Context, d time.Duration) (late bool) {
 		p.due = now
 	}
 	return late
+}
+
+// aligned is the time for a look that is to come d after the one before.
+func aligned(due, d time.Duration) time.Duration {
+	if d < 2*lookGrid {
+		return due
+	}
+	return due.Round(lookGrid)
 }

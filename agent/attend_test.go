@@ -146,7 +146,7 @@ func TestACheckByAProgramIsOfTheInstance(t *testing.T) {
 	p.Spec.Env = map[string]string{"COLOUR": "red"}
 	check := quick(kbroker.HealthExec)
 	// What it starts, and does not wait for, is gone when it has ended.
-	check.Command = []string{"/bin/sh", "-c", `sleep 1000 & echo $! >> left; echo $$ "$COLOUR" "$KBROKER_CHECK" > asked; test -e hung && sleep 1000; test -e well`}
+	check.Command = []string{"/bin/sh", "-c", `sleep 1000 & echo $! >> left; echo $$ "$COLOUR" "$KBROKER_CHECK" >> asked; test -e hung && sleep 1000; test -e well`}
 	check.Timeout = 300 * time.Millisecond
 	p.Spec.Health = kbroker.Health{Check: check}
 	c.want(p)

@@ -223,3 +223,26 @@ func TestANumberOfAPort(t *testing.T) {
 		t.Errorf("ports of a process without any: %s", got)
 	}
 }
+
+// TestLooksShareTheirTimes and are as frequent as they should be all the same.
+func TestLooksShareTheirTimes(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		begin := time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "begin"))
+		d := time.Duration(rapid.Int64Range(int64(50*time.Millisecond), int64(time.Minute)).Draw(t, "interval"))
+		due := aligned(begin+d, d)
+		for n := range 100 {
+			next := aligned(due+d, d)
+			if off := (next - due - d).Abs(); off > lookGrid/2 || d < 2*lookGrid && off > 0 {
+				t.Fatalf("look %d comes %v after the one before, want %v", n, next-due, d)
+			}
+			if d >= 2*lookGrid && next%lookGrid != 0 {
+				t.Fatalf("look %d comes at %v by itself", n, next)
+			}
+			due = next
+		}
+	})
+	if due := aligned(1100*time.Millisecond, time.Second); due != time.Second || aligned(due+time.Second, time.Second) != 2*time.Second {
+		t.Errorf("looks each second come at %v, want each second", due)
+	}
+}

@@ -113,7 +113,7 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 		return nil, r, err
 	}
 	// Signs of life are of this start alone: it may have an SDK that gives none.
-	if err := os.Remove(a.alivePath(r)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.RemoveAll(a.alivePath(r)); err != nil {
 		return nil, r, fmt.Errorf("instance directory: %w", err)
 	}
 	out, err := os.OpenFile(filepath.Join(home, outputFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

@@ -1,16 +1,18 @@
 package agent
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"runtime"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +28,8 @@ const (
 	// maxCheckBody is how much of an answer over HTTP is read at most, that an
 	// ordinary one can leave its sender.
 	maxCheckBody = 4 << 10
+	// maxCheckHead bounds what is read of one at all.
+	maxCheckHead = 64 << 10
 
 	localhost = "127.0.0.1"
 )
@@ -155,8 +159,7 @@ func (a *Agent) checkSDK(ctx context.Context, r record) (outcome, string) {
 }
 
 func checkTCP(ctx context.Context, address string) error {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", address)
+	conn, err := dial(ctx, address)
 	if err != nil {
 		return err
 	}
@@ -165,33 +168,28 @@ func checkTCP(ctx context.Context, address string) error {
 	return nil
 }
 
-// checkClient makes the checks over HTTP of all instances: nothing between it and them,
-// and nothing kept open for the next one.
-var checkClient = &http.Client{
-	Transport: &http.Transport{
-		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
-		DialContext: (&net.Dialer{}).DialContext,
-	},
-	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", address)
 }
 
+// checkHTTP asks on a connection of its own. The client of net/http costs four times
+// as much: it has two goroutines for each connection that is not kept.
 func checkHTTP(ctx context.Context, address, path string) error {
-	if path == "" {
-		path = "/"
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+	conn, err := dial(ctx, address)
 	if err != nil {
-		return saysNo{err.Error()}
-	}
-	req.Header.Set("User-Agent", "kbroker-check")
-	reply, err := checkClient.Do(req)
-	var of *url.Error
-	if errors.As(err, &of) {
-		return of.Err // without the request once more
-	} else if err != nil {
 		return err
 	}
-	defer reply.Body.Close()
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: kbroker-check\r\nAccept: */*\r\nConnection: close\r\n\r\n", cmp.Or(path, "/"), address)
+	if err != nil {
+		return err
+	}
+	reply, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxCheckHead)), nil)
+	if err != nil {
+		return fmt.Errorf("no answer of HTTP: %w", err)
+	}
 	// What is more, or does not come, is of no interest: it has answered.
 	_, _ = io.CopyN(io.Discard, reply.Body, maxCheckBody)
 	if reply.StatusCode < 200 || reply.StatusCode > 399 {
