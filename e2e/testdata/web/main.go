@@ -11,7 +11,7 @@ import (
 
 func main() {
 	if late, err := time.ParseDuration(os.Getenv("LATE")); err == nil {
-		time.Sleep(late)
+		<-time.After(late)
 	}
 	log.Fatal(http.ListenAndServe("127.0.0.1:"+os.Getenv("WEB"), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if _, err := os.Stat("sick"); err == nil {
