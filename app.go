@@ -140,6 +140,9 @@ const (
 	HealthOff = "off"
 )
 
+// KilledText begins the message of an instance that was killed for its health.
+const KilledText = "killed: "
+
 // What holds where a Health or a Check does not say.
 const (
 	DefaultStart        = 30 * time.Second

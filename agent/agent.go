@@ -22,10 +22,11 @@
 // Layout of a data directory:
 //
 //	agent.lock, agent.json              who holds it
+//	alive                               touched while its agent reaches the disk
 //	view.json                           the last complete view
 //	artifacts/<sha256>                  programs and archives, verified; .tree: what is unpacked of one
 //	over/<public key>                   credentials of starts that are over, until they were taken back
-//	instances/<tenant>/<instance>/      record.json, output.log; of its user: work/, tmp/, run/ (instance.json, <start>.creds)
+//	instances/<tenant>/<instance>/      record.json, output.log; of its user: work/, tmp/, run/ (instance.json, <start>.creds, alive)
 package agent
 
 import (
@@ -118,6 +119,8 @@ type Agent struct {
 	cache    *cache
 	outputs  *outputs
 	pinger   *pinger
+	gates    gates
+	own      ownPulse
 	janitor  *janitor
 	checker  *checker
 	counters *counters
@@ -172,6 +175,7 @@ func New(cfg Config) (*Agent, error) {
 		cache:     newCache(cfg),
 		outputs:   &outputs{dir: cfg.Dir, host: cfg.Host, conn: cfg.Conn, log: cfg.Log, bound: maxOutputBytes},
 		pinger:    newPinger(cfg),
+		gates:     newGates(),
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),
 		events:    make(chan func()),
 		instances: make(map[kbroker.StatusKey]*instance),
@@ -236,6 +240,7 @@ func (a *Agent) Run(parent context.Context) error {
 	part("reports", a.reporter.run)
 	part("output", a.outputs.run)
 	part("checkup", a.checker.run)
+	part("pulse", func(ctx context.Context) error { a.own.run(ctx, a.cfg.Dir.Path); return nil })
 	part("janitor", func(ctx context.Context) error { return a.janitor.run(ctx, a.census, state.Boottime) })
 	held := a.view.Head.Revision
 	part("view", func(ctx context.Context) error {

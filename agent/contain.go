@@ -107,8 +107,30 @@ func (a *Agent) makeHome(home string, user uint32) error {
 	return nil
 }
 
+// makeGroup makes the control group of a start, with its limits.
+func (a *Agent) makeGroup(r record) error {
+	g, res := a.groupOf(r), r.Placement.Spec.Resources
+	if g == nil {
+		return nil
+	}
+	l := cgroup.Limits{CPU: res.CPULimit, Share: res.CPU, MemoryBytes: res.MemoryLimitBytes, PIDs: defaultPIDs}
+	if res.PIDs > 0 {
+		l.PIDs = res.PIDs
+	}
+	return g.Make(l)
+}
+
+// possible is nil if this host can give all that a service cannot do without.
+func (c containment) possible(s kbroker.Service) error {
+	if s.Sandbox == kbroker.SandboxStrict && !c.sandbox {
+		return kbroker.Errorf(kbroker.Refused, "this host cannot give a sandbox").
+			WithHint("Landlock of Linux 6.12 or later is needed; see the label %s of hosts", kbroker.FeatureSandbox)
+	}
+	return nil
+}
+
 // bounds is how the incarnation of r is started, and within what.
-func (a *Agent) bounds(what executable, args []string, home string, r record) (spawn.Config, error) {
+func (a *Agent) bounds(what executable, args []string, home string, r record) spawn.Config {
 	s := r.Placement.Spec
 	work, temp, run := filepath.Join(home, workDir), filepath.Join(home, tempDir), filepath.Join(home, runDir)
 	program := what.path
@@ -120,32 +142,18 @@ func (a *Agent) bounds(what executable, args []string, home string, r record) (s
 		Path: what.path, Args: expandAll(args, known), Env: environment(home, a.cfg.Dir.Path, what.tree, r, known), Dir: work,
 		Files: uint64(s.Resources.Files),
 	}
-	if a.contain.can.Group {
-		cfg.Group = a.contain.groups.Group(r.Group)
-		l := cgroup.Limits{
-			CPU: s.Resources.CPULimit, Share: s.Resources.CPU, MemoryBytes: s.Resources.MemoryLimitBytes, PIDs: defaultPIDs,
-		}
-		if s.Resources.PIDs > 0 {
-			l.PIDs = s.Resources.PIDs
-		}
-		if err := cfg.Group.Make(l); err != nil {
-			return cfg, err
-		}
-	}
+	cfg.Group = a.groupOf(r)
 	if r.User != 0 {
 		cfg.User = &spawn.User{UID: r.User, GID: r.User}
 		cfg.View = &spawn.View{Read: []string{program}, Write: []string{work, temp, run}}
 	}
 	if s.Sandbox == kbroker.SandboxStrict {
-		if !a.contain.sandbox {
-			return cfg, kbroker.Errorf(kbroker.Refused, "this host cannot give a sandbox").WithHint("Landlock of Linux 6.12 or later is needed; see the label %s of hosts", kbroker.FeatureSandbox)
-		}
 		cfg.Sandbox = &spawn.Sandbox{
 			Read: append([]string{program}, systemPaths...), Write: append([]string{work, temp, run}, systemDevices...),
 			Connect: brokerPorts(a.servers()), Listen: slices.Collect(maps.Values(r.Ports)),
 		}
 	}
-	return cfg, nil
+	return cfg
 }
 
 // What every program may read and run in a sandbox, and the devices that it may

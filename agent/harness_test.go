@@ -108,7 +108,9 @@ func perform(name string) {
 	case "serve":
 		serve()
 	default:
-		panic("unknown program " + name)
+		if !performWatched(name) {
+			panic("unknown program " + name)
+		}
 	}
 	select {}
 }

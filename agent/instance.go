@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ type instance struct {
 	exit       *kbroker.Exit
 	message    string
 	unenforced []string // of what its spec asks for
+	doomed     string   // why its process is being killed; empty: it is not
 }
 
 func (i *instance) have() have {
@@ -213,8 +215,8 @@ func (a *Agent) resume(ctx context.Context, i *instance) {
 
 // watch follows the process until it has ended, and its health until then.
 func (a *Agent) watch(ctx context.Context, i *instance) {
-	p, r, health := i.process, i.record, i.record.Placement.Spec.Health
-	if health.Ready == kbroker.HealthAlive {
+	p, r := i.process, i.record
+	if r.Placement.Spec.Health.Ready == kbroker.HealthAlive {
 		a.ready(i, p, true)
 	}
 	a.work.Go(func() {
@@ -222,13 +224,7 @@ func (a *Agent) watch(ctx context.Context, i *instance) {
 		defer done()
 		signed := make(chan struct{})
 		a.work.Go(func() { defer close(signed); a.signs(probing, r) })
-		if health.Ready != kbroker.HealthAlive {
-			a.work.Go(func() {
-				a.probe(probing, i.key.Tenant, p.incarnation, health.Interval, func(ready bool) {
-					a.post(probing, func() { a.ready(i, p, ready) })
-				})
-			})
-		}
+		a.attend(probing, r, func(v verdict) { a.post(probing, func() { a.heed(i, p, v) }) })
 		err := p.run(ctx, func(e kbroker.Exit) {
 			done()
 			<-signed // what is signed of a start that is over is all on disk
@@ -256,6 +252,21 @@ func (a *Agent) ready(i *instance, p *process, ready bool) {
 	}
 }
 
+// heed takes a verdict on a process. One that is killed has crashed, for all that
+// follows.
+func (a *Agent) heed(i *instance, p *process, v verdict) {
+	if v.kill == "" {
+		a.ready(i, p, v.ready)
+		return
+	}
+	if i.process != p || i.phase != phaseUp {
+		return
+	}
+	a.log.Warn("killing a process", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "pid", p.id.PID, "reason", v.kill)
+	i.doomed, i.readySince = v.kill, 0
+	p.kill()
+}
+
 // exited takes the end of a process.
 func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 	if i.process != p {
@@ -263,6 +274,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 	}
 	i.freeSlot()
 	i.process, i.exit = nil, &e
+	defer func() { i.doomed = "" }()
 	a.endCredentials(a.cfg.Dir.home(i.key), "")
 	a.log.Info("process ended", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "pid", p.id.PID, "exit", exitText(e))
 	if i.phase == phaseStopping {
@@ -273,7 +285,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 	if i.readySince > 0 && state.Boottime()-i.readySince >= healthyAfter {
 		i.forgive()
 	}
-	message := exitText(e)
+	message := cmp.Or(i.doomed, exitText(e))
 	if t := tail(filepath.Join(a.cfg.Dir.home(i.key), outputFile), i.record.LogStart); t != "" {
 		message += ": " + t
 	}

@@ -119,6 +119,10 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 	if err := a.writeInstanceFile(r, home); err != nil {
 		return nil, r, err
 	}
+	// Signs of life are of this start alone: it may have an SDK that gives none.
+	if err := os.RemoveAll(a.alivePath(r)); err != nil {
+		return nil, r, fmt.Errorf("instance directory: %w", err)
+	}
 	out, err := os.OpenFile(filepath.Join(home, outputFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, r, fmt.Errorf("output file: %w", err)
@@ -134,10 +138,10 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 	if err := os.Remove(filepath.Join(home, endedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, r, fmt.Errorf("instance directory: %w", err)
 	}
-	cfg, err := a.bounds(what, args, home, r)
-	if err != nil {
+	if err := errors.Join(a.contain.possible(r.Placement.Spec), a.makeGroup(r)); err != nil {
 		return nil, r, err
 	}
+	cfg := a.bounds(what, args, home, r)
 	cfg.Stdout, cfg.Stderr = out, out
 	child, err := start(cfg)
 	if err != nil {

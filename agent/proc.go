@@ -24,6 +24,7 @@ const (
 	envIncarnation = "KBROKER_INCARNATION"
 	envHostDir     = "KBROKER_HOST_DIR"
 	envArtifactDir = "KBROKER_ARTIFACT_DIR" // only of an archive: what is unpacked of it
+	envCheck       = "KBROKER_CHECK"        // only of a check that runs inside an instance
 )
 
 // procID is a process for as long as the machine is up: a pid alone is reused.
@@ -107,10 +108,11 @@ type marked struct {
 	HostDir      string
 	Incarnation  kbroker.Incarnation
 	InstanceFile string
+	Check        bool // it only looks at its instance
 }
 
-// leads is true for the process that an agent itself started.
-func (m marked) leads() bool { return m.PID == m.Group }
+// leads is true for the process that an agent itself started as an instance.
+func (m marked) leads() bool { return m.PID == m.Group && !m.Check }
 
 // scan lists all processes of the machine. Those that end meanwhile are left
 // out; an environment that may not be read counts as empty.
@@ -135,6 +137,7 @@ func scan() ([]marked, error) {
 			m.Incarnation = kbroker.Incarnation(envValue(env, envIncarnation))
 			m.InstanceFile = envValue(env, envInstance)
 			m.User = ownerOf(filepath.Join("/proc", d.Name()))
+			m.Check = envValue(env, envCheck) != ""
 		}
 		all = append(all, m)
 	}

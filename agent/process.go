@@ -37,8 +37,9 @@ type process struct {
 	own         bool          // it cannot leave its group
 	scanner     *scanner
 	log         *slog.Logger
-	// stop has capacity 1: the one order to leave.
+	// stop and doom have capacity 1: the one order to leave, and to be killed.
 	stop chan stopOrder
+	doom chan struct{}
 }
 
 type stopOrder struct {
@@ -64,7 +65,7 @@ func newProcess(r record, cmd *exec.Cmd, group *cgroup.Group, s *scanner, log *s
 	}
 	return &process{
 		incarnation: r.Incarnation, id: r.procID, cmd: cmd, pidfd: pidfd, group: group, own: r.User != 0,
-		scanner: s, log: log, stop: make(chan stopOrder, 1),
+		scanner: s, log: log, stop: make(chan stopOrder, 1), doom: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -72,6 +73,15 @@ func newProcess(r record, cmd *exec.Cmd, group *cgroup.Group, s *scanner, log *s
 func (p *process) leave(o stopOrder) {
 	select {
 	case p.stop <- o:
+	default:
+	}
+}
+
+// kill orders it to be killed at once, with its group. That is no order to leave:
+// for whoever waits for its exit it ends as after a crash.
+func (p *process) kill() {
+	select {
+	case p.doom <- struct{}{}:
 	default:
 	}
 }
@@ -98,8 +108,11 @@ func (p *process) run(ctx context.Context, exited func(kbroker.Exit)) error {
 			told = true
 			p.signalGroup(o.signal)
 			kill = time.After(o.grace)
+		case <-p.doom:
+			p.destroy()
+			kill = time.After(killAgain)
 		case <-kill:
-			p.kill()
+			p.destroy()
 			kill = time.After(killAgain)
 		case err := <-done:
 			if err != nil {
@@ -118,8 +131,8 @@ func (p *process) run(ctx context.Context, exited func(kbroker.Exit)) error {
 	}
 }
 
-// kill kills the process and, where it has a control group, whatever is in that.
-func (p *process) kill() {
+// destroy kills the process and, where it has a control group, whatever is in that.
+func (p *process) destroy() {
 	if p.group != nil {
 		if err := p.group.Kill(); err != nil {
 			p.log.Warn("a control group could not be killed", "pid", p.id.PID, "err", err)
@@ -148,7 +161,7 @@ func (p *process) signalGroup(sig unix.Signal) {
 // reap kills the rest of the group while the dead process still holds its
 // number, then takes its status: of a child, or of an orphan that became one.
 func (p *process) reap() kbroker.Exit {
-	p.kill()
+	p.destroy()
 	e := p.exit()
 	if p.group != nil && p.group.OutOfMemory() > 0 {
 		e.OOM = true

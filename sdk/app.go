@@ -127,6 +127,7 @@ func (a *App) Run(ctx context.Context) error {
 	if a.err != nil {
 		return a.err
 	}
+	defer a.showAlive()() // also while it drains
 	t, err := a.client.open(ctx)
 	if err != nil {
 		return err

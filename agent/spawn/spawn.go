@@ -23,6 +23,7 @@ package spawn
 import (
 	"os"
 	"os/exec"
+	"sync"
 
 	"github.com/kbroker/kbroker/agent/cgroup"
 )
@@ -46,6 +47,9 @@ type Config struct {
 	// View hides what only this process may enter; nil: the file system as it is.
 	// Root alone can give one.
 	View *View
+	// Bound kills it when this process ends, however that comes. Then a thread is kept
+	// for it until Forget.
+	Bound bool
 	// Sandbox is what it may do at most; nil: what its user may.
 	Sandbox *Sandbox
 }
@@ -75,14 +79,20 @@ type Child struct {
 	Cmd     *exec.Cmd // started; the caller waits for it
 	release chan struct{}
 	done    chan struct{}
+	forget  chan struct{}
+	once    [2]sync.Once
 }
 
 // PID of the process.
 func (c *Child) PID() int { return c.Cmd.Process.Pid }
 
-// Release lets the process run, if that did not happen before. Without it the
-// process never runs, and ends with the thread that holds it.
+// Release lets the process run, if that did not happen before; without it, it never
+// does.
 func (c *Child) Release() {
-	close(c.release)
+	c.once[0].Do(func() { close(c.release) })
 	<-c.done
 }
+
+// Forget gives up the thread of a Bound process: once it has been waited for, or to
+// kill it.
+func (c *Child) Forget() { c.once[1].Do(func() { close(c.forget) }) }

@@ -39,6 +39,9 @@ func Start(cfg Config) (*Child, error) {
 			<-child.release
 			let(child.PID())
 			close(child.done)
+			if cfg.Bound {
+				<-child.forget
+			}
 		}
 		// Locked to the end: the thread ends here.
 	}
@@ -54,6 +57,9 @@ func start(cfg Config) (*Child, error) {
 		return nil, fmt.Errorf("keep files from the process: %w", err)
 	}
 	attr := &syscall.SysProcAttr{Setpgid: true, Ptrace: true}
+	if cfg.Bound {
+		attr.Pdeathsig = syscall.SIGKILL // of this thread
+	}
 	if cfg.Group != nil {
 		if err := cfg.Group.EnterThread(); err != nil {
 			return nil, err
@@ -108,7 +114,7 @@ func start(cfg Config) (*Child, error) {
 	if err != nil {
 		return nil, err
 	}
-	child := &Child{Cmd: cmd, release: make(chan struct{}), done: make(chan struct{})}
+	child := &Child{Cmd: cmd, release: make(chan struct{}), done: make(chan struct{}), forget: make(chan struct{})}
 	if err := hold(cmd.Process.Pid, cfg.Files, attr.Ptrace); err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}

@@ -175,6 +175,7 @@ func TestATableSaysWhatIsWrongAndNothingElse(t *testing.T) {
 		want string
 	}{
 		{"a ready one needs no remark", kbroker.InstanceRow{State: kbroker.StateReady, Message: "exit code 1"}, ""},
+		{"one that was killed a moment before does", kbroker.InstanceRow{State: kbroker.StateReady, Message: "killed: hung"}, "killed: hung"},
 		{"one that left in order needs none", kbroker.InstanceRow{State: kbroker.StateDraining, Message: "exit code 0: bye", Exit: &kbroker.Exit{Code: &zero}}, ""},
 		{"one that crashed while leaving does", kbroker.InstanceRow{State: kbroker.StateDraining, Message: "exit code 1", Exit: &kbroker.Exit{Code: &one}}, "exit code 1"},
 		{"a long one is cut", kbroker.InstanceRow{State: kbroker.StateBackoff, Message: strings.Repeat("ä", maxRemark+1)}, strings.Repeat("ä", maxRemark) + "..."},

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,11 +68,12 @@ func (c *cli) psTable(w io.Writer, rows []kbroker.InstanceRow, now time.Time) {
 // maxRemark bounds what a table shows of a message; JSON has all of it.
 const maxRemark = 100
 
-// remark is what a person wants to know beside the state: why it is not ready.
+// remark is what a person wants to know beside the state: why it is not ready, or why
+// its agent has killed the process before this one.
 func remark(r kbroker.InstanceRow) string {
 	text := []rune(r.Message)
 	switch {
-	case r.State == kbroker.StateReady, r.State == kbroker.StateDraining && r.Exit != nil && r.Exit.Code != nil && *r.Exit.Code == 0:
+	case r.State == kbroker.StateReady && !strings.HasPrefix(r.Message, kbroker.KilledText), r.State == kbroker.StateDraining && r.Exit != nil && r.Exit.Code != nil && *r.Exit.Code == 0:
 		return "" // nothing is wrong
 	case len(text) > maxRemark:
 		return string(text[:maxRemark]) + "..."
