@@ -49,7 +49,7 @@ type record struct {
 	BootID      string              `json:"boot_id"`
 	procID
 	StartedAt time.Time     `json:"started_at"`
-	LogStart  int64         `json:"log_start"` // size of the output file at the start
+	LogStart  int64         `json:"log_start"` // all output that was written before the start
 	Restarts  int           `json:"restarts"`
 	Crashes   int           `json:"crashes"`
 	Stopped   bool          `json:"stopped,omitempty"` // ended, and not to be started again
