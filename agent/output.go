@@ -70,10 +70,12 @@ type output struct {
 	// unsettled: its ledger may not say what is in the file, which is not cut
 	// before it does.
 	unsettled atomic.Bool
+	lost      atomic.Bool // the looker does not look at it any more
 
 	// The fields below belong to the survey.
 	inode    uint64
 	size     int64 // at the last survey; -1 before the first
+	moved    int   // moves at the last survey
 	unfolded bool  // its file system does not fold
 
 	mu    sync.Mutex

@@ -105,25 +105,32 @@ func (k *looker) run(ctx context.Context, found <-chan *output) {
 			f.sleep()
 		}
 	}()
+	next := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		due := next
 		select {
 		case <-ctx.Done():
 			return
 		case o := <-found:
+			due = time.Now()
 			k.files[o] = &looked{output: o, size: -1}
-			k.wake(k.files[o], time.Now())
+			k.wake(k.files[o], due)
 		case alert := <-wrote:
 			if f := k.armed[alert]; f != nil {
+				due = time.Now().Add(lookAfter)
 				delete(k.armed, alert)
-				if f.alert == alert {
-					k.wake(f, time.Now().Add(lookAfter))
-				}
+				k.wake(f, due)
 			}
 		case <-timer.C:
+			next = k.round(time.Now())
+			due = next
 		}
-		timer.Reset(k.round(time.Now()))
+		if due.Before(next) {
+			next = due
+		}
+		timer.Reset(max(0, time.Until(next)))
 	}
 }
 
@@ -155,10 +162,11 @@ func (k *looker) forget(f *looked, err error) {
 	f.sleep()
 	delete(k.armed, f.alert)
 	delete(k.files, f.output)
+	f.lost.Store(true)
 }
 
 // round looks at the files that are due, and returns when the next one is.
-func (k *looker) round(now time.Time) time.Duration {
+func (k *looker) round(now time.Time) time.Time {
 	next := now.Add(surveyEvery)
 	for _, f := range k.files {
 		if f.file == nil {
@@ -171,7 +179,7 @@ func (k *looker) round(now time.Time) time.Duration {
 			next = f.due
 		}
 	}
-	return max(0, time.Until(next))
+	return next
 }
 
 // look looks at one file, cuts it where needed, and says when to look again.

@@ -24,10 +24,10 @@ func (o *outputs) survey(ctx context.Context, found chan<- *output, now time.Tim
 	}
 	there := make(map[kbroker.StatusKey]bool, len(keys))
 	for _, k := range keys {
-		f, err := o.find(ctx, k, found)
+		f, size, err := o.find(ctx, k, found)
 		if err == nil && f != nil {
 			there[k] = true
-			err = o.attend(f, now)
+			err = o.attend(f, size, now)
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			o.log.Warn("an output file is not kept in order; the next second retries", "instance", k.Instance, "err", err)
@@ -42,24 +42,24 @@ func (o *outputs) survey(ctx context.Context, found chan<- *output, now time.Tim
 	}
 }
 
-// find returns the output of k, nil if it has none. A file that was not known is
-// settled, then the looker gets it.
-func (o *outputs) find(ctx context.Context, k kbroker.StatusKey, found chan<- *output) (*output, error) {
+// find returns the output of k and its size, nil if it has none. A file that was not
+// known is settled, then the looker gets it.
+func (o *outputs) find(ctx context.Context, k kbroker.StatusKey, found chan<- *output) (*output, int64, error) {
 	info, err := os.Stat(o.path(k))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return nil, 0, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("output: %w", err)
+		return nil, 0, fmt.Errorf("output: %w", err)
 	}
 	o.mu.Lock()
 	f := o.files[k]
 	o.mu.Unlock()
-	if f == nil || f.inode != inodeOf(info) {
+	if f == nil || f.inode != inodeOf(info) || f.lost.Load() {
 		f = &output{key: k, path: o.path(k), inode: inodeOf(info), size: -1}
 		f.unsettled.Store(true)
 		if err := f.settle(); err != nil {
-			return f, err
+			return f, 0, err
 		}
 		o.mu.Lock()
 		o.files[k] = f
@@ -69,7 +69,7 @@ func (o *outputs) find(ctx context.Context, k kbroker.StatusKey, found chan<- *o
 		case <-ctx.Done():
 		}
 	}
-	return f, nil
+	return f, info.Size(), nil
 }
 
 // settle mends what a crash, or an error, has left of a move.
@@ -100,29 +100,30 @@ func (f *output) settle() error {
 }
 
 // attend does once a second what a file needs.
-func (o *outputs) attend(f *output, now time.Time) error {
+func (o *outputs) attend(f *output, size int64, now time.Time) error {
 	if err := f.settle(); err != nil {
 		return err
+	}
+	if size < f.size {
+		if err := f.rebase(); err != nil {
+			return err
+		}
+	}
+	l, was := limitsOf(o.bound), f.measured()
+	if size == f.size && (f.unfolded || was.first-was.base < l.foldAbove) {
+		return nil
 	}
 	file, err := os.OpenFile(f.path, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("output: %w", err)
 	}
 	defer file.Close()
-	size, err := sizeOf(file)
-	if err != nil {
-		return err
-	}
-	l, was := limitsOf(o.bound), f.measured()
-	if size == f.size && (f.unfolded || was.first-was.base < l.foldAbove) {
-		return nil
-	}
 	s, err := measure(f.path, file) // only this moves it, and the looker where it has to be emptied
 	if err != nil {
 		return err
 	}
 	growth := size - f.size
-	f.size = size
+	f.size, f.moved = size, f.movesNow()
 	f.setMeasured(s)
 	if err := addMark(f.path, now, s); err != nil {
 		return err
@@ -137,6 +138,38 @@ func (o *outputs) attend(f *output, now time.Time) error {
 			return err
 		}
 	}
+	return nil
+}
+
+func (f *output) movesNow() int {
+	f.place.RLock()
+	defer f.place.RUnlock()
+	return f.moves
+}
+
+// rebase takes note that the file has become shorter without the agent, as when a
+// shell opens /dev/stdout to write it anew: what was in it counts as dropped, so that
+// no number is given twice.
+func (f *output) rebase() error {
+	f.place.Lock()
+	defer f.place.Unlock()
+	if f.moves != f.moved {
+		return nil // it was the agent
+	}
+	file, err := os.Open(f.path)
+	if err != nil {
+		return fmt.Errorf("output: %w", err)
+	}
+	defer file.Close()
+	l, err := loadLedger(f.path, file)
+	if err != nil {
+		return err
+	}
+	l.Base += f.size
+	if err := saveLedger(f.path, l); err != nil {
+		return err
+	}
+	f.moves++
 	return nil
 }
 

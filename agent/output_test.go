@@ -262,6 +262,32 @@ func TestADamagedLedgerLosesNoOutput(t *testing.T) {
 	w.check(0, 64)
 }
 
+// TestAFileThatItsProcessTruncatesGivesNoNumberTwice, as `echo > /dev/stdout` does.
+func TestAFileThatItsProcessTruncatesGivesNoNumberTwice(t *testing.T) {
+	k := kbroker.StatusKey{Tenant: kbroker.DefaultTenant, Instance: "shop-web-1"}
+	o := &outputs{dir: &Dir{Path: t.TempDir()}, bound: maxOutputBytes, log: discard, files: map[kbroker.StatusKey]*output{}}
+	if err := os.MkdirAll(o.dir.home(k), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w := newWritten(t, o.dir.home(k))
+	defer w.close()
+	found := make(chan *output, 1)
+	w.write(30)
+	o.survey(t.Context(), found, noon)
+	w.must(w.file.Truncate(0))
+	w.write(7)
+	o.survey(t.Context(), found, noon.Add(time.Second))
+	if oldest := w.check(0, 64); oldest != 300 {
+		t.Errorf("%d bytes are dropped, want 300", oldest)
+	}
+	if s := o.written()[k]; s.first != 300 || s.end != 370 {
+		t.Errorf("measured %+v, want 370 written and 300 dropped", s)
+	}
+	if at, err := offsetAt(w.path, noon.Add(time.Hour)); err != nil || at != 370 {
+		t.Errorf("the last time is of offset %d %v, want 370", at, err)
+	}
+}
+
 func TestJudge(t *testing.T) {
 	l := limitsOf(maxOutputBytes)
 	const mib = 1 << 20
@@ -366,7 +392,7 @@ func TestAFileThatNobodyWritesToIsNotLookedAt(t *testing.T) {
 	f := &looked{output: &output{path: w.path}, size: -1}
 	k.files[f.output] = f
 	k.wake(f, time.Now())
-	if next := k.round(time.Now()); next < surveyEvery/2 || f.file != nil || len(k.armed) != 1 {
+	if next := time.Until(k.round(time.Now())); next < surveyEvery/2 || f.file != nil || len(k.armed) != 1 {
 		t.Fatalf("looked at: the next round is in %v, %d files are armed", next, len(k.armed))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -386,4 +412,27 @@ func TestAFileThatNobodyWritesToIsNotLookedAt(t *testing.T) {
 	cancel()
 	alerts.close()
 	<-ended
+}
+
+// BenchmarkAQuietSecond is what the outputs of 500 instances cost each second when
+// nobody writes.
+func BenchmarkAQuietSecond(b *testing.B) {
+	o := &outputs{dir: &Dir{Path: b.TempDir()}, bound: maxOutputBytes, log: discard, files: map[kbroker.StatusKey]*output{}}
+	for i := range 500 {
+		k := kbroker.StatusKey{Tenant: kbroker.DefaultTenant, Instance: kbroker.InstanceID(fmt.Sprintf("shop-web-%d", i))}
+		if err := os.MkdirAll(o.dir.home(k), 0o700); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.WriteFile(o.path(k), []byte("hello\n"), 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	found := make(chan *output, 500)
+	o.survey(b.Context(), found, time.Now())
+	if len(o.files) != 500 {
+		b.Fatalf("%d files are known", len(o.files))
+	}
+	for b.Loop() {
+		o.survey(b.Context(), found, time.Now())
+	}
 }

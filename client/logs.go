@@ -86,16 +86,22 @@ type follower struct {
 
 func (f *follower) follow(ctx context.Context) error {
 	listed := time.Now()
+	now := make(chan time.Time)
+	close(now)
 	tick := time.NewTicker(f.client.pace.logEvery)
 	defer tick.Stop()
 	for {
 		if err := f.round(ctx); err != nil && ctx.Err() == nil {
 			return err
 		}
+		pause := tick.C
+		if f.unread() {
+			pause = now
+		}
 		select {
 		case <-ctx.Done():
 			return f.flush()
-		case <-tick.C:
+		case <-pause:
 		}
 		if time.Since(listed) >= f.client.pace.listEvery {
 			listed = time.Now()
