@@ -97,11 +97,16 @@ func (o *outputs) run(ctx context.Context) error {
 		return fmt.Errorf("subscribe to log requests: %w", err)
 	}
 	defer sub.Unsubscribe()
-	found := make(chan *output)
+	alerts, err := newAlerts()
+	if err != nil {
+		return err
+	}
+	defer alerts.close()
+	looker := newLooker(limitsOf(o.bound), alerts, o.log)
 	var parts sync.WaitGroup
 	defer parts.Wait()
-	parts.Go(func() { newLooker(limitsOf(o.bound), o.log).run(ctx, found) })
-	o.survey(ctx, found, time.Now()) // what a crash has left is settled before anybody reads
+	parts.Go(func() { looker.run(ctx) })
+	o.survey(looker.add, time.Now()) // what a crash has left is settled before anybody reads
 	parts.Go(func() { o.serve(ctx, asked) })
 	tick := time.NewTicker(surveyEvery)
 	defer tick.Stop()
@@ -112,7 +117,7 @@ func (o *outputs) run(ctx context.Context) error {
 		case <-o.begun:
 		case <-tick.C:
 		}
-		o.survey(ctx, found, time.Now())
+		o.survey(looker.add, time.Now())
 	}
 }
 

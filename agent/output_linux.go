@@ -3,13 +3,14 @@
 package agent
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,47 +60,78 @@ func inodeOf(info fs.FileInfo) uint64 {
 	return 0
 }
 
-// alerts tells of the next write to a file, once.
+// alerts tells of the next write to a file, once. One thread waits for them; nudge
+// is for all others.
 type alerts struct {
-	f  *os.File
-	fd int // File.Fd would make reads of f block
+	inotify int // -1: there is none
+	ears    [2]int
 }
 
 func newAlerts() (*alerts, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("inotify: %w", err)
+	a := &alerts{}
+	if err := unix.Pipe2(a.ears[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("watch output: %w", err)
 	}
-	return &alerts{f: os.NewFile(uintptr(fd), "inotify"), fd: fd}, nil
+	var err error
+	if a.inotify, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
+		a.inotify = -1 // there are too many: files are looked at all the time
+	}
+	return a, nil
+}
+
+// close ends it; nobody may nudge any more.
+func (a *alerts) close() {
+	for _, fd := range []int{a.inotify, a.ears[0], a.ears[1]} {
+		if fd >= 0 {
+			_ = unix.Close(fd) // nothing was written to it that could be lost
+		}
+	}
+}
+
+// nudge ends a wait, the present one or else the next.
+func (a *alerts) nudge() {
+	_, _ = unix.Write(a.ears[1], []byte{0}) // a full pipe wakes as well
 }
 
 // arm asks for an alert, which comes with the number that it returns.
 func (a *alerts) arm(path string) (int32, error) {
-	wd, err := unix.InotifyAddWatch(a.fd, path, unix.IN_MODIFY|unix.IN_ONESHOT)
+	wd, err := unix.InotifyAddWatch(a.inotify, path, unix.IN_MODIFY|unix.IN_ONESHOT)
 	return int32(wd), err
 }
 
-// run says of which files it was that were written to, until close.
-func (a *alerts) run(ctx context.Context, tell chan<- int32) {
-	events := make([]byte, 64<<10)
-	for {
-		n, err := a.f.Read(events)
-		if err != nil {
-			return
-		}
-		for e := events[:n]; len(e) >= unix.SizeofInotifyEvent; {
-			wd := int32(binary.NativeEndian.Uint32(e))
-			name := binary.NativeEndian.Uint32(e[12:])
-			if e = e[unix.SizeofInotifyEvent+int(name):]; wd < 0 {
-				continue // the queue was full: the survey finds what grows
-			}
-			select {
-			case tell <- wd:
-			case <-ctx.Done():
-				return
-			}
-		}
+// wait waits for alerts, at most so long, and returns their numbers.
+func (a *alerts) wait(atMost time.Duration) (written []int32) {
+	fds := []unix.PollFd{{Fd: int32(a.inotify), Events: unix.POLLIN}, {Fd: int32(a.ears[0]), Events: unix.POLLIN}}
+	limit := unix.NsecToTimespec(max(0, atMost).Nanoseconds())
+	if n, err := unix.Ppoll(fds, &limit, nil); err != nil || n == 0 {
+		return nil // a signal is as good as the time
 	}
+	buf := make([]byte, 16<<10)
+	if fds[1].Revents != 0 {
+		_, _ = unix.Read(a.ears[0], buf) // what is left wakes again
+	}
+	if fds[0].Revents == 0 {
+		return nil
+	}
+	n, err := unix.Read(a.inotify, buf)
+	if err != nil {
+		return nil
+	}
+	for e := buf[:n]; len(e) >= unix.SizeofInotifyEvent; {
+		written = append(written, int32(binary.NativeEndian.Uint32(e)))
+		name := binary.NativeEndian.Uint32(e[12:])
+		e = e[unix.SizeofInotifyEvent+int(name):]
+	}
+	return written
 }
 
-func (a *alerts) close() { a.f.Close() }
+// lookerNice is the priority of the looker's thread: it works for microseconds, and
+// what floods a file should not get far before it does. Only root may have it.
+const lookerNice = -15
+
+// hurry gives the calling goroutine a thread of its own, one of a high priority where
+// that is allowed; the thread ends with it.
+func hurry() {
+	runtime.LockOSThread()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), lookerNice) // without it the bound is kept on all but a busy machine
+}

@@ -74,63 +74,73 @@ type looked struct {
 }
 
 // looker cuts files that grow, soon after they were written to. It does nothing
-// that waits: no fsync, no reading, no lock that is held for long. A file that
-// nobody writes to costs it nothing.
+// that waits: no fsync, no reading, no lock that is held for long; and it waits for
+// no other goroutine, which might have to wait for a processor. A file that nobody
+// writes to costs it nothing.
 type looker struct {
 	limits limits
 	log    *slog.Logger
-	alerts *alerts // nil: every file is looked at all the time
+	alerts *alerts
 	files  map[*output]*looked
 	armed  map[int32]*looked
+
+	mu    sync.Mutex
+	fresh []*output
 }
 
-func newLooker(l limits, log *slog.Logger) *looker {
-	return &looker{limits: l, log: log, files: map[*output]*looked{}, armed: map[int32]*looked{}}
+func newLooker(l limits, a *alerts, log *slog.Logger) *looker {
+	return &looker{limits: l, log: log, alerts: a, files: map[*output]*looked{}, armed: map[int32]*looked{}}
 }
 
-// run looks at the files that come through found until ctx ends.
-func (k *looker) run(ctx context.Context, found <-chan *output) {
-	var telling sync.WaitGroup
-	defer telling.Wait()
-	wrote := make(chan int32)
-	if a, err := newAlerts(); err != nil {
-		k.log.Warn("output files are looked at all the time", "err", err)
-	} else {
-		k.alerts = a
-		defer a.close()
-		telling.Go(func() { a.run(ctx, wrote) })
-	}
+// add has a file looked at from now on.
+func (k *looker) add(o *output) {
+	defer k.alerts.nudge()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fresh = append(k.fresh, o)
+}
+
+func (k *looker) added() []*output {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	fresh := k.fresh
+	k.fresh = nil
+	return fresh
+}
+
+// run looks at files until ctx ends.
+func (k *looker) run(ctx context.Context) {
+	hurry()
+	nudged := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { k.alerts.nudge(); close(nudged) })
 	defer func() {
+		if !stop() {
+			<-nudged
+		}
 		for _, f := range k.files {
 			f.sleep()
 		}
 	}()
-	next := time.Now()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		due := next
-		select {
-		case <-ctx.Done():
-			return
-		case o := <-found:
-			due = time.Now()
+	for next := time.Now(); ctx.Err() == nil; {
+		written := k.alerts.wait(time.Until(next))
+		now := time.Now()
+		for _, o := range k.added() {
 			k.files[o] = &looked{output: o, size: -1}
-			k.wake(k.files[o], due)
-		case alert := <-wrote:
+			k.wake(k.files[o], now)
+			next = now
+		}
+		for _, alert := range written {
 			if f := k.armed[alert]; f != nil {
-				due = time.Now().Add(lookAfter)
 				delete(k.armed, alert)
-				k.wake(f, due)
+				k.wake(f, now.Add(lookAfter))
+				if f.due.Before(next) {
+					next = f.due
+				}
 			}
-		case <-timer.C:
-			next = k.round(time.Now())
-			due = next
 		}
-		if due.Before(next) {
-			next = due
+		if !next.After(now) {
+			next = k.round(now)
 		}
-		timer.Reset(max(0, time.Until(next)))
 	}
 }
 
@@ -191,10 +201,6 @@ func (k *looker) look(f *looked) {
 	}
 	if pause > 0 {
 		f.due = time.Now().Add(pause)
-		return
-	}
-	if k.alerts == nil {
-		f.due = time.Now().Add(lookRetry)
 		return
 	}
 	alert, err := k.alerts.arm(f.path)

@@ -3,9 +3,9 @@
 package agent
 
 import (
-	"context"
 	"io/fs"
 	"os"
+	"time"
 )
 
 func punch(*os.File, int64, int64) error { return errNeedsLinux }
@@ -24,6 +24,10 @@ func newAlerts() (*alerts, error) { return nil, errNeedsLinux }
 
 func (*alerts) arm(string) (int32, error) { return 0, errNeedsLinux }
 
-func (*alerts) run(context.Context, chan<- int32) {}
+func (*alerts) wait(time.Duration) []int32 { return nil }
+
+func (*alerts) nudge() {}
 
 func (*alerts) close() {}
+
+func hurry() {}

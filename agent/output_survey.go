@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,9 +13,9 @@ import (
 // end at some TiB.
 const foldAnyway = 1 << 40
 
-// survey lists the output files, tells the looker of new ones, notes the times of
+// survey lists the output files, hands new ones to the looker (add), notes the times of
 // those that have grown, and folds those with a large hole.
-func (o *outputs) survey(ctx context.Context, found chan<- *output, now time.Time) {
+func (o *outputs) survey(add func(*output), now time.Time) {
 	keys, err := o.dir.homes()
 	if err != nil {
 		o.log.Warn("output files cannot be listed; the next second retries", "err", err)
@@ -24,7 +23,7 @@ func (o *outputs) survey(ctx context.Context, found chan<- *output, now time.Tim
 	}
 	there := make(map[kbroker.StatusKey]bool, len(keys))
 	for _, k := range keys {
-		f, size, err := o.find(ctx, k, found)
+		f, size, err := o.find(k, add)
 		if err == nil && f != nil {
 			there[k] = true
 			err = o.attend(f, size, now)
@@ -44,7 +43,7 @@ func (o *outputs) survey(ctx context.Context, found chan<- *output, now time.Tim
 
 // find returns the output of k and its size, nil if it has none. A file that was not
 // known is settled, then the looker gets it.
-func (o *outputs) find(ctx context.Context, k kbroker.StatusKey, found chan<- *output) (*output, int64, error) {
+func (o *outputs) find(k kbroker.StatusKey, add func(*output)) (*output, int64, error) {
 	info, err := os.Stat(o.path(k))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, 0, nil
@@ -64,10 +63,7 @@ func (o *outputs) find(ctx context.Context, k kbroker.StatusKey, found chan<- *o
 		o.mu.Lock()
 		o.files[k] = f
 		o.mu.Unlock()
-		select {
-		case found <- f:
-		case <-ctx.Done():
-		}
+		add(f)
 	}
 	return f, info.Size(), nil
 }

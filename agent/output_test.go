@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -72,7 +71,7 @@ func (w *written) write(n int) {
 // looker looks at the file as an agent does; growth is that since its last look.
 func (w *written) look(growth int64) {
 	w.t.Helper()
-	k := newLooker(limitsOf(testBound), discard)
+	k := newLooker(limitsOf(testBound), nil, discard)
 	f := &looked{output: &output{path: w.path}, file: w.mine, size: w.size() - growth, hole: -1}
 	_, err := k.tend(f)
 	w.must(err)
@@ -271,12 +270,11 @@ func TestAFileThatItsProcessTruncatesGivesNoNumberTwice(t *testing.T) {
 	}
 	w := newWritten(t, o.dir.home(k))
 	defer w.close()
-	found := make(chan *output, 1)
 	w.write(30)
-	o.survey(t.Context(), found, noon)
+	o.survey(func(*output) {}, noon)
 	w.must(w.file.Truncate(0))
 	w.write(7)
-	o.survey(t.Context(), found, noon.Add(time.Second))
+	o.survey(func(*output) {}, noon.Add(time.Second))
 	if oldest := w.check(0, 64); oldest != 300 {
 		t.Errorf("%d bytes are dropped, want 300", oldest)
 	}
@@ -387,31 +385,20 @@ func TestAFileThatNobodyWritesToIsNotLookedAt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer alerts.close()
-	k := newLooker(limitsOf(testBound), discard)
-	k.alerts = alerts
+	k := newLooker(limitsOf(testBound), alerts, discard)
 	f := &looked{output: &output{path: w.path}, size: -1}
 	k.files[f.output] = f
 	k.wake(f, time.Now())
 	if next := time.Until(k.round(time.Now())); next < surveyEvery/2 || f.file != nil || len(k.armed) != 1 {
 		t.Fatalf("looked at: the next round is in %v, %d files are armed", next, len(k.armed))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	told := make(chan int32)
-	ended := make(chan struct{})
-	go func() { alerts.run(ctx, told); close(ended) }()
-	w.write(1)
-	select {
-	case alert := <-told:
-		if k.armed[alert] != f {
-			t.Errorf("alert %d is of nobody", alert)
-		}
-	case <-ctx.Done():
-		t.Error("a write alerts nobody")
+	if got := alerts.wait(0); len(got) != 0 {
+		t.Errorf("alerts %v before anything is written", got)
 	}
-	cancel()
-	alerts.close()
-	<-ended
+	w.write(1)
+	if got := alerts.wait(5 * time.Second); len(got) == 0 || k.armed[got[0]] != f {
+		t.Errorf("a write gives alerts %v, want that of the file", got)
+	}
 }
 
 // BenchmarkAQuietSecond is what the outputs of 500 instances cost each second when
@@ -427,12 +414,11 @@ func BenchmarkAQuietSecond(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	found := make(chan *output, 500)
-	o.survey(b.Context(), found, time.Now())
+	o.survey(func(*output) {}, time.Now())
 	if len(o.files) != 500 {
 		b.Fatalf("%d files are known", len(o.files))
 	}
 	for b.Loop() {
-		o.survey(b.Context(), found, time.Now())
+		o.survey(func(*output) {}, time.Now())
 	}
 }
