@@ -21,8 +21,8 @@ import (
 
 const (
 	// maxOutputBytes of an instance's output are kept; a file is cut when it
-	// has a quarter more, so that on disk it is below 64 MiB while its process
-	// writes some GB a second. See limits.
+	// has a quarter more, in a flood sooner, so that on disk it is below 64 MiB
+	// while its process writes 1 GB a second. See limits.
 	maxOutputBytes = 16 << 20
 	// surveyEvery is how often the output files are listed, and the times of
 	// those that grow noted.

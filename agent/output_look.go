@@ -12,9 +12,8 @@ import (
 const (
 	// lookAfter is how soon after a write a file that was quiet is looked at,
 	// and how often one that grows; floodLook how often one that grows by
-	// floodBytes from look to look. A processor copies some 4 GB a second into
-	// a file: in lookAfter less than what is left between maxOutputBytes and
-	// a quarter more, and 64 MiB.
+	// floodBytes from look to look. At 1 GB/s a file is below 64 MiB if the
+	// looker is late by 40 ms, as it can be when all processors are busy.
 	lookAfter = 5 * time.Millisecond
 	floodLook = time.Millisecond
 	// lookRetry is the pause after a look that failed, or that found the file
@@ -38,7 +37,7 @@ type limits struct {
 func limitsOf(bound int64) limits {
 	return limits{
 		cutAbove: bound + bound/4, keep: bound,
-		floodCutAbove: bound * 3 / 4, floodKeep: bound / 4,
+		floodCutAbove: bound / 2, floodKeep: bound / 4,
 		floodBytes: bound / 8, restBytes: bound / 256,
 		align: bound / 16, foldAbove: bound * 16,
 	}

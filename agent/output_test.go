@@ -296,8 +296,8 @@ func TestJudge(t *testing.T) {
 		"quiet files are left alone":              {kept: 16 * mib, stay: 16 * mib},
 		"a file that grows is looked at soon":     {kept: 16 * mib, growth: mib, stay: 16 * mib, next: lookAfter},
 		"one with a quarter too much is cut":      {kept: 20*mib + 1, growth: 1, stay: 16 * mib},
-		"one that grows fast is looked at sooner": {kept: 12 * mib, growth: 2 * mib, stay: 12 * mib, next: floodLook},
-		"and cut deeper, to have room":            {kept: 12*mib + 1, growth: 2 * mib, stay: 4 * mib, next: floodLook},
+		"one that grows fast is looked at sooner": {kept: 8 * mib, growth: 2 * mib, stay: 8 * mib, next: floodLook},
+		"and cut deeper, to have room":            {kept: 8*mib + 1, growth: 2 * mib, stay: 4 * mib, next: floodLook},
 	} {
 		if stay, next := l.judge(tc.kept, tc.growth); stay != tc.stay || next != tc.next {
 			t.Errorf("%s: %d stay and the next look is after %v, want %d after %v", name, stay, next, tc.stay, tc.next)
@@ -325,8 +325,8 @@ func TestAFloodIsBound(t *testing.T) {
 		return err
 	})
 	t.Logf("%s at most %d MiB on disk", a.noted(p.Instance), largest>>20)
-	if largest > 64<<20 {
-		t.Errorf("%d bytes were on disk, want at most 64 MiB", largest)
+	if largest > 128<<20 { // 64 MiB are for 1 GB/s: see e2e
+		t.Errorf("%d bytes were on disk, want at most 128 MiB", largest)
 	}
 	var wrote int64
 	if _, err := fmt.Sscan(a.noted(p.Instance), &wrote); err != nil {

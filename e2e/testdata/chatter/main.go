@@ -1,6 +1,7 @@
 // Command chatter writes lines to its output: `chatter count N`, N lines a second,
-// numbered, until it is told to leave; `chatter flood D`, as many as it can for so
-// long, then what that was like to the file report in its working directory.
+// numbered, until it is told to leave; `chatter flood N`, N bytes a second for ten
+// seconds (0: as many as it can), then what that was like to the file report in its
+// working directory.
 package main
 
 import (
@@ -69,14 +70,20 @@ func count(perSecond string, left <-chan os.Signal) error {
 	}
 }
 
-func flood(duration string) error {
-	d, err := time.ParseDuration(duration)
+func flood(perSecond string) error {
+	const d = 10 * time.Second
+	limit, err := strconv.ParseInt(perSecond, 10, 64)
 	if err != nil {
 		return err
 	}
 	lines := []byte(strings.Repeat("a line of a flood of lines, each a bit more than sixty bytes\n", 1000))
 	var r report
 	for began := time.Now(); r.Took < d; r.Took = time.Since(began) {
+		if limit > 0 {
+			if early := time.Duration(float64(r.Bytes)/float64(limit)*float64(time.Second)) - r.Took; early > 0 {
+				<-time.After(early)
+			}
+		}
 		call := time.Now()
 		if _, err := os.Stdout.Write(lines); err != nil {
 			return err
