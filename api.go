@@ -368,6 +368,10 @@ type LogRequest struct {
 	// before the end.
 	Offset   int64 `json:"offset"`
 	MaxBytes int   `json:"max_bytes"`
+	// Since, if there, is instead of Offset: the first line that is known not to
+	// be older, by the host's clock, or one up to a second older. What was
+	// written while the host's agent was away counts as written at its return.
+	Since *time.Time `json:"since,omitempty"`
 }
 
 // LogReply is a piece of output. Next is where the following one begins.
@@ -375,6 +379,21 @@ type LogReply struct {
 	Offset int64  `json:"offset"`
 	Next   int64  `json:"next"`
 	Data   []byte `json:"data"`
+	// DroppedBytes are those between what was asked for and Offset: they were
+	// removed to keep the output in bounds. Oldest is the first byte that is
+	// not, and so the number of all that were.
+	DroppedBytes int64 `json:"dropped_bytes,omitempty"`
+	Oldest       int64 `json:"oldest,omitempty"`
+	// Marks date the piece, about once a second: what is before a mark's offset,
+	// and after that of the one before, was seen at its time. What is after the
+	// last one is of this moment.
+	Marks []LogMark `json:"marks,omitempty"`
+}
+
+// LogMark says that an output ended at an offset at some time.
+type LogMark struct {
+	At     time.Time `json:"at"`
+	Offset int64     `json:"offset"`
 }
 
 // Artifact transfer. A put is Begin, chunks in order, Commit, all with the same

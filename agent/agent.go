@@ -173,7 +173,7 @@ func New(cfg Config) (*Agent, error) {
 		viewer:    &viewer{host: cfg.Host, generation: cfg.Generation, dir: cfg.Dir, conn: cfg.Conn, log: cfg.Log, look: make(chan struct{}, 1)},
 		reporter:  newReporter(cfg, counters),
 		cache:     newCache(cfg),
-		outputs:   &outputs{dir: cfg.Dir, host: cfg.Host, conn: cfg.Conn, log: cfg.Log, bound: maxOutputBytes},
+		outputs:   newOutputs(cfg, maxOutputBytes),
 		pinger:    newPinger(cfg),
 		gates:     newGates(),
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),

@@ -91,6 +91,8 @@ func perform(name string) {
 		agentAlone(os.Args[3], os.Args[4])
 	case "parent":
 		parent(os.Args[3:])
+	case "flood":
+		flood(time.Second)
 	case "answer":
 		answer()
 	case "spy":
@@ -113,6 +115,20 @@ func perform(name string) {
 		}
 	}
 	select {}
+}
+
+// flood writes as fast as it can, and notes how much that was.
+func flood(d time.Duration) {
+	lines := []byte(strings.Repeat("a line of a flood of lines, each a bit more than sixty bytes\n", 1000))
+	n, longest := len("this is flood\n"), time.Duration(0)
+	for began := time.Now(); time.Since(began) < d; {
+		call := time.Now()
+		if _, err := os.Stdout.Write(lines); err != nil {
+			panic(err)
+		}
+		n, longest = n+len(lines), max(longest, time.Since(call))
+	}
+	note(fmt.Sprintf("%d bytes written, the longest call took %v;", n, longest))
 }
 
 // answer is ready as long as no file "sick" is in its directory.

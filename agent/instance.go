@@ -286,7 +286,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 		i.forgive()
 	}
 	message := cmp.Or(i.doomed, exitText(e))
-	if t := tail(filepath.Join(a.cfg.Dir.home(i.key), outputFile), i.record.LogStart); t != "" {
+	if t := a.outputs.tail(i.key, i.record.LogStart); t != "" {
 		message += ": " + t
 	}
 	a.crashed(i, message)

@@ -99,6 +99,8 @@ var (
 	descReady    = desc("instance_ready", "1 if the instance answers.", instanceLabels...)
 	descRestarts = desc("instance_restarts_total", "How often the instance was started again after it had ended by itself; of its present placement.", instanceLabels...)
 	descResident = desc("instance_resident_memory_bytes", "Memory of the instance's own process, without its children.", instanceLabels...)
+	descOutput   = desc("instance_output_bytes_total", "What the instance has written to its output.", instanceLabels...)
+	descDropped  = desc("instance_output_dropped_bytes_total", "How much of the instance's output was removed to keep it in bounds.", instanceLabels...)
 	descCPU      = desc("instance_cpu_seconds_total", "Processor time of the instance's own process, without its children.", instanceLabels...)
 )
 
@@ -121,7 +123,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	}
 	for _, d := range []*prometheus.Desc{
 		descInfo, descInstances, descSent, descSkipped, descSilent, descUnreported,
-		descUp, descReady, descRestarts, descResident, descCPU,
+		descUp, descReady, descRestarts, descResident, descCPU, descOutput, descDropped,
 	} {
 		out <- d
 	}
@@ -148,14 +150,20 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descSilent, silent.Seconds())
 	gauge(descUnreported, float64(c.reporter.unsaid()))
 
+	written := c.outputs.written()
 	byState := map[kbroker.InstanceState]int{}
 	for _, s := range c.reporter.known() {
 		byState[s.State]++
 		labels := []string{string(s.Tenant), string(s.App), string(s.Service), string(s.Instance)}
-		id, up := c.counters.processOf(kbroker.StatusKey{Tenant: s.Tenant, Instance: s.Instance})
+		k := kbroker.StatusKey{Tenant: s.Tenant, Instance: s.Instance}
+		id, up := c.counters.processOf(k)
 		gauge(descUp, oneIf(up), labels...)
 		gauge(descReady, oneIf(s.State == kbroker.StateReady), labels...)
 		count(descRestarts, float64(s.Restarts), labels...)
+		if w, ok := written[k]; ok {
+			count(descOutput, float64(w.end), labels...)
+			count(descDropped, float64(w.first), labels...)
+		}
 		if u, ok := footprintOf(id); up && ok {
 			gauge(descResident, float64(u.residentBytes), labels...)
 			count(descCPU, u.cpu.Seconds(), labels...)

@@ -5,26 +5,28 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
-	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/subjects"
 )
 
 const (
-	// maxOutputBytes is how large an instance's output file may be when it is
-	// looked at, every outputCheck; it is then emptied, and its last
-	// maxOutputBytes are kept in one older file.
+	// maxOutputBytes of an instance's output are kept; a file is cut when it
+	// has a quarter more, in a flood sooner, so that on disk it is below 64 MiB
+	// while its process writes 1 GB a second. See limits.
 	maxOutputBytes = 16 << 20
-	outputCheck    = time.Second
+	// surveyEvery is how often the output files are listed, and the times of
+	// those that grow noted.
+	surveyEvery = time.Second
 	// maxLogReplyBytes bounds one answer: base64 in JSON stays below the
 	// broker's payload limit.
 	maxLogReplyBytes = 512 << 10
@@ -33,24 +35,14 @@ const (
 	maxLogRequests = 64
 	// maxTailBytes of output go into the status of a crashed instance.
 	maxTailBytes = 4 << 10
-
-	olderSuffix  = ".1"
-	ledgerSuffix = ".json"
 )
-
-// ledger is beside an output file and says which of the bytes ever written are
-// kept: those from Base-Older to Base in the older file, those from Base on in
-// the file itself.
-type ledger struct {
-	Base  int64 `json:"base"`
-	Older int64 `json:"older"`
-	// Emptying is the size that the file had when its emptying was begun; 0
-	// when none is under way.
-	Emptying int64 `json:"emptying,omitempty"`
-}
 
 // outputs keeps the output files of all instances in bounds and serves them.
 // The processes write to them directly, so that no agent's death blocks one.
+//
+//	survey  each second: lists the files, notes their times, folds (slow things)
+//	looker  within milliseconds of a write: cuts what grows (nothing that waits)
+//	serve   reads, for who asks
 type outputs struct {
 	dir  *Dir
 	host kbroker.HostID
@@ -58,10 +50,46 @@ type outputs struct {
 	log  *slog.Logger
 	// bound is maxOutputBytes, or less in tests.
 	bound int64
+	// begun says that there is a new file: capacity 1.
+	begun chan struct{}
+
+	mu    sync.Mutex
+	files map[kbroker.StatusKey]*output
 }
 
-// run works until ctx ends. It is the only one that empties or reads files
-// while it runs.
+// output is the output file of one instance.
+type output struct {
+	key  kbroker.StatusKey
+	path string
+
+	// place is held by who reads the file or punches it, and held alone by who
+	// moves what is in it: there is I/O under it, and only who can wait waits
+	// for it.
+	place sync.RWMutex
+	moves int // how often it was moved; under place
+	// unsettled: its ledger may not say what is in the file, which is not cut
+	// before it does.
+	unsettled atomic.Bool
+	lost      atomic.Bool // the looker does not look at it any more
+
+	// The fields below belong to the survey.
+	inode    uint64
+	size     int64 // at the last survey; -1 before the first
+	moved    int   // moves at the last survey
+	unfolded bool  // its file system does not fold
+
+	mu    sync.Mutex
+	spans span // at the last survey
+}
+
+func newOutputs(cfg Config, bound int64) *outputs {
+	return &outputs{
+		dir: cfg.Dir, host: cfg.Host, conn: cfg.Conn, log: cfg.Log, bound: bound,
+		begun: make(chan struct{}, 1), files: map[kbroker.StatusKey]*output{},
+	}
+}
+
+// run works until ctx ends.
 func (o *outputs) run(ctx context.Context) error {
 	asked := make(chan *nats.Msg, maxLogRequests)
 	sub, err := o.conn.ChanSubscribe(subjects.Host(o.host, subjects.VerbLogs, "*"), asked)
@@ -69,20 +97,53 @@ func (o *outputs) run(ctx context.Context) error {
 		return fmt.Errorf("subscribe to log requests: %w", err)
 	}
 	defer sub.Unsubscribe()
-	tick := time.NewTicker(outputCheck)
+	alerts, err := newAlerts()
+	if err != nil {
+		return err
+	}
+	defer alerts.close()
+	looker := newLooker(limitsOf(o.bound), alerts, o.log)
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	parts.Go(func() { looker.run(ctx) })
+	o.survey(looker.add, time.Now()) // what a crash has left is settled before anybody reads
+	parts.Go(func() { o.serve(ctx, asked) })
+	tick := time.NewTicker(surveyEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-o.begun:
+		case <-tick.C:
+		}
+		o.survey(looker.add, time.Now())
+	}
+}
+
+// began says that an instance has an output file that may be new, and returns
+// where it ends.
+func (o *outputs) began(k kbroker.StatusKey) int64 {
+	select {
+	case o.begun <- struct{}{}:
+	default:
+	}
+	r, err := o.read(k, -1, 1)
+	if err != nil {
+		return 0 // the tail may show more than the process wrote
+	}
+	return r.Next
+}
+
+func (o *outputs) serve(ctx context.Context, asked <-chan *nats.Msg) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
 		case m := <-asked:
 			reply, err := o.answer(m)
 			if err := respond(m, reply, err); err != nil {
 				o.log.Debug("log request not answered", "err", err)
-			}
-		case <-tick.C:
-			if err := o.bind(); err != nil {
-				o.log.Warn("an output file stays too large; the next second retries", "err", err)
 			}
 		}
 	}
@@ -102,171 +163,106 @@ func (o *outputs) answer(m *nats.Msg) (kbroker.LogReply, error) {
 	if limit < 1 || limit > maxLogReplyBytes {
 		limit = maxLogReplyBytes
 	}
-	reply, err := readOutput(filepath.Join(o.dir.home(k), outputFile), r.Offset, limit)
+	var reply kbroker.LogReply
+	var err error
+	if r.Since != nil {
+		reply, err = o.readSince(k, *r.Since, limit)
+	} else {
+		reply, err = o.read(k, r.Offset, limit)
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return reply, kbroker.Errorf(kbroker.NotFound, "host %s has no output of instance %s", o.host, r.Instance).
 			WithHint("output of ended instances is kept for %v", keepEnded)
 	}
-	return reply, err
+	if err != nil {
+		return reply, err
+	}
+	return o.date(k, reply)
 }
 
-// bind looks at every output file.
-func (o *outputs) bind() error {
-	keys, err := o.dir.homes()
-	if err != nil {
-		return err
+// hold keeps the file of k from being moved, until release.
+func (o *outputs) hold(k kbroker.StatusKey) (path string, release func()) {
+	o.mu.Lock()
+	f := o.files[k]
+	o.mu.Unlock()
+	if f == nil { // of a moment ago: nobody moves it before it is known
+		return o.path(k), func() {}
 	}
-	var errs []error
-	for _, k := range keys {
-		path := filepath.Join(o.dir.home(k), outputFile)
-		if info, err := os.Stat(path); err == nil && info.Size() > o.bound {
-			errs = append(errs, rotate(path, o.bound))
-		}
-	}
-	return errors.Join(errs...)
+	f.place.RLock()
+	return f.path, f.place.RUnlock
 }
 
-// readOutput reads at most limit bytes of what was ever written to path, from
-// offset on; see kbroker.LogRequest. os.ErrNotExist when there is no such file.
-func readOutput(path string, offset int64, limit int) (kbroker.LogReply, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return kbroker.LogReply{}, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return kbroker.LogReply{}, fmt.Errorf("output: %w", err)
-	}
-	l, err := loadLedger(path)
-	if err != nil {
-		return kbroker.LogReply{}, err
-	}
-	end := l.Base + info.Size()
-	if offset < 0 {
-		offset += end
-	}
-	offset = min(offset, end)
-	from, at := f, offset-l.Base
-	if at < 0 && l.Older > 0 {
-		older, err := os.Open(path + olderSuffix)
-		if err != nil {
-			return kbroker.LogReply{}, fmt.Errorf("older output: %v", err)
-		}
-		defer older.Close()
-		offset = max(offset, l.Base-l.Older)
-		from, at = older, offset-(l.Base-l.Older)
-	} else if at < 0 {
-		offset, at = l.Base, 0
-	}
-	data := make([]byte, limit)
-	n, err := from.ReadAt(data, at)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return kbroker.LogReply{}, fmt.Errorf("read output: %w", err)
-	}
-	return kbroker.LogReply{Offset: offset, Next: offset + int64(n), Data: data[:n]}, nil
+func (o *outputs) path(k kbroker.StatusKey) string { return filepath.Join(o.dir.home(k), outputFile) }
+
+func (o *outputs) read(k kbroker.StatusKey, offset int64, limit int) (kbroker.LogReply, error) {
+	path, release := o.hold(k)
+	defer release()
+	return readOutput(path, offset, limit)
 }
 
-// rotate keeps the last bytes of path in the older file and empties path, which
-// its writer has open for appending. Bytes written between the last look and
-// the emptying are lost, and not counted.
-//
-// Order against a crash: the older file, the ledger with Emptying, the
-// emptying, the ledger without it. A ledger with Emptying whose file is still
-// that large was not followed by the emptying: loadLedger takes it back.
-func rotate(path string, keep int64) error {
-	l, err := loadLedger(path)
-	if err != nil {
-		return err
+// readSince reads from the last moment before since of which the place is known.
+func (o *outputs) readSince(k kbroker.StatusKey, since time.Time, limit int) (kbroker.LogReply, error) {
+	offset, err := offsetAt(o.path(k), since)
+	if err != nil || offset == 0 {
+		r, readErr := o.read(k, 0, limit)
+		return r, errors.Join(err, readErr)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return fmt.Errorf("rotate output: %w", err)
+	r, err := o.read(k, offset-1, limit) // with the byte before, which tells where a line begins
+	if err != nil || r.Offset >= offset || len(r.Data) == 0 {
+		r.DroppedBytes = max(0, r.Offset-offset)
+		return r, err
 	}
-	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return fmt.Errorf("rotate output: %w", err)
+	if line := strings.IndexByte(string(r.Data), '\n'); line >= 0 {
+		r.Offset, r.Data = r.Offset+int64(line)+1, r.Data[line+1:]
 	}
-	start := max(0, size-keep)
-	older, err := os.OpenFile(path+olderSuffix+partSuffix, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("rotate output: %w", err)
-	}
-	defer older.Close()
-	// The writer goes on meanwhile; what it adds is copied too, up to a bound
-	// that a flood cannot move.
-	copied, err := io.Copy(older, io.NewSectionReader(f, start, 2*keep))
-	if err := errors.Join(err, older.Close()); err != nil {
-		return fmt.Errorf("rotate output: %w", err)
-	}
-	if err := os.Rename(path+olderSuffix+partSuffix, path+olderSuffix); err != nil {
-		return fmt.Errorf("rotate output: %w", err)
-	}
-	size = start + copied
-	l = ledger{Base: l.Base + size, Older: copied, Emptying: size}
-	if err := saveLedger(path, l); err != nil {
-		return err
-	}
-	if err := f.Truncate(0); err != nil {
-		return fmt.Errorf("empty output: %w", err)
-	}
-	l.Emptying = 0
-	return saveLedger(path, l)
+	return r, nil
 }
 
-func loadLedger(path string) (ledger, error) {
-	var l ledger
-	b, err := os.ReadFile(path + ledgerSuffix)
-	if errors.Is(err, os.ErrNotExist) {
-		return l, nil
-	}
+// date adds the times of what was read.
+func (o *outputs) date(k kbroker.StatusKey, r kbroker.LogReply) (kbroker.LogReply, error) {
+	marks, err := marksOf(o.path(k), r.Offset, r.Next, maxReplyMarks+1)
 	if err != nil {
-		return l, fmt.Errorf("output ledger: %w", err)
+		return r, err
 	}
-	if err := json.Unmarshal(b, &l); err != nil {
-		// Offsets begin again with what is there; no output is lost.
-		return ledger{}, nil
+	if len(marks) > maxReplyMarks { // the rest is for the next request
+		marks = marks[:maxReplyMarks]
+		r.Next = min(r.Next, marks[maxReplyMarks-1].Offset)
+		r.Data = r.Data[:r.Next-r.Offset]
 	}
-	if l.Emptying > 0 {
-		info, err := os.Stat(path)
-		if err != nil {
-			return l, fmt.Errorf("output: %w", err)
-		}
-		if info.Size() >= l.Emptying {
-			l.Base, l.Older = l.Base-l.Emptying, 0
-		}
-		l.Emptying = 0
-	}
-	return l, nil
+	r.Marks = marks
+	return r, nil
 }
 
-func saveLedger(path string, l ledger) error {
-	b, err := json.Marshal(l)
-	if err != nil {
-		return fmt.Errorf("output ledger: %w", err)
-	}
-	return durable.Replace(path+ledgerSuffix, b, 0o600)
-}
-
-// tail is the end of what a process wrote that found the file at size start.
-func tail(path string, start int64) string {
-	f, err := os.Open(path)
+// tail is the end of what a process wrote that found the end of all output at
+// start.
+func (o *outputs) tail(k kbroker.StatusKey, start int64) string {
+	r, err := o.read(k, -maxTailBytes, maxTailBytes)
 	if err != nil {
 		return ""
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return ""
+	data := r.Data[min(max(0, start-r.Offset), int64(len(r.Data))):]
+	return strings.TrimSpace(strings.ToValidUTF8(string(data), "?"))
+}
+
+// written is how much every instance has written, and how much of it is not kept.
+func (o *outputs) written() map[kbroker.StatusKey]span {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := make(map[kbroker.StatusKey]span, len(o.files))
+	for k, f := range o.files {
+		all[k] = f.measured()
 	}
-	if start > info.Size() { // emptied since
-		start = 0
-	}
-	data := make([]byte, maxTailBytes)
-	n, err := f.ReadAt(data, max(start, info.Size()-maxTailBytes))
-	if err != nil && !errors.Is(err, io.EOF) {
-		return ""
-	}
-	return strings.TrimSpace(strings.ToValidUTF8(string(data[:n]), "?"))
+	return all
+}
+
+func (f *output) measured() span {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.spans
+}
+
+func (f *output) setMeasured(s span) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.spans = s
 }

@@ -30,26 +30,26 @@ const (
 	portPoll     = 10 * time.Millisecond
 )
 
-// span is a range of numbers, both ends in it.
-type span struct{ first, last int }
+// portSpan is a range of numbers, both ends in it.
+type portSpan struct{ first, last int }
 
 // spansWithout are the numbers that are picked from, where those from first to last are
 // the kernel's: all others, or all if that leaves none.
-func spansWithout(first, last int) []span {
-	var out []span
-	for _, s := range []span{{firstPort, min(first-1, lastPort)}, {max(last+1, firstPort), lastPort}} {
+func spansWithout(first, last int) []portSpan {
+	var out []portSpan
+	for _, s := range []portSpan{{firstPort, min(first-1, lastPort)}, {max(last+1, firstPort), lastPort}} {
 		if s.first <= s.last {
 			out = append(out, s)
 		}
 	}
 	if len(out) == 0 || first > last {
-		return []span{{firstPort, lastPort}}
+		return []portSpan{{firstPort, lastPort}}
 	}
 	return out
 }
 
 // spans are the numbers that are picked from on this machine.
-func spans() []span {
+func spans() []portSpan {
 	var first, last int
 	b, err := os.ReadFile(ephemeralFile)
 	if err == nil {
@@ -62,7 +62,7 @@ func spans() []span {
 }
 
 // draw is a number of the spans, for a random one from 0 to 1.
-func draw(from []span, random float64) int {
+func draw(from []portSpan, random float64) int {
 	n := 0
 	for _, s := range from {
 		n += s.last - s.first + 1
@@ -82,7 +82,7 @@ func draw(from []span, random float64) int {
 // as well: until nothing is left of an instance they are its own. Safe for concurrent
 // use.
 type portBook struct {
-	spans []span
+	spans []portSpan
 	// free reports whether nobody listens on a number.
 	free func(number int) bool
 

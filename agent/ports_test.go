@@ -40,14 +40,14 @@ func serve() {
 func TestPortsAreNotThoseOfOutgoingConnections(t *testing.T) {
 	for name, c := range map[string]struct {
 		first, last int
-		want        []span
+		want        []portSpan
 	}{
-		"as Linux has it":                 {32768, 60999, []span{{10000, 32767}, {61000, 65535}}},
-		"up to the end":                   {32768, 65535, []span{{10000, 32767}}},
-		"from below the first":            {1024, 60999, []span{{61000, 65535}}},
-		"none is left: all are as good":   {1024, 65535, []span{{10000, 65535}}},
-		"only those that are never given": {1, 100, []span{{10000, 65535}}},
-		"not known":                       {65535, 10000, []span{{10000, 65535}}},
+		"as Linux has it":                 {32768, 60999, []portSpan{{10000, 32767}, {61000, 65535}}},
+		"up to the end":                   {32768, 65535, []portSpan{{10000, 32767}}},
+		"from below the first":            {1024, 60999, []portSpan{{61000, 65535}}},
+		"none is left: all are as good":   {1024, 65535, []portSpan{{10000, 65535}}},
+		"only those that are never given": {1, 100, []portSpan{{10000, 65535}}},
+		"not known":                       {65535, 10000, []portSpan{{10000, 65535}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := spansWithout(c.first, c.last)
@@ -60,7 +60,7 @@ func TestPortsAreNotThoseOfOutgoingConnections(t *testing.T) {
 		first, last := rapid.IntRange(1, 65535).Draw(t, "first"), rapid.IntRange(1, 65535).Draw(t, "last")
 		from := spansWithout(first, last)
 		n := draw(from, rapid.Float64Range(0, 1).Draw(t, "random"))
-		if !slices.ContainsFunc(from, func(s span) bool { return s.first <= n && n <= s.last }) {
+		if !slices.ContainsFunc(from, func(s portSpan) bool { return s.first <= n && n <= s.last }) {
 			t.Fatalf("%d is in none of %v", n, from)
 		}
 	})
@@ -69,7 +69,7 @@ func TestPortsAreNotThoseOfOutgoingConnections(t *testing.T) {
 // bookOf has few numbers, of which those in busy are somebody else's.
 func bookOf(busy map[int]bool) *portBook {
 	b := newPortBook()
-	b.spans, b.free = []span{{10000, 10019}}, func(n int) bool { return !busy[n] }
+	b.spans, b.free = []portSpan{{10000, 10019}}, func(n int) bool { return !busy[n] }
 	return b
 }
 

@@ -55,7 +55,7 @@ type record struct {
 	Group     string        `json:"group,omitempty"`
 	User      uint32        `json:"user,omitempty"`
 	StartedAt time.Time     `json:"started_at"`
-	LogStart  int64         `json:"log_start"` // size of the output file at the start
+	LogStart  int64         `json:"log_start"` // all output that was written before the start
 	Restarts  int           `json:"restarts"`
 	Crashes   int           `json:"crashes"`
 	Loop      crashLoop     `json:"loop,omitzero"`

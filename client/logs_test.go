@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -18,10 +19,11 @@ import (
 type file struct {
 	offset int64
 	data   string
+	marks  []kbroker.LogMark
 }
 
 // outputs serves the output of instances on host h1 in small pieces.
-func (c *cluster) outputs(files *value[map[kbroker.InstanceID]file]) {
+func (c *cluster) outputs(files *value[map[kbroker.InstanceID]file]) *nats.Subscription {
 	c.app(func() kbroker.AppRow { return kbroker.AppRow{App: "hello", Version: 1} }, func() []kbroker.InstanceRow {
 		rows := noInstances()
 		for i := range files.get() {
@@ -29,20 +31,35 @@ func (c *cluster) outputs(files *value[map[kbroker.InstanceID]file]) {
 		}
 		return append(rows, kbroker.InstanceRow{App: "hello", Service: "hello"}) // not placed
 	})
-	c.serve(subjects.Host("h1", subjects.VerbLogs, kbroker.DefaultTenant), func(m *nats.Msg) any {
+	return c.serveOutputs(files)
+}
+
+func (c *cluster) serveOutputs(files *value[map[kbroker.InstanceID]file]) *nats.Subscription {
+	return c.serve(subjects.Host("h1", subjects.VerbLogs, kbroker.DefaultTenant), func(m *nats.Msg) any {
 		r := parse[kbroker.LogRequest](c.t, m)
 		f, ok := files.get()[r.Instance]
 		if !ok {
 			return kbroker.Errorf(kbroker.NotFound, "no instance %s", r.Instance)
 		}
 		end := f.offset + int64(len(f.data))
-		from := r.Offset
-		if from < 0 {
-			from = end + from
+		asked := r.Offset
+		if r.Since != nil {
+			asked = 0
+			for _, m := range f.marks {
+				if !m.At.After(*r.Since) {
+					asked = m.Offset
+				}
+			}
 		}
-		from = min(max(from, f.offset), end)
+		if asked < 0 {
+			asked = max(0, end+asked)
+		}
+		from := min(max(asked, f.offset), end)
 		n := min(end-from, 10_000, int64(r.MaxBytes))
-		return kbroker.LogReply{Offset: from, Next: from + n, Data: []byte(f.data[from-f.offset:][:n])}
+		return kbroker.LogReply{
+			Offset: from, Next: from + n, Data: []byte(f.data[from-f.offset:][:n]),
+			DroppedBytes: max(0, from-asked), Oldest: f.offset, Marks: f.marks,
+		}
 	})
 }
 
@@ -54,13 +71,20 @@ func lines(prefix string, from, to int) string {
 	return b.String()
 }
 
+func shown(l LogLine) string {
+	if l.Dropped > 0 {
+		return fmt.Sprintf("%s: -- %d --", l.Instance, l.Dropped)
+	}
+	return string(l.Instance) + ": " + l.Line
+}
+
 // read collects what a query yields, as "instance: line".
 func read(t *testing.T, api *Client, q LogQuery) []string {
 	t.Helper()
 	var got []string
 	q.App = "hello"
 	if err := api.Logs(t.Context(), q, func(l LogLine) error {
-		got = append(got, string(l.Instance)+": "+l.Line)
+		got = append(got, shown(l))
 		return nil
 	}); err != nil {
 		t.Fatalf("logs: %v", err)
@@ -71,9 +95,9 @@ func read(t *testing.T, api *Client, q LogQuery) []string {
 func TestLogsShowTheLastLinesOfEachInstance(t *testing.T) {
 	c := newCluster(t)
 	c.outputs(&value[map[kbroker.InstanceID]file]{v: map[kbroker.InstanceID]file{
-		"a-1": {0, lines("long", 1, 30_000)}, // more than one tail and many pieces
-		"a-2": {0, "one\r\ntwo\nno end"},
-		"a-3": {0, ""},
+		"a-1": {offset: 0, data: lines("long", 1, 30_000)}, // more than one tail and many pieces
+		"a-2": {offset: 0, data: "one\r\ntwo\nno end"},
+		"a-3": {offset: 0, data: ""},
 	}})
 	got := read(t, c.client(), LogQuery{Tail: 2})
 	want := []string{"a-1: long 29999", "a-1: long 30000", "a-2: two", "a-2: no end"}
@@ -90,32 +114,33 @@ func TestLogsShowTheLastLinesOfEachInstance(t *testing.T) {
 
 func TestLogsShowAllThatIsKept(t *testing.T) {
 	c := newCluster(t)
-	c.outputs(&value[map[kbroker.InstanceID]file]{v: map[kbroker.InstanceID]file{"a-1": {500, lines("line", 1, 40_000)}}})
+	c.outputs(&value[map[kbroker.InstanceID]file]{v: map[kbroker.InstanceID]file{"a-1": {offset: 500, data: lines("line", 1, 40_000)}}})
 	got := read(t, c.client(), LogQuery{Tail: -1})
-	if len(got) != 40_000 || got[0] != "a-1: line 1" || got[39_999] != "a-1: line 40000" {
-		t.Fatalf("%d lines, want 40000 from line 1 to line 40000", len(got))
+	if len(got) != 40_001 || got[0] != "a-1: -- 500 --" || got[1] != "a-1: line 1" || got[40_000] != "a-1: line 40000" {
+		t.Fatalf("%d lines, want 500 dropped bytes and 40000 from line 1 to line 40000", len(got))
 	}
 }
 
 func TestFollowingLogsShowsWhatComesAndWhatIsLost(t *testing.T) {
 	c := newCluster(t)
-	files := &value[map[kbroker.InstanceID]file]{v: map[kbroker.InstanceID]file{"a-1": {0, "first\nhal"}}}
+	files := &value[map[kbroker.InstanceID]file]{v: map[kbroker.InstanceID]file{"a-1": {offset: 0, data: "first\nhal"}}}
 	c.outputs(files)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var notices []string
 	q := LogQuery{App: "hello", Tail: 10, Follow: true, Notice: func(i kbroker.InstanceID, err error) {
-		notices = append(notices, fmt.Sprintf("%s: %v", i, err))
+		if !errors.Is(err, kbroker.NotFound) { // a new instance is listed before it has output
+			t.Errorf("notice of %q: %v", i, err)
+		}
 	}}
 	var got []string
 	err := c.client().Logs(ctx, q, func(l LogLine) error {
-		got = append(got, string(l.Instance)+": "+l.Line)
+		got = append(got, shown(l))
 		switch len(got) {
 		case 1: // the end of a line that was begun, and a new instance
-			files.set(map[kbroker.InstanceID]file{"a-1": {0, "first\nhalf\n"}, "a-2": {0, "new\n"}})
-		case 3: // rotation removed 4 bytes that nobody has read
-			files.set(map[kbroker.InstanceID]file{"a-1": {15, "last\n"}, "a-2": {0, "new\nend"}})
-		case 4:
+			files.set(map[kbroker.InstanceID]file{"a-1": {offset: 0, data: "first\nhalf\n"}, "a-2": {offset: 0, data: "new\n"}})
+		case 3: // 4 bytes that nobody has read are gone
+			files.set(map[kbroker.InstanceID]file{"a-1": {offset: 15, data: "last\n"}, "a-2": {offset: 0, data: "new\nend"}})
+		case 5:
 			cancel()
 		}
 		return nil
@@ -124,15 +149,107 @@ func TestFollowingLogsShowsWhatComesAndWhatIsLost(t *testing.T) {
 		t.Fatalf("logs: %v", err)
 	}
 	// Whether the unended line has been read before the end is a race.
-	if len(got) == 5 && got[4] == "a-2: end" {
-		got = got[:4]
+	if len(got) == 6 && got[5] == "a-2: end" {
+		got = got[:5]
 	}
 	slices.Sort(got[1:3])
-	if want := []string{"a-1: first", "a-1: half", "a-2: new", "a-1: last"}; !slices.Equal(got, want) {
+	if want := []string{"a-1: first", "a-1: half", "a-2: new", "a-1: -- 4 --", "a-1: last"}; !slices.Equal(got, want) {
 		t.Fatalf("logs are %q, want %q", got, want)
 	}
-	if len(notices) != 1 || !strings.Contains(notices[0], "a-1: 4 bytes") {
-		t.Fatalf("notices are %q, want that of 4 lost bytes", notices)
+}
+
+func TestLogsOfSeveralInstancesAreMergedByTime(t *testing.T) {
+	noon := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	at := func(second int, offset int64) kbroker.LogMark {
+		return kbroker.LogMark{At: noon.Add(time.Duration(second) * time.Second), Offset: offset}
+	}
+	c := newCluster(t)
+	c.outputs(&value[map[kbroker.InstanceID]file]{v: map[kbroker.InstanceID]file{
+		"a-1": {data: "1\n3\n5\n", marks: []kbroker.LogMark{at(1, 2), at(3, 4), at(5, 6)}},
+		"a-2": {offset: 2, data: "4\n6\nnow\n", marks: []kbroker.LogMark{at(2, 2), at(4, 4), at(6, 6)}},
+	}})
+	for name, tc := range map[string]struct {
+		query LogQuery
+		want  []string
+	}{
+		"the last lines": {LogQuery{Tail: 2}, []string{"a-1: 3", "a-1: 5", "a-2: 6", "a-2: now"}},
+		"more than are kept": {
+			LogQuery{Tail: 5},
+			[]string{"a-1: 1", "a-1: 3", "a-2: -- 2 --", "a-2: 4", "a-1: 5", "a-2: 6", "a-2: now"},
+		},
+		"all that is kept": {
+			LogQuery{Tail: -1},
+			[]string{"a-1: 1", "a-1: 3", "a-2: -- 2 --", "a-2: 4", "a-1: 5", "a-2: 6", "a-2: now"},
+		},
+		"since a time":    {LogQuery{Since: noon.Add(4 * time.Second)}, []string{"a-1: 5", "a-2: 6", "a-2: now"}},
+		"since the gap":   {LogQuery{Since: noon.Add(time.Second)}, []string{"a-1: 3", "a-2: -- 2 --", "a-2: 4", "a-1: 5", "a-2: 6", "a-2: now"}},
+		"since just now":  {LogQuery{Since: noon.Add(time.Hour)}, []string{"a-2: now"}},
+		"of one instance": {LogQuery{Tail: -1, Instance: "a-1"}, []string{"a-1: 1", "a-1: 3", "a-1: 5"}},
+	} {
+		if got := read(t, c.client(), tc.query); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
+// TestMergingWaitsForWhoIsBehind: what is later than what is known of an instance
+// that is not at its end is kept for a later round.
+func TestMergingWaitsForWhoIsBehind(t *testing.T) {
+	line := func(i kbroker.InstanceID, second int64) LogLine {
+		return LogLine{Instance: i, Time: time.Unix(second, 0), Line: fmt.Sprint(second)}
+	}
+	behind := &output{more: true, lines: []LogLine{line("a-1", 1), line("a-1", 5)}}
+	ahead := &output{lines: []LogLine{line("a-2", 2), line("a-2", 5), line("a-2", 6)}}
+	show := func(lines []LogLine) (all []string) {
+		for _, l := range lines {
+			all = append(all, string(l.Instance)+"@"+l.Line)
+		}
+		return all
+	}
+	outputs := []*output{behind, ahead}
+	if got := show(merge(outputs)); !slices.Equal(got, []string{"a-1@1", "a-2@2", "a-1@5", "a-2@5"}) {
+		t.Errorf("merged %q", got)
+	}
+	behind.lines, behind.more = []LogLine{line("a-1", 7)}, false
+	if got := show(merge(outputs)); !slices.Equal(got, []string{"a-2@6", "a-1@7"}) {
+		t.Errorf("merged %q at the end", got)
+	}
+}
+
+// TestAHostThatIsAwayIsNamedOnce however many instances it has, and they join again
+// when it is back.
+func TestAHostThatIsAwayIsNamedOnce(t *testing.T) {
+	c := newCluster(t)
+	files := &value[map[kbroker.InstanceID]file]{v: map[kbroker.InstanceID]file{"a-1": {data: "one\n"}, "a-2": {data: "two\n"}}}
+	away := c.outputs(files)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var notices, got []string
+	q := LogQuery{App: "hello", Tail: 10, Follow: true, Notice: func(i kbroker.InstanceID, err error) {
+		notices = append(notices, fmt.Sprintf("%s: %v", i, err))
+		if len(notices) == 1 {
+			files.set(map[kbroker.InstanceID]file{"a-1": {data: "one\n1\n"}, "a-2": {data: "two\n2\n"}})
+			c.serveOutputs(files)
+		}
+	}}
+	err := c.client().Logs(ctx, q, func(l LogLine) error {
+		switch got = append(got, shown(l)); len(got) {
+		case 2:
+			return away.Unsubscribe()
+		case 4:
+			defer cancel()
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("logs: %v", err)
+	}
+	slices.Sort(got)
+	if want := []string{"a-1: 1", "a-1: one", "a-2: 2", "a-2: two"}; !slices.Equal(got, want) {
+		t.Errorf("logs are %q, want %q", got, want)
+	}
+	if len(notices) < 1 || !strings.Contains(notices[0], "host h1 does not answer") || len(notices) > 2 || len(notices) == 2 && !strings.Contains(notices[1], "answers again") {
+		t.Errorf("notices are %q", notices)
 	}
 }
 
@@ -153,8 +270,8 @@ func TestLogsOfAHostThatIsNotThere(t *testing.T) {
 
 func TestALineThatIsTooLongIsCut(t *testing.T) {
 	o := &output{}
-	o.take([]byte(strings.Repeat("x", maxLineBytes+7) + "\nshort\n"))
-	if len(o.lines) != 3 || len(o.lines[0]) != maxLineBytes || len(o.lines[1]) != 7 || o.lines[2] != "short" {
+	o.take(kbroker.LogReply{Data: []byte(strings.Repeat("x", maxLineBytes+7) + "\nshort\n")})
+	if len(o.lines) != 3 || len(o.lines[0].Line) != maxLineBytes || len(o.lines[1].Line) != 7 || o.lines[2].Line != "short" {
 		t.Fatalf("%d lines, want one of %d bytes, one of 7 and short", len(o.lines), maxLineBytes)
 	}
 }

@@ -332,6 +332,13 @@ func (f *fakeCore) logs(m *nats.Msg) (any, error) {
 		return nil, err
 	}
 	data := "starting " + string(r.Instance) + "\npanic: no configuration\n"
+	if r.Instance == "hello-hello-2" && r.Since != nil {
+		const oldest = 3 << 30
+		return kbroker.LogReply{Offset: oldest, Oldest: oldest, DroppedBytes: 1 << 30, Next: oldest + int64(len(data)), Data: []byte(data)}, nil
+	}
+	if r.Offset > int64(len(data)) { // of the instance above
+		return kbroker.LogReply{Offset: r.Offset, Next: r.Offset}, nil
+	}
 	from := int(r.Offset)
 	if from < 0 {
 		from = max(0, len(data)+from)

@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
@@ -19,13 +20,17 @@ const defaultTail = 100
 
 func (c *cli) logsCommand() *cobra.Command {
 	var q client.LogQuery
+	var since string
 	cmd := &cobra.Command{
 		Use:   "logs APP[/SERVICE[/INSTANCE]]",
 		Short: "Show the output of instances, merged, on any host",
-		Long: `Show the output of instances, merged, each line after the name of its instance.
-With -f go on until interrupted, also with instances that are started later.
-With -f -o json each line is a JSON object.`,
+		Long: `Show the output of instances, merged by time, each line after the name of its
+instance. With -f go on until interrupted, also with instances that are started
+later, and over restarts of agents. With -f -o json each line is a JSON object.
+Of each instance at least the last 4 MiB are kept, 16 MiB unless it floods: where
+output was removed, a line says how much.`,
 		Example: `  kbroker logs hello
+  kbroker logs hello --since 5m
   kbroker logs hello/hello --tail 20 -f
   kbroker logs hello/hello/hello-hello-1 --tail -1`,
 		Args:              cobra.ExactArgs(1),
@@ -34,6 +39,13 @@ With -f -o json each line is a JSON object.`,
 			if err := parseLogQuery(args[0], &q); err != nil {
 				return err
 			}
+			var err error
+			if q.Since, err = parseSince(since, time.Now()); err != nil {
+				return err
+			}
+			if !q.Since.IsZero() && cmd.Flags().Changed("tail") {
+				return kbroker.Errorf(kbroker.Invalid, "--since and --tail exclude each other").WithHint("one says where to begin in time, the other in lines")
+			}
 			ctx, cancel := c.within(cmd.Context(), 0)
 			defer cancel()
 			api, _, err := c.open(ctx)
@@ -41,7 +53,7 @@ With -f -o json each line is a JSON object.`,
 				return err
 			}
 			defer api.Close()
-			q.Notice = func(i kbroker.InstanceID, err error) { fmt.Fprintf(c.err, "%s: %v\n", i, err) }
+			q.Notice = c.noticeLogs
 			all := []client.LogLine{}
 			emit := c.logLine
 			if c.output != formatTable && !q.Follow {
@@ -58,7 +70,32 @@ With -f -o json each line is a JSON object.`,
 	}
 	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with what is written from now on")
 	cmd.Flags().IntVarP(&q.Tail, "tail", "n", defaultTail, "show so many last lines of each instance, -1 for all that is kept")
+	cmd.Flags().StringVar(&since, "since", "", "show what is not older than a duration, such as 5m, or than a time, such as 2026-11-27T10:00:00Z")
 	return cmd
+}
+
+// parseSince is the time that --since names; zero for none.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	at, err := time.Parse(time.RFC3339, s)
+	if ago, durErr := time.ParseDuration(s); durErr == nil {
+		at, err = now.Add(-ago), nil
+	}
+	if err != nil || at.After(now) {
+		return at, kbroker.Errorf(kbroker.Invalid, "--since %s is no time in the past", s).
+			WithHint("a duration such as 5m: how far back to look; or a time such as %s", now.UTC().Format(time.RFC3339))
+	}
+	return at.UTC(), nil
+}
+
+// noticeLogs says why output is not complete, of an instance or of a host.
+func (c *cli) noticeLogs(i kbroker.InstanceID, err error) {
+	if i != "" {
+		err = fmt.Errorf("%s: %w", i, err)
+	}
+	fmt.Fprintln(c.err, err)
 }
 
 func parseLogQuery(s string, q *client.LogQuery) error {
@@ -86,16 +123,37 @@ func (c *cli) logLine(l client.LogLine) error {
 	case formatJSON:
 		return json.NewEncoder(c.out).Encode(l)
 	case formatYAML:
-		b, err := yaml.Marshal([]map[string]any{{"instance": l.Instance, "host": l.Host, "line": l.Line}})
+		row := map[string]any{"instance": l.Instance, "host": l.Host, "time": l.Time.Format(time.RFC3339Nano), "line": l.Line}
+		if l.Dropped > 0 {
+			row["dropped_bytes"] = l.Dropped
+		}
+		b, err := yaml.Marshal([]map[string]any{row})
 		if err != nil {
 			return err
 		}
 		_, err = c.out.Write(b)
 		return err
 	}
+	text := l.Line
+	if l.Dropped > 0 {
+		text = c.paint(c.out, colorYellow)("-- " + byteCount(l.Dropped) + " dropped --")
+	}
 	h := fnv.New32a()
 	_, _ = io.WriteString(h, string(l.Instance)) // never fails (package hash)
 	color := lineColors[h.Sum32()%uint32(len(lineColors))]
-	_, err := fmt.Fprintf(c.out, "%s %s\n", c.paint(c.out, color)(string(l.Instance)+" |"), l.Line)
+	_, err := fmt.Fprintf(c.out, "%s %s\n", c.paint(c.out, color)(string(l.Instance)+" |"), text)
 	return err
+}
+
+// byteCount is a number of bytes for people.
+func byteCount(n int64) string {
+	units := []string{"KiB", "MiB", "GiB"}
+	if n < 1<<10 {
+		return fmt.Sprintf("%d bytes", n)
+	}
+	size := float64(n) / (1 << 10)
+	for len(units) > 1 && size >= 1<<10 {
+		size, units = size/(1<<10), units[1:]
+	}
+	return fmt.Sprintf("%.1f %s", size, units[0])
 }
