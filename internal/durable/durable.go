@@ -9,6 +9,7 @@
 package durable
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // Replace gives the file path this content and exactly this mode, whatever the
@@ -86,6 +89,56 @@ func Rename(from, to string) error {
 		return errors.Join(Sync(a), Sync(b))
 	}
 	return Sync(filepath.Dir(to))
+}
+
+// maxAside is how many bad copies of a file are kept, the newest ones.
+const maxAside = 8
+
+// asideSuffix follows the name of a file that was put aside, and a number.
+const asideSuffix = ".damaged-"
+
+// SetAside gives a file, or what is in its place, another name: a bad copy that
+// somebody may want to look at. The names are numbered, and only the maxAside
+// newest are kept. Nothing there is no error, and has no name.
+func SetAside(path string) (kept string, err error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	before := Aside(path)
+	number := 1
+	if n := len(before); n > 0 {
+		number = numberOf(before[n-1]) + 1
+	}
+	kept = path + asideSuffix + strconv.Itoa(number)
+	if err := Rename(path, kept); err != nil {
+		return "", fmt.Errorf("put %s aside: %w", path, err)
+	}
+	for _, old := range before[:max(0, len(before)+1-maxAside)] {
+		err = errors.Join(err, os.RemoveAll(old))
+	}
+	return kept, err
+}
+
+// Aside are the bad copies of a file that are kept, the oldest first.
+func Aside(path string) []string {
+	entries, _ := os.ReadDir(filepath.Dir(path)) // one that is not there has none
+	var kept []string
+	for _, e := range entries {
+		if whole := filepath.Join(filepath.Dir(path), e.Name()); strings.HasPrefix(whole, path+asideSuffix) && numberOf(whole) > 0 {
+			kept = append(kept, whole)
+		}
+	}
+	slices.SortFunc(kept, func(a, b string) int { return cmp.Compare(numberOf(a), numberOf(b)) })
+	return kept
+}
+
+// numberOf is that of a bad copy, 0 if it is none.
+func numberOf(path string) int {
+	n, err := strconv.Atoi(path[strings.LastIndex(path, "-")+1:])
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // Sync makes a file's content, or a directory's list of names, durable.

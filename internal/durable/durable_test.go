@@ -174,3 +174,36 @@ func TestClearRemovesWhatACrashHasLeft(t *testing.T) {
 	}
 	holds(t, dir, kept)
 }
+
+func TestSetAsideKeepsTheNewestBadCopies(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a-file")
+	if kept, err := SetAside(path); kept != "" || err != nil {
+		t.Errorf("of nothing: %q, %v", kept, err)
+	}
+	for i := range maxAside + 3 {
+		if err := os.WriteFile(path, []byte{byte(i)}, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		kept, err := SetAside(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(kept); err != nil || len(b) != 1 || b[0] != byte(i) {
+			t.Errorf("%s is %v, %v; want %d", kept, b, err, i)
+		}
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("it is still there: %v", err)
+		}
+	}
+	all := Aside(path)
+	if len(all) != maxAside || all[0] != path+".damaged-4" || all[maxAside-1] != path+".damaged-11" {
+		t.Errorf("kept are %v, want the newest %d", all, maxAside)
+	}
+	// A directory in the place of a file, too.
+	if err := os.MkdirAll(filepath.Join(path, "in"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := SetAside(path); err != nil || kept != path+".damaged-12" {
+		t.Errorf("a directory: %q, %v", kept, err)
+	}
+}
