@@ -101,9 +101,9 @@ func (d *Dir) introduce() error {
 	if err != nil {
 		return err
 	}
-	executable, err := os.Executable()
+	executable, err := Executable()
 	if err != nil {
-		return fmt.Errorf("find the own executable: %w", err)
+		return err
 	}
 	b, err := json.Marshal(agentRecord{
 		procID: me.procID, BootID: boot, Process: d.Process,
