@@ -65,6 +65,9 @@ func Lock(dir string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := asideUnless(filepath.Join(path, lockFile), 0); err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w", err)
+	}
 	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
@@ -91,6 +94,8 @@ func (d *Dir) Close() error { return d.lock.Close() }
 func (d *Dir) introduce() error {
 	if before, err := readAgentRecord(d.Path); err == nil {
 		d.Earlier, d.Starts = before.Process, before.Starts
+	} else if _, err := durable.SetAside(filepath.Join(d.Path, agentFile)); err != nil {
+		return err
 	}
 	d.Starts = addStart(d.Starts, time.Now().UTC())
 	me, err := self()

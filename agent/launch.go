@@ -222,6 +222,7 @@ func environment(home, hostDir, tree string, r record) []string {
 		envInstance+"="+filepath.Join(home, instanceFile),
 		envIncarnation+"="+string(r.Incarnation),
 		envHostDir+"="+hostDir,
+		fmt.Sprintf("%s=%d", envEpoch, r.Placement.Epoch),
 	)
 }
 

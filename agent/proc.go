@@ -22,6 +22,7 @@ const (
 	envInstance    = "KBROKER_INSTANCE"
 	envIncarnation = "KBROKER_INCARNATION"
 	envHostDir     = "KBROKER_HOST_DIR"
+	envEpoch       = "KBROKER_EPOCH" // of the placement
 	envArtifactDir = "KBROKER_ARTIFACT_DIR" // only of an archive: what is unpacked of it
 )
 
@@ -105,6 +106,7 @@ type marked struct {
 	HostDir      string
 	Incarnation  kbroker.Incarnation
 	InstanceFile string
+	Epoch        uint64 // 0: it does not say
 }
 
 // leads is true for the process that an agent itself started.
@@ -132,6 +134,7 @@ func scan() ([]marked, error) {
 			m.HostDir = envValue(env, envHostDir)
 			m.Incarnation = kbroker.Incarnation(envValue(env, envIncarnation))
 			m.InstanceFile = envValue(env, envInstance)
+			m.Epoch, _ = strconv.ParseUint(envValue(env, envEpoch), 10, 64) // 0 without
 		}
 		all = append(all, m)
 	}

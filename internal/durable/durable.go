@@ -23,7 +23,7 @@ import (
 )
 
 // Replace gives the file path this content and exactly this mode, whatever the
-// umask. The directory must exist. After an error that the caller sees the old
+// umask. The directory must exist; one in the place of the file is put aside. After an error that the caller sees the old
 // content is there, unless only the last fsync failed: then it may be either. Of
 // concurrent calls one wins.
 func Replace(path string, data []byte, mode os.FileMode) error {
@@ -43,6 +43,11 @@ func replace(path string, mode os.FileMode, fill func(io.Writer) error) error {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
+	if err == nil {
+		if info, statErr := os.Lstat(path); statErr == nil && info.IsDir() {
+			_, err = SetAside(path)
+		}
+	}
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
