@@ -117,7 +117,8 @@ func (d *Dir) introduce() error {
 	if err != nil {
 		return fmt.Errorf("agent record: %w", err)
 	}
-	return durable.Replace(filepath.Join(d.Path, agentFile), b, 0o600)
+	// Who was here before may have left a lease: it waits for nobody else's word.
+	return durable.ReplaceTwice(filepath.Join(d.Path, agentFile), b, 0o600)
 }
 
 func flock(f *os.File) error {
@@ -139,11 +140,17 @@ func heldBy(path string) error {
 
 func readAgentRecord(path string) (agentRecord, error) {
 	var r agentRecord
-	b, err := os.ReadFile(filepath.Join(path, agentFile))
-	if err != nil {
-		return r, err
-	}
-	return r, json.Unmarshal(b, &r)
+	_, err := durable.ReadEither(filepath.Join(path, agentFile), func(b []byte) error {
+		r = agentRecord{}
+		if err := json.Unmarshal(b, &r); err != nil {
+			return err
+		}
+		if r.PID <= 0 || r.Process == "" {
+			return errDamaged
+		}
+		return nil
+	})
+	return r, err
 }
 
 func (r agentRecord) alive() bool {

@@ -22,7 +22,7 @@ const (
 	envInstance    = "KBROKER_INSTANCE"
 	envIncarnation = "KBROKER_INCARNATION"
 	envHostDir     = "KBROKER_HOST_DIR"
-	envEpoch       = "KBROKER_EPOCH" // of the placement
+	envEpoch       = "KBROKER_EPOCH"        // of the placement
 	envArtifactDir = "KBROKER_ARTIFACT_DIR" // only of an archive: what is unpacked of it
 )
 

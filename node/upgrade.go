@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -80,13 +79,10 @@ func MemberOf(dir string) (Member, error) {
 // readMember reads who the host of a data directory is. NotFound: it is not one.
 func readMember(dir string) (*membership, error) {
 	m := &membership{path: filepath.Join(dir, membershipFile)}
-	raw, err := os.ReadFile(m.path)
+	err := m.read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, kbroker.Errorf(kbroker.NotFound, "%s is not the data directory of a host", dir).
 			WithHint("name it with --dir; a cluster of kbroker up has one for each host, such as .kbroker/h1")
-	}
-	if err == nil {
-		err = json.Unmarshal(raw, m)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", m.path, err)

@@ -6,10 +6,16 @@
 //
 // A crash may leave the file beside it, .NAME.*; nobody reads that. Clear removes it,
 // where what is in it is a secret.
+//
+// What a disk, or a person, makes of a file is another matter: a bad copy is put aside as
+// NAME.damaged-N (SetAside), and what nothing else makes good has a NAME.copy (ReplaceTwice,
+// ReadEither).
 package durable
 
 import (
+	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +29,7 @@ import (
 )
 
 // Replace gives the file path this content and exactly this mode, whatever the
-// umask. The directory must exist; one in the place of the file is put aside. After an error that the caller sees the old
+// umask. The directory must exist. After an error that the caller sees the old
 // content is there, unless only the last fsync failed: then it may be either. Of
 // concurrent calls one wins.
 func Replace(path string, data []byte, mode os.FileMode) error {
@@ -43,11 +49,6 @@ func replace(path string, mode os.FileMode, fill func(io.Writer) error) error {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
-	if err == nil {
-		if info, statErr := os.Lstat(path); statErr == nil && info.IsDir() {
-			_, err = SetAside(path)
-		}
-	}
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -94,6 +95,65 @@ func Rename(from, to string) error {
 		return errors.Join(Sync(a), Sync(b))
 	}
 	return Sync(filepath.Dir(to))
+}
+
+// copySuffix follows the name of a file whose loss nothing else makes good.
+const copySuffix = ".copy"
+
+// ReplaceTwice is Replace of a file whose loss nothing else makes good, and then of a
+// copy beside it, for ReadEither.
+func ReplaceTwice(path string, data []byte, mode os.FileMode) error {
+	if err := Replace(path, data, mode); err != nil {
+		return err
+	}
+	if info, err := os.Lstat(path + copySuffix); err == nil && !info.Mode().IsRegular() {
+		if _, err := SetAside(path + copySuffix); err != nil {
+			return err
+		}
+	}
+	return Replace(path+copySuffix, data, mode)
+}
+
+// ReadEither reads what ReplaceTwice wrote: the file, or where that is damaged, which
+// check tells, its copy, which then is the file again; the bad one is put aside. A file
+// that is not there was taken away, and the copy does not count.
+func ReadEither(path string, check func([]byte) error) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err == nil {
+		if err = check(b); err == nil {
+			return b, nil
+		}
+	}
+	spare, spareErr := os.ReadFile(path + copySuffix)
+	info, statErr := os.Stat(path + copySuffix)
+	if spareErr != nil || statErr != nil || check(spare) != nil {
+		return nil, err
+	}
+	// Who may only read has what it needs; the next one makes it good.
+	if _, err := SetAside(path); err == nil {
+		_ = Replace(path, spare, info.Mode().Perm())
+	}
+	return spare, nil
+}
+
+// sumMark begins the line that WithSum puts before the content of a file.
+const sumMark = "# sha256:"
+
+// WithSum is data with its digest in a line before it, which readers of PEM skip.
+func WithSum(data []byte) []byte {
+	return append(fmt.Appendf(nil, sumMark+"%x\n", sha256.Sum256(data)), data...)
+}
+
+// CheckSum tells what is wrong with what WithSum made; of what has no such line, nothing.
+func CheckSum(b []byte) error {
+	line, data, _ := bytes.Cut(b, []byte{'\n'})
+	if sum, ok := bytes.CutPrefix(line, []byte(sumMark)); ok && string(sum) != fmt.Sprintf("%x", sha256.Sum256(data)) {
+		return errors.New("the digest does not match")
+	}
+	return nil
 }
 
 // maxAside is how many bad copies of a file are kept, the newest ones.
