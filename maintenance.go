@@ -12,6 +12,9 @@ const MaintenanceLimit = 5 * time.Minute
 type Maintenance struct {
 	Holder string    `json:"holder"` // random, one per upgrade
 	Since  time.Time `json:"since"`  // wall clock, for display
+	// Silent is how long the host may be silent meanwhile, where that is longer than
+	// a restart takes.
+	Silent time.Duration `json:"silent,omitempty"`
 }
 
 // MaintainRequest asks super for the leave of a host to go down, or (Done) gives
@@ -20,6 +23,8 @@ type MaintainRequest struct {
 	Host   HostID `json:"host"`
 	Holder string `json:"holder"`
 	Done   bool   `json:"done,omitempty"`
+	// Silent is how long the host may be silent before it is judged as any other.
+	Silent time.Duration `json:"silent,omitempty"`
 }
 
 // MaintainReply grants it. Warning: what stops meanwhile all the same.

@@ -112,7 +112,7 @@ func TestADamagedRecordIsKeptAsACopy(t *testing.T) {
 	if err := loadSealed(path, &record{}); !errors.Is(err, errDamaged) {
 		t.Errorf("load: %v", err)
 	}
-	if b, err := os.ReadFile(path + damagedSuffix); err != nil || string(b) != "\x00\x00" {
+	if b, err := os.ReadFile(path + ".damaged-1"); err != nil || string(b) != "\x00\x00" {
 		t.Errorf("copy: %q %v", b, err)
 	}
 }

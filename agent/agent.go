@@ -27,6 +27,9 @@
 //	artifacts/<sha256>                  programs and archives, verified; .tree: what is unpacked of one
 //	over/<public key>                   credentials of starts that are over, until they were taken back
 //	instances/<tenant>/<instance>/      record.json, output.log; of its user: work/, tmp/, run/ (instance.json, <start>.creds, alive)
+//
+// What is damaged of it is put aside (NAME.damaged-N) and made anew: records from the
+// environment of what runs, the view from the cluster, programs from their artifacts.
 package agent
 
 import (

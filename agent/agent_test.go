@@ -97,7 +97,7 @@ func TestAnInstanceSeesOnlyWhatItIsGiven(t *testing.T) {
 		"fd 0 /dev/null", "fd 1 " + filepath.Join(home, outputFile), "fd 2 " + filepath.Join(home, outputFile),
 		"wd " + filepath.Join(home, workDir) + " <nil>", "group true", "LOG=info", "TMPDIR=/var/empty",
 		"HOME=" + filepath.Join(home, workDir), envIncarnation + "=" + string(inc), envHostDir + "=" + a.cfg.Dir.Path,
-		envInstance + "=" + instancePath(home),
+		envInstance + "=" + instancePath(home), envEpoch + "=1",
 	} {
 		if !strings.Contains(out, want+"\n") && !strings.Contains(out, want+" ") {
 			t.Errorf("output has no %q:\n%s", want, out)
@@ -106,7 +106,7 @@ func TestAnInstanceSeesOnlyWhatItIsGiven(t *testing.T) {
 	if strings.Contains(out, "pipe:") {
 		t.Errorf("a file of the agent reached the instance:\n%s", out)
 	}
-	allowed := []string{"PATH", "HOME", "TMPDIR", "LOG", envInstance, envIncarnation, envHostDir, envApp, envService, envInstanceName, envHost, envHostAddress}
+	allowed := []string{"PATH", "HOME", "TMPDIR", "LOG", envInstance, envIncarnation, envHostDir, envEpoch, envApp, envService, envInstanceName, envHost, envHostAddress}
 	for line := range strings.Lines(out[strings.Index(out, "group true\n")+len("group true\n"):]) {
 		if name, _, ok := strings.Cut(line, "="); ok && !slices.Contains(allowed, name) {
 			t.Errorf("the environment has %s", line)

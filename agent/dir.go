@@ -65,6 +65,9 @@ func Lock(dir string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := asideUnless(filepath.Join(path, lockFile), 0); err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w", err)
+	}
 	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
@@ -91,6 +94,8 @@ func (d *Dir) Close() error { return d.lock.Close() }
 func (d *Dir) introduce() error {
 	if before, err := readAgentRecord(d.Path); err == nil {
 		d.Earlier, d.Starts = before.Process, before.Starts
+	} else if _, err := durable.SetAside(filepath.Join(d.Path, agentFile)); err != nil {
+		return err
 	}
 	d.Starts = addStart(d.Starts, time.Now().UTC())
 	me, err := self()
@@ -101,9 +106,9 @@ func (d *Dir) introduce() error {
 	if err != nil {
 		return err
 	}
-	executable, err := os.Executable()
+	executable, err := Executable()
 	if err != nil {
-		return fmt.Errorf("find the own executable: %w", err)
+		return err
 	}
 	b, err := json.Marshal(agentRecord{
 		procID: me.procID, BootID: boot, Process: d.Process,
@@ -112,7 +117,8 @@ func (d *Dir) introduce() error {
 	if err != nil {
 		return fmt.Errorf("agent record: %w", err)
 	}
-	return durable.Replace(filepath.Join(d.Path, agentFile), b, 0o600)
+	// Who was here before may have left a lease: it waits for nobody else's word.
+	return durable.ReplaceTwice(filepath.Join(d.Path, agentFile), b, 0o600)
 }
 
 func flock(f *os.File) error {
@@ -134,11 +140,17 @@ func heldBy(path string) error {
 
 func readAgentRecord(path string) (agentRecord, error) {
 	var r agentRecord
-	b, err := os.ReadFile(filepath.Join(path, agentFile))
-	if err != nil {
-		return r, err
-	}
-	return r, json.Unmarshal(b, &r)
+	_, err := durable.ReadEither(filepath.Join(path, agentFile), func(b []byte) error {
+		r = agentRecord{}
+		if err := json.Unmarshal(b, &r); err != nil {
+			return err
+		}
+		if r.PID <= 0 || r.Process == "" {
+			return errDamaged
+		}
+		return nil
+	})
+	return r, err
 }
 
 func (r agentRecord) alive() bool {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/state"
 )
 
@@ -99,6 +100,9 @@ func (a *Agent) act(ctx context.Context, i *instance, act action, now time.Durat
 	case doStop:
 		a.stop(i, act)
 	case doUpdate:
+		if i.phase == phaseUp && act.Placement.Spec.Health.Ready == kbroker.HealthAlive && i.readySince == 0 {
+			a.ready(i, i.process, true) // it was adopted without knowing how it is healthy
+		}
 		i.placement = *act.Placement
 		i.record.Placement = *act.Placement
 		if i.phase == phaseUp { // a launch saves its own
@@ -373,8 +377,9 @@ func tidyHome(home string, keep bool) (kept bool, err error) {
 	}
 	err = os.WriteFile(filepath.Join(home, endedFile), nil, 0o600)
 	paths := credsIn(home)
-	for _, f := range []string{recordFile, recordFile + damagedSuffix, runDir, workDir, tempDir} {
-		paths = append(paths, filepath.Join(home, f))
+	for _, f := range []string{recordFile, runDir, workDir, tempDir} {
+		path := filepath.Join(home, f)
+		paths = append(append(paths, path), durable.Aside(path)...)
 	}
 	for _, path := range paths {
 		err = errors.Join(err, os.RemoveAll(path))

@@ -223,7 +223,10 @@ func environment(home, hostDir, tree string, r record, known map[string]string) 
 	for _, name := range slices.Sorted(maps.Keys(declared)) {
 		env = append(env, name+"="+expand(declared[name], known))
 	}
-	return append(append(env, assignments(known)...), envHostDir+"="+hostDir) // of two values of a name the last one holds
+	return append( // of two values of a name the last one holds
+		append(env, assignments(known)...),
+		envHostDir+"="+hostDir, fmt.Sprintf("%s=%d", envEpoch, r.Placement.Epoch),
+	)
 }
 
 func (a *Agent) writeInstanceFile(r record, home string) error {

@@ -31,6 +31,7 @@ func (a *Agent) load() error {
 		placed[keyOf(p)] = p
 	}
 	for _, k := range keys {
+		a.healHome(a.cfg.Dir.home(k))
 		inst, err := a.restore(k, all, placed[k])
 		if err != nil {
 			return fmt.Errorf("restore instance %s: %w", k.Instance, err)
@@ -129,9 +130,13 @@ func (a *Agent) identify(r record, all []marked) procID {
 		return procID{}
 	}
 	for _, m := range all {
-		if !m.ended() && r.BootID == a.boot && r.PID > 0 && m.procID == r.procID {
+		if m.ended() || r.BootID != a.boot || r.PID <= 0 || m.procID != r.procID {
+			continue
+		}
+		if !isForeign(m, a.cfg.Dir.Path, a.cfg.Dir.home(keyOf(r.Placement)), r.Incarnation) {
 			return m.procID
 		}
+		a.log.Error("a record names a process that is not of its instance; it is left alone", "instance", r.Placement.Instance, "pid", m.PID)
 	}
 	for _, m := range all {
 		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.Incarnation == r.Incarnation && (r.User == 0 || m.User == r.User) {
@@ -167,7 +172,12 @@ func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (re
 	}
 	if err != nil || f.Incarnation != youngest.Incarnation {
 		a.log.Warn("a running process has no readable instance file", "pid", youngest.PID, "err", err)
-		f = kbroker.InstanceFile{Instance: kbroker.InstanceID(filepath.Base(home)), Tenant: kbroker.TenantID(filepath.Base(filepath.Dir(home)))}
+		f = kbroker.InstanceFile{}
+	}
+	// A bit of the file may be another one; the path and the environment are not.
+	f.Instance, f.Tenant = kbroker.InstanceID(filepath.Base(home)), kbroker.TenantID(filepath.Base(filepath.Dir(home)))
+	if youngest.Epoch > 0 {
+		f.Epoch = youngest.Epoch
 	}
 	if !placed.Stop && placed.Epoch == f.Epoch && placed.Instance == f.Instance {
 		r.Placement = placed

@@ -22,21 +22,31 @@ func (a *Agent) missedExit(r record, all []marked) *kbroker.Exit {
 		if m.procID != r.procID || !m.ended() {
 			continue
 		}
-		var status unix.WaitStatus
-		known := false
-		if m.Parent == os.Getpid() {
-			pid, err := unix.Wait4(r.PID, &status, unix.WNOHANG, nil)
-			known = err == nil && pid == r.PID
-		} else {
-			status, known = zombieStatus(r.procID)
+		if m.Parent != os.Getpid() {
+			if status, known := zombieStatus(r.procID); known {
+				e := exitOf(status)
+				return &e
+			}
+			continue
 		}
-		if known {
-			e := exitOf(status)
-			return &e
+		for until := time.Now().Add(lastThread); ; <-time.After(lockPoll) {
+			var status unix.WaitStatus
+			pid, err := unix.Wait4(r.PID, &status, unix.WNOHANG, nil)
+			if err == nil && pid == r.PID {
+				e := exitOf(status)
+				return &e
+			}
+			if err != nil || time.Now().After(until) {
+				break
+			}
 		}
 	}
 	return nil
 }
+
+// lastThread is how long the threads of a process may take to end after its first
+// one: until then nobody can take its status.
+const lastThread = 250 * time.Millisecond
 
 // lapse concludes an incarnation that ended while no agent watched.
 func (i *instance) lapse() {

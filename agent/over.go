@@ -71,6 +71,7 @@ func (a *Agent) keepOver(home string) error {
 
 // loadOver has all taken back that earlier agents have kept.
 func (a *Agent) loadOver() error {
+	a.heal(filepath.Join(a.cfg.Dir.Path, overDir), fs.ModeDir)
 	entries, err := os.ReadDir(filepath.Join(a.cfg.Dir.Path, overDir))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -23,6 +23,7 @@ const (
 	envInstance    = "KBROKER_INSTANCE"
 	envIncarnation = "KBROKER_INCARNATION"
 	envHostDir     = "KBROKER_HOST_DIR"
+	envEpoch       = "KBROKER_EPOCH"        // of the placement
 	envArtifactDir = "KBROKER_ARTIFACT_DIR" // only of an archive: what is unpacked of it
 	envCheck       = "KBROKER_CHECK"        // only of a check that runs inside an instance
 )
@@ -108,7 +109,8 @@ type marked struct {
 	HostDir      string
 	Incarnation  kbroker.Incarnation
 	InstanceFile string
-	Check        bool // it only looks at its instance
+	Check        bool   // it only looks at its instance
+	Epoch        uint64 // 0: it does not say
 }
 
 // leads is true for the process that an agent itself started as an instance.
@@ -138,6 +140,7 @@ func scan() ([]marked, error) {
 			m.InstanceFile = envValue(env, envInstance)
 			m.User = ownerOf(filepath.Join("/proc", d.Name()))
 			m.Check = envValue(env, envCheck) != ""
+			m.Epoch, _ = strconv.ParseUint(envValue(env, envEpoch), 10, 64) // 0 without
 		}
 		all = append(all, m)
 	}

@@ -33,7 +33,6 @@ const (
 	tempDir = "tmp"
 	runDir  = "run" // instanceFile and credentials
 
-	damagedSuffix = ".damaged"
 	// credsSuffix follows the incarnation: for one start of the instance, its key, and
 	// what was signed for it.
 	credsSuffix = ".creds"
@@ -100,15 +99,17 @@ func saveRecord(home string, r record) error {
 	return durable.Swap(filepath.Join(home, recordFile), b, 0o600)
 }
 
-// loadSealed reads what saveSealed or saveRecord wrote. errDamaged: it is something else now;
-// a copy is kept beside it. os.ErrNotExist: there is none.
+// loadSealed reads what saveSealed or saveRecord wrote. errDamaged: it is something else now, or
+// cannot be read; it is put aside. os.ErrNotExist: there is none.
 func loadSealed(path string, v any) error {
 	b, err := os.ReadFile(path)
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	var s sealed
-	err = json.Unmarshal(b, &s)
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
 	if err == nil && digest(s.Body) != s.SHA256 {
 		err = errors.New("the digest does not match")
 	}
@@ -116,7 +117,7 @@ func loadSealed(path string, v any) error {
 		err = json.Unmarshal(s.Body, v)
 	}
 	if err != nil {
-		keep := os.Rename(path, path+damagedSuffix)
+		_, keep := durable.SetAside(path)
 		return errors.Join(fmt.Errorf("%s is %w: %w", path, errDamaged, err), keep)
 	}
 	return nil
@@ -156,19 +157,38 @@ func credsIn(home string) []string {
 // homes lists the instances that have a directory.
 func (d *Dir) homes() ([]kbroker.StatusKey, error) {
 	root := filepath.Join(d.Path, instancesDir)
+	if _, err := asideUnless(root, os.ModeDir); err != nil {
+		return nil, fmt.Errorf("list instances: %w", err)
+	}
 	tenants, err := os.ReadDir(root)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("list instances: %w", err)
 	}
 	var keys []kbroker.StatusKey
 	for _, t := range tenants {
+		if !plainName(t.Name()) {
+			continue // it was put aside
+		}
+		if kept, err := asideUnless(filepath.Join(root, t.Name()), os.ModeDir); err != nil || kept != "" {
+			if err != nil {
+				return nil, fmt.Errorf("list instances: %w", err)
+			}
+			continue
+		}
 		instances, err := os.ReadDir(filepath.Join(root, t.Name()))
 		if err != nil {
 			return nil, fmt.Errorf("list instances: %w", err)
 		}
 		for _, i := range instances {
 			k := kbroker.StatusKey{Tenant: kbroker.TenantID(t.Name()), Instance: kbroker.InstanceID(i.Name())}
-			if validKey(k) == nil {
+			if validKey(k) != nil {
+				continue
+			}
+			kept, err := asideUnless(filepath.Join(root, t.Name(), i.Name()), os.ModeDir)
+			if err != nil {
+				return nil, fmt.Errorf("list instances: %w", err)
+			}
+			if kept == "" {
 				keys = append(keys, k)
 			}
 		}

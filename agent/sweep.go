@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent/cgroup"
 )
 
@@ -55,7 +56,7 @@ func Sweep(ctx context.Context, dir string, grace time.Duration) (killed int, er
 			_ = groups.Group(name).Kill() // its processes are signalled one by one as well
 		}
 	}
-	killed, err = killAll(ctx, look, func(m marked) bool { return m.HostDir == path || recorded[m.procID] || grouped[m.PID] }, kill, grace, sweepWait)
+	killed, err = killAll(ctx, look, func(m marked) bool { return m.HostDir == path || recorded.names(m, path) || grouped[m.PID] }, kill, grace, sweepWait)
 	return killed, errors.Join(err, removeGroups(ctx, groups))
 }
 
@@ -71,8 +72,20 @@ func removeGroups(ctx context.Context, groups *cgroup.Root) error {
 	return errors.Join(append(errs, groups.Remove())...)
 }
 
-// recordedProcesses are those of this boot that the records name.
-func recordedProcesses(d *Dir) (map[procID]bool, error) {
+// recorded are the processes that records name, with the home and the start of the
+// instance.
+type recorded map[procID]struct {
+	home  string
+	start kbroker.Incarnation
+}
+
+func (r recorded) names(m marked, hostDir string) bool {
+	is, ok := r[m.procID]
+	return ok && !isForeign(m, hostDir, is.home, is.start)
+}
+
+// recordedProcesses are those of this boot.
+func recordedProcesses(d *Dir) (recorded, error) {
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
@@ -81,12 +94,15 @@ func recordedProcesses(d *Dir) (map[procID]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	ids := make(map[procID]bool)
+	ids := make(recorded)
 	for _, k := range keys {
 		var r record
+		home := d.home(k)
 		// A damaged record names nobody: the environment finds them.
-		if loadSealed(filepath.Join(d.home(k), recordFile), &r) == nil && r.BootID == boot && r.PID > 0 {
-			ids[r.procID] = true
+		if loadSealed(filepath.Join(home, recordFile), &r) == nil && r.BootID == boot && r.PID > 0 {
+			is := ids[r.procID]
+			is.home, is.start = home, r.Incarnation
+			ids[r.procID] = is
 		}
 	}
 	return ids, nil

@@ -17,10 +17,12 @@ import (
 const checkupWait = 5 * time.Second
 
 // Maintain asks leave for a host to go down for a moment, under the name of
-// holder; it lapses after kbroker.MaintenanceLimit. Errors: NotFound; Refused -
-// another host has it, or the cluster would not bear it; NoLeader, Unavailable.
-func (c *Client) Maintain(ctx context.Context, host kbroker.HostID, holder string) (kbroker.MaintainReply, error) {
-	return c.maintain(ctx, kbroker.MaintainRequest{Host: host, Holder: holder})
+// holder; it lapses after kbroker.MaintenanceLimit. silent is how long it may be
+// silent before it is lost, if that is longer than a restart takes. Errors: NotFound;
+// Refused - another host has it, or the cluster would not bear it; NoLeader,
+// Unavailable.
+func (c *Client) Maintain(ctx context.Context, host kbroker.HostID, holder string, silent time.Duration) (kbroker.MaintainReply, error) {
+	return c.maintain(ctx, kbroker.MaintainRequest{Host: host, Holder: holder, Silent: silent})
 }
 
 // EndMaintain gives the leave back. Errors: NotFound, NoLeader, Unavailable.

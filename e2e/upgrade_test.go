@@ -30,7 +30,7 @@ func TestUpgradeEachHost(t *testing.T) {
 		c.waitReady(20*time.Second, app, app, 3, nil)
 	}
 	before := c.incarnations()
-	const duration = 60 * time.Second
+	const duration = 100 * time.Second // each is on trial for 10 s and more
 	end := c.load(duration)
 	endOnce := c.callOnce(200)
 	began := time.Now()
@@ -94,12 +94,17 @@ func TestUpgradeIsRefused(t *testing.T) {
 // of its own.
 func upgradable(t *testing.T) *cluster {
 	t.Helper()
+	return upgradableTo(t, 4)
+}
+
+func upgradableTo(t *testing.T, hosts int) *cluster {
+	t.Helper()
 	was := kbrokerBin
 	own := filepath.Join(t.TempDir(), "kbroker")
 	copyFile(t, was, own)
 	kbrokerBin = own
 	t.Cleanup(func() { kbrokerBin = was })
-	return up(t, 4)
+	return up(t, hosts)
 }
 
 func (c *cluster) host(name string) string { return filepath.Join(c.dir, name) }

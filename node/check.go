@@ -1,7 +1,6 @@
 package node
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -85,14 +84,13 @@ func (cfg Config) Check() error {
 // or that is not there, it is nobody yet.
 func loadMembership(dir string) (*membership, error) {
 	m := &membership{path: filepath.Join(dir, membershipFile)}
-	raw, err := os.ReadFile(m.path)
-	switch {
+	err := m.read()
+	switch unread, ok := errors.AsType[*fs.PathError](err); {
 	case errors.Is(err, fs.ErrNotExist):
 		return m, nil
+	case ok:
+		return nil, fmt.Errorf("read membership: %w", unread)
 	case err != nil:
-		return nil, fmt.Errorf("read membership: %w", err)
-	}
-	if err := json.Unmarshal(raw, m); err != nil {
 		return nil, kbroker.Errorf(kbroker.Refused, "%s is damaged: %v", m.path, err).
 			WithHint("restore the file, or start with an empty data directory under another name")
 	}

@@ -224,6 +224,9 @@ func (c *core) runParts(ctx, beatCtx context.Context, stopBroker, stopBeat func(
 			}
 			return nil
 		},
+		"upgrade": func(ctx context.Context) error {
+			return onTrial(ctx, c.dir.Path, a.Missing, c.cfg.Log.With("component", "node"))
+		},
 		"membership": func(ctx context.Context) error {
 			return c.m.follow(ctx, s.Cores, s.Removed, c.cfg.Log.With("component", "node"))
 		},

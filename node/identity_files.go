@@ -30,6 +30,9 @@ import (
 //	identity/CLUSTER/accounts.key  of cores: signs credentials
 //	identity/CLUSTER/host.creds    of workers: what it connects with
 //	identity/CLUSTER/core.crt      of cores: makes its own certificates; written last
+//
+// Beside those of them that nothing else makes good is a .copy, for when they are
+// damaged; not of root.key, which may be kept elsewhere.
 const (
 	identityDir  = "identity"
 	hostKeyFile  = "host.key"
@@ -54,7 +57,7 @@ func hostKey(dir string) (crypto.Signer, error) {
 	if err := makeDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
-	return key, pki.SaveKey(path, key)
+	return key, pki.SaveKeyTwice(path, key)
 }
 
 // makeDir makes a directory that a power-off does not take back.

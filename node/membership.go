@@ -1,14 +1,18 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -275,10 +279,37 @@ func (m *membership) save() error {
 	if err != nil {
 		return fmt.Errorf("marshal membership: %w", err)
 	}
-	err = durable.Replace(m.path, append(raw, '\n'), 0o600)
+	err = durable.ReplaceTwice(m.path, summed(raw), 0o600)
 	m.mu.Lock()
 	m.stale = err != nil
 	m.mu.Unlock()
+	return err
+}
+
+// sumOf finds the last field of the file, the digest of all without it.
+var sumOf = regexp.MustCompile(`,\n  "sum": "([0-9a-f]{64})"\n}\n$`)
+
+// summed is an indented object with its digest as a last field; whoever does not know
+// that passes it over.
+func summed(object []byte) []byte {
+	return fmt.Appendf(nil, "%s,\n  \"sum\": \"%x\"\n}\n", bytes.TrimSuffix(object, []byte("\n}")), sha256.Sum256(object))
+}
+
+// read reads the file, or its copy.
+func (m *membership) read() error {
+	_, err := durable.ReadEither(m.path, func(raw []byte) error {
+		if at := sumOf.FindSubmatchIndex(raw); at != nil {
+			object := append(bytes.Clone(raw[:at[0]]), "\n}"...)
+			if string(raw[at[2]:at[3]]) != fmt.Sprintf("%x", sha256.Sum256(object)) {
+				return errors.New("the digest does not match")
+			}
+		}
+		fresh := &membership{}
+		if err := json.Unmarshal(raw, fresh); err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, m)
+	})
 	return err
 }
 

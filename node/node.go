@@ -1,7 +1,8 @@
 // Package node is the composition root of a host: it turns a configuration
 // into running parts and stops them in order.
 //
-//	lock the directory -> serve metrics (metrics.go) -> end a rescue that was cut off (swap.go)
+//	lock the directory -> end an upgrade that was cut off (trial.go) -> serve metrics (metrics.go)
+//	-> end a rescue that was cut off (swap.go)
 //	-> who am I (membership.json; found or join)
 //	  core:   -> broker -> agent (heartbeats at once) and super (when JetStream answers)
 //	  worker: -> agent, as a client of the cores
@@ -17,7 +18,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -85,6 +85,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := clearKeys(dir.Path); err != nil {
 		cfg.Log.Warn("what a crash has left of files with keys is still there", "component", "node", "err", err)
 	}
+	settleUpgrade(dir.Path, cfg.Log.With("component", "node"))
 	counted := openMetrics(dir.Path, cfg.Log.With("component", "node"))
 	defer counted.close()
 	if done, err := endRescue(dir.Path); err != nil {
@@ -171,6 +172,7 @@ func runConnected(ctx context.Context, cfg Config, dir *agent.Dir, m *membership
 		"agent":      a.Run,
 		"membership": func(ctx context.Context) error { return m.follow(ctx, a.Cores, nobody, log) },
 		"credential": func(ctx context.Context) error { return m.stay(ctx, conn, key, log) },
+		"upgrade":    func(ctx context.Context) error { return onTrial(ctx, dir.Path, a.Missing, log) },
 	})
 }
 
@@ -204,9 +206,9 @@ func newAgent(
 	if err != nil {
 		return nil, fmt.Errorf("detect capacity: %w", err)
 	}
-	executable, err := os.Executable()
+	executable, err := agent.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("find the own executable: %w", err)
+		return nil, err
 	}
 	roots, err := m.roots()
 	if err != nil {

@@ -1,12 +1,14 @@
 package node
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/connect"
+	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/internal/grants"
 )
 
@@ -60,6 +62,12 @@ func (m *membership) writeContext() error {
 	admin, err := m.person(AdminRole)
 	if err != nil {
 		return err
+	}
+	path := filepath.Join(filepath.Dir(m.path), connect.ContextFile)
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+		if _, err := durable.SetAside(path); err != nil {
+			return err
+		}
 	}
 	return connect.WriteContext(filepath.Dir(m.path), connect.Context{
 		Servers: m.servers(), Tenant: kbroker.DefaultTenant, CA: roots, Credential: admin,

@@ -156,7 +156,7 @@ func listing(t *testing.T, dir string) string {
 	t.Helper()
 	var list strings.Builder
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.Name() == "agent.json" || path == dir {
+		if err != nil || strings.HasPrefix(d.Name(), "agent.json") || path == dir {
 			return err
 		}
 		info, err := d.Info()

@@ -20,15 +20,15 @@ import (
 
 // Restart in place.
 //
-//	signal -> does the program on disk run? -> stop as at the end -> execve
-//	             | no: go on, say so                                  | failed
-//	             v                                                    v
-//	          running  <-------------------------------- run again in this process
+//	signal -> does the program run? is it watched? -> stop as at the end -> execve
+//	             | no: go on, say so                                         | failed
+//	             v                                                           v
+//	          running  <--------------------------------------- run again in this process
 //
 // The process keeps its pid, its arguments and its environment, and so do its
 // children: instances stay children, the next agent adopts them, takes their
 // exit codes and reaps them. Whatever replaced the program's file meanwhile is
-// what runs then.
+// what runs then; or what an upgrade names, on trial (trial.go).
 
 // RestartSignal asks a running agent to restart in place. It is the signal of
 // "execute the new program" of other daemons, and the Go runtime ignores it
@@ -47,9 +47,9 @@ const (
 
 // Serve runs the host as Run does, and restarts it in place at RestartSignal:
 // the program on disk, which may be another one by then, is executed in this
-// process with the same arguments and environment. It first has to tell its
-// version; while it cannot, the host goes on and the log says why. A return is
-// one of Run's.
+// process with the same arguments and environment, or the one that an upgrade names.
+// It first has to tell its version, and a guard has to watch it where it is on
+// trial; else the host goes on and the log says why. A return is one of Run's.
 func Serve(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -62,9 +62,12 @@ func Serve(ctx context.Context, cfg Config) error {
 	asked := make(chan os.Signal, 1)
 	for {
 		signal.Notify(asked, RestartSignal)
-		again, err := serve(ctx, cfg, self, asked, log)
+		next, again, err := serve(ctx, cfg, self, asked, log)
 		if !again {
 			signal.Stop(asked)
+			if ctx.Err() != nil {
+				err = errors.Join(err, sayStopped(cfg.Dir))
+			}
 			return err
 		}
 		if err != nil {
@@ -73,12 +76,16 @@ func Serve(ctx context.Context, cfg Config) error {
 		// A signal that comes between here and the new program's runtime would
 		// end it: it is ignored until then.
 		signal.Ignore(RestartSignal)
-		log.Error("the program cannot be executed; this one goes on", "program", self.path, "err", self.execute())
+		err = next.execute()
+		log.Error("the program cannot be executed; this one goes on", "program", next.path, "err", err)
+		if err := next.goesOn(cfg.Dir, fmt.Sprintf("it could not be executed: %v", err)); err != nil {
+			log.Warn("the upgrade is not ended in order", "err", err)
+		}
 	}
 }
 
 // serve runs the host until it ends, or was asked to restart and has stopped.
-func serve(ctx context.Context, cfg Config, self program, asked <-chan os.Signal, log *slog.Logger) (again bool, err error) {
+func serve(ctx context.Context, cfg Config, self program, asked <-chan os.Signal, log *slog.Logger) (next restarting, again bool, err error) {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
@@ -86,22 +93,21 @@ func serve(ctx context.Context, cfg Config, self program, asked <-chan os.Signal
 	for {
 		select {
 		case err := <-ended:
-			return false, err
+			return next, false, err
 		case <-asked:
-			version, err := ProgramVersion(ctx, self.path)
-			if err != nil {
-				log.Error("not restarted: the program on disk does not run", "program", self.path, "err", err)
+			if next, err = self.next(ctx, cfg.Dir); err != nil {
+				log.Error("not restarted", "program", next.path, "err", err)
 				continue
 			}
 			select {
 			case err := <-ended: // meanwhile, by itself
-				return false, err
+				return next, false, errors.Join(err, next.goesOn(cfg.Dir, "the agent has ended"))
 			default:
 			}
-			log.Info("restarting in place", "program", self.path, "version", Version, "to", version.Version)
+			log.Info("restarting in place", "program", next.path, "version", Version, "to", next.version)
 			stop()
 			err = <-ended
-			return ctx.Err() == nil, err
+			return next, ctx.Err() == nil, err
 		}
 	}
 }
@@ -114,9 +120,9 @@ type program struct {
 
 // thisProgram is called at the start: later the path may lead to another file.
 func thisProgram() (program, error) {
-	path, err := os.Executable()
+	path, err := agent.Executable()
 	if err != nil {
-		return program{}, fmt.Errorf("find the own executable: %w", err)
+		return program{}, err
 	}
 	return program{path: path, args: os.Args, env: os.Environ()}, nil
 }

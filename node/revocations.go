@@ -53,8 +53,11 @@ type revocations struct {
 func openRevocations(path string, now func() time.Time) (*revocations, error) {
 	r := &revocations{path: path, now: now, until: map[string]time.Time{}}
 	b, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read which credentials were taken back: %w", err)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // others know, and tell
+		if _, err := durable.SetAside(path); err != nil {
+			return nil, fmt.Errorf("read which credentials were taken back: %w", err)
+		}
+		r.damaged = true
 	}
 	for len(b) > 0 {
 		line, rest, ended := bytes.Cut(b, []byte{'\n'})

@@ -1,10 +1,8 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +13,6 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent"
-	"github.com/kbroker/kbroker/internal/durable"
 )
 
 // PreviousSuffix is added to the name of a program that was replaced.
@@ -82,13 +79,10 @@ func MemberOf(dir string) (Member, error) {
 // readMember reads who the host of a data directory is. NotFound: it is not one.
 func readMember(dir string) (*membership, error) {
 	m := &membership{path: filepath.Join(dir, membershipFile)}
-	raw, err := os.ReadFile(m.path)
+	err := m.read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, kbroker.Errorf(kbroker.NotFound, "%s is not the data directory of a host", dir).
 			WithHint("name it with --dir; a cluster of kbroker up has one for each host, such as .kbroker/h1")
-	}
-	if err == nil {
-		err = json.Unmarshal(raw, m)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", m.path, err)
@@ -104,40 +98,6 @@ func CheckProgram(ctx context.Context, path string) (BuildVersion, error) {
 		err = kbroker.Errorf(kbroker.Refused, "%s is for %s/%s, this machine is %s/%s", path, v.OS, v.Arch, runtime.GOOS, runtime.GOARCH)
 	}
 	return v, err
-}
-
-// ReplaceProgram puts a copy of the file from in the place of the program at to,
-// in one step, and keeps the old one under the name with PreviousSuffix. False:
-// they are the same, nothing was done. What runs is not affected until it is
-// started again.
-func ReplaceProgram(from, to string) (replaced bool, err error) {
-	next, err := digest(from)
-	if err != nil {
-		return false, err
-	}
-	old, err := digest(to)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, err
-	}
-	if err == nil && bytes.Equal(next, old) {
-		return false, nil
-	}
-	fresh, err := copyBeside(from, to)
-	if err != nil {
-		return false, err
-	}
-	if old != nil {
-		if err := keepPrevious(to); err != nil {
-			return false, errors.Join(err, os.Remove(fresh))
-		}
-	}
-	if err := durable.Rename(fresh, to); err != nil {
-		if rest := os.Remove(fresh); !errors.Is(rest, fs.ErrNotExist) {
-			return false, errors.Join(fmt.Errorf("replace %s: %w", to, err), rest)
-		}
-		return true, fmt.Errorf("replace %s: %w", to, err) // it was renamed, and may not last
-	}
-	return true, nil
 }
 
 // keepPrevious gives a file its second name; that of one before it goes.

@@ -21,7 +21,7 @@ func write(t *testing.T, path, content string) {
 	}
 }
 
-func TestReplaceProgram(t *testing.T) {
+func TestPutProgram(t *testing.T) {
 	dir := t.TempDir()
 	from, to := filepath.Join(dir, "new"), filepath.Join(dir, "kbroker")
 	write(t, to, "one")
@@ -34,7 +34,7 @@ func TestReplaceProgram(t *testing.T) {
 		{"a third", "three", "two", true},
 	} {
 		write(t, from, step.content)
-		replaced, err := ReplaceProgram(from, to)
+		replaced, err := putProgram(from, to, true)
 		now, nowErr := os.ReadFile(to)
 		before, beforeErr := os.ReadFile(to + PreviousSuffix)
 		if err := errors.Join(err, nowErr, beforeErr); err != nil || replaced != step.replaced || string(now) != step.content || string(before) != step.previous {
@@ -44,7 +44,7 @@ func TestReplaceProgram(t *testing.T) {
 	if info, err := os.Stat(to); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("mode %v, %v; want a program", info.Mode(), err)
 	}
-	if _, err := ReplaceProgram(filepath.Join(dir, "none"), to); !errors.Is(err, os.ErrNotExist) {
+	if _, err := putProgram(filepath.Join(dir, "none"), to, true); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("from nothing: %v", err)
 	}
 	left, err := os.ReadDir(dir)

@@ -19,7 +19,7 @@ const lostWindow = 10 * time.Minute
 // before it is judged as any other. Its applications run on meanwhile. A core
 // stops within 10 s (its clients leave, then it is cut off), its next program is
 // heard within a second of its start: three times that, as a machine that
-// restarts is busy.
+// restarts is busy. One whose new program is on trial may ask for more.
 const restartSilence = 30 * time.Second
 
 // Hearing is what the leader knows of the hosts' liveness in one round.
@@ -62,7 +62,7 @@ type Verdict struct {
 // broker's majority.
 //
 // A host is lost when no core of a majority has heard it for Times.Lost, one that
-// has leave to go down for restartSilence: until then that one is suspect, and
+// has leave to go down for restartSilence or what it asked for: until then that one is suspect, and
 // counts against nothing. A core that is deaf is none of that majority, but whom it
 // has heard is alive.
 // Without a majority's answers nobody's state changes. Lost hosts of the last
@@ -117,7 +117,7 @@ func Judge(v *state.View, h Hearing, t state.Times) Verdict {
 		age, bound := silence(answers, host.Name), t.Lost
 		restarts := host.Maintenance != nil && h.LeaveFor[host.Name] < kbroker.MaintenanceLimit
 		if restarts {
-			bound = max(bound, restartSilence)
+			bound = max(bound, restartSilence, host.Maintenance.Silent)
 		}
 		_, heard := out.Beats[host.Name]
 		switch {

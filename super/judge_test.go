@@ -171,14 +171,18 @@ func TestJudgeAHostOnLeave(t *testing.T) {
 	for name, tc := range map[string]struct {
 		silent  time.Duration // h3, which has leave
 		leave   time.Duration // for how long it has it
+		asked   time.Duration // how long it said that it may be silent
 		h4, h5  time.Duration // silent, without leave
 		want    map[kbroker.HostID]kbroker.HostState
 		alarmed bool
 	}{
-		"it restarts":                        {silent: 6 * time.Second, leave: 10 * time.Second, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect}},
-		"it restarts slowly":                 {silent: restartSilence - time.Second, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect}},
-		"it does not come back":              {silent: restartSilence, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostLost}},
-		"it is silent when its leave lapses": {silent: 6 * time.Second, leave: kbroker.MaintenanceLimit, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostLost}},
+		"it restarts":                         {silent: 6 * time.Second, leave: 10 * time.Second, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect}},
+		"it restarts slowly":                  {silent: restartSilence - time.Second, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect}},
+		"it does not come back":               {silent: restartSilence, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostLost}},
+		"it is on trial":                      {silent: 44 * time.Second, asked: 45 * time.Second, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect}},
+		"it is on trial, and does not return": {silent: 45 * time.Second, asked: 45 * time.Second, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostLost}},
+		"it asked for less than a restart":    {silent: restartSilence - time.Second, asked: time.Second, leave: time.Minute, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect}},
+		"it is silent when its leave lapses":  {silent: 6 * time.Second, leave: kbroker.MaintenanceLimit, want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostLost}},
 		"another is lost while it restarts": {
 			silent: 6 * time.Second, leave: 10 * time.Second, h4: 6 * time.Second,
 			want: map[kbroker.HostID]kbroker.HostState{"h3": kbroker.HostSuspect, "h4": kbroker.HostLost},
@@ -206,6 +210,9 @@ func TestJudgeAHostOnLeave(t *testing.T) {
 				c.view.Hosts["h4"] = kbroker.Host{Name: "h4", Role: kbroker.RoleWorker, State: kbroker.HostReady}
 				words = words[:2]
 			}
+			h3 := c.view.Hosts["h3"]
+			h3.Maintenance.Silent = tc.asked
+			c.view.Hosts["h3"] = h3
 			v := Judge(&c.view, Hearing{Answers: words, LeaveFor: map[kbroker.HostID]time.Duration{"h3": tc.leave}}, state.Tuned)
 			for host, want := range tc.want {
 				if v.States[host] != want {

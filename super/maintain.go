@@ -57,7 +57,7 @@ func decideMaintain(v *state.View, r kbroker.MaintainRequest, f facts, now time.
 	if mine {
 		return decision{reply: reply}, nil
 	}
-	h.Maintenance = &kbroker.Maintenance{Holder: r.Holder, Since: now}
+	h.Maintenance = &kbroker.Maintenance{Holder: r.Holder, Since: now, Silent: min(max(r.Silent, 0), kbroker.MaintenanceLimit)}
 	return decision{[]state.Change{state.PutHost{Host: h}}, reply}, nil
 }
 

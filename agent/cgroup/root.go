@@ -59,6 +59,12 @@ func Open(dataDir, boot string) (*Root, error) {
 	if held, ok := load(path, boot); ok {
 		return &Root{held}, nil
 	}
+	// What is there and is not of another boot is damaged: what it said is found anew.
+	if b, err := os.ReadFile(path); !errors.Is(err, fs.ErrNotExist) && (err != nil || !json.Valid(b)) {
+		if _, err := durable.SetAside(path); err != nil {
+			return nil, err
+		}
+	}
 	all, err := mounted()
 	if err != nil {
 		return nil, err

@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	// upgradeTimeout is how long a host may take to be back.
+	// upgradeTimeout is how long a host may take to be back, with a gate of up to
+	// 45 s; with a longer one a minute more than that takes.
 	upgradeTimeout = 2 * time.Minute
 	// leaveTimeout bounds asking for the leave, and giving it back.
 	leaveTimeout = 30 * time.Second
@@ -29,7 +30,7 @@ type upgradeResult struct {
 	Host     kbroker.HostID `json:"host"`
 	From     string         `json:"from"` // version before
 	To       string         `json:"to"`
-	Replaced bool           `json:"replaced"`           // by --binary
+	Replaced bool           `json:"replaced"`           // it executes another program
 	Previous string         `json:"previous,omitempty"` // where the old program is kept
 	TookS    float64        `json:"took_s"`             // from the signal until it was back
 }
@@ -43,19 +44,25 @@ func (c *cli) agentUpgradeCommand() *cobra.Command {
 run on, and none of them is restarted. Run it on the host, as the user of the agent.
 
 It asks the cluster for leave (one host at a time; refused, exit code 4, while
-another core is down or behind), puts the program of --binary in the place of the
-agent's and keeps the old one as .previous, has the agent execute it, and waits
-until the host is ready, its core has caught up and writes succeed. Without
---binary the program that is on disk now is executed: what a package manager has
-put there. The data directory names the cluster; no context is needed.
+another core is down or behind), has the agent execute the program of --binary on
+trial, and waits until the host is ready, its core has caught up and writes succeed.
+Without --binary the program that is on disk now is executed: what a package manager
+has put there. The data directory names the cluster; no context is needed.
+
+A program that is not in order within the gate (30 s), or that ends before it has
+been for a third of it, is refused: the host returns to the old one by itself, also
+when this command is gone. The new program takes the place of the old one when it
+has passed, the old one is kept as .previous; until then a boot starts the old one.
 
 Several hosts are upgraded in turn, each when the one before is done:
   for h in a b c; do
     scp kbroker $h:/tmp/kbroker && ssh $h kbroker agent upgrade --binary /tmp/kbroker || break
   done
-Exit code 1: the host is not back in time; the output says how to go back, and the
-hosts that follow are refused. kbroker doctor names hosts of other versions.`,
+Exit code 1: the host is back on the old version, and the output says why the new one
+was refused; or the host is not back in time, and the hosts that follow are refused.
+kbroker doctor names hosts of other versions.`,
 		Example: `  kbroker agent upgrade --binary /tmp/kbroker
+  kbroker agent upgrade --binary /tmp/kbroker --gate 1m    # a core with much to read at its start
   kbroker agent upgrade --dir .kbroker/h1`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -64,6 +71,7 @@ hosts that follow are refused. kbroker doctor names hosts of other versions.`,
 	f := cmd.Flags()
 	f.StringVar(&u.dir, "dir", defaultAgentDir, "data directory of the host")
 	f.StringVar(&u.binary, "binary", "", "the new program, a `file`")
+	f.DurationVar(&u.gate, "gate", node.DefaultGate, "how long the new program may be ill")
 	must(cmd.MarkFlagDirname("dir"))
 	must(cmd.MarkFlagFilename("binary"))
 	return cmd
@@ -73,6 +81,7 @@ hosts that follow are refused. kbroker doctor names hosts of other versions.`,
 type upgrade struct {
 	*cli
 	dir, binary string
+	gate        time.Duration
 
 	limit  time.Duration
 	member node.Member
@@ -115,15 +124,15 @@ func (u *upgrade) run(ctx context.Context) error {
 	holder := rand.Text()
 	asking, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	leave, err := api.Maintain(asking, u.member.Host, holder)
+	leave, err := api.Maintain(asking, u.member.Host, holder, u.gate+node.GoesBackWithin)
 	if err != nil {
 		return err
 	}
 	if leave.Warning != "" {
 		u.say("warning: %s", leave.Warning)
 	}
-	begun, err := u.restart(ctx, api)
-	if err != nil && begun {
+	keep, err := u.restart(ctx, api)
+	if keep {
 		// The leave is kept: who upgrades host after host is to stop here.
 		return err
 	}
@@ -143,9 +152,12 @@ func (u *upgrade) prepare(ctx context.Context) (err error) {
 	if u.server != "" {
 		return kbroker.Errorf(kbroker.Invalid, "the data directory names the cluster").WithHint("leave --context out; --dir names the directory")
 	}
-	u.limit = upgradeTimeout
+	u.limit = max(upgradeTimeout, u.gate*4/3+time.Minute)
 	if u.timeout > 0 {
 		u.limit = time.Duration(u.timeout)
+	}
+	if u.gate < node.MinGate || u.gate > node.MaxGate {
+		return kbroker.Errorf(kbroker.Invalid, "--gate is %v, want %v to %v", u.gate, node.MinGate, node.MaxGate)
 	}
 	if u.limit > kbroker.MaintenanceLimit {
 		return kbroker.Errorf(kbroker.Invalid, "--timeout is %v, the leave of a host lapses after %v", u.limit, kbroker.MaintenanceLimit)
@@ -191,52 +203,6 @@ func (u *upgrade) checkBinary(ctx context.Context) (version string, err error) {
 			WithHint("--binary names a kbroker for this machine: it has to answer to `%s version`; nothing was changed", u.binary)
 	}
 	return v.Version, err
-}
-
-// restart replaces the program, has the agent execute it and waits for it. begun:
-// the agent was asked.
-func (u *upgrade) restart(ctx context.Context, api *client.Client) (begun bool, err error) {
-	if u.binary != "" {
-		if u.result.Replaced, err = node.ReplaceProgram(u.binary, u.member.Program); err != nil {
-			return false, err
-		}
-		if u.result.Replaced {
-			u.result.Previous = u.member.Program + node.PreviousSuffix
-			u.say("%s is replaced, the old one is %s", u.member.Program, u.result.Previous)
-		}
-	}
-	at := time.Now()
-	if err := node.AskRestart(u.dir); err != nil {
-		return false, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, u.limit)
-	defer cancel()
-	got, err := api.FollowRestart(ctx, u.member.Host, u.member.Process, func(missing string) { u.say("waiting: %s", missing) })
-	took := time.Since(at)
-	u.result.TookS = took.Seconds()
-	switch {
-	case errors.Is(err, kbroker.DeadlineExceeded):
-		return true, kbroker.Errorf(kbroker.Failed, "host %s is not back after %v: %v", u.member.Host, u.limit, err).WithHint("%s", u.wayBack())
-	case err != nil:
-		return true, err
-	case got.Version != u.result.To:
-		return true, kbroker.Errorf(kbroker.Failed, "host %s runs version %s, not %s", u.member.Host, got.Version, u.result.To).WithHint("%s", u.wayBack())
-	}
-	return true, nil
-}
-
-// wayBack says how to run what ran before.
-func (u *upgrade) wayBack() string {
-	h := fmt.Sprintf("the agent's log says why (journalctl -u kbroker, or agent.log in %s). ", u.dir)
-	if u.result.Replaced {
-		h += fmt.Sprintf("Back to the old program: mv %s %s && ", u.result.Previous, u.member.Program)
-	} else {
-		h += "To start it again: "
-	}
-	if pid, alive, err := node.Running(u.dir); err == nil && alive {
-		return h + fmt.Sprintf("kill -USR2 %d", pid)
-	}
-	return h + fmt.Sprintf("systemctl restart kbroker, or %s agent --dir %s", u.member.Program, u.dir)
 }
 
 func (u *upgrade) text(w io.Writer) {

@@ -23,6 +23,7 @@ func (c *cli) builtinCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		c.guardCommand(),
+		c.upgradeGuardCommand(),
 		&cobra.Command{
 			Use:               kbroker.BuiltinAllocator,
 			Short:             "The allocator of an app",

@@ -116,6 +116,9 @@ func endHost(ctx context.Context, h kbroker.HostID, dir string) (endedHost, erro
 	if err != nil {
 		return e, fmt.Errorf("look at host %s: %w", h, err)
 	}
+	if err := node.EndUpgrade(dir); err != nil {
+		return e, fmt.Errorf("end the upgrade of host %s: %w", h, err)
+	}
 	if alive {
 		e.PID = &pid
 		if err := signalAgent(ctx, dir, syscall.SIGTERM, agentGrace); errors.Is(err, errStillThere) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -109,25 +108,29 @@ func (s spawned) ended() error {
 // withLog is failed with the last lines of the log of a host's agent, not those
 // before an offset.
 func (l *localCluster) withLog(h kbroker.HostID, start int64, failed error) error {
-	return &outputError{error: failed, title: fmt.Sprintf("last lines of the log of %s:", h), lines: strings.Split(l.lastLog(h, start), "\n")}
+	lines, err := logEnd(filepath.Join(l.hostDir(h), agentLog), start)
+	if err != nil {
+		lines = []string{err.Error()}
+	}
+	return &outputError{error: failed, title: fmt.Sprintf("last lines of the log of %s:", h), lines: lines}
 }
 
-// lastLog is the end of the log of a host's agent, from an offset on.
-func (l *localCluster) lastLog(h kbroker.HostID, start int64) string {
-	f, err := os.Open(filepath.Join(l.hostDir(h), agentLog))
+// logEnd is the end of a log, from an offset on.
+func logEnd(path string, start int64) ([]string, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return err.Error()
+		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return err.Error()
+		return nil, err
 	}
 	from := max(start, info.Size()-agentLogBytes)
 	b, err := io.ReadAll(io.NewSectionReader(f, from, info.Size()-from))
 	if err != nil {
-		return err.Error()
+		return nil, err
 	}
-	lines := bytes.Split(bytes.TrimRight(b, "\n"), []byte("\n"))
-	return string(bytes.Join(lines[max(0, len(lines)-agentLogLines):], []byte("\n")))
+	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	return lines[max(0, len(lines)-agentLogLines):], nil
 }

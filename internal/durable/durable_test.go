@@ -1,6 +1,7 @@
 package durable
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -173,4 +174,87 @@ func TestClearRemovesWhatACrashHasLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	holds(t, dir, kept)
+}
+
+func TestSetAsideKeepsTheNewestBadCopies(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a-file")
+	if kept, err := SetAside(path); kept != "" || err != nil {
+		t.Errorf("of nothing: %q, %v", kept, err)
+	}
+	for i := range maxAside + 3 {
+		if err := os.WriteFile(path, []byte{byte(i)}, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		kept, err := SetAside(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(kept); err != nil || len(b) != 1 || b[0] != byte(i) {
+			t.Errorf("%s is %v, %v; want %d", kept, b, err, i)
+		}
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("it is still there: %v", err)
+		}
+	}
+	all := Aside(path)
+	if len(all) != maxAside || all[0] != path+".damaged-4" || all[maxAside-1] != path+".damaged-11" {
+		t.Errorf("kept are %v, want the newest %d", all, maxAside)
+	}
+	// A directory in the place of a file, too.
+	if err := os.MkdirAll(filepath.Join(path, "in"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := SetAside(path); err != nil || kept != path+".damaged-12" {
+		t.Errorf("a directory: %q, %v", kept, err)
+	}
+}
+
+// TestReadEither: a damaged file is made good from its copy and kept, one that was
+// taken away is not.
+func TestReadEither(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	check := func(b []byte) error {
+		if !bytes.Contains(b, []byte("good")) {
+			return errors.New("it is bad")
+		}
+		return CheckSum(b)
+	}
+	whole := WithSum([]byte("good\n"))
+	if err := ReplaceTwice(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flipped := bytes.Clone(whole)
+	flipped[len(flipped)-1] ^= 4
+	for i, bad := range [][]byte{nil, []byte("x"), whole[:len(whole)/2], flipped} {
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := ReadEither(path, check); err != nil || !bytes.Equal(b, whole) {
+			t.Errorf("of %q: %q, %v", bad, b, err)
+		}
+		if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, whole) {
+			t.Errorf("after %q the file is %q, %v", bad, b, err)
+		}
+		if kept := Aside(path); len(kept) != i+1 {
+			t.Errorf("kept are %v, want %d", kept, i+1)
+		}
+	}
+	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := ReadEither(path, check); err != nil || !bytes.Equal(b, whole) {
+		t.Errorf("of a directory: %q, %v", b, err)
+	}
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.WriteFile(path+copySuffix, []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadEither(path, check); err == nil || err.Error() != "it is bad" {
+		t.Errorf("both are damaged: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadEither(path, check); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it was taken away: %v", err)
+	}
 }

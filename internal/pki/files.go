@@ -19,48 +19,68 @@ const (
 )
 
 // SaveKey keeps a key in a file of its own, 0600, which survives a power-off.
-func SaveKey(path string, key crypto.Signer) error {
+func SaveKey(path string, key crypto.Signer) error { return saveKey(path, key, durable.Replace) }
+
+// SaveKeyTwice is SaveKey of a key that nobody moves elsewhere; its file may be damaged.
+func SaveKeyTwice(path string, key crypto.Signer) error {
+	return saveKey(path, key, durable.ReplaceTwice)
+}
+
+func saveKey(path string, key crypto.Signer, write func(string, []byte, os.FileMode) error) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return fmt.Errorf("encode a key: %w", err)
 	}
-	return durable.Replace(path, pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), 0o600)
+	return write(path, durable.WithSum(pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der})), 0o600)
 }
 
 // LoadKey reads a key. Errors: that of the file, or that it holds something else;
 // none shows what is in it.
 func LoadKey(path string) (crypto.Signer, error) {
-	b, err := os.ReadFile(path)
+	var key crypto.Signer
+	_, err := durable.ReadEither(path, func(b []byte) (err error) {
+		if err := durable.CheckSum(b); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		block, rest := pem.Decode(b)
+		if block == nil || block.Type != pemKey || len(rest) > 0 {
+			return fmt.Errorf("%s is not one key in PEM", path)
+		}
+		if key, err = parseKey(block.Bytes); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	block, rest := pem.Decode(b)
-	if block == nil || block.Type != pemKey || len(rest) > 0 {
-		return nil, fmt.Errorf("%s is not one key in PEM", path)
-	}
-	key, err := parseKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return key, nil
 }
 
-// SaveSecret keeps a secret in a file of its own, 0600, which survives a power-off.
+// SaveSecret keeps a secret in a file of its own, 0600, which survives a power-off, and
+// may be damaged.
 func SaveSecret(path string, secret []byte) error {
-	return durable.Replace(path, pem.EncodeToMemory(&pem.Block{Type: pemSecret, Bytes: secret}), 0o600)
+	return durable.ReplaceTwice(path, durable.WithSum(pem.EncodeToMemory(&pem.Block{Type: pemSecret, Bytes: secret})), 0o600)
 }
 
 // LoadSecret reads what SaveSecret wrote. Errors as those of LoadKey.
 func LoadSecret(path string) ([]byte, error) {
-	b, err := os.ReadFile(path)
+	var secret []byte
+	_, err := durable.ReadEither(path, func(b []byte) error {
+		if err := durable.CheckSum(b); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		block, rest := pem.Decode(b)
+		if block == nil || block.Type != pemSecret || len(rest) > 0 {
+			return fmt.Errorf("%s is not one secret in PEM", path)
+		}
+		secret = block.Bytes
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	block, rest := pem.Decode(b)
-	if block == nil || block.Type != pemSecret || len(rest) > 0 {
-		return nil, fmt.Errorf("%s is not one secret in PEM", path)
-	}
-	return block.Bytes, nil
+	return secret, nil
 }
 
 // parseKey reads PKCS 8. Its errors show nothing of what it reads.
@@ -106,20 +126,25 @@ func ParseCerts(b []byte) ([]*x509.Certificate, error) {
 	return out, nil
 }
 
-// SaveCerts keeps certificates in a file, which survives a power-off.
+// SaveCerts keeps certificates in a file, which survives a power-off, and may be damaged.
 func SaveCerts(path string, certs ...*x509.Certificate) error {
-	return durable.Replace(path, EncodeCerts(certs...), 0o644)
+	return durable.ReplaceTwice(path, durable.WithSum(EncodeCerts(certs...)), 0o644)
 }
 
 // LoadCerts reads the certificates of a file.
 func LoadCerts(path string) ([]*x509.Certificate, error) {
-	b, err := os.ReadFile(path)
+	var certs []*x509.Certificate
+	_, err := durable.ReadEither(path, func(b []byte) (err error) {
+		if err = durable.CheckSum(b); err == nil {
+			certs, err = ParseCerts(b)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	certs, err := ParseCerts(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return certs, nil
 }
