@@ -13,8 +13,13 @@ import (
 	"github.com/kbroker/kbroker/agent/cgroup"
 )
 
-// janitorEvery is how often all processes of the machine are looked through.
-const janitorEvery = 5 * time.Second
+const (
+	// janitorEvery is how often all processes of the machine are looked through.
+	janitorEvery = 5 * time.Second
+	// zombiesEvery is how often it is asked whether a child is dead that nobody has
+	// taken the status of; if so, all are looked through.
+	zombiesEvery = time.Second
+)
 
 // janitor ends strays: processes that agents of this directory have started and
 // that no instance knows, and control groups. It also reaps orphans.
@@ -40,14 +45,18 @@ type census struct {
 
 // run looks around until ctx ends.
 func (j *janitor) run(ctx context.Context, ask func(context.Context) (census, bool), now func() time.Duration) error {
-	tick := time.NewTicker(janitorEvery)
+	tick := time.NewTicker(zombiesEvery)
 	defer tick.Stop()
-	for {
+	for due := now() + janitorEvery; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
+		if now() < due && !deadChild() {
+			continue
+		}
+		due = now() + janitorEvery
 		all, err := j.scanner.scan()
 		if err != nil {
 			j.log.Warn("processes could not be listed", "err", err)

@@ -94,6 +94,13 @@ func signalProcess(id procID, sig unix.Signal) error {
 	return nil
 }
 
+// deadChild reports whether a child of this process has ended and is not reaped.
+func deadChild() bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err == nil && info.Signo != 0
+}
+
 // stampOf is the stamp of a file that was looked at.
 func stampOf(info fs.FileInfo) stamp {
 	s, ok := info.Sys().(*syscall.Stat_t)
