@@ -356,6 +356,9 @@ func (c *cli) upText(ctx context.Context, w io.Writer, out upOutput, flag string
 	if flag != "" {
 		in, at = " --dir "+flag, " --context "+flag
 	}
+	if lacks := unenforced(out.Hosts); lacks != "" {
+		fmt.Fprintf(w, "\nnot enforced here: %s\n", lacks)
+	}
 	if len(out.Answer) > 0 {
 		fmt.Fprintf(w, "\nhello answers: %s\n", strings.TrimSpace(string(out.Answer)))
 	}
