@@ -159,7 +159,7 @@ func (a *Agent) bounds(what executable, args []string, home string, r record) sp
 // What every program may read and run in a sandbox, and the devices that it may
 // use.
 var (
-	systemPaths   = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/proc", "/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm"}
+	systemPaths   = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/run/systemd/resolve", "/proc", "/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm"}
 	systemDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}
 )
 
