@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/cgroup"
 	"github.com/kbroker/kbroker/internal/wait"
 )
 
@@ -109,9 +110,9 @@ func (r *running) awaitOutput(i kbroker.InstanceID, want string) string {
 	return out
 }
 
-// Whatever an instance forks ends with it: daemons, in sessions of their own and
-// without its environment; and a fork bomb hurts nobody else.
-func TestNothingOutlivesItsInstance(t *testing.T) {
+// bombed has an agent run a fork bomb that may have 64 processes.
+func bombed(t *testing.T) (*core, *running, kbroker.Placement, *cgroup.Group) {
+	t.Helper()
 	c := newCore(t)
 	p := placement("shop-web-1", "bomb")
 	p.Spec.Resources.PIDs = 64
@@ -121,7 +122,13 @@ func TestNothingOutlivesItsInstance(t *testing.T) {
 		t.Skip("SKIPPED: no control groups here")
 	}
 	s := c.awaitState(p.Instance, kbroker.StateReady)
-	group := a.contain.groups.Group(string(s.Incarnation))
+	return c, a, p, a.contain.groups.Group(string(s.Incarnation))
+}
+
+// Whatever an instance forks ends with it: daemons, in sessions of their own and
+// without its environment; and a fork bomb hurts nobody else.
+func TestNothingOutlivesItsInstance(t *testing.T) {
+	c, a, p, group := bombed(t)
 	wait.Until(t, 10*time.Second, func() error {
 		if all, err := group.Processes(); err != nil || len(all) < 10 {
 			return fmt.Errorf("%d processes (%v)", len(all), err)
@@ -148,16 +155,7 @@ func TestNothingOutlivesItsInstance(t *testing.T) {
 
 // The agent is dead when everything is to end.
 func TestSweepEndsAForkBomb(t *testing.T) {
-	c := newCore(t)
-	p := placement("shop-web-1", "bomb")
-	p.Spec.Resources.PIDs = 64
-	c.want(p)
-	a := c.startAgent(t.TempDir())
-	if !a.contain.can.Group {
-		t.Skip("SKIPPED: no control groups here")
-	}
-	s := c.awaitState(p.Instance, kbroker.StateReady)
-	group := a.contain.groups.Group(string(s.Incarnation))
+	_, a, _, group := bombed(t)
 	a.stop()
 	if _, err := Sweep(context.Background(), a.cfg.Dir.Path, 100*time.Millisecond); err != nil {
 		t.Error(err)
