@@ -112,7 +112,7 @@ func TestWritesResumeWithoutTheLeadingCore(t *testing.T) {
 			t.Errorf("%s: %v without a write even at the best of three, want %v", fault.name, gap, fault.limit)
 		}
 	}
-	wait.Until(t, 15*time.Second, func() error { return replicated(nc) })
+	wait.Until(t, time.Minute, func() error { return replicated(nc) })
 	w.check(t)
 }
 
@@ -121,7 +121,11 @@ func TestWritesResumeWithoutTheLeadingCore(t *testing.T) {
 func gapWithoutLeader(t *testing.T, nc *nats.Conn, w *writer, children map[string]*childHost, name string, hit, heal func(*childHost)) time.Duration {
 	t.Helper()
 	before := w.count()
-	wait.Until(t, 15*time.Second, func() error {
+	began := time.Now()
+	// nats-server 2.15: a follower has once been seen to refuse what its leader sent it to
+	// catch up with ("Expected first catchup entry to be a snapshot") for 15 s. Writes go
+	// on meanwhile, with two of three; when all are current again is not the question here.
+	wait.Until(t, time.Minute, func() error {
 		if err := replicated(nc); err != nil {
 			return err
 		}
@@ -130,6 +134,9 @@ func gapWithoutLeader(t *testing.T, nc *nats.Conn, w *writer, children map[strin
 		}
 		return nil
 	})
+	if took := time.Since(began); took > 5*time.Second {
+		t.Logf("all were current after %v", took)
+	}
 	info, err := streamOf(nc, subjects.ControlStream)
 	if err != nil {
 		t.Fatal(err)
