@@ -146,18 +146,17 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 		return nil, r, fmt.Errorf("start: %w", unstartable(what.path, err))
 	}
 	defer child.Release() // whatever becomes of it here, it is put on record before it runs
-	cmd := child.Cmd
 	s, err := readStat(child.PID()) // not waited for: it is there, dead or alive
 	if err != nil {
-		return nil, r, errors.Join(fmt.Errorf("identify the started process: %w", err), cmd.Process.Kill())
+		return nil, r, errors.Join(fmt.Errorf("identify the started process: %w", err), abandon(child))
 	}
 	r.procID = s.procID
 	if err := expose(r.PID); err != nil {
 		a.log.Warn("a process keeps the agent's protection from the OOM killer", "instance", k.Instance, "pid", r.PID, "err", err)
 	}
-	p, err := newProcess(r, cmd, cfg.Group, &a.scanner, a.log.With("instance", k.Instance))
+	p, err := newProcess(r, child.Cmd, cfg.Group, &a.scanner, a.log.With("instance", k.Instance))
 	if err != nil {
-		return nil, r, errors.Join(fmt.Errorf("watch the started process: %w", err), cmd.Process.Kill())
+		return nil, r, errors.Join(fmt.Errorf("watch the started process: %w", err), abandon(child))
 	}
 	if err := saveRecord(home, r); err != nil {
 		// It runs, and the intent is on disk: a later agent finds it by its
@@ -165,6 +164,14 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 		a.log.Warn("a started process is not on record", "instance", k.Instance, "pid", r.PID, "err", err)
 	}
 	return p, r, nil
+}
+
+// abandon ends a process that has not run yet.
+func abandon(child *spawn.Child) error {
+	err := child.Cmd.Process.Kill()
+	child.Release()
+	_ = child.Cmd.Wait() // it says that it was killed
+	return err
 }
 
 // start starts a process. Its executable may be open for writing for a moment: by a

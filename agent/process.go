@@ -163,8 +163,8 @@ func (p *process) signalGroup(sig unix.Signal) {
 func (p *process) reap() kbroker.Exit {
 	p.destroy()
 	e := p.exit()
-	if p.group != nil && p.group.OutOfMemory() > 0 {
-		e.OOM = true
+	if ok := e.Code != nil && *e.Code == 0; !ok && p.group != nil && p.group.OutOfMemory() > 0 {
+		e.OOM = true // of it, or of a process without which it did not go on
 	}
 	return e
 }
