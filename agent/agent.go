@@ -47,6 +47,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/output"
 	"github.com/kbroker/kbroker/state"
 )
 
@@ -120,7 +121,7 @@ type Agent struct {
 	viewer   *viewer
 	reporter *reporter
 	cache    *cache
-	outputs  *outputs
+	outputs  *output.Files
 	pinger   *pinger
 	gates    gates
 	own      ownPulse
@@ -176,7 +177,7 @@ func New(cfg Config) (*Agent, error) {
 		viewer:    &viewer{host: cfg.Host, generation: cfg.Generation, dir: cfg.Dir, conn: cfg.Conn, log: cfg.Log, look: make(chan struct{}, 1)},
 		reporter:  newReporter(cfg, counters),
 		cache:     newCache(cfg),
-		outputs:   newOutputs(cfg, maxOutputBytes),
+		outputs:   newOutputs(cfg),
 		pinger:    newPinger(cfg),
 		gates:     newGates(),
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),
@@ -241,7 +242,8 @@ func (a *Agent) Run(parent context.Context) error {
 		a.resume(ctx, a.instances[k])
 	}
 	part("reports", a.reporter.run)
-	part("output", a.outputs.run)
+	part("output", a.outputs.Run)
+	part("logs", a.serveLogs)
 	part("checkup", a.checker.run)
 	part("pulse", func(ctx context.Context) error { a.own.run(ctx, a.cfg.Dir.Path); return nil })
 	part("janitor", func(ctx context.Context) error { return a.janitor.run(ctx, a.census, state.Boottime) })

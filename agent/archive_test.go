@@ -83,8 +83,8 @@ func TestAProgramOfAnArchiveRuns(t *testing.T) {
 	c.awaitState(p.Instance, kbroker.StateReady)
 	want := "from the archive\n" + filepath.Join(a.home(p.Instance), workDir) + "\n" + filepath.Join(a.home(p.Instance), tempDir, "pycache") + "\n"
 	c.await(p.Instance, 5*time.Second, "output", func(kbroker.Status) bool {
-		r, err := readOutput(filepath.Join(a.home(p.Instance), outputFile), 0, 1000)
-		return err == nil && string(r.Data) == want
+		b, err := os.ReadFile(filepath.Join(a.home(p.Instance), outputFile))
+		return err == nil && string(b) == want
 	})
 }
 
@@ -342,9 +342,9 @@ func TestACrashedInstanceIsNotStartedFromAChangedProgram(t *testing.T) {
 	}
 	kill(t, s.PID, unix.SIGKILL)
 	wait.Until(t, 10*time.Second, func() error {
-		r, err := readOutput(filepath.Join(a.home(p.Instance), outputFile), 0, 1000)
-		if err == nil && string(r.Data) != "script\nscript\n" {
-			err = errors.New("output: " + string(r.Data))
+		b, err := os.ReadFile(filepath.Join(a.home(p.Instance), outputFile))
+		if err == nil && string(b) != "script\nscript\n" {
+			err = errors.New("output: " + string(b))
 		}
 		return err
 	})

@@ -128,7 +128,7 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 		return nil, r, fmt.Errorf("output file: %w", err)
 	}
 	defer out.Close()
-	r.LogStart = a.outputs.began(k)
+	r.LogStart = a.outputs.Began(k)
 	r.BootID, r.StartedAt, r.Exit, r.Message = a.boot, time.Now().UTC(), nil, ""
 	if err := saveRecord(home, r); err != nil {
 		return nil, r, fmt.Errorf("record the intent to start: %w", err)
