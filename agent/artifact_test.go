@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/stamp"
 	"github.com/kbroker/kbroker/internal/wait"
 )
 
@@ -213,7 +214,7 @@ func settle(t *testing.T, path string) {
 	t.Helper()
 	wait.Until(t, 5*time.Second, func() error {
 		info, err := os.Lstat(path)
-		if err == nil && !stampOf(info).settled(time.Now()) {
+		if err == nil && !stamp.Of(info).Settled(time.Now()) {
 			err = errors.New("just written")
 		}
 		return err
@@ -230,11 +231,11 @@ func TestAnUnchangedProgramIsReadOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	var k checks
-	if err := k.file(t.Context(), path, digest([]byte(script))); err != nil || k.whole != (stamp{}) {
+	if err := k.file(t.Context(), path, digest([]byte(script))); err != nil || k.whole != (stamp.Stamp{}) {
 		t.Errorf("just written: %v, stamp %+v; want none", err, k.whole)
 	}
 	settle(t, path)
-	if err := k.file(t.Context(), path, digest([]byte(script))); err != nil || k.whole == (stamp{}) {
+	if err := k.file(t.Context(), path, digest([]byte(script))); err != nil || k.whole == (stamp.Stamp{}) {
 		t.Errorf("settled: %v, stamp %+v; want one", err, k.whole)
 	}
 	if err := k.file(t.Context(), path, "another digest"); err != nil {
@@ -243,7 +244,7 @@ func TestAnUnchangedProgramIsReadOnce(t *testing.T) {
 	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.file(t.Context(), path, digest([]byte(script))); !errors.Is(err, errDamaged) || k.whole != (stamp{}) {
+	if err := k.file(t.Context(), path, digest([]byte(script))); !errors.Is(err, errDamaged) || k.whole != (stamp.Stamp{}) {
 		t.Errorf("changed: %v, stamp %+v", err, k.whole)
 	}
 }

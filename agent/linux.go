@@ -5,10 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -99,18 +96,6 @@ func deadChild() bool {
 	var info unix.Siginfo
 	err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
 	return err == nil && info.Signo != 0
-}
-
-// stampOf is the stamp of a file that was looked at.
-func stampOf(info fs.FileInfo) stamp {
-	s, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return stamp{} // as of no file: it is read
-	}
-	return stamp{
-		device: s.Dev, inode: s.Ino, sizeBytes: s.Size, mode: info.Mode(),
-		mtime: time.Duration(s.Mtim.Nano()), ctime: time.Duration(s.Ctim.Nano()),
-	}
 }
 
 // exchange gives a directory the name to, and what had that name, if anything, the
