@@ -47,6 +47,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/artifact"
 	"github.com/kbroker/kbroker/agent/output"
 	"github.com/kbroker/kbroker/state"
 )
@@ -120,7 +121,7 @@ type Agent struct {
 	heart    *heart
 	viewer   *viewer
 	reporter *reporter
-	cache    *cache
+	cache    *artifact.Cache
 	outputs  *output.Files
 	pinger   *pinger
 	gates    gates
@@ -274,7 +275,7 @@ func (a *Agent) loop(ctx context.Context) {
 			apply()
 		case <-wake.C:
 		case <-prune.C:
-			if err := a.cache.prune(a.named()); err != nil {
+			if err := a.cache.Prune(a.named()); err != nil {
 				a.log.Warn("the artifact cache stays too large", "err", err)
 			}
 		}

@@ -1,4 +1,4 @@
-package agent
+package artifact
 
 import (
 	"context"
@@ -16,6 +16,9 @@ import (
 	"github.com/kbroker/kbroker/internal/stamp"
 	"github.com/kbroker/kbroker/internal/unpack"
 )
+
+// errDamaged: a file is there and is not what was written.
+var errDamaged = errors.New("damaged")
 
 // errUnknown: this agent does not know what a tree has to be.
 var errUnknown = errors.New("the archive has not been read")
@@ -42,7 +45,7 @@ func (k *checks) file(ctx context.Context, path, digest string) error {
 		return nil
 	}
 	k.whole = stamp.Stamp{}
-	if info.Mode() != artifactMode {
+	if info.Mode() != fileMode {
 		return fmt.Errorf("%w: its mode is %v", errDamaged, info.Mode())
 	}
 	sum, err := sumFile(ctx, path)
