@@ -47,6 +47,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/artifact"
+	"github.com/kbroker/kbroker/agent/output"
 	"github.com/kbroker/kbroker/state"
 )
 
@@ -119,8 +121,8 @@ type Agent struct {
 	heart    *heart
 	viewer   *viewer
 	reporter *reporter
-	cache    *cache
-	outputs  *outputs
+	cache    *artifact.Cache
+	outputs  *output.Files
 	pinger   *pinger
 	gates    gates
 	own      ownPulse
@@ -176,7 +178,7 @@ func New(cfg Config) (*Agent, error) {
 		viewer:    &viewer{host: cfg.Host, generation: cfg.Generation, dir: cfg.Dir, conn: cfg.Conn, log: cfg.Log, look: make(chan struct{}, 1)},
 		reporter:  newReporter(cfg, counters),
 		cache:     newCache(cfg),
-		outputs:   newOutputs(cfg, maxOutputBytes),
+		outputs:   newOutputs(cfg),
 		pinger:    newPinger(cfg),
 		gates:     newGates(),
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),
@@ -241,7 +243,8 @@ func (a *Agent) Run(parent context.Context) error {
 		a.resume(ctx, a.instances[k])
 	}
 	part("reports", a.reporter.run)
-	part("output", a.outputs.run)
+	part("output", a.outputs.Run)
+	part("logs", a.serveLogs)
 	part("checkup", a.checker.run)
 	part("pulse", func(ctx context.Context) error { a.own.run(ctx, a.cfg.Dir.Path); return nil })
 	part("janitor", func(ctx context.Context) error { return a.janitor.run(ctx, a.census, state.Boottime) })
@@ -272,7 +275,7 @@ func (a *Agent) loop(ctx context.Context) {
 			apply()
 		case <-wake.C:
 		case <-prune.C:
-			if err := a.cache.prune(a.named()); err != nil {
+			if err := a.cache.Prune(a.named()); err != nil {
 				a.log.Warn("the artifact cache stays too large", "err", err)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/pulse"
+	"github.com/kbroker/kbroker/internal/stamp"
 	"github.com/kbroker/kbroker/state"
 )
 
@@ -75,10 +76,10 @@ func (a *Agent) attendSigns(ctx context.Context, r record, tell func(verdict)) {
 	path, late := a.alivePath(r), false
 	every := max(withDefaults(r.Placement.Spec.Health.Check).Interval, pulse.Every)
 	for p, s := newPacer(), (signs{}); ctx.Err() == nil; late = p.next(ctx, every) {
-		var file stamp
+		var file stamp.Stamp
 		info, err := os.Lstat(path)
 		if err == nil {
-			file = stampOf(info)
+			file = stamp.Of(info)
 		}
 		if kill := s.sees(file, err == nil, !late && a.own.steady(state.Boottime())); kill != "" {
 			tell(verdict{kill: kill})

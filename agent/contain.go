@@ -12,6 +12,7 @@ import (
 	"strconv"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/artifact"
 	"github.com/kbroker/kbroker/agent/cgroup"
 	"github.com/kbroker/kbroker/agent/spawn"
 )
@@ -130,16 +131,16 @@ func (c containment) possible(s kbroker.Service) error {
 }
 
 // bounds is how the incarnation of r is started, and within what.
-func (a *Agent) bounds(what executable, args []string, home string, r record) spawn.Config {
+func (a *Agent) bounds(what artifact.Executable, args []string, home string, r record) spawn.Config {
 	s := r.Placement.Spec
 	work, temp, run := filepath.Join(home, workDir), filepath.Join(home, tempDir), filepath.Join(home, runDir)
-	program := what.path
-	if what.tree != "" {
-		program = what.tree
+	program := what.Path
+	if what.Tree != "" {
+		program = what.Tree
 	}
-	known := variables(home, a.cfg.Address, what.tree, r)
+	known := variables(home, a.cfg.Address, what.Tree, r)
 	cfg := spawn.Config{
-		Path: what.path, Args: expandAll(args, known), Env: environment(home, a.cfg.Dir.Path, what.tree, r, known), Dir: work,
+		Path: what.Path, Args: expandAll(args, known), Env: environment(home, a.cfg.Dir.Path, what.Tree, r, known), Dir: work,
 		Files: uint64(s.Resources.Files),
 	}
 	cfg.Group = a.groupOf(r)

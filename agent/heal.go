@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kbroker/kbroker/agent/output"
 	"github.com/kbroker/kbroker/internal/durable"
 )
 
@@ -20,7 +21,7 @@ func (a *Agent) healHome(home string) {
 	for _, name := range []string{workDir, tempDir, runDir} {
 		a.heal(filepath.Join(home, name), fs.ModeDir)
 	}
-	for _, name := range []string{filepath.Join(runDir, instanceFile), outputFile, outputFile + ledgerSuffix, endedFile} {
+	for _, name := range []string{filepath.Join(runDir, instanceFile), outputFile, outputFile + output.LedgerSuffix, endedFile} {
 		a.heal(filepath.Join(home, name), 0)
 	}
 	for _, path := range credsIn(home) {

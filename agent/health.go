@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/stamp"
 )
 
 // Readiness may follow from whatever a check says. That a process is killed may
@@ -186,7 +187,7 @@ func (l *life) sees(k look) (kill string) {
 // file changes counts, what time it shows does not.
 type signs struct {
 	shown bool
-	last  stamp
+	last  stamp.Stamp
 	still int // looks in a row that saw no change
 }
 
@@ -194,7 +195,7 @@ type signs struct {
 // does not show that it lives, or not any more. heard is false when the looks
 // before are no measure: whoever looks was paused, or its own signs do not reach
 // the disk either.
-func (s *signs) sees(file stamp, shown, heard bool) (kill string) {
+func (s *signs) sees(file stamp.Stamp, shown, heard bool) (kill string) {
 	if !shown || !heard || !s.shown || file != s.last {
 		s.shown, s.last, s.still = shown, file, 0
 		return ""

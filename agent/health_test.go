@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/stamp"
 )
 
 // saying makes looks of one letter each: y, n, u(nanswered), s(ilent over the bus), t
@@ -170,7 +171,7 @@ func TestSignsOfLife(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, at := signs{}, 0
 			for n, letter := range c.script {
-				file := stamp{mtime: time.Duration(strings.ToUpper(string(letter))[0])}
+				file := stamp.Stamp{MTime: time.Duration(strings.ToUpper(string(letter))[0])}
 				kill := s.sees(file, letter != '-', letter < 'a')
 				if kill == "" {
 					continue

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/artifact"
 )
 
 // insideKilledWait is how long a check that was killed may take to end; one that
@@ -23,10 +24,8 @@ const insideKilledWait = time.Second
 // returns. nil: it exited with 0. Errors: saysNo when it ended otherwise, or is not
 // there to be run; that of ctx when it had not ended by then.
 func (a *Agent) runInside(ctx context.Context, r record, argv []string) error {
-	home, what := a.cfg.Dir.home(keyOf(r.Placement)), executable{path: argv[0]}
-	if artifact := r.Placement.Spec.Artifact; artifact.Command != "" {
-		what.tree = filepath.Join(a.cfg.Dir.Path, artifactsDir, artifact.SHA256) + treeSuffix
-	}
+	home := a.cfg.Dir.home(keyOf(r.Placement))
+	what := artifact.Executable{Path: argv[0], Tree: a.cache.Tree(r.Placement.Spec.Artifact)}
 	cfg := a.bounds(what, argv[1:], home, r)
 	cfg.Env = append(cfg.Env, envCheck+"=1")
 	cfg.Path = lookPath(argv[0], cfg.Dir)

@@ -11,12 +11,13 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/output"
 	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/state"
 )
 
 // maxMessageBytes bounds the message of a status.
-const maxMessageBytes = maxTailBytes + 512
+const maxMessageBytes = output.MaxTailBytes + 512
 
 // instance is one instance on this host. It belongs to the loop.
 type instance struct {
@@ -290,7 +291,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 		i.forgive()
 	}
 	message := cmp.Or(i.doomed, exitText(e))
-	if t := a.outputs.tail(i.key, i.record.LogStart); t != "" {
+	if t := a.outputs.Tail(i.key, i.record.LogStart); t != "" {
 		message += ": " + t
 	}
 	a.crashed(i, message)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/agent/artifact"
 	"github.com/kbroker/kbroker/agent/spawn"
 	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/durable"
@@ -48,12 +49,12 @@ type launched struct {
 // fork; from then on it goes to its end, so that what runs is on record.
 func (a *Agent) launch(ctx context.Context, r record) launched {
 	spec := r.Placement.Spec
-	p, args := executable{path: a.cfg.Executable}, spec.Args
+	p, args := artifact.Executable{Path: a.cfg.Executable}, spec.Args
 	if spec.Artifact.Builtin != "" {
 		args = append([]string{"builtin", spec.Artifact.Builtin}, args...)
 	} else {
 		var err error
-		if p, err = a.cache.get(ctx, r.Placement.Tenant, spec.Artifact); err != nil {
+		if p, err = a.cache.Get(ctx, r.Placement.Tenant, spec.Artifact); err != nil {
 			return launched{record: r, err: fmt.Errorf("artifact: %w", err)}
 		}
 	}
@@ -73,7 +74,7 @@ func (a *Agent) launch(ctx context.Context, r record) launched {
 }
 
 // prepared gives the instance its ports, then forks.
-func (a *Agent) prepared(ctx context.Context, what executable, args []string, r record) (*process, record, error) {
+func (a *Agent) prepared(ctx context.Context, what artifact.Executable, args []string, r record) (*process, record, error) {
 	ports, err := a.ports.assign(ctx, keyOf(r.Placement), r.Placement.Spec.Ports)
 	if err != nil {
 		return nil, r, err
@@ -103,7 +104,7 @@ func (a *Agent) slot() func() {
 }
 
 // fork writes the intent, starts the process, and writes what was started.
-func (a *Agent) fork(what executable, args []string, r record) (*process, record, error) {
+func (a *Agent) fork(what artifact.Executable, args []string, r record) (*process, record, error) {
 	k := keyOf(r.Placement)
 	home := a.cfg.Dir.home(k)
 	if err := a.makeHome(home, r.User); err != nil {
@@ -128,7 +129,7 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 		return nil, r, fmt.Errorf("output file: %w", err)
 	}
 	defer out.Close()
-	r.LogStart = a.outputs.began(k)
+	r.LogStart = a.outputs.Began(k)
 	r.BootID, r.StartedAt, r.Exit, r.Message = a.boot, time.Now().UTC(), nil, ""
 	if err := saveRecord(home, r); err != nil {
 		return nil, r, fmt.Errorf("record the intent to start: %w", err)
@@ -143,7 +144,7 @@ func (a *Agent) fork(what executable, args []string, r record) (*process, record
 	cfg.Stdout, cfg.Stderr = out, out
 	child, err := start(cfg)
 	if err != nil {
-		return nil, r, fmt.Errorf("start: %w", unstartable(what.path, err))
+		return nil, r, fmt.Errorf("start: %w", unstartable(what.Path, err))
 	}
 	defer child.Release() // whatever becomes of it here, it is put on record before it runs
 	s, err := readStat(child.PID()) // not waited for: it is there, dead or alive

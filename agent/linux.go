@@ -5,10 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -99,29 +96,4 @@ func deadChild() bool {
 	var info unix.Siginfo
 	err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
 	return err == nil && info.Signo != 0
-}
-
-// stampOf is the stamp of a file that was looked at.
-func stampOf(info fs.FileInfo) stamp {
-	s, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return stamp{} // as of no file: it is read
-	}
-	return stamp{
-		device: s.Dev, inode: s.Ino, sizeBytes: s.Size, mode: info.Mode(),
-		mtime: time.Duration(s.Mtim.Nano()), ctime: time.Duration(s.Ctim.Nano()),
-	}
-}
-
-// exchange gives a directory the name to, and what had that name, if anything, the
-// name from: who opens files by name finds one or the other at any time.
-func exchange(from, to string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return os.Rename(from, to)
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS): // not on this file system
-		return errors.Join(os.RemoveAll(to), os.Rename(from, to))
-	}
-	return err
 }

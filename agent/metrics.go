@@ -150,7 +150,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descSilent, silent.Seconds())
 	gauge(descUnreported, float64(c.reporter.unsaid()))
 
-	written := c.outputs.written()
+	written := c.outputs.Totals()
 	byState := map[kbroker.InstanceState]int{}
 	for _, s := range c.reporter.known() {
 		byState[s.State]++
@@ -161,8 +161,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		gauge(descReady, oneIf(s.State == kbroker.StateReady), labels...)
 		count(descRestarts, float64(s.Restarts), labels...)
 		if w, ok := written[k]; ok {
-			count(descOutput, float64(w.end), labels...)
-			count(descDropped, float64(w.first), labels...)
+			count(descOutput, float64(w.WrittenBytes), labels...)
+			count(descDropped, float64(w.DroppedBytes), labels...)
 		}
 		if u, ok := footprintOf(id); up && ok {
 			gauge(descResident, float64(u.residentBytes), labels...)

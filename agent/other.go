@@ -3,8 +3,6 @@
 package agent
 
 import (
-	"errors"
-	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +26,3 @@ func pidfdStatus(*os.File) (unix.WaitStatus, error) { return 0, errNeedsLinux }
 func signalProcess(procID, unix.Signal) error { return errNeedsLinux }
 
 func deadChild() bool { return false }
-
-func stampOf(fs.FileInfo) stamp { return stamp{} }
-
-func exchange(from, to string) error { return errors.Join(os.RemoveAll(to), os.Rename(from, to)) }

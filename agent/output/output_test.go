@@ -1,21 +1,43 @@
-package agent
+package output
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/wait"
-	"github.com/kbroker/kbroker/subjects"
 )
+
+var discard = slog.New(slog.DiscardHandler)
+
+// filesIn are the output files of these instances, in a directory.
+func filesIn(dir string, keys ...kbroker.StatusKey) *Files {
+	return New(Config{
+		Instances: func() ([]kbroker.StatusKey, error) { return keys, nil },
+		Path: func(k kbroker.StatusKey) string {
+			return filepath.Join(dir, string(k.Tenant), string(k.Instance), "output.log")
+		},
+	})
+}
+
+// homeIn is the directory of an instance's output.
+func homeIn(t testing.TB, dir string, k kbroker.StatusKey) string {
+	t.Helper()
+	home := filepath.Join(dir, string(k.Tenant), string(k.Instance))
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return home
+}
 
 // testBound is the least that limitsOf takes on file systems with blocks of 4 KiB.
 const testBound = 64 << 10
@@ -36,7 +58,7 @@ type written struct {
 }
 
 func newWritten(t failer, dir string) *written {
-	w := &written{t: t, path: filepath.Join(dir, outputFile)}
+	w := &written{t: t, path: filepath.Join(dir, "output.log")}
 	var err error
 	w.file, err = os.OpenFile(w.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	w.must(err)
@@ -147,13 +169,14 @@ func TestOffsetsSurviveCutsAndFolds(t *testing.T) {
 	if kept := int64(len(w.all)) - w.check(0, 1000); kept > l.floodKeep+l.align {
 		t.Errorf("%d bytes are kept in a flood, want %d", kept, l.floodKeep)
 	}
-	o := &outputs{dir: &Dir{Path: t.TempDir()}, files: map[kbroker.StatusKey]*output{{Instance: "a-1"}: {path: w.path}}}
-	if got := o.tail(kbroker.StatusKey{Instance: "a-1"}, end); len(got) != maxTailBytes-1 {
-		t.Errorf("a tail of %d bytes, want %d", len(got), maxTailBytes-1)
+	o := filesIn(t.TempDir())
+	o.files[kbroker.StatusKey{Instance: "a-1"}] = &output{path: w.path}
+	if got := o.Tail(kbroker.StatusKey{Instance: "a-1"}, end); len(got) != MaxTailBytes-1 {
+		t.Errorf("a tail of %d bytes, want %d", len(got), MaxTailBytes-1)
 	}
 	end = int64(len(w.all))
 	w.write(2)
-	if got := o.tail(kbroker.StatusKey{Instance: "a-1"}, end); got != string(bytes.TrimSpace(w.all[end:])) {
+	if got := o.Tail(kbroker.StatusKey{Instance: "a-1"}, end); got != string(bytes.TrimSpace(w.all[end:])) {
 		t.Errorf("tail %q", got)
 	}
 }
@@ -256,7 +279,7 @@ func TestADamagedLedgerLosesNoOutput(t *testing.T) {
 	w := newWritten(t, t.TempDir())
 	defer w.close()
 	w.write(30)
-	w.must(os.WriteFile(w.path+ledgerSuffix, []byte("\x00\x00"), 0o600))
+	w.must(os.WriteFile(w.path+LedgerSuffix, []byte("\x00\x00"), 0o600))
 	w.must(settleOutput(w.path, w.mine))
 	w.check(0, 64)
 }
@@ -264,11 +287,9 @@ func TestADamagedLedgerLosesNoOutput(t *testing.T) {
 // TestAFileThatItsProcessTruncatesGivesNoNumberTwice, as `echo > /dev/stdout` does.
 func TestAFileThatItsProcessTruncatesGivesNoNumberTwice(t *testing.T) {
 	k := kbroker.StatusKey{Tenant: kbroker.DefaultTenant, Instance: "shop-web-1"}
-	o := &outputs{dir: &Dir{Path: t.TempDir()}, bound: maxOutputBytes, log: discard, files: map[kbroker.StatusKey]*output{}}
-	if err := os.MkdirAll(o.dir.home(k), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	w := newWritten(t, o.dir.home(k))
+	dir := t.TempDir()
+	o := filesIn(dir, k)
+	w := newWritten(t, homeIn(t, dir, k))
 	defer w.close()
 	w.write(30)
 	o.survey(func(*output) {}, noon)
@@ -278,8 +299,8 @@ func TestAFileThatItsProcessTruncatesGivesNoNumberTwice(t *testing.T) {
 	if oldest := w.check(0, 64); oldest != 300 {
 		t.Errorf("%d bytes are dropped, want 300", oldest)
 	}
-	if s := o.written()[k]; s.first != 300 || s.end != 370 {
-		t.Errorf("measured %+v, want 370 written and 300 dropped", s)
+	if got := o.Totals()[k]; got != (Total{WrittenBytes: 370, DroppedBytes: 300}) {
+		t.Errorf("measured %+v, want 370 written and 300 dropped", got)
 	}
 	if at, err := offsetAt(w.path, noon.Add(time.Hour)); err != nil || at != 370 {
 		t.Errorf("the last time is of offset %d %v, want 370", at, err)
@@ -287,7 +308,7 @@ func TestAFileThatItsProcessTruncatesGivesNoNumberTwice(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	l := limitsOf(maxOutputBytes)
+	l := limitsOf(MaxBytes)
 	const mib = 1 << 20
 	for name, tc := range map[string]struct {
 		kept, growth, stay int64
@@ -303,76 +324,6 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%s: %d stay and the next look is after %v, want %d after %v", name, stay, next, tc.stay, tc.next)
 		}
 	}
-}
-
-// TestAFloodIsBound: a process writes as fast as it can; its agent bounds what is
-// on disk, and all that was written is read or said to be dropped.
-func TestAFloodIsBound(t *testing.T) {
-	c := newCore(t)
-	p := placement("shop-web-1", "flood")
-	c.want(p)
-	a := c.startAgent(t.TempDir())
-	c.awaitState(p.Instance, kbroker.StateReady)
-	path := filepath.Join(a.home(p.Instance), outputFile)
-	var largest int64
-	wait.Until(t, 30*time.Second, func() error {
-		var s unix.Stat_t
-		if err := unix.Stat(path, &s); err != nil {
-			return err
-		}
-		largest = max(largest, s.Blocks*512)
-		_, err := os.Stat(filepath.Join(a.home(p.Instance), workDir, "note"))
-		return err
-	})
-	t.Logf("%s at most %d MiB on disk", a.noted(p.Instance), largest>>20)
-	if largest > 128<<20 { // 64 MiB are for 1 GB/s: see e2e
-		t.Errorf("%d bytes were on disk, want at most 128 MiB", largest)
-	}
-	var wrote int64
-	if _, err := fmt.Sscan(a.noted(p.Instance), &wrote); err != nil {
-		t.Fatal(err)
-	}
-	var read, next, oldest int64
-	for {
-		var r kbroker.LogReply
-		if err := request(t.Context(), c.conn, subjects.Host(testHost, subjects.VerbLogs, p.Tenant), kbroker.LogRequest{Instance: p.Instance, Offset: next}, &r); err != nil {
-			t.Fatal(err)
-		}
-		if len(r.Data) == 0 {
-			break
-		}
-		read += int64(len(r.Data)) + r.DroppedBytes
-		next, oldest = r.Next, r.Oldest
-	}
-	if read != wrote {
-		t.Errorf("%d bytes were read or dropped, %d were written", read, wrote)
-	}
-	wait.Until(t, 5*time.Second, func() error {
-		m := metricsOf(t, a.Agent)
-		got, dropped := m["kbroker_agent_instance_output_bytes_total shop-web-1"], m["kbroker_agent_instance_output_dropped_bytes_total shop-web-1"]
-		if got != float64(wrote) || dropped != float64(oldest) {
-			return fmt.Errorf("metrics say %v written, %v dropped, want %d and %d", got, dropped, wrote, oldest)
-		}
-		return nil
-	})
-	wait.Until(t, 5*time.Second, func() error { // the hole is taken out, where it can be
-		size, err := os.Stat(path)
-		if err != nil {
-			return err
-		}
-		if size.Size() > limitsOf(maxOutputBytes).foldAbove && !cannotFold(t) {
-			return fmt.Errorf("the file still has %d bytes", size.Size())
-		}
-		return nil
-	})
-}
-
-func cannotFold(t *testing.T) bool {
-	w := newWritten(t, t.TempDir())
-	defer w.close()
-	w.write(10_000)
-	w.look(testBound)
-	return unable(fold(w.path, w.mine, limitsOf(testBound).align))
 }
 
 // TestAFileThatNobodyWritesToIsNotLookedAt until somebody does.
@@ -401,19 +352,71 @@ func TestAFileThatNobodyWritesToIsNotLookedAt(t *testing.T) {
 	}
 }
 
+// TestAFileIsKeptInBoundsWhileItIsWritten, and all of it is read or said to be dropped.
+func TestAFileIsKeptInBoundsWhileItIsWritten(t *testing.T) {
+	k := kbroker.StatusKey{Tenant: kbroker.DefaultTenant, Instance: "shop-web-1"}
+	dir := t.TempDir()
+	o := filesIn(dir, k)
+	o.bound = testBound
+	if _, err := o.Read(k, kbroker.LogRequest{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("read of no output: %v, want os.ErrNotExist", err)
+	}
+	w := newWritten(t, homeIn(t, dir, k))
+	defer w.close()
+	w.write(10)
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- o.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	}()
+	<-o.Settled()
+	start := o.Began(k)
+	if start != 100 {
+		t.Errorf("output of 100 bytes ends at %d", start)
+	}
+	for range 100 {
+		w.write(1000)
+	}
+	wait.Until(t, 10*time.Second, func() error {
+		got := o.Totals()[k]
+		if kept := got.WrittenBytes - got.DroppedBytes; got.WrittenBytes != int64(len(w.all)) || kept > limitsOf(testBound).cutAbove+limitsOf(testBound).align {
+			return fmt.Errorf("totals %+v, want %d written and about %d kept", got, len(w.all), testBound)
+		}
+		return nil
+	})
+	var next, accounted int64
+	for next < int64(len(w.all)) {
+		r, err := o.Read(k, kbroker.LogRequest{Offset: next})
+		if err != nil || len(r.Data) == 0 || !bytes.Equal(r.Data, w.all[r.Offset:r.Next]) {
+			t.Fatalf("read at %d: %d bytes at %d, %v", next, len(r.Data), r.Offset, err)
+		}
+		next, accounted = r.Next, accounted+int64(len(r.Data))+r.DroppedBytes
+	}
+	if accounted != int64(len(w.all)) {
+		t.Errorf("%d bytes are read or dropped, %d were written", accounted, len(w.all))
+	}
+	if got := o.Tail(k, start); len(got) != MaxTailBytes-1 || !bytes.HasSuffix(bytes.TrimSpace(w.all), []byte(got)) {
+		t.Errorf("a tail of %d bytes that ends with %.20q", len(got), got[max(0, len(got)-20):])
+	}
+}
+
 // BenchmarkAQuietSecond is what the outputs of 500 instances cost each second when
 // nobody writes.
 func BenchmarkAQuietSecond(b *testing.B) {
-	o := &outputs{dir: &Dir{Path: b.TempDir()}, bound: maxOutputBytes, log: discard, files: map[kbroker.StatusKey]*output{}}
+	dir := b.TempDir()
+	var keys []kbroker.StatusKey
 	for i := range 500 {
 		k := kbroker.StatusKey{Tenant: kbroker.DefaultTenant, Instance: kbroker.InstanceID(fmt.Sprintf("shop-web-%d", i))}
-		if err := os.MkdirAll(o.dir.home(k), 0o700); err != nil {
+		if err := os.WriteFile(filepath.Join(homeIn(b, dir, k), "output.log"), []byte("hello\n"), 0o600); err != nil {
 			b.Fatal(err)
 		}
-		if err := os.WriteFile(o.path(k), []byte("hello\n"), 0o600); err != nil {
-			b.Fatal(err)
-		}
+		keys = append(keys, k)
 	}
+	o := filesIn(dir, keys...)
 	o.survey(func(*output) {}, time.Now())
 	if len(o.files) != 500 {
 		b.Fatalf("%d files are known", len(o.files))

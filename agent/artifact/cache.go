@@ -1,4 +1,21 @@
-package agent
+// Package artifact is a host's cache of programs, and of archives with what is
+// unpacked of them, by the digest of their content.
+//
+//	<sha256>         a program or an archive as it was uploaded
+//	<sha256>.tree    what is unpacked of an archive
+//	<sha256>.part    of a transfer that is not at its end; the next goes on from there
+//	<sha256>.used    its time is that of the last use
+//
+// Invariants:
+//
+//   - what is under its digest is whole, was verified, and is never written to again;
+//   - each start sees to it that it still is what it was: all of it is looked at, and
+//     what has changed on disk, or is not known to this agent, is read again (checks);
+//     what is damaged is fetched or unpacked anew;
+//   - a tree is replaced at once: who runs from it finds one or the other;
+//   - who asks for a digest while another works on it shares the work, and what is in
+//     use is not pruned.
+package artifact
 
 import (
 	"cmp"
@@ -13,32 +30,25 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/durable"
 	"github.com/kbroker/kbroker/internal/unpack"
-	"github.com/kbroker/kbroker/subjects"
 )
 
 const (
 	// maxIdleArtifacts is how many artifacts that no placement names are kept,
 	// the last used ones: a rollback needs no transfer.
 	maxIdleArtifacts = 10
-	// pieceTimeout is how long one core may take for a piece: before the first
-	// one it unpacks the artifact.
-	pieceTimeout = 5 * time.Second
 	// A piece that was not to be had is asked for again, of whatever core
 	// answers, after pieceRetryFirst, doubling to pieceRetryMax.
 	pieceRetryFirst = 50 * time.Millisecond
 	pieceRetryMax   = 2 * time.Second
 
-	artifactMode = 0o755
+	fileMode = 0o755
 
 	// What belongs to an artifact is named after it: what is unpacked of an
 	// archive, what is not whole, and a file whose time is that of the last use.
@@ -47,14 +57,20 @@ const (
 	usedSuffix = ".used"
 )
 
-// cache holds artifacts by the digest of their content: programs, and archives with
-// what is unpacked of them. What is under its digest is whole, was verified, and is
-// never written to again; each start sees to it that it still is what it was
-// (checks).
-type cache struct {
-	dir  string
-	conn *nats.Conn
-	log  *slog.Logger
+// Config of a Cache. Dir and Fetch are required.
+type Config struct {
+	// Dir need not be there. Nobody else may write to it.
+	Dir string
+	// Fetch asks any core for a piece, and learns the length of the whole. It bounds
+	// how long it waits. NotFound and Invalid are final; whatever else is asked
+	// again.
+	Fetch func(ctx context.Context, get kbroker.ArtifactGet) (piece []byte, wholeBytes int64, err error)
+	Log   *slog.Logger // nil: nothing is logged
+}
+
+// Cache holds artifacts by the digest of their content. Safe for concurrent use.
+type Cache struct {
+	cfg Config
 
 	mu   sync.Mutex
 	busy map[string]chan struct{} // closed when the work on the digest ends
@@ -63,26 +79,35 @@ type cache struct {
 	checks map[string]*checks
 }
 
-// executable is what an instance is started from.
-type executable struct {
-	path string
-	tree string // the directory of the unpacked archive; empty: it is none
+// Executable is what an instance is started from.
+type Executable struct {
+	Path string
+	Tree string // the directory of the unpacked archive; empty: it is none
 }
 
-func newCache(cfg Config) *cache {
-	return &cache{
-		dir: filepath.Join(cfg.Dir.Path, artifactsDir), conn: cfg.Conn, log: cfg.Log,
-		checks: make(map[string]*checks), busy: make(map[string]chan struct{}),
+// New makes a cache of what is in cfg.Dir, whoever fetched it.
+func New(cfg Config) *Cache {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	return &Cache{cfg: cfg, checks: make(map[string]*checks), busy: make(map[string]chan struct{})}
 }
 
-// get returns a verified program and fetches and unpacks it where needed; all who
+// Tree is where an archive is unpacked to, there or not; empty for what is none.
+func (c *Cache) Tree(a kbroker.Artifact) string {
+	if a.Command == "" {
+		return ""
+	}
+	return filepath.Join(c.cfg.Dir, a.SHA256) + treeSuffix
+}
+
+// Get returns a verified program and fetches and unpacks it where needed; all who
 // ask meanwhile share the work. It waits for a core as long as ctx lasts. Errors:
 // Invalid - what the cluster has does not have this digest, or is an archive that is
 // refused, and nothing is left on disk; NotFound.
-func (c *cache) get(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact) (executable, error) {
+func (c *Cache) Get(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact) (Executable, error) {
 	if b, err := hex.DecodeString(want.SHA256); err != nil || len(b) != sha256.Size {
-		return executable{}, kbroker.Errorf(kbroker.Invalid, "artifact digest %.80q is not SHA-256", want.SHA256)
+		return Executable{}, kbroker.Errorf(kbroker.Invalid, "artifact digest %.80q is not SHA-256", want.SHA256)
 	}
 	for {
 		known, wait := c.hold(want.SHA256)
@@ -93,7 +118,7 @@ func (c *cache) get(ctx context.Context, tenant kbroker.TenantID, want kbroker.A
 		}
 		select {
 		case <-ctx.Done():
-			return executable{}, ctx.Err()
+			return Executable{}, ctx.Err()
 		case <-wait: // whether it went well is for the next round to see
 		}
 	}
@@ -101,7 +126,7 @@ func (c *cache) get(ctx context.Context, tenant kbroker.TenantID, want kbroker.A
 
 // hold takes a digest, for one who gives it back with release; or returns what is
 // closed when the one who has it does.
-func (c *cache) hold(digest string) (*checks, <-chan struct{}) {
+func (c *Cache) hold(digest string) (*checks, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if wait := c.busy[digest]; wait != nil {
@@ -114,42 +139,42 @@ func (c *cache) hold(digest string) (*checks, <-chan struct{}) {
 	return c.checks[digest], nil
 }
 
-func (c *cache) release(digest string) {
+func (c *Cache) release(digest string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	close(c.busy[digest])
 	delete(c.busy, digest)
 }
 
-// provide is get for the one caller that holds the digest.
-func (c *cache) provide(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, known *checks) (executable, error) {
-	p := executable{path: filepath.Join(c.dir, want.SHA256)}
+// provide is Get for the one caller that holds the digest.
+func (c *Cache) provide(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, known *checks) (Executable, error) {
+	p := Executable{Path: filepath.Join(c.cfg.Dir, want.SHA256)}
 	if want.Command != "" {
 		if known.refused != nil {
-			return executable{}, known.refused
+			return Executable{}, known.refused
 		}
-		p.tree = p.path + treeSuffix
-		err := known.tree(ctx, p.tree)
+		p.Tree = c.Tree(want)
+		err := known.tree(ctx, p.Tree)
 		switch {
 		case err == nil:
 			command, err := known.unpacked.Command(want.Command)
 			if err != nil {
-				return executable{}, err
+				return Executable{}, err
 			}
-			p.path = filepath.Join(p.tree, filepath.FromSlash(command))
+			p.Path = filepath.Join(p.Tree, filepath.FromSlash(command))
 			c.use(want.SHA256)
 			return p, nil
 		case !errors.Is(err, errDamaged) && !errors.Is(err, errUnknown):
-			return executable{}, err
+			return Executable{}, err
 		}
 	}
-	if err := c.file(ctx, tenant, want, p.path, known); err != nil {
-		return executable{}, err
+	if err := c.file(ctx, tenant, want, p.Path, known); err != nil {
+		return Executable{}, err
 	}
 	if want.Command != "" {
 		var err error
-		if p.path, err = c.unpack(ctx, want, p, known); err != nil {
-			return executable{}, err
+		if p.Path, err = c.unpack(ctx, want, p, known); err != nil {
+			return Executable{}, err
 		}
 	}
 	c.use(want.SHA256)
@@ -157,20 +182,20 @@ func (c *cache) provide(ctx context.Context, tenant kbroker.TenantID, want kbrok
 }
 
 // file sees to the file as it was uploaded.
-func (c *cache) file(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, path string, known *checks) error {
+func (c *Cache) file(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, path string, known *checks) error {
 	err := known.file(ctx, path, want.SHA256)
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, errDamaged):
-		c.log.Warn("an artifact was changed on disk; fetching it again", "object", want.SHA256, "err", err)
+		c.cfg.Log.Warn("an artifact was changed on disk; fetching it again", "object", want.SHA256, "err", err)
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("artifact: %w", err)
 		}
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
-	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("artifacts: %w", err)
 	}
 	return c.fetch(ctx, tenant, want, path)
@@ -178,8 +203,8 @@ func (c *cache) file(ctx context.Context, tenant kbroker.TenantID, want kbroker.
 
 // unpack makes sure that the tree of a verified archive is as the archive says, and
 // returns the path of the program.
-func (c *cache) unpack(ctx context.Context, want kbroker.Artifact, p executable, known *checks) (string, error) {
-	f, err := os.Open(filepath.Join(c.dir, want.SHA256))
+func (c *Cache) unpack(ctx context.Context, want kbroker.Artifact, p Executable, known *checks) (string, error) {
+	f, err := os.Open(filepath.Join(c.cfg.Dir, want.SHA256))
 	if err != nil {
 		return "", fmt.Errorf("artifact: %w", err)
 	}
@@ -202,29 +227,29 @@ func (c *cache) unpack(ctx context.Context, want kbroker.Artifact, p executable,
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(p.tree, filepath.FromSlash(command))
-	if _, err := os.Lstat(p.tree); err == nil {
-		err := known.tree(ctx, p.tree) // an earlier agent's, or a changed one
+	path := filepath.Join(p.Tree, filepath.FromSlash(command))
+	if _, err := os.Lstat(p.Tree); err == nil {
+		err := known.tree(ctx, p.Tree) // an earlier agent's, or a changed one
 		if err == nil {
 			return path, nil
 		}
 		if !errors.Is(err, errDamaged) {
 			return "", err
 		}
-		c.log.Warn("an unpacked artifact was changed on disk; unpacking it again", "object", want.SHA256, "err", err)
+		c.cfg.Log.Warn("an unpacked artifact was changed on disk; unpacking it again", "object", want.SHA256, "err", err)
 	}
-	part := p.tree + partSuffix
+	part := p.Tree + partSuffix
 	if err := os.RemoveAll(part); err != nil { // of an agent that was killed
 		return "", fmt.Errorf("artifact: %w", err)
 	}
 	if _, err := unpack.Unpack(ctx, f, info.Size(), part); err != nil {
 		return "", err
 	}
-	if err := exchange(part, p.tree); err != nil {
+	if err := exchange(part, p.Tree); err != nil {
 		return "", errors.Join(fmt.Errorf("artifact: %w", err), os.RemoveAll(part))
 	}
 	if err := os.RemoveAll(part); err != nil {
-		c.log.Warn("a replaced artifact is left on disk", "object", want.SHA256, "err", err)
+		c.cfg.Log.Warn("a replaced artifact is left on disk", "object", want.SHA256, "err", err)
 	}
 	known.stamps = nil // which the next start takes
 	return path, nil
@@ -232,15 +257,15 @@ func (c *cache) unpack(ctx context.Context, want kbroker.Artifact, p executable,
 
 // use notes when an artifact was last used. Not being able to costs at worst that it
 // is pruned before another one.
-func (c *cache) use(digest string) {
-	if err := os.WriteFile(filepath.Join(c.dir, digest+usedSuffix), nil, 0o600); err != nil {
-		c.log.Warn("the use of an artifact is not noted", "object", digest, "err", err)
+func (c *Cache) use(digest string) {
+	if err := os.WriteFile(filepath.Join(c.cfg.Dir, digest+usedSuffix), nil, 0o600); err != nil {
+		c.cfg.Log.Warn("the use of an artifact is not noted", "object", digest, "err", err)
 	}
 }
 
 // fetch transfers the artifact into a part file, from where an earlier transfer
 // stopped, and gives it its name once its digest is right.
-func (c *cache) fetch(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, path string) error {
+func (c *Cache) fetch(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, path string) error {
 	part := path + partSuffix
 	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE, 0o700)
 	if err != nil {
@@ -262,7 +287,7 @@ func (c *cache) fetch(ctx context.Context, tenant kbroker.TenantID, want kbroker
 			return errors.Join(err, os.Remove(part))
 		}
 		if err != nil {
-			c.log.Debug("no piece of an artifact; asking again", "object", want.SHA256, "err", err)
+			c.cfg.Log.Debug("no piece of an artifact; asking again", "object", want.SHA256, "err", err)
 			pause(ctx, retry)
 			retry = min(2*retry, pieceRetryMax)
 			continue
@@ -281,7 +306,7 @@ func (c *cache) fetch(ctx context.Context, tenant kbroker.TenantID, want kbroker
 		}
 		break
 	}
-	if err := errors.Join(f.Chmod(artifactMode), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(f.Chmod(fileMode), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write artifact: %w", err)
 	}
 	if err := durable.Rename(part, path); err != nil {
@@ -290,33 +315,29 @@ func (c *cache) fetch(ctx context.Context, tenant kbroker.TenantID, want kbroker
 	return nil
 }
 
-// piece asks any core for the bytes at offset, and learns the whole length.
-func (c *cache) piece(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, offset int64) ([]byte, int64, error) {
-	reply, err := ask(ctx, c.conn, subjects.Core(subjects.VerbArtifactGet, tenant),
-		kbroker.ArtifactGet{Tenant: tenant, SHA256: want.SHA256, Offset: offset, MaxBytes: kbroker.ArtifactChunkBytes}, pieceTimeout)
+// piece fetches the bytes at offset, and learns the whole length.
+func (c *Cache) piece(ctx context.Context, tenant kbroker.TenantID, want kbroker.Artifact, offset int64) ([]byte, int64, error) {
+	data, total, err := c.cfg.Fetch(ctx, kbroker.ArtifactGet{Tenant: tenant, SHA256: want.SHA256, Offset: offset, MaxBytes: kbroker.ArtifactChunkBytes})
 	if err != nil {
 		return nil, 0, err
 	}
-	total, err := strconv.ParseInt(reply.Header.Get(subjects.HeaderSize), 10, 64)
 	switch {
-	case err != nil:
-		return nil, 0, fmt.Errorf("piece of an artifact without its length: %w", err)
 	case total > kbroker.MaxArtifactBytes:
 		return nil, 0, kbroker.Errorf(kbroker.Invalid, "artifact %s has %d bytes, at most %d are taken", want.SHA256, total, int64(kbroker.MaxArtifactBytes))
 	case want.SizeBytes > 0 && total != want.SizeBytes:
 		return nil, 0, kbroker.Errorf(kbroker.Invalid, "artifact %s has %d bytes, its spec says %d", want.SHA256, total, want.SizeBytes)
-	case offset > total || offset+int64(len(reply.Data)) > total:
+	case offset > total || offset+int64(len(data)) > total:
 		return nil, 0, kbroker.Errorf(kbroker.Invalid, "artifact %s has %d bytes, got more", want.SHA256, total)
-	case len(reply.Data) == 0 && offset < total:
+	case len(data) == 0 && offset < total:
 		return nil, 0, kbroker.Errorf(kbroker.Unavailable, "an empty piece of an artifact at %d of %d bytes", offset, total)
 	}
-	return reply.Data, total, nil
+	return data, total, nil
 }
 
-// prune removes artifacts that nobody names, but for the last used ones, and what
+// Prune removes artifacts that nobody names, but for the last used ones, and what
 // interrupted transfers and unpackings left.
-func (c *cache) prune(named map[string]bool) error {
-	entries, err := os.ReadDir(c.dir)
+func (c *Cache) Prune(named map[string]bool) error {
+	entries, err := os.ReadDir(c.cfg.Dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -355,7 +376,7 @@ func (c *cache) prune(named map[string]bool) error {
 
 // remove deletes what belongs to a digest, of these kinds, unless somebody is about
 // to use it.
-func (c *cache) remove(digest string, kinds ...string) error {
+func (c *Cache) remove(digest string, kinds ...string) error {
 	known, wait := c.hold(digest)
 	if wait != nil {
 		return nil
@@ -367,13 +388,23 @@ func (c *cache) remove(digest string, kinds ...string) error {
 	}
 	var errs []error
 	for _, kind := range kinds {
-		errs = append(errs, os.RemoveAll(filepath.Join(c.dir, digest+kind)))
+		errs = append(errs, os.RemoveAll(filepath.Join(c.cfg.Dir, digest+kind)))
 	}
 	return errors.Join(errs...)
 }
 
-func (c *cache) forget(digest string) {
+func (c *Cache) forget(digest string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.checks, digest)
+}
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
 }

@@ -1,4 +1,4 @@
-package agent
+package output
 
 import (
 	"os"
@@ -15,7 +15,7 @@ import (
 var noon = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
 
 func TestTimesSayWhereOutputWas(t *testing.T) {
-	path := filepath.Join(t.TempDir(), outputFile)
+	path := filepath.Join(t.TempDir(), "output.log")
 	at := func(second int) time.Time { return noon.Add(time.Duration(second) * time.Second) }
 	for _, m := range []struct {
 		second int
@@ -40,7 +40,7 @@ func TestTimesSayWhereOutputWas(t *testing.T) {
 }
 
 func TestWhatAPowerOffLeavesOfTimesIsMended(t *testing.T) {
-	path := filepath.Join(t.TempDir(), outputFile)
+	path := filepath.Join(t.TempDir(), "output.log")
 	for i := range 5 {
 		if err := addMark(path, noon.Add(time.Duration(i)*time.Second), span{end: int64(i+1) * 100}); err != nil {
 			t.Fatal(err)

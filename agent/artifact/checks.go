@@ -1,4 +1,4 @@
-package agent
+package artifact
 
 import (
 	"context"
@@ -13,42 +13,24 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kbroker/kbroker/internal/stamp"
 	"github.com/kbroker/kbroker/internal/unpack"
 )
 
-// settleTime is how long a file must have been as it is for its stamp to stand for
-// its content: the kernel's clock for files has ticks of up to 10 ms, and what is
-// written twice within one has the same stamp.
-const settleTime = 50 * time.Millisecond
+// errDamaged: a file is there and is not what was written.
+var errDamaged = errors.New("damaged")
 
 // errUnknown: this agent does not know what a tree has to be.
 var errUnknown = errors.New("the archive has not been read")
-
-// stamp tells a file that was changed, or replaced, without reading it: all that
-// writes to a file, or to its mode, sets its ctime, and no system call sets that
-// back. It does not see what bypasses the file system or sets the clock, which takes
-// root, nor a disk that returns other bytes than were written.
-type stamp struct {
-	device, inode uint64
-	sizeBytes     int64
-	mode          fs.FileMode
-	mtime, ctime  time.Duration // since 1970
-}
-
-// settled: whoever changes the file after now changes its stamp. A clock that was
-// set back leaves stamps in the future: they never settle.
-func (s stamp) settled(now time.Time) bool {
-	return time.Duration(now.UnixNano())-s.ctime > settleTime
-}
 
 // checks are what is known of one digest, since this agent has started: what was
 // read in full and had the right content has a stamp, of before it was read. Before
 // each start all is looked at; what has another stamp, or none, is read again.
 type checks struct {
-	whole    stamp            // of the file as it was uploaded
-	refused  error            // why the archive is not unpacked: it will never be another one
-	unpacked unpack.Tree      // what the archive says; nil: not known
-	stamps   map[string]stamp // of the files of the tree
+	whole    stamp.Stamp            // of the file as it was uploaded
+	refused  error                  // why the archive is not unpacked: it will never be another one
+	unpacked unpack.Tree            // what the archive says; nil: not known
+	stamps   map[string]stamp.Stamp // of the files of the tree
 }
 
 // file checks the file as it was uploaded. errDamaged; os.ErrNotExist.
@@ -58,12 +40,12 @@ func (k *checks) file(ctx context.Context, path, digest string) error {
 	if err != nil {
 		return err
 	}
-	s := stampOf(info)
-	if k.whole != (stamp{}) && k.whole == s {
+	s := stamp.Of(info)
+	if k.whole != (stamp.Stamp{}) && k.whole == s {
 		return nil
 	}
-	k.whole = stamp{}
-	if info.Mode() != artifactMode {
+	k.whole = stamp.Stamp{}
+	if info.Mode() != fileMode {
 		return fmt.Errorf("%w: its mode is %v", errDamaged, info.Mode())
 	}
 	sum, err := sumFile(ctx, path)
@@ -72,7 +54,7 @@ func (k *checks) file(ctx context.Context, path, digest string) error {
 		return fmt.Errorf("read artifact: %w", err)
 	case hex.EncodeToString(sum[:]) != digest:
 		return fmt.Errorf("%w: its digest is %x", errDamaged, sum)
-	case s.settled(now):
+	case s.Settled(now):
 		k.whole = s
 	}
 	return nil
@@ -85,7 +67,7 @@ func (k *checks) tree(ctx context.Context, dir string) error {
 		return errUnknown
 	}
 	now, found := time.Now(), 0
-	stamps := make(map[string]stamp, len(k.stamps))
+	stamps := make(map[string]stamp.Stamp, len(k.stamps))
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil {
 			err = ctx.Err()
@@ -106,7 +88,7 @@ func (k *checks) tree(ctx context.Context, dir string) error {
 			return err
 		}
 		s, err := k.item(ctx, path, name, item, info)
-		if err == nil && item.Kind == unpack.File && s.settled(now) {
+		if err == nil && item.Kind == unpack.File && s.Settled(now) {
 			stamps[name] = s
 		}
 		return err
@@ -127,24 +109,24 @@ func (k *checks) tree(ctx context.Context, dir string) error {
 }
 
 // item checks one thing of a tree. The stamp of a file is of before it was read.
-func (k *checks) item(ctx context.Context, path, name string, want unpack.Item, info fs.FileInfo) (stamp, error) {
+func (k *checks) item(ctx context.Context, path, name string, want unpack.Item, info fs.FileInfo) (stamp.Stamp, error) {
 	changed := fmt.Errorf("%w: %q was changed", errDamaged, name)
 	switch want.Kind {
 	case unpack.Dir:
 		if info.Mode() != fs.ModeDir|want.Mode() {
-			return stamp{}, changed
+			return stamp.Stamp{}, changed
 		}
 	case unpack.Link:
 		if target, err := os.Readlink(path); err != nil || target != want.Target {
-			return stamp{}, changed
+			return stamp.Stamp{}, changed
 		}
 	case unpack.File:
-		s := stampOf(info)
+		s := stamp.Of(info)
 		if k.stamps[name] == s {
 			return s, nil
 		}
 		if info.Mode() != want.Mode() || info.Size() != want.SizeBytes {
-			return stamp{}, changed
+			return stamp.Stamp{}, changed
 		}
 		sum, err := sumFile(ctx, path)
 		if err == nil && sum != want.SHA256 {
@@ -152,7 +134,7 @@ func (k *checks) item(ctx context.Context, path, name string, want unpack.Item, 
 		}
 		return s, err
 	}
-	return stamp{}, nil
+	return stamp.Stamp{}, nil
 }
 
 // sumFile reads a file; it ends with ctx.

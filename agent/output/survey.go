@@ -1,4 +1,4 @@
-package agent
+package output
 
 import (
 	"errors"
@@ -15,8 +15,8 @@ const foldAnyway = 1 << 40
 
 // survey lists the output files, hands new ones to the looker (add), notes the times of
 // those that have grown, and folds those with a large hole.
-func (o *outputs) survey(add func(*output), now time.Time) {
-	keys, err := o.dir.homes()
+func (o *Files) survey(add func(*output), now time.Time) {
+	keys, err := o.cfg.Instances()
 	if err != nil {
 		o.log.Warn("output files cannot be listed; the next second retries", "err", err)
 		return
@@ -43,8 +43,8 @@ func (o *outputs) survey(add func(*output), now time.Time) {
 
 // find returns the output of k and its size, nil if it has none. A file that was not
 // known is settled, then the looker gets it.
-func (o *outputs) find(k kbroker.StatusKey, add func(*output)) (*output, int64, error) {
-	info, err := os.Stat(o.path(k))
+func (o *Files) find(k kbroker.StatusKey, add func(*output)) (*output, int64, error) {
+	info, err := os.Stat(o.cfg.Path(k))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, 0, nil
 	}
@@ -55,7 +55,7 @@ func (o *outputs) find(k kbroker.StatusKey, add func(*output)) (*output, int64, 
 	f := o.files[k]
 	o.mu.Unlock()
 	if f == nil || f.inode != inodeOf(info) || f.lost.Load() {
-		f = &output{key: k, path: o.path(k), inode: inodeOf(info), size: -1}
+		f = &output{key: k, path: o.cfg.Path(k), inode: inodeOf(info), size: -1}
 		f.unsettled.Store(true)
 		if err := f.settle(); err != nil {
 			return f, 0, err
@@ -96,7 +96,7 @@ func (f *output) settle() error {
 }
 
 // attend does once a second what a file needs.
-func (o *outputs) attend(f *output, size int64, now time.Time) error {
+func (o *Files) attend(f *output, size int64, now time.Time) error {
 	if err := f.settle(); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package agent
+package output
 
 import (
 	"encoding/json"
@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	ledgerSuffix = ".json"
+	// LedgerSuffix follows the path of a file: its ledger.
+	LedgerSuffix = ".json"
 	// maxReadTries bounds how often a read begins again because what it read
 	// was cut away meanwhile.
 	maxReadTries = 100
@@ -45,7 +46,7 @@ type ledger struct {
 
 func loadLedger(path string, f *os.File) (ledger, error) {
 	var l ledger
-	b, err := os.ReadFile(path + ledgerSuffix)
+	b, err := os.ReadFile(path + LedgerSuffix)
 	if errors.Is(err, os.ErrNotExist) {
 		return l, nil
 	}
@@ -76,7 +77,7 @@ func saveLedger(path string, l ledger) error {
 	if err != nil {
 		return fmt.Errorf("output ledger: %w", err)
 	}
-	return durable.Replace(path+ledgerSuffix, b, 0o600)
+	return durable.Replace(path+LedgerSuffix, b, 0o600)
 }
 
 // settleOutput finishes what a crash has cut off. Before it the file must not be
@@ -91,7 +92,7 @@ func settleOutput(path string, f *os.File) error {
 	}
 	if b, err := json.Marshal(l); err != nil {
 		return fmt.Errorf("output ledger: %w", err)
-	} else if on, err := os.ReadFile(path + ledgerSuffix); errors.Is(err, os.ErrNotExist) || err == nil && string(on) == string(b) {
+	} else if on, err := os.ReadFile(path + LedgerSuffix); errors.Is(err, os.ErrNotExist) || err == nil && string(on) == string(b) {
 		return nil
 	}
 	return saveLedger(path, l)

@@ -1,4 +1,4 @@
-package agent
+package output
 
 import (
 	"encoding/binary"
@@ -15,6 +15,7 @@ import (
 
 const (
 	timesSuffix = ".times"
+	partSuffix  = ".part" // what is not whole
 	// markBytes is a mark on disk: milliseconds since 1970, and an offset.
 	markBytes = 16
 	// maxMarks bounds the marks of an output: nine hours of uninterrupted

@@ -1,12 +1,16 @@
 //go:build unix && !linux
 
-package agent
+package output
 
 import (
 	"io/fs"
 	"os"
 	"time"
+
+	"github.com/kbroker/kbroker"
 )
+
+var errNeedsLinux = kbroker.Errorf(kbroker.Refused, "output files are kept in bounds on Linux only")
 
 func punch(*os.File, int64, int64) error { return errNeedsLinux }
 
