@@ -127,7 +127,7 @@ func (c *cluster) down() {
 	if c.t.Failed() {
 		c.showLogs()
 	}
-	ports := c.ports()
+	ports, groups := c.ports(), groups(c.dir)
 	out, code := c.try("down", "--dir", c.dir)
 	if code != 0 {
 		c.t.Errorf("down: exit code %d\n%s", code, out)
@@ -143,6 +143,9 @@ func (c *cluster) down() {
 			conn.Close()
 			c.t.Errorf("port %s still listens after down", port)
 		}
+	}
+	if left := leftOf(groups); len(left) > 0 {
+		c.t.Errorf("control groups left after down: %v", left)
 	}
 }
 

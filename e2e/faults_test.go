@@ -115,32 +115,6 @@ func allReady(c *cluster) error {
 	return nil
 }
 
-// TestKillAgents kills agents alone and starts them again: no instance may
-// notice.
-func TestKillAgents(t *testing.T) {
-	needLong(t)
-	c := up(t, 3)
-	c.must("deploy", "../examples/wordcount/app.yaml")
-	before := map[kbroker.InstanceID]int{}
-	for _, r := range c.waitReady(10*time.Second, "wordcount", "wordcount", 3, nil) {
-		before[*r.Instance] = *r.PID
-	}
-	end := c.load(75 * time.Second)
-	for i := range 10 {
-		host := fmt.Sprintf("h%d", i%3+1)
-		c.kill(host, true)
-		began := time.Now()
-		c.up()
-		t.Logf("agent of %s killed and back after %v", host, time.Since(began).Round(10*time.Millisecond))
-	}
-	end()
-	for _, r := range c.waitReady(20*time.Second, "wordcount", "wordcount", 3, nil) {
-		if before[*r.Instance] != *r.PID || r.Restarts != 0 {
-			t.Errorf("%s: pid %d, %d restarts; want pid %d and none", *r.Instance, *r.PID, r.Restarts, before[*r.Instance])
-		}
-	}
-}
-
 // TestUnmanaged: while its agent is away, an instance runs on and shows so.
 func TestUnmanaged(t *testing.T) {
 	needLong(t)

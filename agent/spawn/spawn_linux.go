@@ -115,7 +115,7 @@ func start(cfg Config) (*Child, error) {
 		return nil, err
 	}
 	child := &Child{Cmd: cmd, release: make(chan struct{}), done: make(chan struct{}), forget: make(chan struct{})}
-	if err := hold(cmd.Process.Pid, cfg.Files, attr.Ptrace); err != nil {
+	if err := hold(cmd.Process.Pid, cfg, attr.Ptrace); err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
 	return child, nil
@@ -123,7 +123,7 @@ func start(cfg Config) (*Child, error) {
 
 // hold waits until the child has stopped before its first instruction, and limits
 // it there. A child that was killed meanwhile is no error: its end says so.
-func hold(pid int, files uint64, stops bool) error {
+func hold(pid int, cfg Config, stops bool) error {
 	var info unix.Siginfo
 	if err := retry(func() error {
 		if !stops {
@@ -133,13 +133,31 @@ func hold(pid int, files uint64, stops bool) error {
 	}); err != nil {
 		return fmt.Errorf("wait for the start of %d: %w", pid, err)
 	}
-	if files > 0 {
-		limit := unix.Rlimit{Cur: files, Max: files}
-		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil && err != unix.ESRCH {
+	if cfg.Files > 0 {
+		if err := limitFiles(pid, cfg); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("limit the open files of %d: %w", pid, err)
 		}
 	}
 	return nil
+}
+
+// limitFiles works without CAP_SYS_RESOURCE too, which containers do not have: who has
+// the real ids of a process may limit it (prlimit(2)). Those of the thread alone change,
+// and not what it may do.
+func limitFiles(pid int, cfg Config) error {
+	limit := unix.Rlimit{Cur: cfg.Files, Max: cfg.Files}
+	err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
+	if err != unix.EPERM || cfg.User == nil {
+		return err
+	}
+	const same = ^uintptr(0)
+	if _, _, errno := unix.Syscall(unix.SYS_SETRESGID, uintptr(cfg.User.GID), same, same); errno != 0 {
+		return errno
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SETRESUID, uintptr(cfg.User.UID), same, same); errno != 0 {
+		return errno
+	}
+	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
 }
 
 // let lets the child run: ESRCH says that it was killed.

@@ -112,6 +112,15 @@ func TestNoFilesButThreeAndTheirLimit(t *testing.T) {
 	}
 }
 
+// Also where root lacks CAP_SYS_RESOURCE, as in a container.
+func TestTheFilesOfAnotherUserAreLimited(t *testing.T) {
+	needRoot(t)
+	out := output(t, Config{Files: 64, User: &User{1_900_000_125, 1_900_000_126}}, "ulimit -n; ulimit -Hn; id -u; id -g")
+	if want := "64\n64\n1900000125\n1900000126\n"; out != want {
+		t.Errorf("limits and user %q, want %q", out, want)
+	}
+}
+
 // Under a directory that only root may enter a process of another user finds its
 // own files at their paths, and nothing else.
 func TestAViewUnderADirectoryThatOnlyRootMayEnter(t *testing.T) {

@@ -50,6 +50,9 @@ func (l *localCluster) spawn(program string, h localHost) (spawned, error) {
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := keepFiles(); err != nil {
+		return spawned{}, err
+	}
 	if err := cmd.Start(); err != nil {
 		return spawned{}, fmt.Errorf("start agent of host %s: %w", h.Name, err)
 	}

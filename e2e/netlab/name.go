@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -126,17 +127,34 @@ func remove(name string) error {
 	return os.RemoveAll(dir)
 }
 
-// unmountBelow unmounts what is mounted below dir.
+// share makes dir a mount whose further mounts and unmounts reach every copy of it: an
+// instance has a view of the file system of its own, and its copy of a disk would keep
+// that from being unmounted where the root is not shared, as in a container.
+func share(dir string) error {
+	if err := syscall.Mount(dir, dir, "", syscall.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	if err := syscall.Mount("", dir, "", syscall.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share %s: %w", dir, err)
+	}
+	return nil
+}
+
+// unmountBelow unmounts what is mounted below dir, and dir.
 func unmountBelow(dir string) error {
 	raw, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return err
 	}
-	var all error
+	var mounts []string
 	for line := range strings.Lines(string(raw)) {
-		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
-			all = errors.Join(all, unmount(f[1]))
+		if f := strings.Fields(line); len(f) > 1 && (f[1] == dir || strings.HasPrefix(f[1], dir+"/")) {
+			mounts = append(mounts, f[1])
 		}
+	}
+	var all error
+	for _, mount := range slices.Backward(mounts) { // the last one is on top
+		all = errors.Join(all, unmount(mount))
 	}
 	return all
 }

@@ -61,8 +61,8 @@ func traces(t *testing.T, name string) []string {
 
 func TestALabIsSeenWhileItIsThere(t *testing.T) {
 	l := New(t, 2)
-	if got := traces(t, l.name); len(got) != 4+2+2+1 {
-		t.Errorf("%d traces %q, want four namespaces, two loop devices, two mounts and a directory", len(got), got)
+	if got := traces(t, l.name); len(got) != 4+2+3+1 {
+		t.Errorf("%d traces %q, want four namespaces, two loop devices, three mounts and a directory", len(got), got)
 	}
 }
 

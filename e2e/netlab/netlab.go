@@ -87,6 +87,7 @@ func New(t testing.TB, n int) *Lab {
 	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	l.must(share(l.Dir))
 	l.buildSwitch()
 	for i := 1; i <= n; i++ {
 		h := &Host{Namespace: l.namespace("h"+strconv.Itoa(i), "p"+strconv.Itoa(i), byte(i))}
