@@ -34,8 +34,10 @@ type Config struct {
 	Args []string // without the name of the program
 	Env  []string
 	Dir  string
-	// Stdout and Stderr are its outputs; nil: none.
-	Stdout, Stderr *os.File
+	// Stdin is its input, Stdout and Stderr are its outputs; nil: none.
+	Stdin, Stdout, Stderr *os.File
+	// Terminal: Stdin is a terminal, and the process leads a session of its own on it.
+	Terminal bool
 	// Group is where it and whatever it forks is; nil: nowhere.
 	Group *cgroup.Group
 	// User is who it runs as, without capabilities and without a way to new ones; nil: as

@@ -57,6 +57,9 @@ func start(cfg Config) (*Child, error) {
 		return nil, fmt.Errorf("keep files from the process: %w", err)
 	}
 	attr := &syscall.SysProcAttr{Setpgid: true, Ptrace: true}
+	if cfg.Terminal {
+		attr.Setpgid, attr.Setsid, attr.Setctty = false, true, true // of file 0
+	}
 	if cfg.Bound {
 		attr.Pdeathsig = syscall.SIGKILL // of this thread
 	}
@@ -98,6 +101,9 @@ func start(cfg Config) (*Child, error) {
 		Path: cfg.Path, Args: append([]string{cfg.Path}, cfg.Args...), Env: cfg.Env, Dir: cfg.Dir,
 		SysProcAttr: attr,
 	}
+	if cfg.Stdin != nil {
+		cmd.Stdin = cfg.Stdin
+	}
 	if cfg.Stdout != nil {
 		cmd.Stdout = cfg.Stdout
 	}
@@ -108,7 +114,7 @@ func start(cfg Config) (*Child, error) {
 	if errors.Is(err, unix.EPERM) && attr.Ptrace {
 		// Nobody is traced here (yama): it is limited as soon as it runs.
 		attr.Ptrace = false
-		cmd = &exec.Cmd{Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, SysProcAttr: attr, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
+		cmd = &exec.Cmd{Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, SysProcAttr: attr, Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
 		err = cmd.Start()
 	}
 	if err != nil {
