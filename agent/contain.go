@@ -25,6 +25,7 @@ type containment struct {
 	groups  *cgroup.Root
 	can     cgroup.Features
 	users   *users // nil: none of their own
+	files   bool   // their open files can be limited
 	sandbox bool
 }
 
@@ -38,6 +39,9 @@ func newContainment(dir, boot string, log *slog.Logger) (containment, error) {
 	var why string
 	if c.users, why = newUsers(dir); c.users == nil {
 		log.Warn("instances run as the user of this agent", "err", why)
+	}
+	if c.files = c.users == nil || spawn.LimitsFiles(); !c.files {
+		log.Warn("open files of instances cannot be limited", "err", "CAP_SYS_RESOURCE is missing")
 	}
 	if !c.can.Group {
 		log.Warn("instances have no control groups: what leaves its process group is looked for by its environment")
@@ -72,6 +76,7 @@ func (c containment) unenforced(s kbroker.Service) (all []string) {
 		{r.MemoryLimitBytes > 0, c.can.Memory, "memory limit"},
 		{r.CPULimit > 0, c.can.CPU, "cpu limit"},
 		{r.PIDs > 0, c.can.PIDs, "pids limit"},
+		{r.Files > 0, c.files, "fds limit"},
 		{true, c.users != nil, "own user"},
 		{true, c.can.Group, "control group"},
 	} {
@@ -140,7 +145,9 @@ func (a *Agent) bounds(what executable, args []string, home string, r record) sp
 	known := variables(home, a.cfg.Address, what.tree, r)
 	cfg := spawn.Config{
 		Path: what.path, Args: expandAll(args, known), Env: environment(home, a.cfg.Dir.Path, what.tree, r, known), Dir: work,
-		Files: uint64(s.Resources.Files),
+	}
+	if a.contain.files {
+		cfg.Files = uint64(s.Resources.Files)
 	}
 	cfg.Group = a.groupOf(r)
 	if r.User != 0 {

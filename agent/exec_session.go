@@ -273,8 +273,7 @@ func (s *session) run(parent context.Context) {
 	}
 }
 
-// finish kills the command, if it has not ended, with its process group, and on a terminal
-// with its session.
+// finish kills the command, if it has not ended, with its session.
 func (s *session) finish() kbroker.ExecExit {
 	p := s.command.process
 	p.signalGroup(unix.SIGKILL)
@@ -285,13 +284,11 @@ func (s *session) finish() kbroker.ExecExit {
 		}
 	}
 	e := p.reap()
-	if s.command.tty != nil { // a shell puts each job into a group of its own
-		_, err := killAll(context.Background(), s.scanner.scan, func(m marked) bool {
-			return m.Session == p.id.PID && m.Incarnation == p.incarnation
-		}, nil, 0, insideKilledWait)
-		if err != nil {
-			p.log.Warn("jobs of a command are left", "pid", p.id.PID, "err", err)
-		}
+	_, err := killAll(context.Background(), s.scanner.scan, func(m marked) bool { // a shell puts each job into a group of its own
+		return m.Session == p.id.PID && m.Incarnation == p.incarnation
+	}, nil, 0, insideKilledWait)
+	if err != nil {
+		p.log.Warn("jobs of a command are left", "pid", p.id.PID, "err", err)
 	}
 	switch {
 	case e.Code != nil:

@@ -10,8 +10,8 @@
 // instruction:
 //
 //	thread   enter groups of version 1, own view of the file system, drop the
-//	         bounding set, no new privileges, Landlock
-//	child    cloned into the group of version 2, own process group, own user
+//	         bounding set, no new privileges, Landlock, a filter of system calls
+//	child    cloned into the group of version 2, own session, own user
 //	stopped  limits of open files, OOM score; its start is put on record
 //	release  it runs
 //
@@ -36,7 +36,7 @@ type Config struct {
 	Dir  string
 	// Stdin is its input, Stdout and Stderr are its outputs; nil: none.
 	Stdin, Stdout, Stderr *os.File
-	// Terminal: Stdin is a terminal, and the process leads a session of its own on it.
+	// Terminal: Stdin is a terminal, that of the session of the process.
 	Terminal bool
 	// Group is where it and whatever it forks is; nil: nowhere.
 	Group *cgroup.Group

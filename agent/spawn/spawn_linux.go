@@ -56,10 +56,9 @@ func start(cfg Config) (*Child, error) {
 	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("keep files from the process: %w", err)
 	}
-	attr := &syscall.SysProcAttr{Setpgid: true, Ptrace: true}
-	if cfg.Terminal {
-		attr.Setpgid, attr.Setsid, attr.Setctty = false, true, true // of file 0
-	}
+	// In the session of this process it could send SIGCONT to it, and to others there,
+	// whatever user it is (kill(2)).
+	attr := &syscall.SysProcAttr{Setsid: true, Setctty: cfg.Terminal, Ptrace: true}
 	if cfg.Bound {
 		attr.Pdeathsig = syscall.SIGKILL // of this thread
 	}
@@ -159,6 +158,14 @@ func retry(call func() error) error {
 			return err
 		}
 	}
+}
+
+// LimitsFiles reports whether this process can limit the open files of one with another
+// user: containers seldom leave it CAP_SYS_RESOURCE (prlimit(2)).
+func LimitsFiles() bool {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&head, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
 // Isolates is nil if this process can give others a user and a view of their own,
@@ -311,7 +318,7 @@ func landlock() int {
 }
 
 // Sandboxes reports whether the kernel can hold a process to all of a Sandbox.
-func Sandboxes() bool { return landlock() >= abiScopes }
+func Sandboxes() bool { return landlock() >= abiScopes && filters() }
 
 // enter holds the thread to the sandbox.
 func (s *Sandbox) enter() error {
@@ -351,7 +358,7 @@ func (s *Sandbox) enter() error {
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, rules, 0, 0); errno != 0 {
 		return fmt.Errorf("enter a sandbox: %w", errno)
 	}
-	return nil
+	return enterFilter()
 }
 
 // allowPath allows a path and what is below it; one that is not there is no loss.

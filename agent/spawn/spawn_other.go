@@ -12,5 +12,8 @@ func Start(Config) (*Child, error) { return nil, errNeedsLinux }
 // Sandboxes is false.
 func Sandboxes() bool { return false }
 
+// LimitsFiles is false.
+func LimitsFiles() bool { return false }
+
 // Isolates needs Linux.
 func Isolates() error { return errNeedsLinux }
