@@ -140,6 +140,11 @@ func TestAHostileProgram(t *testing.T) {
 				t.Errorf("%s: it was not refused to %s", name, a.Name)
 			}
 		}
+		if tried++; c.eats(name) {
+			t.Errorf("%s: it was not refused to use more memory than it may", name)
+		} else {
+			refused++
+		}
 		t.Logf("RESULT %s: %d of %d attempts refused", name, refused, tried)
 		// Forged files are read, if at all, when a start ends, and when the next one begins.
 		i := c.waitReady(0, "foe", name, 1, nil)[0]
@@ -172,6 +177,16 @@ func TestAHostileProgram(t *testing.T) {
 	if err := c.request(); err != nil {
 		t.Errorf("another instance does not answer: %v", err)
 	}
+}
+
+// eats reports whether a program in the instance of a service may use more memory than that
+// has. The kernel may end the whole instance for it.
+func (c *cluster) eats(service string) bool {
+	i := c.waitReady(0, "foe", service, 1, nil)[0]
+	_, errs, code := c.execute("", string(*i.Instance), "--", "sh", "-c", "head -c 700000000 /dev/zero | tail -c 650000000 > /dev/null")
+	c.t.Logf("%s: use more memory than it may: exit code %d, %q", service, code, errs)
+	c.waitReady(20*time.Second, "foe", service, 1, nil)
+	return code != 137
 }
 
 // attemptsOf are those of a service's instance, when all were made.

@@ -11,6 +11,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
 )
 
 // ordinary is a user who may nothing that others may not.
@@ -68,6 +71,7 @@ func TestAnOrdinaryUsersCluster(t *testing.T) {
 	if rows, err := c.ready("wants", "loop", 0, nil); err != nil {
 		t.Errorf("what requires a user of its own is placed: %s, %v", show(rows), err)
 	}
+	c.placedWithRoot(spec("wants", `require: ["isolation.user == yes"]`))
 	// What ends an instance ends what was run in it, without a group.
 	cmd, _ := c.began("go", name, "--", "sh", "-c", "echo go; exec sleep 7657")
 	c.must("stop", "held")
@@ -76,4 +80,41 @@ func TestAnOrdinaryUsersCluster(t *testing.T) {
 	if code := cmd.ProcessState.ExitCode(); code != 137 && code != 143 {
 		t.Errorf("a command whose instance has stopped ended with %d", code)
 	}
+}
+
+// placedWithRoot has a host of root join, where alone an app is placed; why says why.
+func (c *cluster) placedWithRoot(spec string) {
+	c.t.Helper()
+	c.agent("h2", "--join", c.address("h1"), "--role", "worker", "--token-file", c.token(c.t.TempDir(), kbroker.RoleWorker))
+	wait.Until(c.t, 20*time.Second, func() error {
+		if rows := c.hostRows(); len(rows) != 2 || rows[1].State != kbroker.HostReady {
+			return fmt.Errorf("hosts are %s", show(rows))
+		}
+		return nil
+	})
+	c.must("deploy", spec)
+	if i := c.waitReady(20*time.Second, "wants", "loop", 1, nil)[0]; *i.Host != "h2" || slices.Contains(i.Unenforced, "own user") {
+		c.t.Errorf("what requires a user of its own is %s, want it on h2", show(i))
+	}
+	if out := c.must("why", "wants"); !strings.Contains(out, "isolation.user") || !strings.Contains(out, "h1") {
+		c.t.Errorf("why does not say what h1 lacks: %s", out)
+	}
+	c.must("stop", "wants")
+	wait.Until(c.t, 20*time.Second, func() error {
+		if left := c.processes("h2"); len(left) != 1 {
+			return fmt.Errorf("on h2 are %v, want the agent alone", left)
+		}
+		return nil
+	})
+	for pid := range c.processes("h2") { // down, as an ordinary user, may not
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	wait.Until(c.t, 20*time.Second, func() error {
+		if left := c.processes("h2"); len(left) > 0 {
+			return fmt.Errorf("on h2 are %v", left)
+		}
+		return os.RemoveAll(c.host("h2"))
+	})
 }
