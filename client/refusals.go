@@ -98,7 +98,7 @@ var deeds = map[string]string{
 	subjects.VerbDeploy: "deploy", subjects.VerbArtifactBegin: "deploy", subjects.VerbArtifactGet: "fetch programs",
 	subjects.VerbScale: "scale", subjects.VerbStop: "stop apps", subjects.VerbRollback: "roll back", subjects.VerbRestart: "restart instances",
 	subjects.VerbDevelop: "run a local instance",
-	subjects.VerbExec:    "run commands inside instances", subjects.VerbSignal: "signal instances",
+	subjects.VerbExec:    "run commands inside instances", subjects.VerbSession: "run commands inside instances", subjects.VerbSignal: "signal instances",
 	subjects.VerbDrain: "drain hosts", subjects.VerbRemove: "remove hosts", subjects.VerbMaintain: "take hosts down and up",
 	subjects.VerbToken: "let hosts in", subjects.VerbRevoke: "revoke tokens", subjects.VerbTokens: "see the tokens",
 	subjects.VerbUser: "let users in", subjects.VerbUserRevoke: "revoke users", subjects.VerbUsers: "see the users",
