@@ -246,6 +246,7 @@ func (a *Agent) Run(parent context.Context) error {
 	part("output", a.outputs.Run)
 	part("logs", a.serveLogs)
 	part("checkup", a.checker.run)
+	part("inside", a.newInsider().run)
 	part("pulse", func(ctx context.Context) error { a.own.run(ctx, a.cfg.Dir.Path); return nil })
 	part("janitor", func(ctx context.Context) error { return a.janitor.run(ctx, a.census, state.Boottime) })
 	held := a.view.Head.Revision

@@ -3,16 +3,13 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/agent/artifact"
+	"github.com/kbroker/kbroker/agent/spawn"
 )
 
 // insideKilledWait is how long a check that was killed may take to end; one that
@@ -24,12 +21,10 @@ const insideKilledWait = time.Second
 // returns. nil: it exited with 0. Errors: saysNo when it ended otherwise, or is not
 // there to be run; that of ctx when it had not ended by then.
 func (a *Agent) runInside(ctx context.Context, r record, argv []string) error {
-	home := a.cfg.Dir.home(keyOf(r.Placement))
-	what := artifact.Executable{Path: argv[0], Tree: a.cache.Tree(r.Placement.Spec.Artifact)}
-	cfg := a.bounds(what, argv[1:], home, r)
-	cfg.Env = append(cfg.Env, envCheck+"=1")
-	cfg.Path = lookPath(argv[0], cfg.Dir)
-	cfg.Bound = true
+	cfg, err := a.beside(r, argv)
+	if err != nil {
+		return saysNo{err.Error()}
+	}
 	child, err := start(cfg)
 	if err != nil {
 		if short(err) {
@@ -39,33 +34,27 @@ func (a *Agent) runInside(ctx context.Context, r record, argv []string) error {
 	}
 	defer child.Forget()
 	defer child.Release()
-	s, err := readStat(child.PID()) // not waited for: it is there, dead or alive
+	p, err := a.watched(child, r)
 	if err != nil {
-		return errors.Join(fmt.Errorf("identify a check: %w", err), child.Cmd.Process.Kill(), child.Cmd.Wait())
-	}
-	r.procID = s.procID
-	p, err := newProcess(r, child.Cmd, nil, &a.scanner, a.log) // the group is the instance's
-	if err != nil {
-		return errors.Join(fmt.Errorf("watch a check: %w", err), child.Cmd.Process.Kill(), child.Cmd.Wait())
+		return errors.Join(err, child.Cmd.Process.Kill(), child.Cmd.Wait())
 	}
 	defer p.pidfd.Close()
 	child.Release()
 	return p.judged(ctx)
 }
 
-// lookPath is the file of a program as the instance finds it: with a slash, from its
-// working directory; else where this agent finds it.
-func lookPath(name, dir string) string {
-	if strings.Contains(name, "/") {
-		if filepath.IsAbs(name) {
-			return name
-		}
-		return filepath.Join(dir, name)
+// beside is how a program is started that is not the instance itself: within the same
+// bounds, in its control group. It ends when this agent does, and whoever looks for the
+// process of the instance does not take it for that. ENOENT: there is no such program.
+func (a *Agent) beside(r record, argv []string) (spawn.Config, error) {
+	own := artifact.Executable{Path: a.cfg.Executable}
+	if of := r.Placement.Spec.Artifact; of.SHA256 != "" {
+		own = a.cache.Place(of)
 	}
-	if path, err := exec.LookPath(name); err == nil {
-		return path
-	}
-	return name
+	cfg := a.bounds(own, argv[1:], a.cfg.Dir.home(keyOf(r.Placement)), r)
+	path, err := findProgram(argv[0], cfg.Dir, cfg.Env)
+	cfg.Path, cfg.Env, cfg.Bound = path, append(cfg.Env, envCheck+"=1"), true
+	return cfg, err
 }
 
 // judged waits for the end of a check.

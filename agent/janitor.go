@@ -142,8 +142,8 @@ func strays(all []marked, dir string, known map[kbroker.Incarnation]bool) []mark
 	groups := make(map[int]bool)
 	sessions := make(map[int]bool)
 	for _, m := range all {
-		// An instance is in its agent's session: only a session that the
-		// instance has begun itself is its own.
+		// An instance that an agent of an earlier version has started is in the session of
+		// that: only a session that the instance leads is its own.
 		if known[m.Incarnation] {
 			groups[m.Group] = true
 			sessions[m.Session] = sessions[m.Session] || m.PID == m.Session

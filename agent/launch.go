@@ -146,7 +146,7 @@ func (a *Agent) fork(what artifact.Executable, args []string, r record) (*proces
 	if err != nil {
 		return nil, r, fmt.Errorf("start: %w", unstartable(what.Path, err))
 	}
-	defer child.Release() // whatever becomes of it here, it is put on record before it runs
+	defer child.Release()           // whatever becomes of it here, it is put on record before it runs
 	s, err := readStat(child.PID()) // not waited for: it is there, dead or alive
 	if err != nil {
 		return nil, r, errors.Join(fmt.Errorf("identify the started process: %w", err), abandon(child))

@@ -28,6 +28,7 @@ const overDir = "over"
 // endCredentials has the credentials taken back that an instance's starts had, but for the
 // one that runs, if any. It may be called again.
 func (a *Agent) endCredentials(home string, running kbroker.Incarnation) {
+	left, last := 0, error(nil)
 	for _, path := range credsIn(home) {
 		if running != "" && path == credsPath(home, running) {
 			continue
@@ -39,8 +40,11 @@ func (a *Agent) endCredentials(home string, running kbroker.Incarnation) {
 			a.reporter.ended(own.Key(), own.JWT(), path)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			a.log.Error("the credential of a start that is over is left; it holds until its end", "err", err)
+			left, last = left+1, err
 		}
+	}
+	if left > 0 {
+		a.log.Error("credentials of starts that are over are left; they hold until their end", "count", left, "err", last)
 	}
 }
 

@@ -142,11 +142,24 @@ func credsPath(home string, start kbroker.Incarnation) string {
 // instancePath is the file that tells an instance who it is.
 func instancePath(home string) string { return filepath.Join(home, runDir, instanceFile) }
 
-// credsIn are the files of the credentials of an instance's starts.
+// maxCreds bounds the files of an instance that are taken for credentials: it can make
+// more, but its start has one, and rarely one before was not taken back.
+const maxCreds = 64
+
+// credsIn are the files of the credentials of an instance's starts; of too many those
+// that the directory has first.
 func credsIn(home string) []string {
-	entries, _ := os.ReadDir(filepath.Join(home, runDir)) // one that is not there has none
+	dir, err := os.Open(filepath.Join(home, runDir))
+	if err != nil {
+		return nil // one that is not there has none
+	}
+	defer dir.Close()
+	entries, _ := dir.ReadDir(2 * maxCreds) // what is not there any more has none
 	var paths []string
 	for _, e := range entries {
+		if len(paths) == maxCreds {
+			break
+		}
 		if name := e.Name(); strings.HasSuffix(name, credsSuffix) && !strings.HasPrefix(name, ".") {
 			paths = append(paths, filepath.Join(home, runDir, name))
 		}

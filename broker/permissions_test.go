@@ -48,7 +48,7 @@ var may = map[string][]string{
 		"subscribe kb.pong.*.w1.*",
 		"subscribe exactly kb.pong.{*,default,other}.w1.>",
 		"subscribe kb.host.w1.*.*",
-		"subscribe exactly kb.host.w1.{*,logs,checkup,new}.>",
+		"subscribe exactly kb.host.w1.{*,logs,checkup,exec,signal,session,new}.>",
 		"subscribe kb.changed.place.w1.>",
 	}),
 	"worker w2": slices.Concat(answering, []string{
@@ -58,7 +58,7 @@ var may = map[string][]string{
 		"subscribe kb.pong.*.w2.*",
 		"subscribe exactly kb.pong.{*,default,other}.w2.>",
 		"subscribe kb.host.w2.*.*",
-		"subscribe exactly kb.host.w2.{*,logs,checkup}.>",
+		"subscribe exactly kb.host.w2.{*,logs,checkup,exec,signal,session}.>",
 		"subscribe kb.changed.place.w2.>",
 	}),
 
@@ -178,7 +178,12 @@ var (
 		"publish kb.artifact.{w1,w2,c1}.default.s",
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
 	}
-	operating = []string{"publish kb.super.{drain,remove,maintain}.default.<own>"}
+	// Who may reach into an instance asks a core; only cores ask the agent.
+	operating = []string{
+		"publish kb.super.{drain,remove,maintain}.default.<own>",
+		"publish kb.core.{exec,signal}.default",
+		"publish kb.host.{w1,w2,c1}.session.default",
+	}
 	admitting = []string{
 		"publish kb.super.{token,revoke,user,userrevoke}.default.<own>",
 		"publish kb.core.{tokens,users,audit}.default",

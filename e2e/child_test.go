@@ -38,6 +38,12 @@ const (
 
 // child does a job, named in the environment, on the cores of the command line.
 func child(job string) int {
+	if job == hostileJob || job == usernsJob {
+		return hostile(job)
+	}
+	if job == daemonJob || job == zombiesJob {
+		return misbehave(job)
+	}
 	if job == echoJob {
 		if err := echo(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	if job := os.Getenv(childEnv); job != "" {
+	if job := cmp.Or(os.Getenv(childEnv), os.Getenv(programEnv)); job != "" {
 		return child(job)
 	}
 	dir, err := os.MkdirTemp("", "kbroker-e2e-bin-")

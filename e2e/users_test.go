@@ -82,6 +82,8 @@ func (c *cluster) giveCommands(files map[string]string) {
 		{"operator", "drain none --detach", "may not drain hosts"},
 		{"operator", "undrain none", "may not drain hosts"},
 		{"operator", "remove none", "may not remove hosts"},
+		{"operator", "exec none true", "may not run commands inside instances"},
+		{"operator", "signal none HUP", "may not signal instances"},
 		{"admin", "token ls", "may not see the tokens"},
 		{"admin", "token create --role worker", "may not let hosts in"},
 		{"admin", "token revoke aaaaaaaaaaaa", "may not revoke tokens"},

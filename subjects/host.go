@@ -10,6 +10,11 @@ import (
 const (
 	VerbLogs    = "logs"
 	VerbCheckup = "checkup"
+	// VerbExec and VerbSignal are asked of a core, who asks the agent; VerbSession is where
+	// the frames of who has a session go.
+	VerbExec    = "exec"
+	VerbSignal  = "signal"
+	VerbSession = "session"
 )
 
 // View is where an agent asks for its host's placements.
@@ -81,4 +86,12 @@ func Pong(t kbroker.TenantID, host kbroker.HostID, question string) string {
 func IsPong(subject string, t kbroker.TenantID, host kbroker.HostID) bool {
 	question, ok := strings.CutPrefix(subject, Pong(t, host, ""))
 	return ok && question != "" && !strings.Contains(question, ".")
+}
+
+// HostVerb is the verb in a subject of Host; empty: it is none.
+func HostVerb(subject string) string {
+	if _, ok := TenantOf(subject); !ok {
+		return ""
+	}
+	return strings.Split(subject, ".")[3]
 }

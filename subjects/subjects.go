@@ -16,7 +16,7 @@
 //	kb.revoked.<host>                       a core that starts asks which credentials were taken back
 //	kb.heard                                the leader asks every core whom it has heard
 //	kb.artifact.<core>.<tenant>.<session>   chunks of one upload, to the core that took it
-//	kb.host.<host>.<verb>.<tenant>          one host's agent answers (logs, checkup)
+//	kb.host.<host>.<verb>.<tenant>          one host's agent answers (logs, checkup; exec, signal: cores alone; session)
 //	kb.ping.<tenant>.<incarnation>          an agent asks one process
 //	kb.pong.<tenant>.<host>.<question>      where it answers
 //	kb.changed.<key>                        every change of the control store, republished

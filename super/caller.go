@@ -125,9 +125,10 @@ func objectOf(m *nats.Msg) string {
 		return ""
 	}
 	var r struct {
-		ID    string               `json:"id"`
-		Name  string               `json:"name"`
-		Token *struct{ ID string } `json:"token"`
+		ID       string               `json:"id"`
+		Name     string               `json:"name"`
+		Instance kbroker.InstanceID   `json:"instance"`
+		Token    *struct{ ID string } `json:"token"`
 	}
 	_ = json.Unmarshal(m.Data, &r) // what is not readable names nothing
 	switch verb {
@@ -138,6 +139,11 @@ func objectOf(m *nats.Msg) string {
 	case subjects.VerbToken, subjects.VerbRevoke:
 		if kbroker.CheckTokenID(r.ID) == nil {
 			return "token " + r.ID
+		}
+		return ""
+	case subjects.VerbExec, subjects.VerbSignal:
+		if namedInstance(r.Instance) == nil {
+			return "instance " + string(r.Instance)
 		}
 		return ""
 	case subjects.VerbUser, subjects.VerbUserRevoke:

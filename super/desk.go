@@ -180,6 +180,8 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 			})
 		}
 		return reply, err
+	case subjects.VerbExec, subjects.VerbSignal:
+		return d.inside(ctx, m, verb, tenant)
 	case subjects.VerbWhy:
 		return decoded(ctx, m.Data, tenant, d.why)
 	case subjects.VerbAudit:

@@ -93,6 +93,15 @@ func New(cfg Config) *Cache {
 	return &Cache{cfg: cfg, checks: make(map[string]*checks), busy: make(map[string]chan struct{})}
 }
 
+// Place is where the program of an artifact is, there or not, unverified: Get gives one to
+// start.
+func (c *Cache) Place(a kbroker.Artifact) Executable {
+	if tree := c.Tree(a); tree != "" {
+		return Executable{Path: filepath.Join(tree, filepath.FromSlash(a.Command)), Tree: tree}
+	}
+	return Executable{Path: filepath.Join(c.cfg.Dir, a.SHA256)}
+}
+
 // Tree is where an archive is unpacked to, there or not; empty for what is none.
 func (c *Cache) Tree(a kbroker.Artifact) string {
 	if a.Command == "" {

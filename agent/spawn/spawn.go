@@ -10,8 +10,8 @@
 // instruction:
 //
 //	thread   enter groups of version 1, own view of the file system, drop the
-//	         bounding set, no new privileges, Landlock
-//	child    cloned into the group of version 2, own process group, own user
+//	         bounding set, no new privileges, Landlock, a filter of system calls
+//	child    cloned into the group of version 2, own session, own user
 //	stopped  limits of open files, OOM score; its start is put on record
 //	release  it runs
 //
@@ -34,8 +34,10 @@ type Config struct {
 	Args []string // without the name of the program
 	Env  []string
 	Dir  string
-	// Stdout and Stderr are its outputs; nil: none.
-	Stdout, Stderr *os.File
+	// Stdin is its input, Stdout and Stderr are its outputs; nil: none.
+	Stdin, Stdout, Stderr *os.File
+	// Terminal: Stdin is a terminal, that of the session of the process.
+	Terminal bool
 	// Group is where it and whatever it forks is; nil: nowhere.
 	Group *cgroup.Group
 	// User is who it runs as, without capabilities and without a way to new ones; nil: as

@@ -56,7 +56,9 @@ func start(cfg Config) (*Child, error) {
 	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("keep files from the process: %w", err)
 	}
-	attr := &syscall.SysProcAttr{Setpgid: true, Ptrace: true}
+	// In the session of this process it could send SIGCONT to it, and to others there,
+	// whatever user it is (kill(2)).
+	attr := &syscall.SysProcAttr{Setsid: true, Setctty: cfg.Terminal, Ptrace: true}
 	if cfg.Bound {
 		attr.Pdeathsig = syscall.SIGKILL // of this thread
 	}
@@ -98,6 +100,9 @@ func start(cfg Config) (*Child, error) {
 		Path: cfg.Path, Args: append([]string{cfg.Path}, cfg.Args...), Env: cfg.Env, Dir: cfg.Dir,
 		SysProcAttr: attr,
 	}
+	if cfg.Stdin != nil {
+		cmd.Stdin = cfg.Stdin
+	}
 	if cfg.Stdout != nil {
 		cmd.Stdout = cfg.Stdout
 	}
@@ -108,7 +113,7 @@ func start(cfg Config) (*Child, error) {
 	if errors.Is(err, unix.EPERM) && attr.Ptrace {
 		// Nobody is traced here (yama): it is limited as soon as it runs.
 		attr.Ptrace = false
-		cmd = &exec.Cmd{Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, SysProcAttr: attr, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
+		cmd = &exec.Cmd{Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, SysProcAttr: attr, Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
 		err = cmd.Start()
 	}
 	if err != nil {
@@ -278,9 +283,9 @@ func (c *covered) mount() error {
 			if err := os.MkdirAll(h.path, 0o755); err != nil {
 				return err
 			}
-		} else if f, err := os.OpenFile(h.path, os.O_CREATE|os.O_WRONLY, 0o644); err != nil {
-			return err
-		} else if err := f.Close(); err != nil {
+		} else if err := unix.Mknod(h.path, unix.S_IFREG|0o644, 0); err != nil {
+			// Not by opening it: another start that forks meanwhile would keep it open for
+			// writing, and this from becoming read-only.
 			return err
 		}
 		if err := unix.Mount(fmt.Sprintf("/proc/thread-self/fd/%d", h.fd), h.path, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
@@ -323,7 +328,7 @@ func landlock() int {
 }
 
 // Sandboxes reports whether the kernel can hold a process to all of a Sandbox.
-func Sandboxes() bool { return landlock() >= abiScopes }
+func Sandboxes() bool { return landlock() >= abiScopes && filters() }
 
 // enter holds the thread to the sandbox.
 func (s *Sandbox) enter() error {
@@ -363,7 +368,7 @@ func (s *Sandbox) enter() error {
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, rules, 0, 0); errno != 0 {
 		return fmt.Errorf("enter a sandbox: %w", errno)
 	}
-	return nil
+	return enterFilter()
 }
 
 // allowPath allows a path and what is below it; one that is not there is no loss.

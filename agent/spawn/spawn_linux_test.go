@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker/agent/cgroup"
 )
@@ -193,6 +196,69 @@ func TestASandboxRefusesWhatIsNotNamed(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
+	}
+}
+
+// askSockets has this test binary say which sockets it may have.
+const askSockets = "KBROKER_TEST_SOCKETS"
+
+// What Landlock does not see, the filter does: other names of TCP, and io_uring. What
+// programs use is there.
+func TestASandboxHasNoOtherSockets(t *testing.T) {
+	if os.Getenv(askSockets) != "" {
+		saySockets()
+		return
+	}
+	if !Sandboxes() {
+		t.Skip("SKIPPED: no Landlock here")
+	}
+	out := output(t, Config{
+		Path: os.Args[0], Args: []string{"-test.run=^TestASandboxHasNoOtherSockets$"}, Env: []string{askSockets + "=1"},
+		Sandbox: &Sandbox{Read: []string{os.Args[0], "/usr", "/lib", "/lib64", "/etc", "/proc", "/sys"}, Write: []string{os.DevNull}},
+	}, "")
+	want := "mptcp protocol not supported\nsmc address family not supported by protocol\nvsock address family not supported by protocol\n" +
+		"sctp protocol not supported\nraw protocol not supported\ntcp there\ntcp6 there\nudp there\nunix there\nnetlink there\nio_uring function not implemented\n"
+	if out, _, _ = strings.Cut(out, "PASS"); out != want {
+		t.Errorf("sockets in a sandbox are\n%swant\n%s", out, want)
+	}
+}
+
+func saySockets() {
+	say := func(name string, err error) {
+		if err != nil {
+			fmt.Println(name, err)
+			return
+		}
+		fmt.Println(name, "there")
+	}
+	for _, s := range []struct {
+		name                   string
+		family, kind, protocol int
+	}{
+		{"mptcp", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP},
+		{"smc", unix.AF_SMC, unix.SOCK_STREAM, 0},
+		{"vsock", unix.AF_VSOCK, unix.SOCK_STREAM, 0},
+		{"sctp", unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_SCTP},
+		{"raw", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP},
+		{"tcp", unix.AF_INET, unix.SOCK_STREAM, 0},
+		{"tcp6", unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_TCP},
+		{"udp", unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP},
+		{"unix", unix.AF_UNIX, unix.SOCK_STREAM, 0},
+		{"netlink", unix.AF_NETLINK, unix.SOCK_RAW, 0},
+	} {
+		_, err := unix.Socket(s.family, s.kind, s.protocol)
+		say(s.name, err)
+	}
+	var params [120]byte // struct io_uring_params
+	_, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params[0])), 0)
+	say("io_uring", errno)
+}
+
+func TestAProcessHasASessionOfItsOwn(t *testing.T) {
+	out := output(t, Config{}, "cut -d ' ' -f 1,5,6 /proc/self/stat; echo $$")
+	var self, group, session, shell int
+	if n, err := fmt.Sscan(out, &self, &group, &session, &shell); n != 4 || session != shell || group != shell {
+		t.Errorf("a process in group %d, session %d of shell %d (%v): %q", group, session, shell, err, out)
 	}
 }
 

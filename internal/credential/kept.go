@@ -221,19 +221,48 @@ const maxBytes = 64 << 10
 // load reads a .creds file, and how long ago it was written.
 func load(path string) (c Credential, age time.Duration, err error) {
 	// An agent reads it in a directory of its instance: nothing that is put there may
-	// have it wait.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	// have it wait, or read what is somebody else's.
+	flags, owner, theirs := os.O_RDONLY|syscall.O_NONBLOCK, uint32(0), false
+	if owner, theirs = strangersDir(filepath.Dir(path)); theirs {
+		flags |= syscall.O_NOFOLLOW
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if theirs && errors.Is(err, syscall.ELOOP) {
+		err = kbroker.Errorf(kbroker.Invalid, "%s is a link", path)
+	}
 	if err != nil {
 		return c, 0, fmt.Errorf("read a credential: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
 		err = kbroker.Errorf(kbroker.Invalid, "%s is not a file", path)
+	case theirs && ownerOf(info) != owner: // a hard link
+		err = kbroker.Errorf(kbroker.Invalid, "%s is not of the user whose directory it is in", path)
 	}
 	if err != nil {
 		return c, 0, fmt.Errorf("read a credential: %w", err)
 	}
 	c, err = read(io.LimitReader(f, maxBytes), path)
 	return c, time.Since(info.ModTime()), err
+}
+
+// strangersDir reports whether a directory is that of another user, whom this process, as
+// root, could read more for than they may read themselves.
+func strangersDir(dir string) (owner uint32, theirs bool) {
+	info, err := os.Stat(dir)
+	if err != nil || os.Geteuid() != 0 {
+		return 0, false
+	}
+	owner = ownerOf(info)
+	return owner, owner != 0
+}
+
+func ownerOf(info fs.FileInfo) uint32 {
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return s.Uid
+	}
+	return 0
 }

@@ -139,7 +139,12 @@ var (
 		writes(subjects.VerbDeploy, subjects.VerbScale, subjects.VerbStop, subjects.VerbRollback, subjects.VerbRestart),
 		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods},
 	)})
-	operator = deployer.and(permissions{publish: writes(subjects.VerbDrain, subjects.VerbRemove, subjects.VerbMaintain)})
+	// What is asked inside an instance goes through a core, who tells the audit trail; a
+	// deployer puts programs there, and has no hands in those that run.
+	operator = deployer.and(permissions{publish: slices.Concat(
+		writes(subjects.VerbDrain, subjects.VerbRemove, subjects.VerbMaintain), reads(subjects.VerbExec, subjects.VerbSignal),
+		[]string{subjects.Host("*", subjects.VerbSession, kbroker.TenantID(tag(TagTenant)))},
+	)})
 	// An admin lets hosts and users in, and reads who did what.
 	admin = operator.and(permissions{publish: slices.Concat(
 		writes(subjects.VerbToken, subjects.VerbRevoke, subjects.VerbUser, subjects.VerbUserRevoke), reads(subjects.VerbTokens, subjects.VerbUsers, subjects.VerbAudit),
