@@ -4,15 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/kbroker/kbroker"
@@ -160,14 +161,13 @@ func text(v any) string {
 // An instance without a control group of its own is measured by its processes.
 func TestUsageWithoutAControlGroup(t *testing.T) {
 	cmd := exec.Command("/bin/sh", "-c", "sleep 60 & sleep 60 & wait")
-	cmd.Stdout = io.Discard
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
-	t.Cleanup(func() { <-ended })
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	t.Cleanup(func() { _ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL); <-ended })
 	s, err := readStat(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
@@ -176,11 +176,6 @@ func TestUsageWithoutAControlGroup(t *testing.T) {
 		var m measurer
 		w := watched{id: s.procID}
 		members := m.members(w)
-		for _, pid := range members {
-			if pid != s.PID {
-				t.Cleanup(func() { kill(t, pid, 9) })
-			}
-		}
 		if u := m.usage(w); len(members) != 3 || u.pids == nil || *u.pids != 3 || u.memoryBytes == nil || *u.memoryBytes < 100<<10 || u.cpu == nil {
 			return fmt.Errorf("usage of %v is %+v, want that of three processes", members, u)
 		}

@@ -160,7 +160,10 @@ func filesOf(pid int, members []int) (own, all *int) {
 	}
 	sum := n
 	for _, other := range members {
-		if n, ok := openFilesOf(other); ok && other != pid {
+		if other == pid {
+			continue
+		}
+		if n, ok := openFilesOf(other); ok {
 			sum += n
 		}
 	}
@@ -171,8 +174,9 @@ func filesOf(pid int, members []int) (own, all *int) {
 // the directory: no entry is read.
 func openFilesOf(pid int) (int, bool) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
-	if info, err := os.Stat(dir); err == nil && info.Size() > 0 {
-		return int(info.Size()), true
+	var info unix.Stat_t
+	if err := unix.Stat(dir, &info); err == nil && info.Size > 0 {
+		return int(info.Size), true
 	}
 	f, err := os.Open(dir)
 	if err != nil {
