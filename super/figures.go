@@ -90,11 +90,11 @@ func (m *measured) read(host kbroker.HostID) bool {
 	return m.instances != nil
 }
 
-// addTo adds figures to the rows of what has a process.
+// addTo adds figures to the rows of what has a process, whose agent is heard.
 func (f *figures) addTo(rows []kbroker.InstanceRow) {
 	for i := range rows {
 		r := &rows[i]
-		if r.Host == nil || r.PID == nil {
+		if r.Host == nil || r.PID == nil || r.State == kbroker.StateUnmanaged {
 			continue
 		}
 		m, age := f.newest(*r.Host)

@@ -52,6 +52,9 @@ func TestFiguresAreNewsForAWhile(t *testing.T) {
 	f.take(figuresMessage(t, "h1", "h1", "shop-web-1", 0.5))
 	see("heard now", row("h1", 7), "0.5 cores, 0 s old")
 	see("without a process", row("h1", 0), "unknown")
+	left := row("h1", 7)
+	left.State = kbroker.StateUnmanaged
+	see("whose agent is not heard", left, "unknown")
 	see("on another host", row("h2", 7), "unknown")
 	see("not placed", kbroker.InstanceRow{Tenant: tenant}, "unknown")
 	now += 4 * time.Second
