@@ -279,6 +279,8 @@ type ListRequest struct {
 	Tenant TenantID `json:"tenant"`
 	App    AppName  `json:"app,omitempty"`
 	All    bool     `json:"all,omitempty"` // ended ones too
+	// Wide asks for the figures of instances as well.
+	Wide bool `json:"wide,omitempty"`
 }
 
 // PlacementRequest asks a core for the placement of one instance; the answer is
@@ -305,6 +307,9 @@ type InstanceRow struct {
 	Failing    bool           `json:"failing,omitempty"`
 	Ports      map[string]int `json:"ports,omitempty"`
 	Unenforced []string       `json:"unenforced,omitempty"`
+	// Figures are null where they were not asked for, it has no process, or its agent
+	// is not heard.
+	Figures *InstanceFigures `json:"figures"`
 }
 
 // HostRow is one row of `hosts`.
@@ -327,6 +332,8 @@ type HostRow struct {
 	// Drain and Maintenance as in Host.
 	Drain       *Drain       `json:"drain,omitempty"`
 	Maintenance *Maintenance `json:"maintenance,omitempty"`
+	// Figures are null while its agent is not heard.
+	Figures *HostFigures `json:"figures"`
 }
 
 // AppRow is one row of `apps`.
@@ -458,4 +465,8 @@ type PingReply struct {
 	Incarnation Incarnation `json:"incarnation"`
 	Ready       bool        `json:"ready"`
 	Draining    bool        `json:"draining,omitempty"`
+	// Requests were answered since it started, Errors of them with an error; nil: nobody
+	// counts.
+	Requests *uint64 `json:"requests,omitempty"`
+	Errors   *uint64 `json:"errors,omitempty"`
 }

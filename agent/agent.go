@@ -129,6 +129,7 @@ type Agent struct {
 	janitor  *janitor
 	checker  *checker
 	counters *counters
+	sampler  *sampler
 	ports    *portBook
 	scanner  scanner
 	slots    chan struct{}
@@ -180,6 +181,7 @@ func New(cfg Config) (*Agent, error) {
 		cache:     newCache(cfg),
 		outputs:   newOutputs(cfg),
 		pinger:    newPinger(cfg),
+		sampler:   newSampler(cfg),
 		gates:     newGates(),
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),
 		events:    make(chan func()),
@@ -247,6 +249,7 @@ func (a *Agent) Run(parent context.Context) error {
 	part("logs", a.serveLogs)
 	part("checkup", a.checker.run)
 	part("inside", a.newInsider().run)
+	part("figures", a.sampler.run)
 	part("pulse", func(ctx context.Context) error { a.own.run(ctx, a.cfg.Dir.Path); return nil })
 	part("janitor", func(ctx context.Context) error { return a.janitor.run(ctx, a.census, state.Boottime) })
 	held := a.view.Head.Revision
@@ -333,7 +336,7 @@ func (a *Agent) reconcile(ctx context.Context) time.Duration {
 			a.reporter.set(i.status(a.cfg.Host))
 		}
 	}
-	a.counters.runs(a.instances)
+	a.sampler.runs(a.instances)
 	return wake
 }
 

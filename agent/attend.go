@@ -38,10 +38,12 @@ func (a *Agent) attendHealth(ctx context.Context, r record, h *health, tell func
 	p, changed := newPacer(), state.Boottime()
 	for ctx.Err() == nil {
 		was := h.ready
-		v := h.sees(a.look(ctx, r, h.spec.Check))
+		l := a.look(ctx, r, h.spec.Check)
+		v := h.sees(l)
 		if ctx.Err() != nil {
 			return
 		}
+		a.sampler.checked(r, h.bad, l.of(h.spec.Ready))
 		if v.ready != was || v.kill != "" {
 			changed = state.Boottime()
 			tell(v)
@@ -61,7 +63,9 @@ func (a *Agent) attendHealth(ctx context.Context, r record, h *health, tell func
 
 func (a *Agent) attendLife(ctx context.Context, r record, l *life, tell func(verdict)) {
 	for p := newPacer(); ctx.Err() == nil; {
-		kill := l.sees(a.look(ctx, r, l.check))
+		found := a.look(ctx, r, l.check)
+		kill := l.sees(found)
+		a.sampler.lives(r, l.bad, found.of(l.check.Ready))
 		if kill != "" && ctx.Err() == nil {
 			tell(verdict{kill: kill})
 			return

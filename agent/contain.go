@@ -63,6 +63,9 @@ func (c containment) labels() map[string]string {
 	return all
 }
 
+// unenforcedMemory is a limit of memory that is not enforced, in words.
+const unenforcedMemory = "memory limit"
+
 // unenforced says what a service asks for and does not get here.
 func (c containment) unenforced(s kbroker.Service) (all []string) {
 	r := s.Resources
@@ -70,7 +73,7 @@ func (c containment) unenforced(s kbroker.Service) (all []string) {
 		asked, can bool
 		what       string
 	}{
-		{r.MemoryLimitBytes > 0, c.can.Memory, "memory limit"},
+		{r.MemoryLimitBytes > 0, c.can.Memory, unenforcedMemory},
 		{r.CPULimit > 0, c.can.CPU, "cpu limit"},
 		{r.PIDs > 0, c.can.PIDs, "pids limit"},
 		{true, c.users != nil, "own user"},

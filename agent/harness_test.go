@@ -95,6 +95,8 @@ func perform(name string) {
 		flood(2 * time.Second)
 	case "answer":
 		answer()
+	case "busy":
+		busy()
 	case "spy":
 		spy()
 	case "hungry":

@@ -82,6 +82,7 @@ func (a *Agent) restore(k kbroker.StatusKey, all []marked, placed kbroker.Placem
 	inst := &instance{
 		key: k, placement: r.Placement, record: r, phase: phaseIdle,
 		restarts: r.Restarts, crashes: r.Crashes, loop: r.Loop.in(a.boot), exit: r.Exit, message: r.Message, startedAt: r.StartedAt,
+		unenforced: a.contain.unenforced(r.Placement.Spec),
 	}
 	if id.PID == 0 {
 		if g := a.groupOf(r); g != nil && r.BootID == a.boot {

@@ -144,6 +144,9 @@ func short(err error) bool {
 // checkSDK asks over the bus.
 func (a *Agent) checkSDK(ctx context.Context, r record) (outcome, string) {
 	reply, err := a.pinger.ask(ctx, r.Placement.Tenant, r.Incarnation)
+	if err == nil {
+		a.sampler.answered(r, reply, state.Boottime())
+	}
 	switch {
 	case errors.Is(err, errNotTold):
 		return untold, err.Error()

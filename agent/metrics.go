@@ -5,7 +5,6 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,15 +16,12 @@ import (
 // that Go runs on.
 const ticksPerSecond = 100
 
-// counters is what the agent counts for its metrics and for nothing else, and
-// whom the loop watches. Safe for concurrent use.
+// counters is what the agent counts for its metrics and for nothing else. Safe for
+// concurrent use.
 type counters struct {
 	restarts prometheus.Counter
 	reports  prometheus.Histogram
 	unheard  prometheus.Counter
-
-	mu        sync.Mutex
-	processes map[kbroker.StatusKey]procID
 }
 
 func newCounters() *counters {
@@ -43,7 +39,6 @@ func newCounters() *counters {
 			Namespace: "kbroker", Subsystem: "agent", Name: "reports_unheard_total",
 			Help: "Reports of instances that no core has answered in time, or that failed there; they are sent again.",
 		}),
-		processes: map[kbroker.StatusKey]procID{},
 	}
 }
 
@@ -54,29 +49,6 @@ func (c *counters) reported(took time.Duration, err error) {
 		return
 	}
 	c.reports.Observe(took.Seconds())
-}
-
-// runs notes the processes that the loop watches.
-func (c *counters) runs(instances map[kbroker.StatusKey]*instance) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for k := range c.processes {
-		if i := instances[k]; i == nil || i.process == nil {
-			delete(c.processes, k)
-		}
-	}
-	for k, i := range instances {
-		if i.process != nil {
-			c.processes[k] = i.process.id
-		}
-	}
-}
-
-func (c *counters) processOf(k kbroker.StatusKey) (procID, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	id, ok := c.processes[k]
-	return id, ok
 }
 
 func desc(what, help string, labels ...string) *prometheus.Desc {
@@ -98,10 +70,12 @@ var (
 	descUp       = desc("instance_up", "1 if the instance has a process.", instanceLabels...)
 	descReady    = desc("instance_ready", "1 if the instance answers.", instanceLabels...)
 	descRestarts = desc("instance_restarts_total", "How often the instance was started again after it had ended by itself; of its present placement.", instanceLabels...)
-	descResident = desc("instance_resident_memory_bytes", "Memory of the instance's own process, without its children.", instanceLabels...)
+	descResident = desc("instance_resident_memory_bytes", "Memory of all processes of the instance: as its control group counts it, or where it has none what its process and those that descend from it have resident.", instanceLabels...)
 	descOutput   = desc("instance_output_bytes_total", "What the instance has written to its output.", instanceLabels...)
 	descDropped  = desc("instance_output_dropped_bytes_total", "How much of the instance's output was removed to keep it in bounds.", instanceLabels...)
-	descCPU      = desc("instance_cpu_seconds_total", "Processor time of the instance's own process, without its children.", instanceLabels...)
+	descFiles    = desc("instance_open_files", "Open files of the instance's own process, without its children.", instanceLabels...)
+	descPIDs     = desc("instance_pids", "Processes and threads of the instance; without a control group: of its process and those that descend from it.", instanceLabels...)
+	descCPU      = desc("instance_cpu_seconds_total", "Processor time of all processes of the instance, those that have ended included; without a control group: of its process and those that descend from it.", instanceLabels...)
 )
 
 // instanceStates are those that an agent reports.
@@ -111,8 +85,9 @@ var instanceStates = []kbroker.InstanceState{
 }
 
 // Collector has the metrics of this host's agent and its instances. Reading them
-// waits for neither the loop nor a core; it reads one small file of /proc for
-// each instance that runs.
+// waits for neither the loop nor a core; it reads a few small files for each instance
+// that runs, and where instances have no control groups one for each process of the
+// machine.
 func (a *Agent) Collector() prometheus.Collector { return collector{a} }
 
 type collector struct{ *Agent }
@@ -123,7 +98,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	}
 	for _, d := range []*prometheus.Desc{
 		descInfo, descInstances, descSent, descSkipped, descSilent, descUnreported,
-		descUp, descReady, descRestarts, descResident, descCPU, descOutput, descDropped,
+		descUp, descReady, descRestarts, descResident, descCPU, descFiles, descPIDs, descOutput, descDropped,
 	} {
 		out <- d
 	}
@@ -151,12 +126,12 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descUnreported, float64(c.reporter.unsaid()))
 
 	written := c.outputs.Totals()
-	byState := map[kbroker.InstanceState]int{}
+	byState, m := map[kbroker.InstanceState]int{}, &measurer{}
 	for _, s := range c.reporter.known() {
 		byState[s.State]++
 		labels := []string{string(s.Tenant), string(s.App), string(s.Service), string(s.Instance)}
 		k := kbroker.StatusKey{Tenant: s.Tenant, Instance: s.Instance}
-		id, up := c.counters.processOf(k)
+		w, up := c.sampler.watchedOf(k)
 		gauge(descUp, oneIf(up), labels...)
 		gauge(descReady, oneIf(s.State == kbroker.StateReady), labels...)
 		count(descRestarts, float64(s.Restarts), labels...)
@@ -164,9 +139,14 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			count(descOutput, float64(w.WrittenBytes), labels...)
 			count(descDropped, float64(w.DroppedBytes), labels...)
 		}
-		if u, ok := footprintOf(id); up && ok {
-			gauge(descResident, float64(u.residentBytes), labels...)
-			count(descCPU, u.cpu.Seconds(), labels...)
+		if up {
+			u := m.usage(w)
+			measured(gauge, descResident, u.memoryBytes, labels)
+			measured(gauge, descPIDs, u.pids, labels)
+			measured(gauge, descFiles, u.openFiles, labels)
+			if u.cpu != nil {
+				count(descCPU, u.cpu.Seconds(), labels...)
+			}
 		}
 	}
 	for _, s := range instanceStates {
@@ -191,40 +171,36 @@ func (r *reporter) known() []kbroker.Status {
 type footprint struct {
 	residentBytes uint64
 	cpu           time.Duration
-}
-
-// footprintOf is false for a process that has gone, or whose pid is another one's
-// by now.
-func footprintOf(id procID) (footprint, bool) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id.PID))
-	if err != nil {
-		return footprint{}, false
-	}
-	s, err := parseStat(id.PID, b)
-	if err != nil || s.procID != id || s.ended() {
-		return footprint{}, false
-	}
-	u, err := parseFootprint(id.PID, b)
-	return u, err == nil
+	waitedFor     time.Duration // of those whom it has started and waited for
+	threads       int64
 }
 
 // parseFootprint parses /proc/PID/stat.
 func parseFootprint(pid int, b []byte) (footprint, error) {
-	const user, system, resident = 11, 12, 21 // after the name; proc(5)
+	const user, system, children, systemChildren, threads, resident = 11, 12, 13, 14, 17, 21 // after the name; proc(5)
 	f, err := statFields(pid, b, resident)
 	if err != nil {
 		return footprint{}, err
 	}
-	var n [3]uint64
-	for i, field := range []int{user, system, resident} {
+	var n [6]uint64
+	for i, field := range []int{user, system, children, systemChildren, threads, resident} {
 		if n[i], err = strconv.ParseUint(f[field], 10, 64); err != nil {
 			return footprint{}, fmt.Errorf("stat of process %d: %w", pid, err)
 		}
 	}
 	return footprint{
-		residentBytes: n[2] * uint64(os.Getpagesize()),
+		residentBytes: n[5] * uint64(os.Getpagesize()),
 		cpu:           time.Duration(n[0]+n[1]) * (time.Second / ticksPerSecond),
+		waitedFor:     time.Duration(n[2]+n[3]) * (time.Second / ticksPerSecond),
+		threads:       int64(n[4]),
 	}, nil
+}
+
+// measured tells what is known.
+func measured[T int | int64](tell func(*prometheus.Desc, float64, ...string), d *prometheus.Desc, v *T, labels []string) {
+	if v != nil {
+		tell(d, float64(*v), labels...)
+	}
 }
 
 func oneIf(is bool) float64 {

@@ -95,7 +95,7 @@ func TestMetricsFollowTheInstances(t *testing.T) {
 
 func TestParseFootprint(t *testing.T) {
 	f, err := parseFootprint(42, []byte("42 (a) (b c) S 1 40 39 0 -1 4194560 0 0 0 0 130 70 0 0 20 0 1 0 987654 555 3\n"))
-	if want := (footprint{residentBytes: 3 * uint64(os.Getpagesize()), cpu: 2 * time.Second}); err != nil || f != want {
+	if want := (footprint{residentBytes: 3 * uint64(os.Getpagesize()), cpu: 2 * time.Second, threads: 1}); err != nil || f != want {
 		t.Errorf("%+v %v, want %+v", f, err, want)
 	}
 	year := 365 * 24 * time.Hour
@@ -111,11 +111,7 @@ func TestParseFootprint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f, ok := footprintOf(me.procID); !ok || f.residentBytes < 1<<20 {
-		t.Errorf("this process: %+v %t", f, ok)
-	}
-	me.Start++
-	if f, ok := footprintOf(me.procID); ok {
-		t.Errorf("another process of the same pid: %+v", f)
+	if p, ok := spentBy(me.PID); !ok || p.residentBytes < 1<<20 || p.procID != me.procID || p.threads < 2 {
+		t.Errorf("this process: %+v %t", p, ok)
 	}
 }

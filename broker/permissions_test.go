@@ -42,7 +42,7 @@ var may = map[string][]string{
 	// what it is to run, and pings what it runs; an incarnation names no host. To the
 	// server who may subscribe a.* may subscribe a.> too.
 	"worker w1": slices.Concat(answering, []string{
-		"publish kb.{view,report,beat,sign}.w1",
+		"publish kb.{view,report,beat,figures,sign}.w1",
 		"publish kb.core.get.{default,other}",
 		"publish kb.ping.{default,other}.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-mail-1.1,shop-allocator-1.1,bank-api-1.1}",
 		"subscribe kb.pong.*.w1.*",
@@ -52,7 +52,7 @@ var may = map[string][]string{
 		"subscribe kb.changed.place.w1.>",
 	}),
 	"worker w2": slices.Concat(answering, []string{
-		"publish kb.{view,report,beat,sign}.w2",
+		"publish kb.{view,report,beat,figures,sign}.w2",
 		"publish kb.core.get.{default,other}",
 		"publish kb.ping.{default,other}.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-mail-1.1,shop-allocator-1.1,bank-api-1.1}",
 		"subscribe kb.pong.*.w2.*",
@@ -168,7 +168,7 @@ var (
 	// The SDK hears itself when it moves to another server (docs/protocol.md, Connecting).
 	viewing = slices.Concat(inbox, discovering, []string{
 		"publish _INBOX.<own>.x",
-		"publish kb.core.{apps,ps,hosts,status,appversion,placement,history,plan,events,why}.default",
+		"publish kb.core.{apps,ps,hosts,status,appversion,placement,history,plan,events,why,figures}.default",
 		"publish kb.host.{w1,w2,c1}.{logs,checkup}.default",
 		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
 	})

@@ -69,6 +69,22 @@ func (c *Client) Instances(ctx context.Context, app kbroker.AppName, all bool) (
 	return rows, err
 }
 
+// Measured is Instances with the figures of what runs.
+func (c *Client) Measured(ctx context.Context, app kbroker.AppName, all bool) ([]kbroker.InstanceRow, error) {
+	rows := []kbroker.InstanceRow{}
+	err := c.read(ctx, subjects.VerbInstances, kbroker.ListRequest{Tenant: c.tenant, App: app, All: all, Wide: true}, &rows)
+	return rows, err
+}
+
+// Figures are what one core knows of hosts and instances now, with app of the instances
+// of one app: cheaper than the lists, for who asks each second, and maybe a moment behind
+// them.
+func (c *Client) Figures(ctx context.Context, app kbroker.AppName) (kbroker.FiguresReply, error) {
+	var r kbroker.FiguresReply
+	err := c.read(ctx, subjects.VerbFigures, kbroker.ListRequest{Tenant: c.tenant, App: app}, &r)
+	return r, err
+}
+
 // Hosts lists the hosts of the cluster; with all those that were removed, too.
 // Never nil.
 func (c *Client) Hosts(ctx context.Context, all bool) ([]kbroker.HostRow, error) {

@@ -105,4 +105,5 @@ var deeds = map[string]string{
 	subjects.VerbApps: "see the apps", subjects.VerbInstances: "see the instances", subjects.VerbHosts: "see the hosts", subjects.VerbStatus: "see the status",
 	subjects.VerbVersion: "see the apps", subjects.VerbPlacement: "see the instances", subjects.VerbHistory: "see the history", subjects.VerbPlan: "plan",
 	subjects.VerbEvents: "see the events", subjects.VerbWhy: "ask why", subjects.VerbAudit: "read the audit trail",
+	subjects.VerbFigures: "see the figures",
 }

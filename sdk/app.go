@@ -206,10 +206,12 @@ func (a *App) becomeReady(ctx context.Context, t transport) {
 // pong answers the agent.
 func (a *App) pong(t transport, m *nats.Msg) {
 	phase := a.phase.Load()
+	requests, errs := a.counted()
 	b, err := json.Marshal(kbroker.PingReply{
 		Incarnation: a.identity.Incarnation,
-		Ready:       phase == phaseReady,
-		Draining:    phase == phaseDraining,
+		Requests:    &requests, Errors: &errs,
+		Ready:    phase == phaseReady,
+		Draining: phase == phaseDraining,
 	})
 	if err != nil || !subjects.IsPong(m.Reply, a.identity.Tenant, a.identity.Host) && !subjects.IsInbox(m.Reply) {
 		return

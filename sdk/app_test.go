@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -191,8 +192,10 @@ func TestPing(t *testing.T) {
 	a := newApp(s.URL, "echo-echo-1")
 	entered, hold := make(chan struct{}), make(chan struct{})
 	Handle(a, "m", func(context.Context, struct{}) (string, error) { close(entered); <-hold; return "", nil })
+	Handle(a, "fail", func(context.Context, struct{}) (string, error) { return "", Refused })
 	r := start(t, a)
 	nc := s.Connect(t)
+	var requests, errs uint64
 	ping := func() kbroker.PingReply {
 		t.Helper()
 		m, err := nc.Request(subjects.Ping(a.identity.Tenant, a.identity.Incarnation), nil, patience)
@@ -200,15 +203,27 @@ func TestPing(t *testing.T) {
 			t.Fatalf("ping: %v", err)
 		}
 		var p kbroker.PingReply
-		if err := json.Unmarshal(m.Data, &p); err != nil {
-			t.Fatalf("ping: %v", err)
+		if err := json.Unmarshal(m.Data, &p); err != nil || p.Requests == nil || p.Errors == nil {
+			t.Fatalf("ping: %s, %v; want it to say how many requests and errors there were", m.Data, err)
 		}
+		requests, errs = *p.Requests, *p.Errors
+		p.Requests, p.Errors = nil, nil
 		return p
 	}
 	want := kbroker.PingReply{Incarnation: a.identity.Incarnation, Ready: true}
 	if got := ping(); got != want {
 		t.Errorf("ping says %+v, want %+v", got, want)
 	}
+	c := dial(t, s.URL)
+	for range 3 {
+		_, _ = Call[string](t.Context(), c.Service("echo"), "fail", struct{}{})
+	}
+	wait.Until(t, patience, func() error { // an answer leaves before it is counted
+		if ping(); requests != 3 || errs != 3 {
+			return fmt.Errorf("ping counts %d requests and %d errors, want 3 and 3", requests, errs)
+		}
+		return nil
+	})
 	go func() { _ = nc.PublishRequest(subjects.Method("echo", "echo", "m"), "nowhere", nil) }()
 	<-entered
 	r.stop()

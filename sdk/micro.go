@@ -87,6 +87,15 @@ func (a *App) microStats() micro.Stats {
 	return all
 }
 
+// counted are the requests of all methods, and how many of them ended with an error.
+func (a *App) counted() (requests, errs uint64) {
+	for _, m := range a.methods {
+		s := m.counted()
+		requests, errs = requests+uint64(s.requests), errs+uint64(s.errors)
+	}
+	return requests, errs
+}
+
 func (m *method) counted() methodStats {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -26,17 +26,21 @@ func Report(host kbroker.HostID) string { return "kb.report." + string(host) }
 // Heartbeat is where an agent says that it is there.
 func Heartbeat(host kbroker.HostID) string { return "kb.beat." + string(host) }
 
+// Figures is where an agent publishes what it has measured.
+func Figures(host kbroker.HostID) string { return "kb.figures." + string(host) }
+
 // Subscriptions of a core to what all hosts send.
 const (
 	AllViews      = "kb.view.*"
 	AllReports    = "kb.report.*"
 	AllHeartbeats = "kb.beat.*"
+	AllFigures    = "kb.figures.*"
 )
 
 // Heard is where the leader asks every core whom it has heard.
 const Heard = "kb.heard"
 
-// HostOf returns the host in a subject of View, Report or Heartbeat.
+// HostOf returns the host in a subject of View, Report, Heartbeat or Figures.
 func HostOf(subject string) (kbroker.HostID, bool) {
 	t := strings.Split(subject, ".")
 	if len(t) != 3 || t[0] != "kb" || t[2] == "" {

@@ -13,6 +13,7 @@
 //	kb.renew.<key>                          a process has its own signed again (queue group core)
 //	kb.endpoints.<tenant>.<app>.<service>   where the instances of a service listen (queue group core)
 //	kb.beat.<host>                          heartbeats: every core hears and answers
+//	kb.figures.<host>                       what an agent has measured: every core hears it
 //	kb.revoked.<host>                       a core that starts asks which credentials were taken back
 //	kb.heard                                the leader asks every core whom it has heard
 //	kb.artifact.<core>.<tenant>.<session>   chunks of one upload, to the core that took it
@@ -78,6 +79,7 @@ const (
 	VerbTokens        = "tokens"
 	VerbUsers         = "users"
 	VerbAudit         = "audit"
+	VerbFigures       = "figures"
 )
 
 // Super is where a write is asked for by who has a key: the server lets nobody ask with

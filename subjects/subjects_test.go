@@ -136,7 +136,7 @@ func TestRequestsComeBackFromTheirSubjects(t *testing.T) {
 				t.Fatalf("ParseAPI(%q) = %q, %q, %t, want %q, %q", s, v, n, ok, verb, tenant)
 			}
 		}
-		for _, s := range []string{subjects.View(host), subjects.Report(host), subjects.Heartbeat(host)} {
+		for _, s := range []string{subjects.View(host), subjects.Report(host), subjects.Heartbeat(host), subjects.Figures(host)} {
 			if h, ok := subjects.HostOf(s); !ok || h != host {
 				t.Fatalf("HostOf(%q) = %q, %t, want %q", s, h, ok, host)
 			}
@@ -183,6 +183,7 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.View(host):                                        subjects.AllViews,
 			subjects.Report(host):                                      subjects.AllReports,
 			subjects.Heartbeat(host):                                   subjects.AllHeartbeats,
+			subjects.Figures(host):                                     subjects.AllFigures,
 			subjects.Heard:                                             subjects.Heard,
 			subjects.Control(subjects.KeyHead(host)):                   subjects.ControlAll,
 			subjects.Changed(subjects.KeyHead(host)):                   subjects.ControlChanged,

@@ -194,14 +194,17 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		}
 	}
 	r.Tenant = tenant
+	if verb == subjects.VerbFigures {
+		return d.look(r), nil
+	}
 	v, _ := d.read(ctx)
 	switch verb {
 	case subjects.VerbApps:
 		return appRows(v, r), nil
 	case subjects.VerbInstances:
-		return instanceRows(v, r, d.gone), nil
+		return d.measuredInstances(v, r), nil
 	case subjects.VerbHosts:
-		return hostRows(v, r.All, d.sight()), nil
+		return d.measuredHosts(v, r.All), nil
 	case subjects.VerbStatus:
 		return d.status(ctx, v), nil
 	case subjects.VerbTokens:

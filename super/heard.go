@@ -86,6 +86,14 @@ func (h *heard) answer(ask heardAsk, m Members) kbroker.HeardReply {
 	return r
 }
 
+// deaf reports whether this core was paused a moment ago: what it hears may be old.
+func (h *heard) deaf() bool {
+	now := h.clock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.missed(now) || now < h.deafTo
+}
+
 // age is how long ago this core heard a host; never: since it listens.
 func (h *heard) age(host kbroker.HostID) (age time.Duration, last kbroker.Heartbeat, ever bool) {
 	now := h.clock()
@@ -151,7 +159,7 @@ func (s *Super) hear() (stop func(), err error) {
 			_ = sub.Unsubscribe() // the connection may be gone already
 		}
 	}
-	for subject, handle := range map[string]nats.MsgHandler{subjects.AllHeartbeats: onBeat, subjects.Heard: onAsk} {
+	for subject, handle := range map[string]nats.MsgHandler{subjects.AllHeartbeats: onBeat, subjects.AllFigures: s.figures.take, subjects.Heard: onAsk} {
 		sub, err := s.cfg.Conn.Subscribe(subject, handle)
 		if err != nil {
 			stop()

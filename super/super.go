@@ -102,6 +102,8 @@ type Super struct {
 	cfg   Config
 	log   *slog.Logger
 	heard *heard
+	// figures are what agents have measured last.
+	figures *figures
 	// journal takes what was decided and what was seen.
 	journal *journal
 	// auditor takes what was refused.
@@ -128,7 +130,7 @@ func New(cfg Config) (*Super, error) {
 	who := &whose{ask: cfg.Who, clock: cfg.Clock}
 	return &Super{
 		whose: who,
-		cfg:   cfg, log: cfg.Log, counters: newCounters(), heard: newHeard(cfg.Host, cfg.Clock, cfg.Times.Suspect), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
+		cfg:   cfg, log: cfg.Log, counters: newCounters(), heard: newHeard(cfg.Host, cfg.Clock, cfg.Times.Suspect), figures: newFigures(cfg.Clock), journal: newJournal(cfg.Host, cfg.Process, cfg.Log),
 		auditor: newAuditor(cfg.Host, cfg.Process, who, cfg.Clock, cfg.Log),
 	}, nil
 }

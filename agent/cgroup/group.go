@@ -99,10 +99,13 @@ type setting struct {
 	wish             bool
 }
 
+// v2 reports whether a directory of the group is one of version 2.
+func (g *Group) v2(dir string) bool {
+	return g.root.place.Unified != "" && strings.HasPrefix(dir, g.root.place.Unified+"/")
+}
+
 func (g *Group) settings(l Limits) (all []setting) {
-	p := g.root.place
-	v2 := func(dir string) bool { return p.Unified != "" && strings.HasPrefix(dir, p.Unified+"/") }
-	if dir := g.dir(cpu); v2(dir) {
+	if dir := g.dir(cpu); g.v2(dir) {
 		if l.Share > 0 {
 			all = append(all, setting{dir, "cpu.weight", fmt.Sprint(clamp(l.Share*100, 1, 10_000)), false})
 		}
@@ -123,7 +126,7 @@ func (g *Group) settings(l Limits) (all []setting) {
 	}
 	if dir := g.dir(memory); dir != "" && l.MemoryBytes > 0 {
 		bytes := fmt.Sprint(l.MemoryBytes)
-		if v2(dir) { // nothing of an instance that has lost a process is of use
+		if g.v2(dir) { // nothing of an instance that has lost a process is of use
 			all = append(all, setting{dir, "memory.max", bytes, false}, setting{dir, "memory.swap.max", "0", true}, setting{dir, "memory.oom.group", "1", true})
 		} else {
 			all = append(all, setting{dir, "memory.limit_in_bytes", bytes, false}, setting{dir, "memory.memsw.limit_in_bytes", bytes, true})
@@ -281,7 +284,7 @@ func (g *Group) remove() error {
 func (g *Group) Usage() Usage {
 	var u Usage
 	if dir := g.unified(); dir != "" {
-		if b, err := os.ReadFile(filepath.Join(dir, "cpu.stat")); err == nil {
+		if b, err := slurp(filepath.Join(dir, "cpu.stat")); err == nil {
 			u.CPU = time.Duration(field(string(b), "usage_usec")) * time.Microsecond
 		}
 	}
@@ -289,7 +292,11 @@ func (g *Group) Usage() Usage {
 		u.CPU = time.Duration(number(dir, "cpuacct.usage"))
 	}
 	if dir := g.dir(memory); dir != "" {
-		u.MemoryBytes = int64(number(dir, "memory.current") + number(dir, "memory.usage_in_bytes"))
+		file := "memory.usage_in_bytes"
+		if g.v2(dir) {
+			file = "memory.current"
+		}
+		u.MemoryBytes = int64(number(dir, file))
 	}
 	if dir := g.dir(pids); dir != "" {
 		u.PIDs = int64(number(dir, "pids.current"))

@@ -1,11 +1,8 @@
 package cgroup
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -107,48 +104,4 @@ func mounted() ([]hierarchy, error) {
 		return nil, fmt.Errorf("look for cgroups: %w", err)
 	}
 	return hierarchies(string(mountinfo), string(own)), nil
-}
-
-// field is the value of a file of lines "name value"; 0 if it is not there.
-func field(text, name string) uint64 {
-	var n uint64
-	for line := range strings.Lines(text) {
-		if value, ok := strings.CutPrefix(line, name+" "); ok {
-			_, _ = fmt.Sscan(value, &n)
-			return n
-		}
-	}
-	return n
-}
-
-// number reads a file that has one; "max" and what is not there are 0.
-func number(dir, file string) uint64 {
-	var n uint64
-	if b, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
-		_, _ = fmt.Sscan(string(b), &n)
-	}
-	return n
-}
-
-// numbers reads a file with a number in each line.
-func numbers(path string) ([]int, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return scanNumbers(f)
-}
-
-func scanNumbers(r io.Reader) ([]int, error) {
-	var all []int
-	s := bufio.NewScanner(r)
-	for s.Scan() {
-		var n int
-		if _, err := fmt.Sscan(s.Text(), &n); err != nil {
-			return all, err
-		}
-		all = append(all, n)
-	}
-	return all, s.Err()
 }

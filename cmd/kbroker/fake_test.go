@@ -127,13 +127,14 @@ func (f *fakeCore) core(m *nats.Msg) (any, error) {
 	case subjects.VerbApps:
 		return f.apps(r.App), nil
 	case subjects.VerbInstances:
-		return f.instances(r.App), nil
+		return measuredFake(f.instances(r.App), r.Wide), nil
 	case subjects.VerbHosts:
 		pid := 4711
 		return []kbroker.HostRow{
 			{
 				Name: "h1", Role: kbroker.RoleCore, State: kbroker.HostReady, PID: &pid, Super: f.leader, Instances: 2, Client: "127.0.0.1:4222",
 				Capacity: kbroker.Resources{CPU: 4, MemoryBytes: 16 << 30}, Reserved: kbroker.Resources{CPU: 0.2, MemoryBytes: 128 << 20}, Labels: map[string]string{},
+				Figures: fakeFigures().Hosts[1].Figures,
 			},
 			{Name: "h2", Role: kbroker.RoleCore, State: kbroker.HostLost, Labels: map[string]string{}},
 		}, nil
@@ -146,6 +147,8 @@ func (f *fakeCore) core(m *nats.Msg) (any, error) {
 			s.Alarms = []string{"no majority of the cores is up"}
 		}
 		return s, nil
+	case subjects.VerbFigures:
+		return fakeFigures(), nil
 	case subjects.VerbTokens:
 		rows := []kbroker.TokenRow{}
 		for _, t := range f.tokens {

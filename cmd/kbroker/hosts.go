@@ -32,15 +32,15 @@ func (c *cli) hostsCommand() *cobra.Command {
 }
 
 func (c *cli) hostsTable(w io.Writer, rows []kbroker.HostRow) {
-	t := table{header: []string{"NAME", "ROLE", "STATE", "SUPER", "PID", "INSTANCES", "CPU", "MEMORY", "ADDRESS"}, states: 3}
+	t := table{header: []string{"NAME", "ROLE", "STATE", "SUPER", "PID", "INSTANCES", "CPU", "CPU USED", "MEMORY", "MEMORY USED", "ADDRESS"}, states: 3}
 	for _, r := range rows {
 		super := ""
 		if r.Super {
 			super = "yes"
 		}
 		t.add(string(r.Name), string(r.Role), string(r.State), super, orDash(r.PID), fmt.Sprint(r.Instances),
-			fmt.Sprintf("%.4g/%.4g", r.Reserved.CPU, r.Capacity.CPU),
-			bytesText(r.Reserved.MemoryBytes)+"/"+bytesText(r.Capacity.MemoryBytes), r.Client)
+			fmt.Sprintf("%.4g/%.4g", r.Reserved.CPU, r.Capacity.CPU), coresText(hostFigures(r).CPUCores),
+			bytesText(r.Reserved.MemoryBytes)+"/"+bytesText(r.Capacity.MemoryBytes), bytesOrDash(hostFigures(r).MemoryBytes), r.Client)
 	}
 	t.write(c, w)
 }

@@ -76,7 +76,7 @@ var (
 		tags: []string{TagHost},
 		publish: []string{
 			subjects.View(kbroker.HostID(tag(TagHost))), subjects.Report(kbroker.HostID(tag(TagHost))), subjects.Heartbeat(kbroker.HostID(tag(TagHost))),
-			subjects.Sign(kbroker.HostID(tag(TagHost))), subjects.Core(subjects.VerbArtifactGet, "*"), subjects.AllPings,
+			subjects.Figures(kbroker.HostID(tag(TagHost))), subjects.Sign(kbroker.HostID(tag(TagHost))), subjects.Core(subjects.VerbArtifactGet, "*"), subjects.AllPings,
 		},
 		subscribe: []string{
 			subjects.Host(kbroker.HostID(tag(TagHost)), "*", "*"), subjects.Pong("*", kbroker.HostID(tag(TagHost)), "*"),
@@ -128,7 +128,7 @@ var (
 		tags: []string{TagTenant},
 		publish: slices.Concat(
 			reads(subjects.VerbApps, subjects.VerbInstances, subjects.VerbHosts, subjects.VerbStatus, subjects.VerbVersion,
-				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy),
+				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy, subjects.VerbFigures),
 			[]string{
 				subjects.Host("*", subjects.VerbLogs, kbroker.TenantID(tag(TagTenant))), subjects.Host("*", subjects.VerbCheckup, kbroker.TenantID(tag(TagTenant))),
 				subjects.Endpoints(kbroker.TenantID(tag(TagTenant)), "*", "*"), subjects.Discovery + ".>",
