@@ -103,7 +103,7 @@ func (a *Agent) slot() func() {
 	}
 }
 
-// fork writes the intent, starts the process, and writes what was started.
+// fork starts the process, and writes what was started before it runs.
 func (a *Agent) fork(what artifact.Executable, args []string, r record) (*process, record, error) {
 	k := keyOf(r.Placement)
 	home := a.cfg.Dir.home(k)
@@ -131,8 +131,10 @@ func (a *Agent) fork(what artifact.Executable, args []string, r record) (*proces
 	defer out.Close()
 	r.LogStart = a.outputs.Began(k)
 	r.BootID, r.StartedAt, r.Exit, r.Message = a.boot, time.Now().UTC(), nil, ""
-	if err := saveRecord(home, r); err != nil {
-		return nil, r, fmt.Errorf("record the intent to start: %w", err)
+	if !spawn.Holds() { // it may run before it is on record
+		if err := saveRecord(home, r); err != nil {
+			return nil, r, fmt.Errorf("record the intent to start: %w", err)
+		}
 	}
 	if err := os.Remove(filepath.Join(home, endedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, r, fmt.Errorf("instance directory: %w", err)
@@ -160,9 +162,8 @@ func (a *Agent) fork(what artifact.Executable, args []string, r record) (*proces
 		return nil, r, errors.Join(fmt.Errorf("watch the started process: %w", err), abandon(child))
 	}
 	if err := saveRecord(home, r); err != nil {
-		// It runs, and the intent is on disk: a later agent finds it by its
-		// incarnation.
-		a.log.Warn("a started process is not on record", "instance", k.Instance, "pid", r.PID, "err", err)
+		p.pidfd.Close()
+		return nil, r, errors.Join(fmt.Errorf("record the start: %w", err), abandon(child))
 	}
 	return p, r, nil
 }
@@ -247,5 +248,5 @@ func (a *Agent) writeInstanceFile(r record, home string) error {
 	if err != nil {
 		return fmt.Errorf("instance file: %w", err)
 	}
-	return durable.Swap(instancePath(home), b, 0o600)
+	return durable.Create(instancePath(home), b, 0o600)
 }

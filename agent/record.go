@@ -41,9 +41,10 @@ const (
 // errDamaged: a file is there and is not what was written.
 var errDamaged = errors.New("damaged")
 
-// record is what a later agent must know of an instance. It is on disk before
-// the process is forked (without a pid: an intent) and again after; and when a
-// process has ended without being started again at once.
+// record is what a later agent must know of an instance. It is on disk before the
+// process runs (where that cannot be held back: without a pid before the fork, as an
+// intent, and again after); and when a process has ended without being started again
+// at once.
 type record struct {
 	Placement   kbroker.Placement   `json:"placement"` // what it was started from
 	Incarnation kbroker.Incarnation `json:"incarnation"`

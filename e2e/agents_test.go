@@ -207,7 +207,7 @@ func TestAnAgentWithFewFiles(t *testing.T) {
 	c := up(t, 3)
 	c.must("deploy", "../examples/hello/app.yaml")
 	c.must("deploy", c.tiny("tiny", 3*instances))
-	c.awaitRunning("tiny", 3*instances)
+	c.waitReady(2*time.Minute, "tiny", "tiny", 3*instances, nil)
 	same, host := c.neighbour(), c.super()
 	agent, own := c.agentOf(host), 0
 	for _, r := range c.rows("tiny") {
@@ -260,7 +260,7 @@ func TestAnAgentWithFewFiles(t *testing.T) {
 		t.Errorf("%d files were open and %d instances ran: nothing was tested", most, own)
 	}
 	same()
-	c.awaitRunning("tiny", 3*instances)
+	c.waitReady(2*time.Minute, "tiny", "tiny", 3*instances, nil)
 	events, err := list[kbroker.Event](c, "events", "-n", "500")
 	for _, e := range events {
 		if e.Time.After(began) && (e.Kind == kbroker.EventHostSuspect || e.Kind == kbroker.EventHostLost || e.Kind == kbroker.EventLeader) {

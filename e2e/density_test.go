@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
 	"github.com/kbroker/kbroker/internal/wait"
 )
 
@@ -40,19 +41,28 @@ func TestFiveHundredProcessesOnOneHost(t *testing.T) {
 	}
 	spec := c.tiny("tiny", 0)
 	c.must("deploy", spec)
+	api, err := client.Open(t.Context(), mustFind(c), "kbroker test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer api.Close()
+	scale := func(n int) {
+		if _, err := api.Scale(t.Context(), "tiny", "tiny", n); err != nil {
+			t.Fatal(err)
+		}
+		awaitRunning(t, api, "tiny", n)
+	}
 	// The program is on the host, and the app's allocator runs.
 	var rates, plain []float64
 	for range 3 {
 		plain = append(plain, forkLoop(t, densityCount))
 		began := time.Now()
-		c.must("scale", "tiny", strconv.Itoa(densityCount), "--detach")
-		c.awaitRunning("tiny", densityCount)
+		scale(densityCount)
 		rates = append(rates, densityCount/time.Since(began).Seconds())
 		if len(rates) == 3 {
 			break
 		}
-		c.must("scale", "tiny", "0", "--detach")
-		c.awaitRunning("tiny", 0)
+		scale(0)
 	}
 	full := residentBytes(t, agent)
 	slices.Sort(rates)
@@ -116,10 +126,13 @@ services:
 
 // awaitRunning waits until as many processes of an app run as are wanted, by the
 // cluster's word, and no other.
-func (c *cluster) awaitRunning(app string, want int) {
-	c.t.Helper()
-	wait.Until(c.t, 2*time.Minute, func() error {
-		rows := c.rows(app)
+func awaitRunning(t *testing.T, api *client.Client, app kbroker.AppName, want int) {
+	t.Helper()
+	wait.Until(t, 2*time.Minute, func() error {
+		rows, err := api.Instances(t.Context(), app, false)
+		if err != nil {
+			return err
+		}
 		n := 0
 		for _, r := range rows {
 			if r.Service != kbroker.AllocatorService && r.PID != nil {
@@ -179,7 +192,7 @@ func TestAnIdleAgent(t *testing.T) {
 	needLong(t)
 	c := up(t, 1)
 	c.must("deploy", c.tiny("tiny", idleCount))
-	c.awaitRunning("tiny", idleCount)
+	c.waitReady(time.Minute, "tiny", "tiny", idleCount, nil)
 	agent := c.agentOf("h1")
 	<-time.After(5 * time.Second) // what the deployment has left to do
 	const span = 20 * time.Second

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -48,6 +50,19 @@ func Start(cfg Config) (*Child, error) {
 	go run()
 	o := <-started
 	return o.child, o.err
+}
+
+// untraced: nobody may be traced here.
+var untraced atomic.Bool
+
+// Holds reports whether a process does not run before its Release, and never if this
+// process ends before that; as far as is known: where nobody may be traced, the first
+// start finds that out.
+func Holds() bool {
+	if b, err := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope"); err == nil && strings.TrimSpace(string(b)) == "3" {
+		return false
+	}
+	return !untraced.Load()
 }
 
 // start runs on the thread that is thrown away.
@@ -111,6 +126,7 @@ func start(cfg Config) (*Child, error) {
 	}
 	err := cmd.Start()
 	if errors.Is(err, unix.EPERM) && attr.Ptrace {
+		untraced.Store(true)
 		// Nobody is traced here (yama): it is limited as soon as it runs.
 		attr.Ptrace = false
 		cmd = &exec.Cmd{Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, SysProcAttr: attr, Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
@@ -137,6 +153,11 @@ func hold(pid int, cfg Config, stops bool) error {
 		return unix.Waitid(unix.P_PID, pid, &info, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil)
 	}); err != nil {
 		return fmt.Errorf("wait for the start of %d: %w", pid, err)
+	}
+	if stops {
+		if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_EXITKILL); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("hold %d: %w", pid, err)
+		}
 	}
 	if cfg.Files > 0 {
 		if err := limitFiles(pid, cfg); err != nil && err != unix.ESRCH {

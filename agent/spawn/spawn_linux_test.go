@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker/agent/cgroup"
+	"github.com/kbroker/kbroker/internal/wait"
 )
 
 func needRoot(t *testing.T) {
@@ -79,6 +81,45 @@ func TestAChildWaitsForItsRelease(t *testing.T) {
 	if err := c.Cmd.Wait(); err != nil {
 		t.Errorf("it ended with %v", err)
 	}
+}
+
+// Who is killed while it holds a process takes that with it: nothing runs that nobody
+// has put on record.
+func TestAHeldProcessEndsWithWhoHoldsIt(t *testing.T) {
+	const holds = "KBROKER_TEST_HOLDS"
+	if os.Getenv(holds) != "" {
+		c, err := Start(Config{Path: "/bin/sleep", Args: []string{"1000"}, Dir: "/"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Printf("held %d\n", c.PID())
+		select {}
+	}
+	if !Holds() {
+		t.Skip("SKIPPED: nobody may be traced here")
+	}
+	holder := exec.Command(os.Args[0], "-test.run", "^TestAHeldProcessEndsWithWhoHoldsIt$")
+	holder.Env = append(os.Environ(), holds+"=1")
+	out, err := holder.StdoutPipe()
+	if err == nil {
+		err = holder.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Fscanf(out, "held %d\n", &pid); err != nil || pid == 0 {
+		t.Fatal(pid, err)
+	}
+	_ = holder.Process.Kill()
+	_ = holder.Wait()
+	wait.Until(t, 5*time.Second, func() error {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || bytes.Contains(b, []byte(") Z ")) {
+			return nil
+		}
+		return fmt.Errorf("it is there: %s", b)
+	})
 }
 
 func TestAUserOfItsOwnHasNothing(t *testing.T) {

@@ -9,6 +9,9 @@ var errNeedsLinux = errors.New("processes are contained on Linux alone")
 // Start needs Linux.
 func Start(Config) (*Child, error) { return nil, errNeedsLinux }
 
+// Holds is false.
+func Holds() bool { return false }
+
 // Sandboxes is false.
 func Sandboxes() bool { return false }
 

@@ -212,8 +212,8 @@ func read(r io.Reader, path string) (Credential, error) {
 // Save replaces a .creds file, 0600, which survives a power-off.
 func (c Credential) Save(path string) error { return c.save(path, durable.Replace) }
 
-// Write is Save for one that a power-off makes worthless.
-func (c Credential) Write(path string) error { return c.save(path, durable.Swap) }
+// Write is Save for one that nobody knows of yet, and that a power-off makes worthless.
+func (c Credential) Write(path string) error { return c.save(path, durable.Create) }
 
 func (c Credential) save(path string, replace func(string, []byte, os.FileMode) error) error {
 	b, err := c.Encode()

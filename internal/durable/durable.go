@@ -50,6 +50,23 @@ func Swap(path string, data []byte, mode os.FileMode) error {
 	})
 }
 
+// Create makes a file for what nobody reads yet, in place of one that is there; a crash
+// may leave a part of it. Links are not followed.
+func Create(path string, data []byte, mode os.FileMode) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Chmod(mode), giveAway(f), f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
 // giveAway gives a file that root makes to the owner of its directory: who may write
 // there is to read it.
 func giveAway(f *os.File) error {
