@@ -130,6 +130,7 @@ type Agent struct {
 	checker  *checker
 	counters *counters
 	sampler  *sampler
+	settler  *settler
 	ports    *portBook
 	scanner  scanner
 	slots    chan struct{}
@@ -182,6 +183,7 @@ func New(cfg Config) (*Agent, error) {
 		outputs:   newOutputs(cfg),
 		pinger:    newPinger(cfg),
 		sampler:   newSampler(cfg),
+		settler:   newSettler(cfg),
 		gates:     newGates(),
 		slots:     make(chan struct{}, startsPerCPU*runtime.NumCPU()),
 		events:    make(chan func()),
@@ -250,6 +252,7 @@ func (a *Agent) Run(parent context.Context) error {
 	part("checkup", a.checker.run)
 	part("inside", a.newInsider().run)
 	part("figures", a.sampler.run)
+	part("settle", a.settler.run)
 	part("pulse", func(ctx context.Context) error { a.own.run(ctx, a.cfg.Dir.Path); return nil })
 	part("janitor", func(ctx context.Context) error { return a.janitor.run(ctx, a.census, state.Boottime) })
 	held := a.view.Head.Revision

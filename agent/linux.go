@@ -91,6 +91,15 @@ func signalProcess(id procID, sig unix.Signal) error {
 	return nil
 }
 
+// syncFileSystem writes all that is not on disk yet of the file system of path.
+func syncFileSystem(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+}
+
 // deadChild reports whether a child of this process has ended and is not reaped.
 func deadChild() bool {
 	var info unix.Siginfo

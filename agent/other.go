@@ -25,4 +25,6 @@ func pidfdStatus(*os.File) (unix.WaitStatus, error) { return 0, errNeedsLinux }
 
 func signalProcess(procID, unix.Signal) error { return errNeedsLinux }
 
+func syncFileSystem(string) error { return errNeedsLinux }
+
 func deadChild() bool { return false }

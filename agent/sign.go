@@ -76,7 +76,11 @@ func (a *Agent) sign(ctx context.Context, r record, own *credential.Kept) error 
 		}
 	}
 	a.reporter.signed(keyOf(r.Placement), r.Incarnation, own.Now().JWT())
-	return own.Save()
+	err := own.Write()
+	if err == nil {
+		a.settler.stir()
+	}
+	return err
 }
 
 // signed asks a core once.

@@ -116,14 +116,19 @@ func (k *Kept) Take(signed string) error {
 
 // Save has the file hold what Take took, as long as the file is there and has nothing that
 // holds for longer. After an error it is to be called again.
-func (k *Kept) Save() error {
+func (k *Kept) Save() error { return k.save(durable.Replace) }
+
+// Write is Save that a power-off may take back, until the caller syncs the file system.
+func (k *Kept) Write() error { return k.save(durable.Swap) }
+
+func (k *Kept) save(replace func(string, []byte, os.FileMode) error) error {
 	k.mu.Lock()
 	held, stored := k.held.Credential, k.stored
 	k.mu.Unlock()
 	if held.jwt == stored {
 		return nil
 	}
-	now, err := held.saveOver(k.path)
+	now, err := held.saveOver(k.path, replace)
 	if err != nil {
 		return err
 	}
@@ -136,7 +141,7 @@ func (k *Kept) Save() error {
 // saveOver replaces a file of the same key whose credential does not hold for as long, and
 // returns what is signed in it then. Of several processes that do, the one with the latest
 // end wins. A file that was removed is not made again: who removed it knows that it is over.
-func (c Credential) saveOver(path string) (signed string, err error) {
+func (c Credential) saveOver(path string, replace func(string, []byte, os.FileMode) error) (signed string, err error) {
 	unlock, err := lock(filepath.Dir(path))
 	if err != nil {
 		return "", fmt.Errorf("write %s: %w", path, err)
@@ -153,7 +158,7 @@ func (c Credential) saveOver(path string) (signed string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return c.jwt, durable.Replace(path, b, 0o600)
+	return c.jwt, replace(path, b, 0o600)
 }
 
 // outlasts reports whether what was signed of c ends after that of another one.
