@@ -327,7 +327,7 @@ func TestWhatIsNotWrittenIsWrittenLater(t *testing.T) {
 	c, dir := newCore(t), t.TempDir()
 	var asked atomic.Int32
 	c.signsIf(func() error { asked.Add(1); return nil })
-	a := &Agent{cfg: Config{Host: testHost, Conn: c.conn}, reporter: &reporter{holds: map[kbroker.StatusKey]held{}}}
+	a := &Agent{cfg: Config{Host: testHost, Conn: c.conn}, settler: &settler{dirty: make(chan struct{}, 1)}, reporter: &reporter{holds: map[kbroker.StatusKey]held{}}}
 	path := filepath.Join(dir, "home", "start.creds")
 	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
 		t.Fatal(err)
