@@ -76,8 +76,8 @@ func (a *Agent) sign(ctx context.Context, r record, own *credential.Kept) error 
 		}
 	}
 	a.reporter.signed(keyOf(r.Placement), r.Incarnation, own.Now().JWT())
-	err := own.Write()
-	if err == nil {
+	written, err := own.Write()
+	if written {
 		a.settler.stir()
 	}
 	return err

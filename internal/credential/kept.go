@@ -60,7 +60,8 @@ type Kept struct {
 
 	mu     sync.Mutex
 	held   Held
-	stored string // what is signed in the file, as far as is known
+	stored string      // what is signed in the file, as far as is known
+	seen   os.FileInfo // the file that was read last; nil: none, or another one since
 }
 
 // Keep reads a .creds file.
@@ -73,10 +74,18 @@ func Keep(path string) (*Kept, error) {
 }
 
 // Look takes what is in the file, if that holds for longer, and returns what holds longest.
+// It reads a file once, and then asks whether it is another one: an agent has hundreds.
 func (k *Kept) Look() Held {
+	info, statErr := os.Stat(k.path)
+	if held, ok := k.read(info); ok {
+		return held
+	}
 	c, age, err := load(k.path)
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.seen = nil; err == nil && statErr == nil {
+		k.seen = info // of before: what has replaced it since is read next time
+	}
 	if err == nil && c.public == k.held.public {
 		k.stored = c.jwt
 		if c.outlasts(k.held.Credential) {
@@ -84,6 +93,15 @@ func (k *Kept) Look() Held {
 		}
 	}
 	return k.held
+}
+
+// read reports whether a file is the one that was read last, and what is held then. A file
+// is replaced, never written over.
+func (k *Kept) read(info os.FileInfo) (Held, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	same := info != nil && k.seen != nil && os.SameFile(info, k.seen) && info.ModTime().Equal(k.seen.ModTime()) && info.Size() == k.seen.Size()
+	return k.held, same
 }
 
 // Now is what holds longest, as far as this process knows.
@@ -116,26 +134,30 @@ func (k *Kept) Take(signed string) error {
 
 // Save has the file hold what Take took, as long as the file is there and has nothing that
 // holds for longer. After an error it is to be called again.
-func (k *Kept) Save() error { return k.save(durable.Replace) }
+func (k *Kept) Save() error {
+	_, err := k.save(durable.Replace)
+	return err
+}
 
-// Write is Save that a power-off may take back, until the caller syncs the file system.
-func (k *Kept) Write() error { return k.save(durable.Swap) }
+// Write is Save that a power-off may take back, until the caller syncs the file system;
+// written: there was something to write.
+func (k *Kept) Write() (written bool, err error) { return k.save(durable.Swap) }
 
-func (k *Kept) save(replace func(string, []byte, os.FileMode) error) error {
+func (k *Kept) save(replace func(string, []byte, os.FileMode) error) (written bool, err error) {
 	k.mu.Lock()
 	held, stored := k.held.Credential, k.stored
 	k.mu.Unlock()
 	if held.jwt == stored {
-		return nil
+		return false, nil
 	}
 	now, err := held.saveOver(k.path, replace)
 	if err != nil {
-		return err
+		return false, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.stored = now
-	return nil
+	return true, nil
 }
 
 // saveOver replaces a file of the same key whose credential does not hold for as long, and
