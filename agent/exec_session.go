@@ -25,7 +25,9 @@ import (
 const (
 	// outputQuiet is how long nothing need be written by who holds the outputs of a command
 	// that has ended, restOfOutput the most that is read of them then.
+	// outputRest bounds all of it.
 	outputQuiet  = 200 * time.Millisecond
+	outputRest   = 2 * time.Second
 	restOfOutput = 1 << 20
 )
 
@@ -178,6 +180,7 @@ type session struct {
 	end     *flow.End
 	over    chan struct{} // capacity 1: who asked has gone
 	ended   chan struct{} // closed when the command has
+	endedAt time.Time     // set before
 
 	// The fields below belong to Run of end.
 	size       kbroker.TerminalSize
@@ -250,6 +253,7 @@ func (s *session) run(parent context.Context) {
 	case <-ctx.Done():
 	}
 	exit := s.finish()
+	s.endedAt = time.Now()
 	close(s.ended)
 	for _, f := range s.command.output { // who waits to read looks again
 		_ = f.SetReadDeadline(time.Now().Add(outputQuiet))
@@ -319,7 +323,9 @@ func (s *session) read(ctx context.Context, stream kbroker.ExecStream, f *os.Fil
 		}
 		select {
 		case <-s.ended:
-			rest -= n
+			if rest -= n; time.Since(s.endedAt) > outputRest {
+				return
+			}
 			_ = f.SetReadDeadline(time.Now().Add(outputQuiet))
 		default:
 		}

@@ -281,6 +281,7 @@ func (a *Agent) exited(i *instance, p *process, e kbroker.Exit) {
 	i.process, i.exit = nil, &e
 	defer func() { i.doomed = "" }()
 	a.endCredentials(a.cfg.Dir.home(i.key), "")
+	a.endSigned(i.key, i.record.Incarnation)
 	a.log.Info("process ended", "app", i.placement.App, "service", i.placement.Service, "instance", i.key.Instance, "pid", p.id.PID, "exit", exitText(e))
 	if i.phase == phaseStopping {
 		i.phase, i.readySince = phaseStopped, 0
@@ -349,7 +350,7 @@ func (a *Agent) tidy(ctx context.Context, i *instance, keep bool) {
 		err := a.keepOver(home)
 		kept := true // what could not be kept elsewhere stays for the next start of the agent
 		if err == nil {
-			kept, err = tidyHome(home, keep)
+			kept, err = tidyHome(ctx, home, keep)
 		}
 		if err != nil {
 			a.log.Warn("files of an ended instance are left", "instance", i.key.Instance, "err", err)
@@ -369,12 +370,12 @@ func (a *Agent) tidy(ctx context.Context, i *instance, keep bool) {
 }
 
 // tidyHome reports whether output is kept in home.
-func tidyHome(home string, keep bool) (kept bool, err error) {
+func tidyHome(ctx context.Context, home string, keep bool) (kept bool, err error) {
 	if _, err := os.Stat(home); errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
 	if !keep {
-		return false, os.RemoveAll(home)
+		return false, removeTree(ctx, home)
 	}
 	err = os.WriteFile(filepath.Join(home, endedFile), nil, 0o600)
 	paths := credsIn(home)
@@ -383,7 +384,7 @@ func tidyHome(home string, keep bool) (kept bool, err error) {
 		paths = append(append(paths, path), durable.Aside(path)...)
 	}
 	for _, path := range paths {
-		err = errors.Join(err, os.RemoveAll(path))
+		err = errors.Join(err, removeTree(ctx, path))
 	}
 	return true, err
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -121,7 +122,8 @@ func (a *Agent) fork(what artifact.Executable, args []string, r record) (*proces
 		return nil, r, err
 	}
 	// Signs of life are of this start alone: it may have an SDK that gives none.
-	if err := os.RemoveAll(a.alivePath(r)); err != nil {
+	a.heal(a.alivePath(r), 0) // a directory may be large: it is not removed here
+	if err := os.Remove(a.alivePath(r)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, r, fmt.Errorf("instance directory: %w", err)
 	}
 	out, err := os.OpenFile(filepath.Join(home, outputFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/state"
@@ -64,7 +67,16 @@ func (a *Agent) restore(k kbroker.StatusKey, all []marked, placed kbroker.Placem
 	found, id := err == nil, procID{}
 	switch {
 	case err == nil:
-		id = a.identify(r, all)
+		if id = a.identify(r, all); id.PID == 0 && !r.Stopped {
+			// An agent that was killed while it forked has put nothing on record.
+			if later, its, ok := a.rebuild(home, all, placed); ok && later.Incarnation != r.Incarnation {
+				later.Restarts, later.Crashes, later.Loop = r.Restarts, r.Crashes, r.Loop
+				if later.Placement.Epoch == r.Placement.Epoch {
+					later.Placement = r.Placement
+				}
+				r, id = later, its
+			}
+		}
 	case errors.Is(err, errDamaged), errors.Is(err, os.ErrNotExist):
 		damaged := err != nil && !errors.Is(err, os.ErrNotExist)
 		if r, id, found = a.rebuild(home, all, placed); !found && damaged && keyOf(placed) == k && !placed.Stop {
@@ -152,7 +164,7 @@ func (a *Agent) identify(r record, all []marked) procID {
 func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (record, procID, bool) {
 	var youngest marked
 	for _, m := range all {
-		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.InstanceFile == instancePath(home) && m.Start >= youngest.Start {
+		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.InstanceFile == instancePath(home) && m.Start >= youngest.Start && a.mayBe(m, keyOfHome(home)) {
 			youngest = m
 		}
 	}
@@ -167,7 +179,7 @@ func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (re
 		r.Group = g
 	}
 	var f kbroker.InstanceFile
-	b, err := os.ReadFile(instancePath(home))
+	b, err := readOwn(instancePath(home))
 	if err == nil {
 		err = json.Unmarshal(b, &f)
 	}
@@ -189,6 +201,34 @@ func (a *Agent) rebuild(home string, all []marked, placed kbroker.Placement) (re
 		}
 	}
 	return r, youngest.procID, true
+}
+
+// mayBe reports whether a process is of the user of an instance: what it says of itself it
+// may say of anybody.
+func (a *Agent) mayBe(m marked, k kbroker.StatusKey) bool {
+	return a.contain.users == nil || m.User == a.contain.users.of(k)
+}
+
+// keyOfHome is the instance that has a directory.
+func keyOfHome(home string) kbroker.StatusKey {
+	return kbroker.StatusKey{Tenant: kbroker.TenantID(filepath.Base(filepath.Dir(home))), Instance: kbroker.InstanceID(filepath.Base(home))}
+}
+
+// maxOwnBytes bounds a file of an instance's directory that the agent reads.
+const maxOwnBytes = 64 << 10
+
+// readOwn reads a file that an instance may have put there: nothing that is there instead
+// has the agent wait, or leads elsewhere.
+func readOwn(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is not a file", path), err)
+	}
+	return io.ReadAll(io.LimitReader(f, maxOwnBytes))
 }
 
 // restoreEnded takes note of a directory in which nothing is started any more.

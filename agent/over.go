@@ -48,6 +48,15 @@ func (a *Agent) endCredentials(home string, running kbroker.Incarnation) {
 	}
 }
 
+// endSigned has the credential taken back that this agent saw signed for a start that is
+// over: what is in the file is its instance's to say.
+func (a *Agent) endSigned(k kbroker.StatusKey, start kbroker.Incarnation) {
+	signed := a.reporter.signedFor(k, start)
+	if key := credential.KeyOf(signed); key != "" {
+		a.reporter.ended(key, signed, credsPath(a.cfg.Dir.home(k), start))
+	}
+}
+
 // keepOver has the credentials of starts that are over outlive the files of their
 // instance, until a core has taken them back.
 func (a *Agent) keepOver(home string) error {

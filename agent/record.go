@@ -161,7 +161,7 @@ func credsIn(home string) []string {
 		if len(paths) == maxCreds {
 			break
 		}
-		if name := e.Name(); strings.HasSuffix(name, credsSuffix) && !strings.HasPrefix(name, ".") {
+		if name := e.Name(); e.Type().IsRegular() && strings.HasSuffix(name, credsSuffix) && !strings.HasPrefix(name, ".") {
 			paths = append(paths, filepath.Join(home, runDir, name))
 		}
 	}

@@ -99,6 +99,16 @@ func (r *reporter) signed(k kbroker.StatusKey, start kbroker.Incarnation, signed
 	}
 }
 
+// signedFor is what was signed for a start, as far as this agent has seen; empty: nothing.
+func (r *reporter) signedFor(k kbroker.StatusKey, start kbroker.Incarnation) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.holds[k]; h.incarnation == start {
+		return h.signed
+	}
+	return ""
+}
+
 // ended has a credential taken back, which the start of an instance had: what was
 // signed for a public key. The file that has it is deleted then.
 func (r *reporter) ended(key, signed, path string) {

@@ -3,11 +3,9 @@ package agent
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
+	"io/fs"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -81,6 +79,11 @@ func newUsers(dir string) (*users, string) {
 func (u *users) of(k kbroker.StatusKey) uint32 {
 	sum := sha256.Sum256([]byte(u.salt + "\x00" + string(k.Tenant) + "\x00" + string(k.Instance)))
 	at := binary.BigEndian.Uint32(sum[:]) % u.in.count
+	for id, of := range u.taken { // whoever had the one that comes first may be gone
+		if of == k {
+			return id
+		}
+	}
 	for {
 		id := u.in.first + at
 		if other, taken := u.taken[id]; !taken || other == k {
@@ -113,13 +116,19 @@ func belongs(dir string, user uint32) error {
 	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid == user && s.Gid == user {
 		return nil
 	}
-	var paths []string
-	err = filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		paths = append(paths, path)
+	root, err := os.OpenRoot(dir) // nothing leads out of it, whatever is changed meanwhile
+	if err != nil {
 		return err
+	}
+	defer root.Close()
+	err = fs.WalkDir(root.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || path == "." {
+			return err
+		}
+		return root.Lchown(path, int(user), int(user))
 	})
-	for _, path := range slices.Backward(paths) { // the directory last: it says that all is done
-		err = errors.Join(err, os.Lchown(path, int(user), int(user)))
+	if err == nil {
+		err = root.Lchown(".", int(user), int(user)) // the last: it says that all is done
 	}
 	return err
 }

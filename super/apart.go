@@ -59,7 +59,11 @@ func (a *appDraft) setApart(s kbroker.Service, want int) {
 			return
 		}
 	}
-	to := a.seats(s, live).take()
+	var failed []kbroker.HostID // where one of them, or what it replaces, did not do well
+	for _, p := range live {
+		failed = append(failed, p.Failed...)
+	}
+	to := a.seats(s, live).take(failed...)
 	if to == "" || to == live[0].Host || a.w.SteadyFor[to] < steadyAfter {
 		return
 	}

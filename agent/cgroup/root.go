@@ -26,6 +26,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kbroker/kbroker/internal/durable"
 )
 
@@ -69,7 +71,13 @@ func Open(dataDir, boot string) (*Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(dataDir))
+	// A path alone may be that of another container's directory, which sees the same tree.
+	text := dataDir
+	var s unix.Stat_t
+	if err := unix.Stat(dataDir, &s); err == nil {
+		text += fmt.Sprint("\x00", s.Dev, " ", s.Ino)
+	}
+	sum := sha256.Sum256([]byte(text))
 	r := &Root{find(all, "kbroker-"+hex.EncodeToString(sum[:6]))}
 	r.place.Boot = boot
 	b, err := json.Marshal(r.place)

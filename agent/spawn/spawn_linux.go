@@ -55,8 +55,9 @@ func Start(cfg Config) (*Child, error) {
 // untraced: nobody may be traced here.
 var untraced atomic.Bool
 
-// Holds reports whether a process does not run before its Release, and never if this
-// process ends before that; as far as is known: where nobody may be traced, the first
+// Holds reports whether a process does not run before its Release, nor if this process
+// ends before that (but for the moment between its fork and its exec, in which nobody
+// has stopped it yet); as far as is known: where nobody may be traced, the first
 // start finds that out.
 func Holds() bool {
 	if b, err := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope"); err == nil && strings.TrimSpace(string(b)) == "3" {
@@ -183,7 +184,15 @@ func limitFiles(pid int, cfg Config) error {
 	if _, _, errno := unix.Syscall(unix.SYS_SETRESUID, uintptr(cfg.User.UID), same, same); errno != 0 {
 		return errno
 	}
-	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
+	err = unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
+	// At once, and before the child runs: its user could signal this whole process
+	// through a thread that has its id.
+	_, _, user := unix.Syscall(unix.SYS_SETRESUID, 0, same, same)
+	_, _, group := unix.Syscall(unix.SYS_SETRESGID, 0, same, same)
+	if user != 0 || group != 0 {
+		return errors.Join(err, fmt.Errorf("take the ids back: %w, %w", user, group))
+	}
+	return err
 }
 
 // let lets the child run: ESRCH says that it was killed.

@@ -87,6 +87,15 @@ func (c Credential) Signed(signed string) Credential {
 // JWT is what a core signed; empty: nothing yet.
 func (c Credential) JWT() string { return c.jwt }
 
+// KeyOf is the public key that something was signed for; empty: it cannot be read.
+func KeyOf(signed string) string {
+	claims, err := jwt.DecodeUserClaims(signed)
+	if err != nil {
+		return ""
+	}
+	return claims.Subject
+}
+
 // Name is what who signed it calls its holder, for people; empty: nothing was signed.
 func (c Credential) Name() string {
 	claims, err := jwt.DecodeUserClaims(c.jwt)
