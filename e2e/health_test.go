@@ -64,6 +64,7 @@ func (c *cluster) workDir(r kbroker.InstanceRow) string {
 // HTTP, one by a program. Who says no is not ready, who hangs is killed, and ps and
 // events say why.
 func TestAWebServerThatHangs(t *testing.T) {
+	needLong(t)
 	dir := t.TempDir()
 	buildInto(t, dir, "web", "./testdata/web")
 	c := up(t, 1)

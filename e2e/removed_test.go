@@ -79,6 +79,7 @@ func (c *cluster) programs(host string) []int {
 // TestARemovedWorkerHearsOfIt, though no core takes its credential any more: while it
 // runs, when its agent was stopped meanwhile, and when it was killed and starts again.
 func TestARemovedWorkerHearsOfIt(t *testing.T) {
+	needLong(t) // 30 s; node has the parts of it
 	c := &cluster{t: t, dir: filepath.Join(t.TempDir(), "cluster")}
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -106,6 +106,7 @@ func (c *cluster) programOf(host string) []byte {
 
 // TestUpgradeToAProgramThatEndsIsUndone: the host is back on the old one at once.
 func TestUpgradeToAProgramThatEndsIsUndone(t *testing.T) {
+	needLong(t)
 	c := alone(t)
 	c.refused(c.ill("exits"), 5*time.Second, "it ended after")
 }
