@@ -220,6 +220,7 @@ func (a *Agent) Beat(ctx context.Context) error {
 // not cure: the data directory cannot be read.
 func (a *Agent) Run(parent context.Context) error {
 	ctx, cancel := context.WithCancelCause(parent)
+	defer func() { _ = a.contain.groups.Remove() }() // while an instance runs it is not empty, and stays
 	defer a.work.Wait()
 	defer cancel(nil)
 	part := func(name string, run func(context.Context) error) {

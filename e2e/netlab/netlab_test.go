@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kbroker/kbroker/internal/wait"
 )
 
 // connected are three members, each with a connection to both others.
@@ -161,7 +163,14 @@ func TestKillIsNotSilent(t *testing.T) {
 	if got := m[0].ask("echo", m[1].addr, "10"); got != "eof" && got != "reset" {
 		t.Errorf("a connection to killed processes: %s, want eof or reset", got)
 	}
-	m[0].want("refused", "dial", m[1].addr)
+	// What it listened on is closed when its last thread has ended; until then who dials is
+	// taken in, by the kernel.
+	wait.Until(t, 2*time.Second, func() error {
+		if got := m[0].ask("dial", m[1].addr); got != "refused" {
+			return fmt.Errorf("dialling killed processes: %s, want refused", got)
+		}
+		return nil
+	})
 	if left := l.Host(2).Processes(); len(left) > 0 {
 		t.Errorf("processes left: %v", left)
 	}
