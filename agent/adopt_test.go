@@ -64,6 +64,11 @@ func TestANewAgentAdoptsWhatRuns(t *testing.T) {
 				}
 			}
 		},
+		"from its environment when the agent died while it forked": func(a *running, i kbroker.InstanceID) {
+			a.changeRecord(i, func(r *record) { // that of the start before, which has ended
+				r.Incarnation, r.procID, r.Group = "shop-web-1.0000000000000000", procID{PID: 1 << 22, Start: 1}, ""
+			})
+		},
 		"from its environment when the record is gone": func(a *running, i kbroker.InstanceID) {
 			if err := os.Remove(filepath.Join(a.home(i), recordFile)); err != nil {
 				a.t.Fatal(err)
@@ -277,4 +282,32 @@ func TestOrphansAreReaped(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestAProcessOfAnotherUserIsNobodysInstance, whatever its environment says: it could be
+// anybody's who wants to be taken for an instance whose record is lost.
+func TestAProcessOfAnotherUserIsNobodysInstance(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root")
+	}
+	t.Parallel()
+	c, dir := newCore(t), t.TempDir()
+	c.want(placement("shop-web-2", "run"))
+	a := c.startAgent(dir)
+	c.awaitState("shop-web-2", kbroker.StateReady)
+	a.stop()
+	home := a.home("shop-web-1")
+	if err := os.MkdirAll(filepath.Join(home, runDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b, other := c.startAgent(dir), foreign(t, envHostDir+"="+a.cfg.Dir.Path, envIncarnation+"=shop-web-1.ff", envInstance+"="+instancePath(home), envEpoch+"=9")
+	m := marked{procStat: other, HostDir: a.cfg.Dir.Path, Incarnation: "shop-web-1.ff", InstanceFile: instancePath(home), Epoch: 9}
+	own := m
+	own.User = b.contain.users.of(keyOfHome(home))
+	if _, id, ok := b.rebuild(home, []marked{m}, kbroker.Placement{}); ok {
+		t.Errorf("process %d of root is taken for the instance", id.PID)
+	}
+	if _, id, ok := b.rebuild(home, []marked{m, own}, kbroker.Placement{}); !ok || id != own.procID {
+		t.Errorf("process %d of its own user is taken for the instance: %t", id.PID, ok)
+	}
 }

@@ -9,8 +9,8 @@
 //
 //   - an incomplete view (its placements do not hash to its head) is never acted
 //     on; nothing is stopped because it is absent, except from a complete view;
-//   - each start is on disk before the fork and after it; what runs is adopted
-//     before anything is started;
+//   - a process runs when its start is on disk, and not before (spawn.Holds says where
+//     that cannot be); what runs is adopted before anything is started;
 //   - a process is known by boot, pid and start time, and held by a pidfd; a pid
 //     whose process is another one by now is never signalled;
 //   - the end of an agent, however it comes, ends no instance: instances write

@@ -285,12 +285,15 @@ func TestAnswersOverHTTP(t *testing.T) {
 func TestACheckIsNotTakenForItsInstance(t *testing.T) {
 	t.Parallel()
 	a := &Agent{cfg: Config{Dir: &Dir{Path: "/d"}}, boot: "b"}
-	r := record{Incarnation: "shop-web-1.00", BootID: "b", procID: procID{PID: 7, Start: 1}}
+	r := record{Incarnation: "shop-web-1.00", BootID: "b"} // of before the fork
 	m := marked{procStat: procStat{procID: procID{PID: 9, Start: 5}, State: 'S', Group: 9}, HostDir: "/d", Incarnation: r.Incarnation, Check: true}
 	if got := a.identify(r, []marked{m}); got.PID != 0 {
 		t.Errorf("process %d of a check is taken for the instance", got.PID)
 	}
 	if m.Check = false; a.identify(r, []marked{m}).PID != 9 {
 		t.Error("the instance is not found")
+	}
+	if r.procID = (procID{PID: 7, Start: 1}); a.identify(r, []marked{m}).PID != 0 {
+		t.Error("the process of the record has ended, and what it left in a session of its own is taken for it")
 	}
 }

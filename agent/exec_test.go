@@ -199,6 +199,18 @@ func TestACommandRunsInsideAnInstance(t *testing.T) {
 	}
 }
 
+// What a command has left in a session of its own may write on: that holds nobody up.
+func TestACommandEndsThoughItsOutputGoesOn(t *testing.T) {
+	c := newCore(t)
+	c.startAgent(t.TempDir())
+	c.want(placement("web-1", "run"))
+	c.awaitState("web-1", kbroker.StateReady)
+	code, out, _ := c.exec("web-1", false, "sh", "-c", "setsid sh -c 'while :; do echo on; sleep 0.05; done' & sleep 0.5; exit 3").ends(2*outputRest + time.Second)
+	if code != 3 {
+		t.Errorf("it ended with %d, and %q", code, out)
+	}
+}
+
 func TestMuchOutputArrivesWhole(t *testing.T) {
 	c := newCore(t)
 	c.startAgent(t.TempDir())

@@ -375,7 +375,7 @@ func tidyHome(ctx context.Context, home string, keep bool) (kept bool, err error
 		return false, nil
 	}
 	if !keep {
-		return false, removeTree(ctx, home)
+		return false, durable.RemoveTree(ctx, home)
 	}
 	err = os.WriteFile(filepath.Join(home, endedFile), nil, 0o600)
 	paths := credsIn(home)
@@ -384,7 +384,7 @@ func tidyHome(ctx context.Context, home string, keep bool) (kept bool, err error
 		paths = append(append(paths, path), durable.Aside(path)...)
 	}
 	for _, path := range paths {
-		err = errors.Join(err, removeTree(ctx, path))
+		err = errors.Join(err, durable.RemoveTree(ctx, path))
 	}
 	return true, err
 }

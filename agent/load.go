@@ -136,20 +136,25 @@ func (a *Agent) restore(k kbroker.StatusKey, all []marked, placed kbroker.Placem
 }
 
 // identify finds the process of a record: the pid, if it is still the same
-// process of the same boot; else, for a record from before the fork, the one
-// that carries the incarnation. The zero procID: it does not run.
+// process of the same boot. For a record from before the fork, or one whose pid is
+// another process, it is the one that carries the incarnation. The zero procID: it does
+// not run; what it has forked into sessions of their own is not it.
 func (a *Agent) identify(r record, all []marked) procID {
 	if r.Exit != nil {
 		return procID{}
 	}
+	other := false // the number is somebody else's
 	for _, m := range all {
-		if m.ended() || r.BootID != a.boot || r.PID <= 0 || m.procID != r.procID {
+		if other = other || m.PID == r.PID && !m.ended(); m.ended() || r.BootID != a.boot || r.PID <= 0 || m.procID != r.procID {
 			continue
 		}
 		if !isForeign(m, a.cfg.Dir.Path, a.cfg.Dir.home(keyOf(r.Placement)), r.Incarnation) {
 			return m.procID
 		}
 		a.log.Error("a record names a process that is not of its instance; it is left alone", "instance", r.Placement.Instance, "pid", m.PID)
+	}
+	if r.PID > 0 && r.BootID == a.boot && !other {
+		return procID{}
 	}
 	for _, m := range all {
 		if !m.ended() && m.leads() && m.HostDir == a.cfg.Dir.Path && m.Incarnation == r.Incarnation && (r.User == 0 || m.User == r.User) {

@@ -16,7 +16,8 @@ import (
 // The credential of a start that is over is to be taken back, whatever becomes of the
 // agent: it is on disk until a core has taken it back.
 //
-//	the process ends     instances/T/I/INCARNATION.creds is what is left of it
+//	the process ends     instances/T/I/run/INCARNATION.creds is what is left of it; the file
+//	                     is the instance's, so what this agent saw signed counts, too
 //	nothing is left      over/KEY has what was signed, before those files go
 //	a core has heard     either is deleted
 //

@@ -360,3 +360,35 @@ func TestWhatIsNotWrittenIsWrittenLater(t *testing.T) {
 		t.Errorf("signed %t, %v, asked %d times; want it written, and asked for once", there.IsSigned(), err, asked.Load())
 	}
 }
+
+// TestAnInstanceCannotHideItsCredential by what it makes of its file, nor keep its
+// directory from being removed.
+func TestAnInstanceCannotHideItsCredential(t *testing.T) {
+	t.Parallel()
+	c := newCore(t)
+	c.signs()
+	p := placement("shop-web-1", "run")
+	c.want(p)
+	a := c.startAgent(t.TempDir())
+	signed, _ := a.awaitSigned(p.Instance, "")
+	for _, path := range credsIn(a.home(p.Instance)) {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		for _, socket := range []string{path, filepath.Join(filepath.Dir(path), "another"+credsSuffix)} {
+			if err := unix.Mknod(socket, unix.S_IFSOCK|0o600, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.want(tombstone(p))
+	c.awaitEnded(signed)
+	c.want()
+	wait.Until(t, 10*time.Second, func() error {
+		_, err := os.Lstat(filepath.Join(a.home(p.Instance), workDir))
+		if err == nil {
+			return errors.New("its directory is left")
+		}
+		return nil
+	})
+}

@@ -114,6 +114,12 @@ func TestNothingMovesApartWithoutGain(t *testing.T) {
 				c.view.Versions[k][1] = v
 			}
 		}},
+		"it did not do well there": {second: kbroker.Host{Capacity: roomy}, change: func(c *cluster) {
+			for k, p := range c.view.Placements {
+				p.Failed = []kbroker.HostID{"h2"}
+				c.view.Placements[k] = p
+			}
+		}},
 		"a record cannot be read": {second: kbroker.Host{Capacity: roomy}, change: func(c *cluster) {
 			c.view.Unreadable = map[string]error{subjects.KeyPlacement("h1", tenant, "other-web-1"): errors.New("of a newer build")}
 		}},

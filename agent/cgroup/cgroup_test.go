@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,5 +163,29 @@ func TestAPlaceIsFoundAgain(t *testing.T) {
 	}
 	if forged := Find(dir, "boot 1"); len(forged.place.dirs()) != 0 {
 		t.Errorf("a place elsewhere is taken: %+v", forged.place)
+	}
+}
+
+// Another directory at the same path, as in another container, has groups of its own.
+func TestADirectoryHasItsOwnName(t *testing.T) {
+	top := t.TempDir()
+	path := filepath.Join(top, "data")
+	names := map[string]bool{}
+	for n := range 2 {
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		first, err := nameOf(path)
+		again, errAgain := nameOf(path)
+		if err != nil || errAgain != nil || first != again {
+			t.Errorf("%q and %q of the same directory (%v, %v)", first, again, err, errAgain)
+		}
+		names[first] = true
+		if err := os.Rename(path, fmt.Sprint(path, n)); err != nil { // it stays, and keeps its inode
+			t.Fatal(err)
+		}
+	}
+	if len(names) != 2 {
+		t.Errorf("two directories have the names %v", names)
 	}
 }

@@ -71,20 +71,29 @@ func Open(dataDir, boot string) (*Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A path alone may be that of another container's directory, which sees the same tree.
-	text := dataDir
-	var s unix.Stat_t
-	if err := unix.Stat(dataDir, &s); err == nil {
-		text += fmt.Sprint("\x00", s.Dev, " ", s.Ino)
+	name, err := nameOf(dataDir)
+	if err != nil {
+		return nil, err
 	}
-	sum := sha256.Sum256([]byte(text))
-	r := &Root{find(all, "kbroker-"+hex.EncodeToString(sum[:6]))}
+	r := &Root{find(all, name)}
 	r.place.Boot = boot
 	b, err := json.Marshal(r.place)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", path, err)
 	}
 	return r, durable.Replace(path, b, 0o600)
+}
+
+// nameOf is the name of the directory of groups of a data directory: of it, not of its
+// path alone, which may be that of a directory in another container that sees the
+// same tree.
+func nameOf(dataDir string) (string, error) {
+	var s unix.Stat_t
+	if err := unix.Stat(dataDir, &s); err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
+	}
+	sum := sha256.Sum256(fmt.Append(nil, dataDir, "\x00", s.Dev, " ", s.Ino))
+	return "kbroker-" + hex.EncodeToString(sum[:6]), nil
 }
 
 // Find is Open for who only looks after what an agent has left: nothing is made.

@@ -122,6 +122,28 @@ func TestAHeldProcessEndsWithWhoHoldsIt(t *testing.T) {
 	})
 }
 
+// The ids that a thread takes to limit files are given back before the child runs: with
+// them its user could signal this process.
+func TestNoThreadKeepsTheUserOfItsChild(t *testing.T) {
+	needRoot(t)
+	c, err := Start(Config{Path: "/bin/sleep", Args: []string{"1000"}, Dir: "/", Files: 64, User: &User{1_900_000_126, 1_900_000_126}, Bound: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Release()
+	defer func() { c.Forget(); _ = c.Cmd.Wait() }()
+	threads, err := filepath.Glob("/proc/self/task/*/status")
+	if err != nil || len(threads) == 0 {
+		t.Fatal(threads, err)
+	}
+	for _, path := range threads {
+		b, err := os.ReadFile(path)
+		if err == nil && !(bytes.Contains(b, []byte("Uid:\t0\t0\t0\t0\n")) && bytes.Contains(b, []byte("Gid:\t0\t0\t0\t0\n"))) {
+			t.Errorf("%s is of another user:\n%s", path, b)
+		}
+	}
+}
+
 func TestAUserOfItsOwnHasNothing(t *testing.T) {
 	needRoot(t)
 	cfg := Config{User: &User{1_900_000_123, 1_900_000_123}}

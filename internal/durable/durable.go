@@ -15,6 +15,7 @@ package durable
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -227,7 +228,7 @@ func SetAside(path string) (kept string, err error) {
 		return "", fmt.Errorf("put %s aside: %w", path, err)
 	}
 	for _, old := range before[:max(0, len(before)+1-maxAside)] {
-		err = errors.Join(err, os.RemoveAll(old))
+		err = errors.Join(err, RemoveTree(context.Background(), old))
 	}
 	return kept, err
 }

@@ -1,4 +1,4 @@
-package agent
+package durable
 
 import (
 	"fmt"
@@ -57,7 +57,7 @@ func TestADeepTreeIsRemoved(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := removeTree(t.Context(), dir); err != nil {
+	if err := RemoveTree(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
@@ -67,7 +67,7 @@ func TestADeepTreeIsRemoved(t *testing.T) {
 		t.Error(err)
 	}
 	for _, path := range []string{dir, filepath.Join(outside, "kept")} { // nothing, and a file
-		if err := removeTree(t.Context(), path); err != nil {
+		if err := RemoveTree(t.Context(), path); err != nil {
 			t.Error(err)
 		}
 	}

@@ -1,4 +1,4 @@
-package agent
+package durable
 
 import (
 	"context"
@@ -13,11 +13,12 @@ import (
 // removeBatch is how many entries of a directory are looked at together.
 const removeBatch = 1024
 
-// removeTree removes a directory that an instance had, and whatever it made in it: with a
-// handful of files open, however deep that is, and without following a link. What
-// is a directory in a directory is moved up first, so that no path gets long. It ends
-// with ctx, and may be called again.
-func removeTree(ctx context.Context, dir string) error {
+// RemoveTree removes a file or a directory, with whatever somebody who is not trusted made
+// in it: with a handful of files open, however deep that is (os.RemoveAll has one
+// for each level), and without following a link. What is a directory in a directory
+// is moved up first, so that no path gets long. It ends with ctx, and may be called again;
+// what is not there is no error.
+func RemoveTree(ctx context.Context, dir string) error {
 	root, err := os.OpenRoot(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
