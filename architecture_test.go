@@ -57,13 +57,14 @@ var mayImport = map[string][]string{
 	"internal/unpack":      {},
 	"internal/metricstest": {},
 	"internal/natstest":    {"internal/wait"},
+	"internal/archivetest": {},
 	"internal/wait":        {},
 	"examples/...":         {"sdk", "allocator"},
 }
 
 // testOnly are the packages that nothing but tests, and they themselves, may
 // import.
-var testOnly = []string{"internal/metricstest", "internal/natstest", "internal/wait", "e2e/netlab"}
+var testOnly = []string{"internal/archivetest", "internal/metricstest", "internal/natstest", "internal/wait", "e2e/netlab"}
 
 // confined are modules that only these packages may import, in tests too.
 var confined = map[string][]string{

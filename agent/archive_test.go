@@ -4,11 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,33 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/archivetest"
 	"github.com/kbroker/kbroker/internal/stamp"
 	"github.com/kbroker/kbroker/internal/wait"
 )
-
-// packed is a tar of files: those with a program's first bytes are executable.
-func packed(t testing.TB, files map[string]string) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		content := files[name]
-		h := tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content))}
-		if strings.HasPrefix(content, "#!") || strings.HasPrefix(content, "\x7fELF") {
-			h.Mode = 0o755
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write([]byte(content)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
 
 const reader = `#!/bin/sh
 cat "$KBROKER_ARTIFACT_DIR/share/text"
@@ -52,7 +27,7 @@ exec sleep 60
 `
 
 func (c *core) putArchive(files map[string]string) kbroker.Artifact {
-	a := c.put(packed(c.t, files))
+	a := c.put(archivetest.Tar(c.t, files))
 	a.Command = "bin/web"
 	return a
 }

@@ -28,6 +28,7 @@ const (
 	agentBytesEmpty = 60 << 20
 	idleCount       = 100
 	idleCore        = 0.05 // of one core
+	idleWorker      = 0.02
 )
 
 // TestFiveHundredProcessesOnOneHost: as fast as they are wanted, and at what cost;
@@ -227,21 +228,44 @@ func cpuSeconds(t *testing.T, pid int) float64 {
 	return (user + system) / 100
 }
 
-// TestAnIdleAgent: what it costs to look after a hundred healthy instances.
+// TestAnIdleAgent: what it costs to look after a hundred healthy instances: medians.
 func TestAnIdleAgent(t *testing.T) {
 	needLong(t)
-	c := up(t, 1)
-	c.must("deploy", c.tiny("tiny", idleCount))
-	c.waitReady(time.Minute, "tiny", "tiny", idleCount, nil)
-	agent := c.agentOf("h1")
-	<-time.After(5 * time.Second) // what the deployment has left to do
-	const span = 20 * time.Second
-	before := cpuSeconds(t, agent)
-	<-time.After(span)
-	used := (cpuSeconds(t, agent) - before) / span.Seconds()
-	t.Logf("an idle core's agent with %d instances takes %.1f %% of a core", idleCount, 100*used)
-	if used > idleCore {
-		t.Errorf("it takes %.1f %% of a core, want at most %.1f %%", 100*used, 100*idleCore)
+	for _, tc := range []struct {
+		what, agent string
+		args        []string
+		most        float64 // of one core
+		deploy      func(c *cluster)
+	}{
+		{"a core, instances that only run", "h1", nil, idleCore, func(c *cluster) {
+			c.must("deploy", c.tiny("hello", idleCount))
+		}},
+		{"a worker, instances with the SDK", "h2", []string{"--cores", "1"}, idleWorker, func(c *cluster) {
+			c.must("deploy", c.example("hello", func(spec string) string {
+				return strings.Replace(spec, "count: 3", fmt.Sprintf("count: %d\n    resources: {cpu: 0.01, memory: 8MiB, memory_limit: 64MiB}\n    require: [\"role == worker\"]", idleCount), 1)
+			}))
+		}},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			hosts := 1 + len(tc.args)/2
+			c := up(t, hosts, tc.args...)
+			tc.deploy(c)
+			c.waitReady(time.Minute, "hello", "hello", idleCount, nil)
+			agent := c.agentOf(tc.agent)
+			<-time.After(8 * time.Second) // what the deployment has left to do
+			const span = 10 * time.Second
+			var used []float64
+			for range 3 {
+				before := cpuSeconds(t, agent)
+				<-time.After(span)
+				used = append(used, (cpuSeconds(t, agent)-before)/span.Seconds())
+			}
+			slices.Sort(used)
+			t.Logf("RESULT the agent of %s, %d of them: %.2f %% of a core (%.2f to %.2f)", tc.what, idleCount, 100*used[1], 100*used[0], 100*used[2])
+			if used[1] > tc.most {
+				t.Errorf("it takes %.2f %% of a core, want at most %.0f %%", 100*used[1], 100*tc.most)
+			}
+		})
 	}
 }
 

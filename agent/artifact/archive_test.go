@@ -1,12 +1,10 @@
 package artifact
 
 import (
-	"archive/tar"
 	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,42 +13,15 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/archivetest"
 	"github.com/kbroker/kbroker/internal/unpack"
 )
 
-// packed is a tar of files: those with a program's first bytes are executable.
-func packed(t testing.TB, files map[string]string) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		content := files[name]
-		h := tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content))}
-		if strings.HasPrefix(content, "#!") || strings.HasPrefix(content, "\x7fELF") {
-			h.Mode = 0o755
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write([]byte(content)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-const reader = `#!/bin/sh
-cat "$KBROKER_ARTIFACT_DIR/share/text"
-pwd
-echo "$PYTHONPYCACHEPREFIX"
-exec sleep 60
-`
+// program is one; nothing here runs it.
+const program = "#!/bin/sh\nexec sleep 60\n"
 
 func (c *core) putArchive(files map[string]string) kbroker.Artifact {
-	a := c.put(packed(c.t, files))
+	a := c.put(archivetest.Tar(c.t, files))
 	a.Command = "bin/web"
 	return a
 }
@@ -92,7 +63,7 @@ func TestARefusedArchiveIsNotFetchedAgainByTheSameAgent(t *testing.T) {
 // unpacked it, and whatever was done to it since.
 func TestAChangedTreeIsUnpackedAgain(t *testing.T) {
 	c, dir := newCore(t), t.TempDir()
-	files := map[string]string{"bin/web": reader, "share/text": "text", "share/deep/er/text": "more"}
+	files := map[string]string{"bin/web": program, "share/text": "text", "share/deep/er/text": "more"}
 	want := c.putArchive(files)
 	first := c.cache(dir)
 	p, err := first.Get(t.Context(), kbroker.DefaultTenant, want)
@@ -158,7 +129,7 @@ func TestAChangedTreeIsUnpackedAgain(t *testing.T) {
 // Instances that run from a tree keep their files by name while it is replaced.
 func TestAChangedTreeIsReplacedAtOnce(t *testing.T) {
 	c, dir := newCore(t), t.TempDir()
-	want := c.putArchive(map[string]string{"bin/web": reader, "share/text": "text"})
+	want := c.putArchive(map[string]string{"bin/web": program, "share/text": "text"})
 	cache := c.cache(dir)
 	p, err := cache.Get(t.Context(), kbroker.DefaultTenant, want)
 	if err != nil {
@@ -196,7 +167,7 @@ func TestAChangedTreeIsReplacedAtOnce(t *testing.T) {
 func TestTreesArePruned(t *testing.T) {
 	c, dir := newCore(t), t.TempDir()
 	cache := c.cache(dir)
-	idle, err := cache.Get(t.Context(), kbroker.DefaultTenant, c.putArchive(map[string]string{"bin/web": reader, "a": "idle"}))
+	idle, err := cache.Get(t.Context(), kbroker.DefaultTenant, c.putArchive(map[string]string{"bin/web": program, "a": "idle"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +177,7 @@ func TestTreesArePruned(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	named, err := cache.Get(t.Context(), kbroker.DefaultTenant, c.putArchive(map[string]string{"bin/web": reader, "a": "named"}))
+	named, err := cache.Get(t.Context(), kbroker.DefaultTenant, c.putArchive(map[string]string{"bin/web": program, "a": "named"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +204,7 @@ func TestTreesArePruned(t *testing.T) {
 			t.Errorf("%s%s of a named artifact is gone", digest, kind)
 		}
 	}
-	if _, err := cache.Get(t.Context(), kbroker.DefaultTenant, c.putArchive(map[string]string{"bin/web": reader, "a": "idle"})); err != nil {
+	if _, err := cache.Get(t.Context(), kbroker.DefaultTenant, c.putArchive(map[string]string{"bin/web": program, "a": "idle"})); err != nil {
 		t.Errorf("what was pruned comes back: %v", err)
 	}
 }
@@ -244,7 +215,7 @@ func BenchmarkCheckOfATree(b *testing.B) {
 	for i := range 10_000 {
 		files[fmt.Sprintf("node_modules/m%d/f%d", i/20, i)] = strings.Repeat("x", 2000)
 	}
-	archive, dir := packed(b, files), filepath.Join(b.TempDir(), "tree")
+	archive, dir := archivetest.Tar(b, files), filepath.Join(b.TempDir(), "tree")
 	tree, err := unpack.Unpack(b.Context(), bytes.NewReader(archive), int64(len(archive)), dir)
 	if err != nil {
 		b.Fatal(err)

@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
@@ -113,18 +111,7 @@ func (c *cli) listAudit(ctx context.Context, q client.AuditQuery) error {
 
 // auditLine prints one record as it comes.
 func (c *cli) auditLine(r kbroker.AuditRecord) error {
-	switch c.output {
-	case formatJSON:
-		return json.NewEncoder(c.out).Encode(r)
-	case formatYAML:
-		b, err := json.Marshal([]kbroker.AuditRecord{r})
-		if err != nil {
-			return err
-		}
-		if b, err = yaml.JSONToYAML(b); err != nil {
-			return err
-		}
-		_, err = c.out.Write(b)
+	if done, err := c.row(r); done {
 		return err
 	}
 	color := ""

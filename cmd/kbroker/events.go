@@ -1,12 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
@@ -109,18 +107,7 @@ func (c *cli) noticeSilence(err error) {
 
 // eventLine prints one event as it comes.
 func (c *cli) eventLine(e kbroker.Event) error {
-	switch c.output {
-	case formatJSON:
-		return json.NewEncoder(c.out).Encode(e)
-	case formatYAML:
-		b, err := json.Marshal([]kbroker.Event{e})
-		if err != nil {
-			return err
-		}
-		if b, err = yaml.JSONToYAML(b); err != nil {
-			return err
-		}
-		_, err = c.out.Write(b)
+	if done, err := c.row(e); done {
 		return err
 	}
 	return c.eventText(c.out, e)

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
@@ -119,41 +117,16 @@ func parseLogQuery(s string, q *client.LogQuery) error {
 
 // logLine prints one line as it comes.
 func (c *cli) logLine(l client.LogLine) error {
-	switch c.output {
-	case formatJSON:
-		return json.NewEncoder(c.out).Encode(l)
-	case formatYAML:
-		row := map[string]any{"instance": l.Instance, "host": l.Host, "time": l.Time.Format(time.RFC3339Nano), "line": l.Line}
-		if l.Dropped > 0 {
-			row["dropped_bytes"] = l.Dropped
-		}
-		b, err := yaml.Marshal([]map[string]any{row})
-		if err != nil {
-			return err
-		}
-		_, err = c.out.Write(b)
+	if done, err := c.row(l); done {
 		return err
 	}
 	text := l.Line
 	if l.Dropped > 0 {
-		text = c.paint(c.out, colorYellow)("-- " + byteCount(l.Dropped) + " dropped --")
+		text = c.paint(c.out, colorYellow)("-- " + bytesText(l.Dropped) + " dropped --")
 	}
 	h := fnv.New32a()
 	_, _ = io.WriteString(h, string(l.Instance)) // never fails (package hash)
 	color := lineColors[h.Sum32()%uint32(len(lineColors))]
 	_, err := fmt.Fprintf(c.out, "%s %s\n", c.paint(c.out, color)(string(l.Instance)+" |"), text)
 	return err
-}
-
-// byteCount is a number of bytes for people.
-func byteCount(n int64) string {
-	units := []string{"KiB", "MiB", "GiB"}
-	if n < 1<<10 {
-		return fmt.Sprintf("%d bytes", n)
-	}
-	size := float64(n) / (1 << 10)
-	for len(units) > 1 && size >= 1<<10 {
-		size, units = size/(1<<10), units[1:]
-	}
-	return fmt.Sprintf("%.1f %s", size, units[0])
 }

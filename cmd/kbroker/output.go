@@ -91,6 +91,26 @@ func (c *cli) print(v any, human func(w io.Writer)) error {
 	return err
 }
 
+// row prints one row of a list that comes row by row, where it is not a table: a JSON
+// object in a line, or an item of YAML. false: it is, and the caller prints it.
+func (c *cli) row(v any) (done bool, err error) {
+	var doc bytes.Buffer
+	switch c.output {
+	case formatJSON:
+		return true, encodeJSON(c.out, v, "")
+	case formatYAML:
+		b, err := []byte(nil), encodeJSON(&doc, []any{v}, "")
+		if err == nil {
+			b, err = yaml.JSONToYAML(doc.Bytes())
+		}
+		if err == nil {
+			_, err = c.out.Write(b)
+		}
+		return true, err
+	}
+	return false, nil
+}
+
 // encodeJSON writes v on a line of its own, with < and > as they are: it is
 // for terminals and programs, not for web pages.
 func encodeJSON(w io.Writer, v any, indent string) error {
