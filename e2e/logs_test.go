@@ -339,7 +339,7 @@ func (c *cluster) tellsDropped(wrote int64) {
 	}
 	out := c.must("logs", "flood/flood", "--tail", "3")
 	first, _, _ := strings.Cut(out, "\n")
-	if !strings.Contains(first, "| -- ") || !strings.HasSuffix(first, "GiB dropped --") {
+	if !strings.Contains(first, "| -- ") || !strings.HasSuffix(first, "iB dropped --") {
 		c.t.Errorf("logs begin with %q", first)
 	}
 	written, dropped := c.outputOf("flood")
