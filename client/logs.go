@@ -22,8 +22,8 @@ type LogQuery struct {
 	Service  kbroker.ServiceName // empty: all, the allocator included
 	Instance kbroker.InstanceID  // empty: all
 	Tail     int                 // so many last lines of each instance; negative: all that is kept
-	// Since, if not zero, is instead of Tail: all that is not older, by the clock
-	// of its host, and up to a second more.
+	// Since, if not zero, leaves out what is older, by the clock of its host; up to a
+	// second more may be there.
 	Since  time.Time
 	Follow bool // go on until ctx ends
 	// Notice (may be nil) hears what keeps output from being complete: once for a

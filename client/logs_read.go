@@ -73,8 +73,10 @@ func (f *follower) read(ctx context.Context, o *output) error {
 
 // start finds where to begin; done when that was all for this round.
 func (f *follower) start(ctx context.Context, o *output) (done bool, err error) {
-	if f.query.Since.IsZero() && f.query.Tail >= 0 {
-		return true, f.tail(ctx, o)
+	if f.query.Tail >= 0 {
+		err := f.tail(ctx, o)
+		o.lines = slices.DeleteFunc(o.lines, func(l LogLine) bool { return l.Time.Before(f.query.Since) })
+		return true, err
 	}
 	if !f.query.Follow {
 		// Who writes faster than this reads must not keep it for ever.

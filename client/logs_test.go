@@ -181,10 +181,12 @@ func TestLogsOfSeveralInstancesAreMergedByTime(t *testing.T) {
 			LogQuery{Tail: -1},
 			[]string{"a-1: 1", "a-1: 3", "a-2: -- 2 --", "a-2: 4", "a-1: 5", "a-2: 6", "a-2: now"},
 		},
-		"since a time":    {LogQuery{Since: noon.Add(4 * time.Second)}, []string{"a-1: 5", "a-2: 6", "a-2: now"}},
-		"since the gap":   {LogQuery{Since: noon.Add(time.Second)}, []string{"a-1: 3", "a-2: -- 2 --", "a-2: 4", "a-1: 5", "a-2: 6", "a-2: now"}},
-		"since just now":  {LogQuery{Since: noon.Add(time.Hour)}, []string{"a-2: now"}},
-		"of one instance": {LogQuery{Tail: -1, Instance: "a-1"}, []string{"a-1: 1", "a-1: 3", "a-1: 5"}},
+		"since a time":                    {LogQuery{Tail: -1, Since: noon.Add(4 * time.Second)}, []string{"a-1: 5", "a-2: 6", "a-2: now"}},
+		"since the gap":                   {LogQuery{Tail: -1, Since: noon.Add(time.Second)}, []string{"a-1: 3", "a-2: -- 2 --", "a-2: 4", "a-1: 5", "a-2: 6", "a-2: now"}},
+		"since just now":                  {LogQuery{Tail: -1, Since: noon.Add(time.Hour)}, []string{"a-2: now"}},
+		"the last lines since a time":     {LogQuery{Tail: 1, Since: noon.Add(4 * time.Second)}, []string{"a-1: 5", "a-2: now"}},
+		"more lines than there are since": {LogQuery{Tail: 9, Since: noon.Add(5 * time.Second)}, []string{"a-1: 5", "a-2: 6", "a-2: now"}},
+		"of one instance":                 {LogQuery{Tail: -1, Instance: "a-1"}, []string{"a-1: 1", "a-1: 3", "a-1: 5"}},
 	} {
 		if got := read(t, c.client(), tc.query); !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %q, want %q", name, got, tc.want)

@@ -41,8 +41,8 @@ output was removed, a line says how much.`,
 			if q.Since, err = parseSince(since, time.Now()); err != nil {
 				return err
 			}
-			if !q.Since.IsZero() && cmd.Flags().Changed("tail") {
-				return kbroker.Errorf(kbroker.Invalid, "--since and --tail exclude each other").WithHint("one says where to begin in time, the other in lines")
+			if !q.Since.IsZero() && !cmd.Flags().Changed("tail") {
+				q.Tail = -1
 			}
 			ctx, cancel := c.within(cmd.Context(), 0)
 			defer cancel()
