@@ -59,12 +59,12 @@ func (a *appDraft) setApart(s kbroker.Service, want int) {
 			return
 		}
 	}
-	var failed []kbroker.HostID // where one of them, or what it replaces, did not do well
+	var failed []kbroker.HostID // where one of them, or what it replaces, did not do well lately
 	for _, p := range live {
-		failed = append(failed, p.Failed...)
+		failed = append(failed, a.failedOn(p)...)
 	}
 	to := a.seats(s, live).take(failed...)
-	if to == "" || to == live[0].Host || a.w.SteadyFor[to] < steadyAfter {
+	if to == "" || a.w.SteadyFor[to] < steadyAfter {
 		return
 	}
 	youngest := live[len(live)-1]

@@ -49,10 +49,15 @@ func callerOf(m *nats.Msg) kbroker.Caller {
 }
 
 const (
-	// whoWithin bounds the question who has a key, whoFor is how long an answer holds, and
-	// none: whoever asks may come again from elsewhere.
-	whoWithin = 500 * time.Millisecond
+	// whoWithin bounds the question who has a key: on a busy machine the servers take
+	// their time, and a record without a name tells nobody who it was. Where none knows
+	// it, it is asked once more after whoAgain: a server takes a connection that ends from
+	// one list before it puts it on another. whoFor is how long an answer holds, and
+	// nobodyFor, none: whoever asks may come again from elsewhere.
+	whoWithin = 2 * time.Second
+	whoAgain  = 50 * time.Millisecond
 	whoFor    = time.Minute
+	nobodyFor = 2 * time.Second
 	// maxWho bounds the answers that are remembered.
 	maxWho = 1024
 )
@@ -86,10 +91,16 @@ func (w *whose) fill(ctx context.Context, c kbroker.Caller) kbroker.Caller {
 		ctx, cancel := context.WithTimeout(ctx, whoWithin)
 		defer cancel()
 		who, err := w.ask(ctx, c.Key)
-		if err != nil || who.Key != c.Key {
-			who = c
+		if err != nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(whoAgain):
+				who, err = w.ask(ctx, c.Key)
+			}
 		}
-		a = acquaintance{who, now + whoFor}
+		if a = (acquaintance{who, now + whoFor}); err != nil || who.Key != c.Key {
+			a = acquaintance{c, now + nobodyFor}
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.known == nil || len(w.known) >= maxWho {

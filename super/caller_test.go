@@ -61,8 +61,10 @@ func TestObjectOf(t *testing.T) {
 func TestWhose(t *testing.T) {
 	now, asked := time.Hour, 0
 	ann := kbroker.Caller{Name: "ann", Role: "admin", Key: "UANN", Tenant: "default", Address: "10.0.0.9"}
+	missed := 1 // questions that find ann between two lists of a server
 	w := &whose{clock: func() time.Duration { return now }, ask: func(_ context.Context, key string) (kbroker.Caller, error) {
-		if asked++; key != "UANN" {
+		if asked++; key != "UANN" || missed > 0 {
+			missed--
 			return kbroker.Caller{}, kbroker.Errorf(kbroker.NotFound, "nobody has it")
 		}
 		return ann, nil
@@ -72,22 +74,27 @@ func TestWhose(t *testing.T) {
 		of, want kbroker.Caller
 		asked    int // so far
 	}{
-		{"a key", kbroker.Caller{Key: "UANN", Tenant: "default"}, ann, 1},
-		{"again", kbroker.Caller{Key: "UANN", Tenant: "default"}, ann, 1},
-		{"a key that nobody has", kbroker.Caller{Key: "UX"}, kbroker.Caller{Key: "UX"}, 2},
-		{"again", kbroker.Caller{Key: "UX"}, kbroker.Caller{Key: "UX"}, 2},
-		{"who is known", kbroker.Caller{Key: "UY", Name: "bob"}, kbroker.Caller{Key: "UY", Name: "bob"}, 2},
-		{"a host", kbroker.Caller{Host: "w1"}, kbroker.Caller{Host: "w1"}, 2},
+		{"a key", kbroker.Caller{Key: "UANN", Tenant: "default"}, ann, 2},
+		{"again", kbroker.Caller{Key: "UANN", Tenant: "default"}, ann, 2},
+		{"a key that nobody has", kbroker.Caller{Key: "UX"}, kbroker.Caller{Key: "UX"}, 4},
+		{"again", kbroker.Caller{Key: "UX"}, kbroker.Caller{Key: "UX"}, 4},
+		{"who is known", kbroker.Caller{Key: "UY", Name: "bob"}, kbroker.Caller{Key: "UY", Name: "bob"}, 4},
+		{"a host", kbroker.Caller{Host: "w1"}, kbroker.Caller{Host: "w1"}, 4},
 	} {
 		if got := w.fill(t.Context(), tc.of); got != tc.want || asked != tc.asked {
 			t.Errorf("%s: %+v after %d questions, want %+v after %d", tc.name, got, asked, tc.want, tc.asked)
 		}
 	}
-	if now += whoFor; w.fill(t.Context(), kbroker.Caller{Key: "UANN"}) != ann || asked != 3 {
+	if now += nobodyFor; w.fill(t.Context(), kbroker.Caller{Key: "UX"}) != (kbroker.Caller{Key: "UX"}) || asked != 6 {
+		t.Errorf("%d questions, want that who was not known is asked for soon", asked)
+	}
+	if now += whoFor; w.fill(t.Context(), kbroker.Caller{Key: "UANN"}) != ann || asked != 7 {
 		t.Errorf("%d questions, want another one a while later", asked)
 	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel() // nobody is asked again
 	for n := range 3 * maxWho {
-		w.fill(t.Context(), kbroker.Caller{Key: fmt.Sprint(n)})
+		w.fill(over, kbroker.Caller{Key: fmt.Sprint(n)})
 	}
 	if len(w.known) > maxWho {
 		t.Errorf("%d answers are remembered, want %d at most", len(w.known), maxWho)

@@ -67,8 +67,8 @@ func (a *appDraft) loops(p kbroker.Placement) bool {
 	return a.failing(p) && a.w.View.Statuses[keyOf(p)].Failing
 }
 
-// failedOn are the hosts on which an instance that fails has failed lately, its own
-// last.
+// failedOn are the hosts on which an instance, or what it replaces, has failed lately,
+// and last its own.
 func (a *appDraft) failedOn(p kbroker.Placement) []kbroker.HostID {
 	if a.w.TriedFor[keyOf(p)] >= triedAgain {
 		return []kbroker.HostID{p.Host}

@@ -142,6 +142,8 @@ func TestOperatingWithLosses(t *testing.T) {
 			o.do("deploy", count)
 			o.rest()
 		}
+		o.now += triedAgain // hosts are left alone for as long where an instance has failed
+		o.rest()
 		o.ended(count)
 	})
 }
