@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -26,7 +27,8 @@ type Visit struct {
 const pingConnections = "$SYS.REQ.SERVER.PING.CONNZ"
 
 // Who asks all servers for the last connection of a key, also one that has been closed,
-// until ctx ends or each of the members has answered. NotFound: no server knows it.
+// until ctx ends or each core has answered; one that is no longer current is not waited
+// for if another knows the key. NotFound: no server knows it.
 func (b *Broker) Who(ctx context.Context, key string) (Visit, error) {
 	select {
 	case <-b.listening:
@@ -48,7 +50,7 @@ func (b *Broker) Who(ctx context.Context, key string) (Visit, error) {
 	}
 	var last Visit
 	lastOpen := false // one that is there counts before those that were
-	for range b.servers() {
+	for waiting := b.askedCores(); waiting.matter(last); {
 		m, err := answers.NextMsgWithContext(ctx)
 		if errors.Is(err, nats.ErrNoResponders) || ctx.Err() != nil {
 			break
@@ -57,11 +59,13 @@ func (b *Broker) Who(ctx context.Context, key string) (Visit, error) {
 			return last, fmt.Errorf("ask who has key %s: %w", key, err)
 		}
 		var r struct {
-			Data server.Connz `json:"data"`
+			Server server.ServerInfo `json:"server"`
+			Data   server.Connz      `json:"data"`
 		}
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			continue // another version's; the others answer
 		}
+		delete(waiting, kbroker.HostID(r.Server.Name))
 		for _, c := range r.Data.Conns {
 			if !isOf(c, key) {
 				continue
@@ -87,13 +91,26 @@ func isOf(c *server.ConnInfo, key string) bool {
 	return err == nil && claims.Subject == key
 }
 
-// servers is how many answer a question to all: at least this one does.
-func (b *Broker) servers() int {
+// awaited are the cores whose answers are still to come, and whether each is current. The
+// witness, whom nobody connects to, is none.
+type awaited map[kbroker.HostID]bool
+
+// askedCores are those that answer a question to all: this one always.
+func (b *Broker) askedCores() awaited {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := max(1, len(b.members.Current))
-	if b.witness != nil {
-		n++
+	cores := awaited{}
+	maps.Copy(cores, b.members.Current)
+	cores[b.cfg.Host] = true
+	return cores
+}
+
+// matter reports whether one of them may know better than what was found.
+func (a awaited) matter(found Visit) bool {
+	for _, current := range a {
+		if current || found.Since.IsZero() {
+			return true
+		}
 	}
-	return n
+	return false
 }

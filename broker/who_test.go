@@ -3,12 +3,14 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -41,6 +43,53 @@ func TestWhoNamesTheKeyOfAnotherIsNotThem(t *testing.T) {
 	dialAs(t, cfg.ClientAddr, viewer)
 	if v, err := h.Who(ctx, viewer.key); err != nil || v.Credential != viewer.user.jwt {
 		t.Errorf("the viewer is %+v, %v", v, err)
+	}
+}
+
+// TestWhoIsAtAnotherCoreIsFound, each time: the founder of two has a witness, whose
+// answer is not that of the core.
+func TestWhoIsAtAnotherCoreIsFound(t *testing.T) {
+	a := start(t, configOf(t, "a", true))
+	a.awaitReady(30 * time.Second)
+	b := start(t, configOf(t, "b", false, a.cfg))
+	b.awaitReady(30 * time.Second)
+	wait.Until(t, 10*time.Second, func() error {
+		if m := b.Members(); !m.Current["a"] || !m.Current["b"] || !m.Witness {
+			return fmt.Errorf("members %+v, want a, b and the witness", m)
+		}
+		return nil
+	})
+	viewer := callerNamed(t, "viewer")
+	dialAs(t, a.cfg.ClientAddr, viewer)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for n := range 300 {
+		if v, err := b.Who(ctx, viewer.key); err != nil || v.Credential != viewer.user.jwt {
+			t.Fatalf("question %d: the viewer is %+v, %v", n, v, err)
+		}
+	}
+	if v, err := b.Who(ctx, callerNamed(t, "operator").key); !errors.Is(err, kbroker.NotFound) || ctx.Err() != nil {
+		t.Errorf("who was never there is found: %+v, %v", v, err)
+	}
+}
+
+// TestWaitsForWhoMayKnow: who is found is told without waiting for them.
+func TestWaitsForWhoMayKnow(t *testing.T) {
+	found := Visit{Since: time.Now()}
+	for _, tc := range []struct {
+		a     awaited
+		found Visit
+		want  bool
+	}{
+		{awaited{}, Visit{}, false},
+		{awaited{"a": true}, Visit{}, true},
+		{awaited{"a": true, "b": false}, found, true},
+		{awaited{"b": false}, found, false},
+		{awaited{"b": false}, Visit{}, true},
+	} {
+		if got := tc.a.matter(tc.found); got != tc.want {
+			t.Errorf("%v with %v: %t, want %t", tc.a, tc.found.Since, got, tc.want)
+		}
 	}
 }
 
