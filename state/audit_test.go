@@ -208,6 +208,17 @@ func TestTheTrailOutlivesItsLeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// What is made beside the control stream has as many replicas as that has members.
+	three := func(name string) error {
+		stream, err := js.Stream(ctx, name)
+		if err != nil {
+			return err
+		}
+		if info := stream.CachedInfo(); info.Config.Replicas != 3 || info.Cluster == nil || len(info.Cluster.Replicas) != 2 {
+			return fmt.Errorf("stream %s has %d replicas, and members %+v", name, info.Config.Replicas, info.Cluster)
+		}
+		return nil
+	}
 	for _, name := range []string{subjects.ControlStream, subjects.StatusStream} {
 		wait.Until(t, 20*time.Second, func() error {
 			stream, err := js.Stream(ctx, name)
@@ -219,12 +230,14 @@ func TestTheTrailOutlivesItsLeader(t *testing.T) {
 			_, err = js.UpdateStream(ctx, cfg)
 			return err
 		})
+		wait.Until(t, 20*time.Second, func() error { return three(name) })
 	}
 	var reader *Store
 	wait.Until(t, 30*time.Second, func() error {
 		reader = open(t, c.Connect(t, 0), Config{})
 		return reader.EnsureAudit(testContext(t, 10*time.Second), auditRecord("first"))
 	})
+	wait.Until(t, 20*time.Second, func() error { return three(subjects.AuditStream) })
 	const each = 60
 	writing, half := sync.WaitGroup{}, sync.WaitGroup{}
 	half.Add(3)
