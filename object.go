@@ -89,13 +89,14 @@ type Write struct {
 	// does not count then: a record has one of both.
 	Guard   string   `json:"guard,omitempty"`
 	GuardAt Revision `json:"guard_at,omitempty"`
-	Value   []byte   `json:"-"`
+	// Value is what is written; none takes the record away, as no record is empty.
+	Value []byte `json:"-"`
 }
 
 // Bounds of a batch and of what it is read by.
 const (
 	MaxBatchWrites = 256
-	MaxBatchBytes  = 768 << 10 // values and keys; a message has 1 MiB at most
+	MaxBatchBytes  = 768 << 10 // values, keys and guards; a message has 1 MiB at most
 	MaxReadKeys    = 256
 	// MaxObjectBytes bounds a record of an object, with all that goes with its state.
 	MaxObjectBytes = 512 << 10
@@ -104,9 +105,14 @@ const (
 // Stored is a record as it is read: through the leader of its stream.
 type Stored struct {
 	Key      string   `json:"key"`
-	Revision Revision `json:"revision"` // 0: there is none
-	Value    []byte   `json:"-"`
+	Revision Revision `json:"revision,omitempty"` // 0: there is none
+	// Value is never empty, but where the record was taken away, by the write at Revision.
+	// An hour later there is none.
+	Value []byte `json:"-"`
 }
+
+// Exists reports whether there is a record.
+func (s Stored) Exists() bool { return len(s.Value) > 0 }
 
 func (w Write) String() string {
 	if w.Guard != "" {
