@@ -43,7 +43,8 @@ var streams = func() []string {
 		all = append(all, subjects.Artifacts(t))
 		for _, a := range apps {
 			stream, _ := subjects.Ownership(t, a)
-			all = append(all, stream)
+			objects, _ := subjects.Objects(t, a, 0)
+			all = append(all, stream, objects)
 		}
 	}
 	return all
@@ -192,6 +193,28 @@ var catalogue = []entry{
 		return slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { _, all := subjects.Ownership(t, a); return all }), []string{"own.>", "own.default.*.lease.alloc", "own.default.shop.x", "own.default.shop.lease.x"})
 	}()},
 	{"AllocatorLease", each2(tenants, apps, subjects.AllocatorLease)},
+	{"VerbOwnRead", each1(incarnations, func(i kbroker.Incarnation) string {
+		return subjects.Own("default", "shop", subjects.VerbOwnRead, i)
+	})},
+	{"VerbOwnWrite", each1(incarnations, func(i kbroker.Incarnation) string {
+		return subjects.Own("default", "shop", subjects.VerbOwnWrite, i)
+	})},
+	{"Own", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
+		return subjects.Own(t, a, subjects.VerbOwnWrite, "shop-web-1.1")
+	}), []string{subjects.Own("default", "bank", subjects.VerbOwnRead, "bank-api-1.1"), subjects.Own("default", "shop", "new", "shop-web-1.1"), "kb.own.default.shop.read.shop-web-1", "kb.own.default.shop.read.shop-web-1.*", "kb.own.default.shop.read.*.*"})},
+	{"AllOwn", []string{subjects.AllOwn, "kb.own.>", "kb.own.default.shop.*.*.*"}},
+	{"Owned", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
+		return subjects.Owned(t, a, subjects.KeyAllocatorLease)
+	})},
+	{"OwnedOf", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.OwnedOf(t, a) + ">" })},
+	{"AllOwned", slices.Concat(each1(tenants, subjects.AllOwned), []string{"kb.owned.>", "kb.owned.*.shop.>"})},
+	{"StoredAt", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
+		key := subjects.KeyLease("shop-web-1.1")
+		_, prefix, _ := subjects.StoredAt(t, a, 4, key)
+		return prefix + key
+	})},
+	{"Objects", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { _, all := subjects.Objects(t, a, 0); return all }), []string{"obj.>", "obj.default.shop.0.257.state.account.alice"})},
+	{"LeaderInfo", each1(streams, subjects.LeaderInfo)},
 	{"ArtifactAll", slices.Concat(each1(tenants, subjects.ArtifactAll), []string{"art.>"})},
 	{"ArtifactMeta", each1(tenants, func(t kbroker.TenantID) string { return subjects.ArtifactMeta(t, "00ff") })},
 	{"ArtifactChunk", each1(tenants, func(t kbroker.TenantID) string { return subjects.ArtifactChunk(t, "u", 1) })},
@@ -237,7 +260,11 @@ var noSubject = map[string]string{
 	"ControlStream": "a stream: in streams", "StatusStream": "a stream: in streams", "EventStream": "a stream: in streams", "AuditStream": "a stream: in streams",
 	"Artifacts": "a stream: in streams", "MirrorOf": "a stream: in streams",
 	"KeySuperLease": "a key: in keys", "KeyApp": "a key: in keys", "KeyVersion": "a key: in keys", "KeyPlacement": "a key: in keys", "KeyHead": "a key: in keys",
-	"KeyHost": "a key: in keys", "KeyDemand": "a key: in keys", "KeyNonce": "a key: in keys", "KeyCanary": "a key: in keys", "KeyStatus": "a key: in keys", "KeyReport": "a key: in keys", "KeyRevoked": "a key: in keys", "KeyToken": "a key: in keys", "KeyUser": "a key: in keys", "KeyAudit": "a key: in keys", "Discoveries": "in Discovery",
+	"KeyHost": "a key: in keys", "KeyDemand": "a key: in keys", "KeyNonce": "a key: in keys", "KeyCanary": "a key: in keys", "KeyStatus": "a key: in keys", "KeyReport": "a key: in keys", "KeyRevoked": "a key: in keys", "KeyToken": "a key: in keys", "KeyUser": "a key: in keys", "KeyAudit": "a key: in keys", "KeyAllocatorLease": "a key: in Owned", "KeyOwnershipHead": "a key of ownership", "KeyLease": "a key: in StoredAt", "KeyAssign": "a key of ownership", "KeyAssignObject": "a key of ownership", "KeyRelease": "a key of ownership", "KeyState": "a key: in Objects", "KeyOut": "a key of an object", "KeyDue": "a key of an object",
+	"MatchStates": "the beginning of keys", "MatchOuts": "the beginning of keys", "MatchDues": "the beginning of keys", "MatchLeases": "the beginning of keys", "MatchAssigns": "the beginning of keys", "MatchReleases": "the beginning of keys",
+	"EscapeID": "makes a token", "UnescapeID": "a parser", "ParseOwn": "a parser", "ParseOwnKey": "a parser", "OwnershipKey": "a parser",
+	"OwnUnknown": "a number", "OwnAllocatorLease": "a number", "OwnLease": "a number", "OwnAssign": "a number", "OwnAssignObject": "a number", "OwnRelease": "a number", "OwnHead": "a number", "OwnState": "a number", "OwnOut": "a number", "OwnDue": "a number",
+	"Discoveries": "in Discovery",
 	"CheckMethod": "looks at a name", "ParseAPI": "a parser", "AgentVerb": "a parser", "HostOf": "a parser", "ControlKey": "a parser", "StatusKey": "a parser", "ParseKey": "a parser", "ParseDemand": "a parser", "RenewKey": "a parser", "IsInbox": "a parser", "TenantOf": "a parser", "HostVerb": "a parser", "InboxOwner": "a parser", "ParseLease": "a parser", "ParseEndpoints": "a parser", "KeyOf": "a parser", "IsPong": "a parser", "UploadTenant": "a parser",
 	"ParseMirror": "a parser", "IsAllocatorLease": "a parser", "IsTagHost": "a parser",
 	"TagCore": "a server's tag", "TagHost": "a server's tag", "MirrorOrigin": "of a stream's metadata",

@@ -45,7 +45,7 @@ func parseOfApp(subject, kind string) (t kbroker.TenantID, a kbroker.AppName, ok
 	return kbroker.TenantID(s[2]), kbroker.AppName(s[3]), true
 }
 
-// Ownership is the stream of an app's leases; the names
+// Ownership is the stream of an app's leases, and of who owns its objects; the names
 // it is made of contain no underscore.
 func Ownership(t kbroker.TenantID, a kbroker.AppName) (stream, all string) {
 	return "OWN_" + string(t) + "_" + string(a), ownershipPrefix(t, a) + ">"
@@ -53,7 +53,7 @@ func Ownership(t kbroker.TenantID, a kbroker.AppName) (stream, all string) {
 
 // AllocatorLease is the subject of the lease of an app's active allocator.
 func AllocatorLease(t kbroker.TenantID, a kbroker.AppName) string {
-	return ownershipPrefix(t, a) + "lease.alloc"
+	return ownershipPrefix(t, a) + KeyAllocatorLease
 }
 
 // IsAllocatorLease reports whether a subject is that of an app's AllocatorLease.

@@ -10,6 +10,7 @@
 //	kb.view.<host>  kb.report.<host>        an agent asks, reports (queue group core)
 //	kb.sign.<host>                          an agent has a credential signed (queue group core)
 //	kb.lease.<tenant>.<app>                 an app's allocator reads and writes its lease (queue group core)
+//	kb.own.<tenant>.<app>.<verb>.<incarnation>  a start reads, writes who owns objects, and objects (queue group core)
 //	kb.renew.<key>                          a process has its own signed again (queue group core)
 //	kb.endpoints.<tenant>.<app>.<service>   where the instances of a service listen (queue group core)
 //	kb.beat.<host>                          heartbeats: every core hears and answers
@@ -22,11 +23,17 @@
 //	kb.pong.<tenant>.<host>.<question>      where it answers
 //	kb.changed.<key>                        every change of the control store, republished
 //	kb.reported.<key>                       every change of the status store, republished
+//	kb.owned.<tenant>.<app>.<key>           every change of who owns an app's objects, republished
+//	own.<tenant>.<app>.<key>                where who owns them is stored; an incarnation is two tokens, an id is escaped:
+//	    lease.alloc  lease.<incarnation>  assign.<shard>  assign.o.<kind>.<id>  release.<shard>  head
+//	obj.<tenant>.<app>.<n>.<key>            where objects are stored, in the n-th stream:
+//	    <shard>.state.<kind>.<id>  <shard>.out.<kind>.<id>.<number>  <shard>.due.<kind>.<id>.<name>
 //	event.<tenant>.<app>.<instance>         one event in the event stream; _ for what it is not about
 //	audit.record                            one record of the audit trail
 //
 // Every name in a subject has passed kbroker.CheckName (or is made of such
-// names), so a builder never has to escape.
+// names), so a builder never has to escape, but for the ids of objects and the
+// names of their reminders: EscapeID.
 package subjects
 
 import (

@@ -175,7 +175,12 @@ func TestSubscriptionsAreApart(t *testing.T) {
 		verb, tenant, host := name[string](t, "verb"), name[kbroker.TenantID](t, "tenant"), name[kbroker.HostID](t, "host")
 		app, service := name[kbroker.AppName](t, "app"), name[kbroker.ServiceName](t, "service")
 		instance := kbroker.InstanceID(string(app) + "-" + string(service) + "-1")
+		start := kbroker.Incarnation(instance + ".00")
+		state := subjects.KeyState(kbroker.Object{Kind: "account", ID: "alice"})
 		_, owned := subjects.Ownership(tenant, app)
+		_, objects := subjects.Objects(tenant, app, 1)
+		_, prefix, _ := subjects.StoredAt(tenant, app, 4, state)
+		stateSubject := prefix + state
 		subscriptions := map[string]string{ // subject: who gets it
 			subjects.Super(verb, tenant, "UKEY"):                       subjects.SuperAll(),
 			subjects.Join:                                              subjects.Join,
@@ -200,6 +205,9 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.Lease(tenant, app):                                subjects.AllLeases,
 			subjects.Demand(tenant, app):                               subjects.AllDemands,
 			subjects.Endpoints(tenant, app, service):                   subjects.AllEndpoints,
+			subjects.Own(tenant, app, verb, start):                     subjects.AllOwn,
+			subjects.Owned(tenant, app, subjects.KeyOwnershipHead):     subjects.AllOwned(tenant),
+			stateSubject: objects,
 		}
 		for subject, own := range subscriptions {
 			for _, pattern := range subscriptions {
@@ -260,6 +268,13 @@ func TestStreamNamesAreApart(t *testing.T) {
 				t.Errorf("the lease %q is not told from other subjects", lease)
 			}
 			seen[stream] = who
+			for n := range 16 {
+				stream, all := subjects.Objects(tenant, app, n)
+				if other := seen[stream] + seen[all]; other != "" || strings.ContainsAny(stream, ". *>/\\") {
+					t.Errorf("the stream %s of %s is that of %q, or no name of a stream", stream, who, other)
+				}
+				seen[stream], seen[all] = who, who
+			}
 		}
 		if stream := subjects.Artifacts(tenant); strings.ContainsAny(stream, ". *>/\\") || seen[stream] != "" {
 			t.Errorf("%q is not a stream name of its own", stream)

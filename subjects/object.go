@@ -1,0 +1,306 @@
+package subjects
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/kbroker/kbroker"
+)
+
+// Verbs of Own.
+const (
+	VerbOwnRead  = "read"
+	VerbOwnWrite = "write"
+)
+
+// Own is where a start of an instance or of an allocator reads and writes the ownership
+// and the objects of its app; any core answers. Servers let nobody ask as another.
+func Own(t kbroker.TenantID, a kbroker.AppName, verb string, i kbroker.Incarnation) string {
+	return "kb.own." + string(t) + "." + string(a) + "." + verb + "." + string(i)
+}
+
+// AllOwn are the subjects of Own.
+const AllOwn = "kb.own.*.*.*.*.*"
+
+// ParseOwn splits a subject of Own.
+func ParseOwn(subject string) (t kbroker.TenantID, a kbroker.AppName, verb string, i kbroker.Incarnation, ok bool) {
+	s := strings.Split(subject, ".")
+	if len(s) != 7 || s[0] != "kb" || s[1] != "own" || s[2] == "" || s[3] == "" || s[4] == "" || s[5] == "" || s[6] == "" {
+		return "", "", "", "", false
+	}
+	return kbroker.TenantID(s[2]), kbroker.AppName(s[3]), s[4], kbroker.Incarnation(s[5] + "." + s[6]), true
+}
+
+// Owned is where the changes of a key of an app's ownership stream are republished.
+func Owned(t kbroker.TenantID, a kbroker.AppName, key string) string { return OwnedOf(t, a) + key }
+
+// OwnedOf is the prefix of Owned of an app.
+func OwnedOf(t kbroker.TenantID, a kbroker.AppName) string {
+	return ownedPrefix + string(t) + "." + string(a) + "."
+}
+
+// AllOwned are the subjects of Owned of a tenant.
+func AllOwned(t kbroker.TenantID) string { return ownedPrefix + string(t) + ".>" }
+
+const ownedPrefix = "kb.owned."
+
+// OwnershipKey splits a subject of an app's ownership stream, or one that it was
+// republished to.
+func OwnershipKey(subject string) (t kbroker.TenantID, a kbroker.AppName, key string, ok bool) {
+	rest, ok := cutEither(subject, "own.", ownedPrefix)
+	tenant, rest, one := strings.Cut(rest, ".")
+	app, key, two := strings.Cut(rest, ".")
+	if !ok || !one || !two || tenant == "" || app == "" || key == "" {
+		return "", "", "", false
+	}
+	return kbroker.TenantID(tenant), kbroker.AppName(app), key, true
+}
+
+// Objects is the n-th of the streams in which an app's objects are, from 0: shard s is in
+// stream s modulo their number.
+func Objects(t kbroker.TenantID, a kbroker.AppName, n int) (stream, all string) {
+	return "OBJ_" + string(t) + "_" + string(a) + "_" + strconv.Itoa(n), objectsPrefix(t, a, n) + ">"
+}
+
+func objectsPrefix(t kbroker.TenantID, a kbroker.AppName, n int) string {
+	return "obj." + string(t) + "." + string(a) + "." + strconv.Itoa(n) + "."
+}
+
+// Keys of an app's ownership stream.
+const (
+	KeyAllocatorLease = tableOwnLease + ".alloc"
+	KeyOwnershipHead  = "head"
+	tableOwnLease     = "lease"
+	tableAssign       = "assign"
+	tableRelease      = "release"
+	placed            = "o"
+)
+
+// KeyLease is the lease of a start of an instance.
+func KeyLease(i kbroker.Incarnation) string { return tableOwnLease + "." + string(i) }
+
+// KeyAssign says who owns a shard, KeyAssignObject who owns an object that is placed alone.
+func KeyAssign(s kbroker.Shard) string { return tableAssign + "." + shardToken(s) }
+
+func KeyAssignObject(o kbroker.Object) string {
+	return tableAssign + "." + placed + "." + objectTokens(o)
+}
+
+// KeyRelease says that an owner has let a shard go.
+func KeyRelease(s kbroker.Shard) string { return tableRelease + "." + shardToken(s) }
+
+// Keys of an app's objects.
+const (
+	tableState = "state"
+	tableOut   = "out"
+	tableDue   = "due"
+)
+
+// KeyState is the record of an object.
+func KeyState(o kbroker.Object) string { return keyOfObject(tableState, o) }
+
+// KeyOut is the n-th message that an object is to send, KeyDue one of its reminders: its
+// name is as free as an id.
+func KeyOut(o kbroker.Object, n uint64) string {
+	return keyOfObject(tableOut, o) + "." + strconv.FormatUint(n, 10)
+}
+
+func KeyDue(o kbroker.Object, name string) string {
+	return keyOfObject(tableDue, o) + "." + EscapeID(name)
+}
+
+func keyOfObject(table string, o kbroker.Object) string {
+	return shardToken(o.Shard()) + "." + table + "." + objectTokens(o)
+}
+
+func objectTokens(o kbroker.Object) string { return string(o.Kind) + "." + EscapeID(o.ID) }
+
+func shardToken(s kbroker.Shard) string { return strconv.Itoa(int(s)) }
+
+// MatchStates, MatchOuts and MatchDues are what the keys of a shard's records begin with;
+// MatchLeases, MatchAssigns and MatchReleases those of an app's ownership: for
+// kbroker.OwnReadRequest.
+func MatchStates(s kbroker.Shard) string { return shardToken(s) + "." + tableState }
+func MatchOuts(s kbroker.Shard) string   { return shardToken(s) + "." + tableOut }
+func MatchDues(s kbroker.Shard) string   { return shardToken(s) + "." + tableDue }
+
+const (
+	MatchLeases   = tableOwnLease
+	MatchAssigns  = tableAssign
+	MatchReleases = tableRelease
+)
+
+// OwnTable names a kind of key of an app's ownership or of its objects.
+type OwnTable int
+
+// The tables of an app's ownership, and from OwnState on of its objects.
+const (
+	OwnUnknown OwnTable = iota
+	OwnAllocatorLease
+	OwnLease
+	OwnAssign
+	OwnAssignObject
+	OwnRelease
+	OwnHead
+	OwnState
+	OwnOut
+	OwnDue
+)
+
+// OwnKey is a parsed key: the fields that its table has are set.
+type OwnKey struct {
+	Table       OwnTable
+	Incarnation kbroker.Incarnation
+	Shard       kbroker.Shard // of an object as well
+	Object      kbroker.Object
+	Number      uint64 // of OwnOut
+	Name        string // of OwnDue
+}
+
+// OfObject reports whether the key is in one of the streams of objects.
+func (k OwnKey) OfObject() bool { return k.Table >= OwnState }
+
+// ParseOwnKey parses a key of an app's ownership or of its objects. There is one spelling
+// of each, and the shard of an object's is that of the object; all else is OwnUnknown.
+func ParseOwnKey(key string) OwnKey {
+	t := strings.Split(key, ".")
+	if shard, ok := parseShard(t[0]); ok {
+		return parseObjectKey(shard, t[1:])
+	}
+	switch {
+	case key == KeyAllocatorLease:
+		return OwnKey{Table: OwnAllocatorLease}
+	case key == KeyOwnershipHead:
+		return OwnKey{Table: OwnHead}
+	case len(t) == 3 && t[0] == tableOwnLease && isName(t[1]) && isName(t[2]):
+		return OwnKey{Table: OwnLease, Incarnation: kbroker.Incarnation(t[1] + "." + t[2])}
+	case len(t) == 4 && t[0] == tableAssign && t[1] == placed:
+		if o, ok := parseObject(t[2], t[3]); ok {
+			return OwnKey{Table: OwnAssignObject, Shard: o.Shard(), Object: o}
+		}
+	case len(t) == 2 && (t[0] == tableAssign || t[0] == tableRelease):
+		table := OwnAssign
+		if t[0] == tableRelease {
+			table = OwnRelease
+		}
+		if s, ok := parseShard(t[1]); ok {
+			return OwnKey{Table: table, Shard: s}
+		}
+	}
+	return OwnKey{}
+}
+
+// parseObjectKey parses what is behind the shard.
+func parseObjectKey(shard kbroker.Shard, t []string) OwnKey {
+	if len(t) < 3 {
+		return OwnKey{}
+	}
+	o, ok := parseObject(t[1], t[2])
+	if !ok || o.Shard() != shard {
+		return OwnKey{}
+	}
+	k := OwnKey{Shard: shard, Object: o}
+	switch {
+	case len(t) == 3 && t[0] == tableState:
+		k.Table = OwnState
+		return k
+	case len(t) == 4 && t[0] == tableOut:
+		n, err := strconv.ParseUint(t[3], 10, 64)
+		if k.Table, k.Number = OwnOut, n; err == nil && strconv.FormatUint(n, 10) == t[3] {
+			return k
+		}
+	case len(t) == 4 && t[0] == tableDue:
+		name, ok := UnescapeID(t[3])
+		if k.Table, k.Name = OwnDue, name; ok {
+			return k
+		}
+	}
+	return OwnKey{}
+}
+
+func parseObject(kind, id string) (kbroker.Object, bool) {
+	plain, ok := UnescapeID(id)
+	o := kbroker.Object{Kind: kbroker.KindName(kind), ID: plain}
+	return o, ok && o.Check() == nil
+}
+
+func parseShard(token string) (kbroker.Shard, bool) {
+	n, err := strconv.Atoi(token)
+	return kbroker.Shard(n), err == nil && n >= 0 && n < kbroker.Shards && strconv.Itoa(n) == token
+}
+
+// isName reports whether s is a part of an incarnation.
+func isName(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_') })
+}
+
+// StoredAt is where the record of a key is stored: in one of so many streams of objects,
+// or in the ownership stream, by the subject that is prefix and key. The key may be the
+// beginning of one, in whole tokens. false: it is none.
+func StoredAt(t kbroker.TenantID, a kbroker.AppName, streams int, key string) (stream, prefix string, ok bool) {
+	first, _, _ := strings.Cut(key, ".")
+	shard, ofObject := parseShard(first)
+	switch {
+	case ofObject && streams < 1:
+		return "", "", false
+	case ofObject:
+		n := int(shard) % streams
+		stream, _ = Objects(t, a, n)
+		return stream, objectsPrefix(t, a, n), true
+	}
+	stream, _ = Ownership(t, a)
+	return stream, ownershipPrefix(t, a), first == tableOwnLease || first == tableAssign || first == tableRelease || key == KeyOwnershipHead
+}
+
+// EscapeID makes one token of a subject of any id: all but letters and digits of ASCII,
+// - and _ is written as %XX, byte by byte.
+func EscapeID(id string) string {
+	if !strings.ContainsFunc(id, func(r rune) bool { return r > '~' || !plainByte(byte(r)) }) {
+		return id
+	}
+	var b strings.Builder
+	for i := range len(id) {
+		if c := id[i]; plainByte(c) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+// UnescapeID is the id that EscapeID has made a token of; false: of none of 1 to
+// kbroker.MaxObjectIDBytes bytes of UTF-8.
+func UnescapeID(token string) (id string, ok bool) {
+	var b strings.Builder
+	for i := 0; i < len(token); i++ {
+		c := token[i]
+		if c != '%' {
+			b.WriteByte(c)
+			continue
+		}
+		if i+2 >= len(token) {
+			return "", false
+		}
+		n, err := strconv.ParseUint(token[i+1:i+3], 16, 8)
+		if err != nil {
+			return "", false
+		}
+		b.WriteByte(byte(n))
+		i += 2
+	}
+	id = b.String()
+	if id == "" || len(id) > kbroker.MaxObjectIDBytes || !utf8.ValidString(id) || EscapeID(id) != token {
+		return "", false // there is one spelling of each id
+	}
+	return id, true
+}
+
+func plainByte(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
+}
+
+// LeaderInfo is the server's API for the subjects of a stream: the leader answers.
+func LeaderInfo(stream string) string { return "$JS.API.STREAM.INFO." + stream }
