@@ -116,7 +116,7 @@ func (s *Store) Lease(ctx context.Context, k AppKey, r kbroker.LeaseRequest) (kb
 		}
 		return reply, nil
 	}
-	if !isAllocatorOf(k.App, r.Write.Holder) {
+	if !IsAllocatorOf(k.App, r.Write.Holder) {
 		return kbroker.LeaseReply{}, kbroker.Errorf(kbroker.Invalid, "%.80q is no start of an allocator of app %s", r.Write.Holder, k.App)
 	}
 	seq, err := stored.write(ctx, recordOf(*r.Write), r.Expected)
@@ -132,9 +132,9 @@ func (s *Store) Lease(ctx context.Context, k AppKey, r kbroker.LeaseRequest) (kb
 // maxHolder bounds the name of a holder: three names and a start.
 const maxHolder = 256
 
-// isAllocatorOf reports whether i is <app>-allocator-<number>.<start>. Names have
+// IsAllocatorOf reports whether i, a start of an instance, is <app>-allocator-<number>.<start>. Names have
 // dashes, numbers and starts none, so it is of one app alone.
-func isAllocatorOf(app kbroker.AppName, i kbroker.Incarnation) bool {
+func IsAllocatorOf(app kbroker.AppName, i kbroker.Incarnation) bool {
 	own, ok := strings.CutPrefix(string(i), string(app)+"-"+string(kbroker.AllocatorService)+"-")
 	number, start, dot := strings.Cut(own, ".")
 	return ok && dot && len(i) <= maxHolder && isPlain(number) && isPlain(start)

@@ -24,6 +24,10 @@
 // No consumer is used: one that lives on a host that died can hang its reader
 // for tens of seconds.
 //
+// What an app's allocators and instances store of who owns its objects, and of the objects,
+// is in streams of the app. They have no right to one: a core reads and writes for them
+// (Store.OwnRead, Store.OwnWrite), and decides nothing.
+//
 // Statuses have a bucket and a replica of their own, not behind the barrier.
 // They are guarded by the report number of their host instead of a lease.
 //

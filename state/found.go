@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -115,18 +116,71 @@ func seedLease(ctx context.Context, conn *nats.Conn, js jetstream.JetStream, str
 }
 
 // EnsureApp makes the app's ownership stream exist, with the replicas that the
-// control store has now. Only super calls it.
+// control store has now, as this build wants it: one of an older build is republished
+// nowhere. Only super calls it.
 func (s *Store) EnsureApp(ctx context.Context, k AppKey) error {
 	name, all := subjects.Ownership(k.Tenant, k.App)
 	replicas, placement, err := s.like(ctx)
 	if err != nil {
 		return err
 	}
-	fresh, err := create(ctx, s.js, recordStream(name, all, "", replicas, placement))
-	if err != nil || !fresh {
+	cfg := recordStream(name, all, subjects.OwnedOf(k.Tenant, k.App)+">", replicas, placement)
+	fresh, err := create(ctx, s.js, cfg)
+	switch {
+	case err != nil:
 		return err
+	case !fresh:
+		return s.amend(ctx, cfg)
 	}
 	return seedLease(ctx, s.cfg.Conn, s.js, name, subjects.AllocatorLease(k.Tenant, k.App))
+}
+
+// EnsureObjects makes the streams of an app's objects exist, so many of them; as
+// EnsureApp. Their changes are republished nowhere: the state of an object is its owner's.
+func (s *Store) EnsureObjects(ctx context.Context, k AppKey, streams int) error {
+	replicas, placement, err := s.like(ctx)
+	if err != nil {
+		return err
+	}
+	failed := make([]error, streams)
+	var creates sync.WaitGroup
+	for n := range streams {
+		creates.Go(func() {
+			name, all := subjects.Objects(k.Tenant, k.App, n)
+			_, failed[n] = create(ctx, s.js, recordStream(name, all, "", replicas, placement))
+		})
+	}
+	creates.Wait()
+	return errors.Join(failed...)
+}
+
+// amend has a stream that exists republish as cfg says. All else stays as it is: the server
+// has no compare-and-set for a configuration, and the broker may raise the replicas at the
+// same time. So it looks again, until ctx ends, and the broker does so all the time.
+func (s *Store) amend(ctx context.Context, cfg jetstream.StreamConfig) error {
+	for {
+		attempt, cancel := context.WithTimeout(ctx, readAttempt)
+		stream, err := streamOf(attempt, s.js, cfg.Name)
+		if err == nil {
+			now := stream.CachedInfo().Config
+			if now.RePublish != nil && *now.RePublish == *cfg.RePublish {
+				cancel()
+				return nil
+			}
+			now.RePublish = cfg.RePublish
+			_, err = s.js.UpdateStream(attempt, now)
+		}
+		cancel()
+		if e, ok := errors.AsType[*jetstream.APIError](err); ok && e.Code >= 400 && e.Code < 500 {
+			return fmt.Errorf("update stream %s: %w", cfg.Name, err) // no retry cures it
+		}
+		if err != nil {
+			sleep(ctx, createPause)
+		}
+		if ctx.Err() != nil {
+			return unavailable(err, "update stream %s", cfg.Name)
+		}
+	}
 }
 
 // like returns how the control stream is replicated and placed now, for streams

@@ -34,7 +34,9 @@ const (
 //   - Every other core is removed; workers stay.
 //   - Epochs, and the revisions of heads, are higher than any that was given
 //     away: what still runs anywhere leaves, and is started again.
-//   - Leases are released.
+//   - Leases are released; those of starts of instances, and what these have released of
+//     their shards, are dropped. Who owned what stays: an allocator counts its epochs from
+//     that of its own lease, so that they are higher than those in any copy.
 //   - Statuses and the numbers of reports are dropped: agents say them again.
 //   - Credentials that were taken back stay so, and those of what ran on the other
 //     cores are taken back: nobody will say that it is over.
@@ -90,6 +92,11 @@ func (r *Rescue) Change(stream string, m *nats.Msg) ([]*nats.Msg, error) {
 		return r.record(m)
 	case subjects.IsAllocatorLease(m.Subject):
 		return release(m)
+	}
+	if _, _, key, ok := subjects.OwnershipKey(m.Subject); ok {
+		if t := subjects.ParseOwnKey(key).Table; t == subjects.OwnLease || t == subjects.OwnRelease {
+			return nil, nil // of starts that end, and of epochs that are over
+		}
 	}
 	return []*nats.Msg{m}, nil
 }

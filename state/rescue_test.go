@@ -178,6 +178,16 @@ func TestRescueOfOtherStreams(t *testing.T) {
 	if got, want := bySubject[leaseRecord](t, out, subject), (leaseRecord{Holder: "i", Process: "p", Epoch: 1_000_002, Released: true}); got != want {
 		t.Errorf("the allocator's lease is %+v, want %+v", got, want)
 	}
+	alice := subjects.KeyState(kbroker.Object{Kind: "account", ID: "alice"})
+	for key, kept := range map[string]bool{
+		subjects.KeyLease("shop-web-1.a"): false, subjects.KeyRelease(3): false, subjects.KeyAssign(3): true, subjects.KeyOwnershipHead: true, "unknown": true, alice: true,
+	} {
+		stream, prefix, _ := subjects.StoredAt(rescuedTenant, "shop", 4, key)
+		m := newMsg(prefix+key, []byte("x"))
+		if out := rescue(t, r, stream, m); (len(out) == 1 && out[0] == m) != kept {
+			t.Errorf("of %s %v is left, want it kept: %t", key, out, kept)
+		}
+	}
 }
 
 func TestRescueIsRefused(t *testing.T) {

@@ -26,6 +26,10 @@ const (
 	// codeInFlight says that another write on the subject is under way: it
 	// proves nothing but that this one was not taken.
 	codeInFlight jetstream.ErrorCode = 10164
+	// codeIncompleteBatch: the commit came to a leader that has not all of the batch;
+	// codeManyBatches: too many are open. Nothing of it is taken.
+	codeIncompleteBatch jetstream.ErrorCode = 10176
+	codeManyBatches     jetstream.ErrorCode = 10210
 	// codeNoMessage is a leader read that found nothing.
 	codeNoMessage jetstream.ErrorCode = 10037
 )
@@ -39,6 +43,8 @@ const (
 	headerCommit    = "Nats-Batch-Commit"
 	headerMarker    = "Nats-Marker-Reason"
 	headerPending   = "Nats-Num-Pending"
+	// headerExpectedSubject has an expected revision be that of another subject.
+	headerExpectedSubject = "Nats-Expected-Last-Subject-Sequence-Subject"
 )
 
 // readAttempt bounds one read through a stream's leader.
