@@ -14,8 +14,11 @@ type AppRecord struct {
 	Latest  int      `json:"latest"`  // the highest version ever made
 	Stopped bool     `json:"stopped,omitempty"`
 	// NextInstance numbers the app's instances; never reused.
-	NextInstance int     `json:"next_instance"`
-	Rollout      Rollout `json:"rollout"`
+	NextInstance int `json:"next_instance"`
+	// ObjectStreams is how many streams the app's objects are in, from its first version
+	// with objects on; 0: there was none.
+	ObjectStreams int     `json:"object_streams,omitempty"`
+	Rollout       Rollout `json:"rollout"`
 	// Unplaced says what no host can take now, per service.
 	Unplaced []Unplaced `json:"unplaced,omitempty"`
 }

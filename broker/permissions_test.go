@@ -63,13 +63,16 @@ var may = map[string][]string{
 	}),
 
 	// An instance serves its own service, calls what it was given leave to and asks where
-	// that listens, answers its agent and hears of its own placement. Discovery tells services apart, not the
-	// instances of one.
+	// that listens, answers its agent and hears of its own placement. It asks as itself for
+	// what its app stores of objects, and hears who owns them. Discovery tells services
+	// apart, not the instances of one.
 	"instance shop-web-1, calls all": slices.Concat(answering, discovering, []string{
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
 		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.shop-web-1.1",
+		"publish kb.own.default.shop.{read,write,new}.shop-web-1.1",
+		"subscribe kb.owned.default.shop.>",
 		"publish kb.pong.default.w1.q",
 		"subscribe kb.changed.place.w1.default.shop-web-1",
 		"subscribe svc.shop.web.>",
@@ -84,6 +87,8 @@ var may = map[string][]string{
 		"publish kb.endpoints.default.shop.web",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.bank-api-1.1",
+		"publish kb.own.default.bank.read.bank-api-1.1",
+		"subscribe kb.owned.default.bank.>",
 		"publish kb.pong.default.w2.q",
 		"subscribe kb.changed.place.w2.default.bank-api-1",
 		"subscribe svc.bank.api.>",
@@ -100,6 +105,8 @@ var may = map[string][]string{
 		"publish kb.endpoints.default.{shop.web,shop.mail}",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.shop-mail-1.1",
+		"publish kb.own.default.shop.{read,write}.shop-mail-1.1",
+		"subscribe kb.owned.default.shop.>",
 		"publish kb.pong.default.w2.q",
 		"subscribe kb.changed.place.w2.default.shop-mail-1",
 		"subscribe svc.shop.mail.>",
@@ -118,6 +125,8 @@ var may = map[string][]string{
 		"publish kb.endpoints.other.{shop.web,bank.web}",
 		"publish kb.core.placement.other",
 		"subscribe kb.ping.other.shop-web-1.1",
+		"publish kb.own.other.shop.write.shop-web-1.1",
+		"subscribe kb.owned.other.shop.>",
 		"publish kb.pong.other.w1.q",
 		"subscribe kb.changed.place.w1.other.shop-web-1",
 		"subscribe svc.shop.web.>",
@@ -136,6 +145,8 @@ var may = map[string][]string{
 		"publish kb.renew.<own>",
 		"publish kb.lease.default.shop",
 		"subscribe kb.ping.default.shop-allocator-1.1",
+		"publish kb.own.default.shop.{read,write}.shop-allocator-1.1",
+		"subscribe kb.owned.default.shop.>",
 		"publish kb.pong.default.w1.q",
 		"subscribe kb.changed.place.w1.default.shop-allocator-1",
 		"subscribe kb.changed.app.default.shop",

@@ -132,6 +132,12 @@ func (r *replica) host(name kbroker.HostID) kbroker.Host {
 	return r.tables.hosts[name]
 }
 
+func (r *replica) app(k AppKey) kbroker.AppRecord {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tables.apps[k]
+}
+
 // exited reports whether the last status of an instance says that it has ended.
 func (r *replica) exited(k PlacementKey) bool {
 	r.mu.Lock()

@@ -152,6 +152,9 @@ func (s *Store) Hosts() []kbroker.Host { return s.control.hosts() }
 // Host is a host as this core knows it now; the zero Host if it does not.
 func (s *Store) Host(host kbroker.HostID) kbroker.Host { return s.control.host(host) }
 
+// App is the record of an app as this core knows it now; the zero AppRecord if it does not.
+func (s *Store) App(k AppKey) kbroker.AppRecord { return s.control.app(k) }
+
 // Placement is what is demanded of an instance, as this core's replica has it
 // now; false: nothing.
 func (s *Store) Placement(k PlacementKey) (kbroker.Placement, bool) { return s.control.placement(k) }

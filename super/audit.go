@@ -321,6 +321,9 @@ func actionOf(m *nats.Msg) string {
 	if _, _, ok := subjects.ParseLease(m.Subject); ok {
 		return "lease"
 	}
+	if _, _, _, _, ok := subjects.ParseOwn(m.Subject); ok {
+		return "own"
+	}
 	return subjects.AgentVerb(m.Subject)
 }
 

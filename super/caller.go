@@ -35,6 +35,10 @@ func callerOf(m *nats.Msg) kbroker.Caller {
 	if tenant, app, ok := subjects.ParseLease(m.Subject); ok {
 		return kbroker.Caller{Name: "allocator of " + string(app), Tenant: tenant, App: app}
 	}
+	if tenant, app, _, who, ok := subjects.ParseOwn(m.Subject); ok {
+		instance, _, _ := strings.Cut(string(who), ".")
+		return kbroker.Caller{Instance: kbroker.InstanceID(instance), Tenant: tenant, App: app}
+	}
 	if key, ok := subjects.KeyOf(m.Subject); ok {
 		_, tenant, _ := subjects.ParseAPI(m.Subject)
 		return kbroker.Caller{Key: key, Tenant: tenant}
@@ -131,6 +135,9 @@ func objectOf(m *nats.Msg) string {
 			return "host " + string(host)
 		}
 		if _, app, ok := subjects.ParseLease(m.Subject); ok {
+			return "app " + string(app)
+		}
+		if _, app, _, _, ok := subjects.ParseOwn(m.Subject); ok {
 			return "app " + string(app)
 		}
 		return ""

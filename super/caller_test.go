@@ -23,6 +23,7 @@ func TestCallerOf(t *testing.T) {
 		{"who writes without a key", subjects.Super(subjects.VerbMaintain, tenant, subjects.NoKey), `{"host":"h2"}`, kbroker.Caller{Name: controlName}},
 		{"who reads", subjects.Core(subjects.VerbAudit, tenant), "", kbroker.Caller{Name: controlName}},
 		{"an allocator", subjects.Demand(tenant, "shop"), "{}", kbroker.Caller{Name: "allocator of shop", Tenant: "default", App: "shop"}},
+		{"an instance", subjects.Own(tenant, "shop", subjects.VerbOwnWrite, "shop-web-1.a"), "", kbroker.Caller{Instance: "shop-web-1", Tenant: "default", App: "shop"}},
 		{"who joins", subjects.Join, `{"host":"w9"}`, kbroker.Caller{Host: "w9"}},
 		{"who joins as no host", subjects.Join, `{"host":"W 9"}`, kbroker.Caller{}},
 		{"an agent that speaks for another", subjects.Report("w1"), `{"host":"w2"}`, kbroker.Caller{Host: "w1"}},
@@ -50,6 +51,7 @@ func TestObjectOf(t *testing.T) {
 		{subjects.Join, `{"host":"w1","token":{"id":"abcdefghijkl","secret":"eA=="}}`, "token abcdefghijkl"},
 		{subjects.Join, `{"host":"w1","token":{"id":"` + token + `"}}`, "host w1"},
 		{subjects.Report("w1"), `{"host":"w2"}`, "host w1"},
+		{subjects.Own(tenant, "shop", subjects.VerbOwnWrite, "shop-web-1.a"), "x", "app shop"},
 		{subjects.Super(subjects.VerbScale, tenant, subjects.NoKey), `x`, ""},
 	} {
 		if got := objectOf(&nats.Msg{Subject: tc.subject, Data: []byte(tc.body)}); got != tc.want {

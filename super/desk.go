@@ -39,16 +39,18 @@ type desk struct {
 	store   *state.Store
 	uploads *uploads
 	serving *serving
-	// room is for agents and allocators, clients for all else: transfers are slow.
-	room, clients chan struct{}
+	// room is for agents and allocators, owners for the objects of apps, clients for all
+	// else: transfers are slow, and so may be the store.
+	room, owners, clients chan struct{}
 	// planning is taken by the one plan that this core makes at a time.
 	planning chan struct{}
 }
 
 func newDesk(s *Super, store *state.Store) *desk {
 	return &desk{
-		Super: s, store: store, room: make(chan struct{}, maxDesk), clients: make(chan struct{}, maxDesk), planning: make(chan struct{}, 1),
-		uploads: newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store),
+		Super: s, store: store, room: make(chan struct{}, maxDesk), owners: make(chan struct{}, maxDesk), clients: make(chan struct{}, maxDesk),
+		planning: make(chan struct{}, 1),
+		uploads:  newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store),
 	}
 }
 
@@ -93,6 +95,7 @@ func (d *desk) run(ctx context.Context) error {
 		{subjects.AllReports, subjects.QueueCore, d.room, agentTimeout, d.report},
 		{subjects.AllSigns, subjects.QueueCore, d.room, agentTimeout, d.sign},
 		{subjects.AllLeases, subjects.QueueCore, d.room, leaseTimeout, d.lease},
+		{subjects.AllOwn, subjects.QueueCore, d.owners, ownTimeout, d.ownership},
 		{subjects.AllEndpoints, subjects.QueueCore, d.clients, agentTimeout, d.endpoints},
 		{subjects.CoreAll(), subjects.QueueCore, d.clients, transferTimeout, d.api},
 		{subjects.Upload(d.cfg.Host, "*", "*"), "", d.clients, transferTimeout, d.uploads.message},

@@ -38,15 +38,17 @@ func asked(t kbroker.TenantID) []string {
 	return []string{
 		subjects.Super("*", t, "*"), subjects.Core("*", t), subjects.Demand(t, "*"), subjects.Upload("*", t, "*"),
 		subjects.Host("*", "*", t), subjects.Lease(t, "*"), subjects.AllRenews, subjects.Pong(t, "*", "*"), subjects.Endpoints(t, "*", "*"),
+		subjects.Own(t, "*", "*", "*.*"),
 	}
 }
 
 // told is what a tenant hears of control: answers to who has their inbox, questions to
-// processes, changes of its own placements and apps.
+// processes, changes of its own placements and apps, and of who owns their objects.
 func told(t kbroker.TenantID) []string {
 	return []string{
 		subjects.AllInboxes, subjects.Ping(t, ">"),
 		subjects.Changed(subjects.KeyPlacement("*", t, "*")), subjects.Changed(subjects.KeyApp(t, "*")),
+		subjects.AllOwned(t),
 	}
 }
 

@@ -89,8 +89,10 @@ var (
 		publish: []string{
 			subjects.Core(subjects.VerbPlacement, kbroker.TenantID(tag(TagTenant))), subjects.Renew(ownKey),
 			subjects.Pong(kbroker.TenantID(tag(TagTenant)), kbroker.HostID(tag(TagHost)), "*"),
+			subjects.Own(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*", kbroker.Incarnation(tag(TagIncarnation))),
 		},
 		subscribe: []string{
+			subjects.OwnedOf(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))) + ">",
 			subjects.Ping(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.Changed(subjects.KeyPlacement(kbroker.HostID(tag(TagHost)), kbroker.TenantID(tag(TagTenant)), kbroker.InstanceID(tag(TagInstance)))),
 		},
