@@ -456,6 +456,10 @@ type InstanceFile struct {
 	// Credential is the path of the .creds file of the incarnation: its key, and what
 	// a core has signed for it, which may come later and is renewed.
 	Credential string `json:"credential,omitempty"`
+	// Objects are the kinds of objects of its service, ObjectStreams in how many streams
+	// those of the app are; 0: it has none.
+	Objects       []KindName `json:"objects,omitempty"`
+	ObjectStreams int        `json:"object_streams,omitempty"`
 	// StockRaft: the cluster's leases have the terms of stock raft timing.
 	StockRaft bool `json:"stock_raft,omitempty"`
 }

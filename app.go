@@ -1,12 +1,27 @@
 package kbroker
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // App is an application spec with every default filled in: what package spec
 // parses out of an app.yaml and what super stores as a version.
 type App struct {
 	Name     AppName   `json:"name"`
 	Services []Service `json:"services"` // sorted by name, without the allocator
+	// ObjectStreams is how many streams its objects are stored in: 1, 4 or 16, fixed by its
+	// first version with objects. 0 in a spec: as it is, DefaultObjectStreams at first; in
+	// a stored version: it has no objects.
+	ObjectStreams int `json:"object_streams,omitempty"`
+}
+
+// DefaultObjectStreams are those of an app whose first spec with objects does not say.
+const DefaultObjectStreams = 4
+
+// HasObjects reports whether a service of the app has objects.
+func (a *App) HasObjects() bool {
+	return slices.ContainsFunc(a.Services, func(s Service) bool { return len(s.Objects) > 0 })
 }
 
 // Service is one program of an app.
@@ -22,6 +37,8 @@ type Service struct {
 	Calls     []string  `json:"calls,omitempty"`
 	Count     Count     `json:"count"`
 	Resources Resources `json:"resources"`
+	// Objects are the kinds of objects that its instances own. A kind is of one service.
+	Objects []KindName `json:"objects,omitempty"`
 	// Ports are those that an instance listens on, sorted by name.
 	Ports  []Port `json:"ports,omitempty"`
 	Health Health `json:"health"`

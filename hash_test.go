@@ -109,6 +109,7 @@ func TestTemplate(t *testing.T) {
 		"health":    func(s *kbroker.Service) { s.Health.Ready = kbroker.HealthAlive },
 		"stop":      func(s *kbroker.Service) { s.Stop.Signal = "SIGINT" },
 		"restart":   func(s *kbroker.Service) { s.Restart++ },
+		"objects":   func(s *kbroker.Service) { s.Objects = []kbroker.KindName{"account"} },
 	} {
 		s := base
 		change(&s)

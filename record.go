@@ -83,6 +83,8 @@ type Placement struct {
 	// template makes a new instance; anything else is updated in place.
 	Template string  `json:"template"`
 	Spec     Service `json:"spec"`
+	// ObjectStreams are those of its app, of a service that has objects.
+	ObjectStreams int `json:"object_streams,omitempty"`
 	// Backoff is the number of crashes in a row that a replaced predecessor
 	// had elsewhere: the delay before restarts goes with the instance.
 	Backoff int `json:"backoff,omitempty"`

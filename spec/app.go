@@ -41,8 +41,6 @@ func defaultService(name kbroker.ServiceName) kbroker.Service {
 	}
 }
 
-const statelessHint = "remove it: services of this build are stateless programs"
-
 func (d *decoder) app(root ast.Node) *kbroker.App {
 	app := &kbroker.App{}
 	v, ok := d.enter(value{node: root}, positionOf(root))
@@ -62,6 +60,12 @@ func (d *decoder) app(root ast.Node) *kbroker.App {
 					d.service(app, kbroker.ServiceName(name), v)
 				}
 			})
+		}},
+		field{name: "object_streams", read: func(v value) {
+			d.integer(&app.ObjectStreams)(v)
+			if app.ObjectStreams == 0 && !d.failed[v.path] {
+				d.fail(v, streamsHint, "object_streams is 0, want one of 1, 4, 16")
+			}
 		}},
 		field{name: "allocator", unsupported: "remove it: every app has the built-in allocator, which keeps the count"},
 	)
@@ -133,7 +137,7 @@ func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 				s.Calls = append(s.Calls, c)
 			})
 		}},
-		field{name: "objects", unsupported: statelessHint},
+		field{name: "objects", read: func(v value) { d.objects(&s, v) }},
 		field{name: "on_disconnect", unsupported: "remove it: in this build a service that loses the cluster keeps running"},
 	)
 	if !ok {
@@ -227,6 +231,21 @@ func (d *decoder) ports(s *kbroker.Service, v value) {
 }
 
 const portsHint = "write `ports: [http]` for a number that is free on the host, `ports: {http: 8080}` for this one"
+
+// objects are names of kinds. One that is placed by demand, a mapping, is not of this build.
+func (d *decoder) objects(s *kbroker.Service, v value) {
+	d.list(v, "a list of kinds such as account", func(item value) {
+		var kind string
+		if _, ok := item.node.(ast.MapNode); ok {
+			d.fail(item, "write the name alone: objects are spread over the instances by their ids", "%s: kinds of objects with settings, such as placed, are not supported by this build", label(item.path))
+		} else {
+			d.text(&kind)(item)
+		}
+		s.Objects = append(s.Objects, kbroker.KindName(kind))
+	})
+}
+
+const streamsHint = "leave it out for 4; it is fixed by the first version with objects"
 
 func (d *decoder) health(h *kbroker.Health, v value) {
 	fields := append(d.check(&h.Check),

@@ -35,6 +35,10 @@ func appSchema() schema {
 			},
 			"additionalProperties": serviceSchema(),
 		},
+		"object_streams": {
+			"description": "streams that the app's objects are stored in, fixed by its first version with objects",
+			"enum":        objectStreams, "default": kbroker.DefaultObjectStreams,
+		},
 	})
 	s["required"] = []string{"name", "services"}
 	s["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -72,6 +76,10 @@ func serviceSchema() schema {
 				{"type": "array", "items": schema{"type": "string", "pattern": kbroker.NamePattern}, "maxItems": MaxPorts},
 				{"type": "object", "propertyNames": schema{"pattern": kbroker.NamePattern}, "maxProperties": MaxPorts, "additionalProperties": schema{"type": "integer", "minimum": 1, "maximum": 65535}},
 			},
+		},
+		"objects": {
+			"type": "array", "description": "kinds of objects that its instances own; a kind is of one service of the app",
+			"items": schema{"type": "string", "pattern": kbroker.NamePattern, "maxLength": kbroker.MaxNameBytes}, "maxItems": MaxKinds, "uniqueItems": true,
 		},
 		"health":  healthSchema(),
 		"sandbox": {"description": "strict: it reads its program and the system's files, writes its own directories, connects to the brokers alone", "enum": []string{kbroker.SandboxStrict}},

@@ -18,6 +18,7 @@ package spec
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/kbroker/kbroker"
@@ -77,6 +78,9 @@ func ParseDocument(src []byte, file string) (*Document, error) {
 	}
 	if len(dec.errs) > 0 {
 		return nil, d.withExcerpts(dec.sorted())
+	}
+	for _, s := range d.app.Services {
+		slices.Sort(s.Objects) // another order is no other spec
 	}
 	return d, nil
 }

@@ -16,7 +16,7 @@ import (
 
 const full = `name: bank
 services:
-  teller: {run: bin/teller}
+  teller: {run: bin/teller, objects: [till]}
   ledger:
     build: go build -o bin/ledger ./ledger   # a comment
     run: bin/ledger
@@ -32,12 +32,14 @@ services:
     spread: none
     require: ["disk == ssd", 'zone != "rack 4"']
     calls: [mail/smtp, shop/*]
+    objects: [rate, account]
   audit:
     artifact:
       path: bin/audit
       sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
   web:
     artifact: {path: web.tar.gz, command: bin/web}
+object_streams: 16
 `
 
 func TestParse(t *testing.T) {
@@ -54,11 +56,11 @@ func TestParse(t *testing.T) {
 		Spread:    "host",
 	}
 	teller, audit, web := plain, plain, plain
-	teller.Name, teller.Run, teller.Artifact.Path = "teller", "bin/teller", "bin/teller"
+	teller.Name, teller.Run, teller.Artifact.Path, teller.Objects = "teller", "bin/teller", "bin/teller", []kbroker.KindName{"till"}
 	audit.Name = "audit"
 	audit.Artifact = kbroker.Artifact{Path: "bin/audit", SHA256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 	web.Name, web.Artifact = "web", kbroker.Artifact{Path: "web.tar.gz", Command: "bin/web"}
-	want := &kbroker.App{Name: "bank", Services: []kbroker.Service{audit, {
+	want := &kbroker.App{Name: "bank", ObjectStreams: 16, Services: []kbroker.Service{audit, {
 		Name: "ledger", Build: "go build -o bin/ledger ./ledger", Run: "bin/ledger",
 		Artifact:  kbroker.Artifact{Path: "bin/ledger"},
 		Args:      []string{"--verbose", "-n", "5"},
@@ -77,6 +79,7 @@ func TestParse(t *testing.T) {
 		Spread:  "none",
 		Require: []string{"disk == ssd", `zone != "rack 4"`},
 		Calls:   []string{"mail/smtp", "shop/*"},
+		Objects: []kbroker.KindName{"account", "rate"},
 	}, teller, web}}
 	if !reflect.DeepEqual(app, want) {
 		t.Errorf("parsed\n%+v\nwant\n%+v", app, want)
@@ -148,7 +151,17 @@ func TestParseFindings(t *testing.T) {
 		{"a call twice", in("calls: [bank/a, bank/a]"), []string{`4:21: services.a.calls[1]: "bank/a" is there twice`}, ""},
 		{"calls that are no list", in("calls: bank/a"), []string{`4:12: services.a.calls is "bank/a", want a list`}, "[item, item]"},
 
-		{"objects", in("objects: [account]"), []string{`4:5: key "objects" is not supported by this build`}, "remove it"},
+		{"a kind with a bad name", in("objects: [account, My.Room]"), []string{`4:24: kind name "My.Room" is not valid`}, "without a dot"},
+		{"a kind twice", in("objects: [account, room, account]"), []string{`4:30: services.a.objects[2]: "account" is there twice`}, "remove it"},
+		{"a kind of two services", "name: x\nservices:\n  a: {run: b, objects: [room]}\n  c: {run: d, objects: [account, room]}\n", []string{`4:34: services.c.objects[1]: kind "room" is of service a`}, "one service"},
+		{"a kind that is placed by demand", in("objects: [account, {kind: room, placed: {slots: 1}}]"), []string{`4:24: services.a.objects[1]: kinds of objects with settings, such as placed, are not supported by this build`}, "the name alone"},
+		{"a kind that is a number", in("objects: [5]"), []string{"4:15: services.a.objects[0] is 5, want text"}, "quotes"},
+		{"a kind that is no list", in("objects: account"), []string{`4:14: services.a.objects is "account", want a list of kinds`}, "[item, item]"},
+		{"more kinds than allowed", in("objects: [" + strings.Repeat("a, ", spec.MaxKinds) + "b]"), []string{"4:14: services.a.objects has 65 kinds, at most 64"}, ""},
+		{"streams of another number", in("objects: [a]") + "object_streams: 3\n", []string{"6:17: object_streams is 3, want one of 1, 4, 16"}, "leave it out"},
+		{"no streams", in("objects: [a]") + "object_streams: 0\n", []string{"6:17: object_streams is 0, want one of 1, 4, 16"}, "leave it out"},
+		{"streams in words", in("objects: [a]") + "object_streams: four\n", []string{`6:17: object_streams is "four", want a whole number`}, ""},
+		{"streams without objects", in("count: 1") + "object_streams: 4\n", []string{"6:17: object_streams is 4, and no service has objects"}, "objects: [account]"},
 		{"on_disconnect", in("on_disconnect: stop"), []string{`4:5: key "on_disconnect" is not supported`}, ""},
 		{"an allocator policy", "name: x\nservices: {a: {run: b}}\nallocator: {policy: pack}\n", []string{`3:1: key "allocator" is not supported`}, "built-in"},
 		{"health over http without a port", in("health: {ready: http}"), []string{`4:13: services.a.health does not say which port to look at, the service has 0`}, "ports"},
@@ -341,8 +354,8 @@ func TestDocumentPlacesWhatIsFoundAfterwards(t *testing.T) {
 		"services.ledger.run":           {6, 10},
 		"services.ledger.require[1]":    {17, 30},
 		"services.ledger.artifact.path": {4, 3}, // not in the file: its service
-		"services.audit.artifact.path":  {21, 13},
-		"services.audit.count":          {19, 3}, // a default
+		"services.audit.artifact.path":  {22, 13},
+		"services.audit.count":          {20, 3}, // a default
 		"services.teller":               {3, 11},
 		"name":                          {1, 7},
 		"":                              {1, 1},

@@ -20,6 +20,7 @@ const (
 	MaxEnv          = 256
 	MaxRequire      = 32
 	MaxCalls        = 64
+	MaxKinds        = 64       // of objects, of one service
 	MaxStringBytes  = 8 << 10  // one argument, variable, path or command
 	MaxServiceBytes = 32 << 10 // a service as JSON: it is part of each of its placements
 	MaxAppBytes     = 512 << 10
@@ -130,6 +131,7 @@ func check(app *kbroker.App, uploaded bool) []finding {
 		}
 		c.service(path, s, uploaded)
 	}
+	c.objects(app)
 	if len(c.found) == 0 {
 		if b, err := json.Marshal(app); err != nil || len(b) > MaxAppBytes {
 			c.add("", "", "the spec takes %d bytes, at most %d are allowed", len(b), MaxAppBytes)
@@ -178,6 +180,38 @@ func (c *checker) service(path string, s *kbroker.Service, uploaded bool) {
 	c.calls(path+".calls", s.Calls)
 	if b, err := json.Marshal(s); err != nil || len(b) > MaxServiceBytes {
 		c.add(path, "shorten its arguments and variables", "%s takes %d bytes, at most %d are allowed", label(path), len(b), MaxServiceBytes)
+	}
+}
+
+// objectStreams are the numbers of streams that an app's objects may be in: more than one
+// has them committed side by side, and each is a stream more for every core.
+var objectStreams = []int{1, 4, 16}
+
+// objects holds the rules of kinds, which are names in the whole app.
+func (c *checker) objects(app *kbroker.App) {
+	if n := app.ObjectStreams; n != 0 && !slices.Contains(objectStreams, n) {
+		c.add("object_streams", streamsHint, "object_streams is %d, want one of 1, 4, 16", n)
+	} else if n != 0 && !app.HasObjects() {
+		c.add("object_streams", "remove it, or name the kinds of a service: `objects: [account]`", "object_streams is %d, and no service has objects", n)
+	}
+	of := map[kbroker.KindName]kbroker.ServiceName{}
+	for _, s := range app.Services {
+		path := "services." + string(s.Name) + ".objects"
+		if len(s.Objects) > MaxKinds {
+			c.add(path, "", "%s has %d kinds, at most %d are allowed", label(path), len(s.Objects), MaxKinds)
+			continue
+		}
+		for i, kind := range s.Objects {
+			at := fmt.Sprintf("%s[%d]", path, i)
+			c.name(finding{path: at}, "kind", string(kind))
+			switch other, ok := of[kind]; {
+			case ok && other == s.Name:
+				c.add(at, "remove it", "%s: %s is there twice", label(at), quote(string(kind)))
+			case ok:
+				c.add(at, "a kind is of one service of the app: choose another name, or remove it from one", "%s: kind %s is of service %s", label(at), quote(string(kind)), other)
+			}
+			of[kind] = s.Name
+		}
 	}
 }
 

@@ -100,6 +100,10 @@ func TestValidateRefuses(t *testing.T) {
 		{"no spread", func(a *kbroker.App, s *kbroker.Service) { s.Spread = "" }, `spread is ""`},
 		{"a broken call", func(a *kbroker.App, s *kbroker.Service) { s.Calls = []string{"x"} }, "calls[0]"},
 		{"too many calls", func(a *kbroker.App, s *kbroker.Service) { s.Calls = make([]string, spec.MaxCalls+1) }, "at most 64"},
+		{"a broken kind", func(a *kbroker.App, s *kbroker.Service) { s.Objects = []kbroker.KindName{"x.y"} }, "kind name"},
+		{"a kind of another service", func(a *kbroker.App, s *kbroker.Service) { a.Services[2].Objects = []kbroker.KindName{"rate"} }, `kind "rate" is of service ledger`},
+		{"a kind twice", func(a *kbroker.App, s *kbroker.Service) { s.Objects = []kbroker.KindName{"rate", "rate"} }, `"rate" is there twice`},
+		{"two streams of objects", func(a *kbroker.App, s *kbroker.Service) { a.ObjectStreams = 2 }, "object_streams is 2"},
 		{"a broken constraint", func(a *kbroker.App, s *kbroker.Service) { s.Require = []string{"x"} }, "require[0]"},
 		{"too many constraints", func(a *kbroker.App, s *kbroker.Service) { s.Require = make([]string, 33) }, "33 constraints"},
 	} {
@@ -128,6 +132,7 @@ func TestValidateReportsAllFindings(t *testing.T) {
 func TestValidateBoundsTheWholeApp(t *testing.T) {
 	app := deployed(t)
 	big := app.Services[1]
+	big.Objects, app.ObjectStreams = nil, 0
 	big.Args = []string{strings.Repeat("x", 8000), strings.Repeat("x", 8000)}
 	app.Services = nil
 	for i := range 60 {
