@@ -24,6 +24,7 @@ func TestAnInstanceStartsGetsReadyAndIsReported(t *testing.T) {
 	c.number = 41 // an earlier process of this host has reported
 	p := placement("shop-web-1", "answer")
 	p.Spec.Health = kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: 50 * time.Millisecond}}
+	p.Spec.Objects, p.ObjectStreams = []kbroker.KindName{"account", "rate"}, 4
 	c.want(p)
 	a := c.startAgent(t.TempDir())
 	s := c.awaitState(p.Instance, kbroker.StateReady)
@@ -50,7 +51,8 @@ func TestAnInstanceStartsGetsReadyAndIsReported(t *testing.T) {
 	if err == nil {
 		err = json.Unmarshal(b, &f)
 	}
-	if err != nil || f.Incarnation != s.Incarnation || f.Host != testHost || len(f.Servers) == 0 || f.Servers[0] != c.srv.URL {
+	if err != nil || f.Incarnation != s.Incarnation || f.Host != testHost || len(f.Servers) == 0 || f.Servers[0] != c.srv.URL ||
+		!slices.Equal(f.Objects, p.Spec.Objects) || f.ObjectStreams != 4 {
 		t.Errorf("instance file %s: %v", b, err)
 	}
 

@@ -245,7 +245,7 @@ func (a *Agent) writeInstanceFile(r record, home string) error {
 	b, err := json.Marshal(kbroker.InstanceFile{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
 		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.servers(), CA: a.cfg.CA, Credential: credsPath(home, r.Incarnation),
-		StockRaft: a.cfg.Times == state.Stock,
+		Objects: p.Spec.Objects, ObjectStreams: p.ObjectStreams, StockRaft: a.cfg.Times == state.Stock,
 	})
 	if err != nil {
 		return fmt.Errorf("instance file: %w", err)

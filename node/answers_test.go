@@ -37,6 +37,8 @@ func TestACoreAnswersToInboxesOnly(t *testing.T) {
 		{grants.Worker, grants.TagHost, "w1", subjects.View("w1")},
 		{grants.Worker, grants.TagHost, "w1", subjects.Sign("w1")},
 		{grants.Allocator, grants.TagTenant, tenant, subjects.Lease(kbroker.DefaultTenant, "shop")},
+		{grants.Allocator, grants.TagTenant, tenant, subjects.Own(kbroker.DefaultTenant, "shop", subjects.VerbOwnWrite, "shop-allocator-1.a")},
+		{grants.Allocator, grants.TagTenant, tenant, subjects.Own(kbroker.DefaultTenant, "shop", subjects.VerbOwnRead, "shop-allocator-1.a")},
 		{grants.Viewer, grants.TagTenant, tenant, subjects.Endpoints(kbroker.DefaultTenant, "shop", "web")},
 		{grants.Viewer, grants.TagTenant, tenant, subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant)},
 		{grants.Viewer, grants.TagTenant, tenant, subjects.Host("h1", subjects.VerbCheckup, kbroker.DefaultTenant)},

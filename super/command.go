@@ -1,6 +1,7 @@
 package super
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -41,7 +42,7 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 		if err := t.checkArtifacts(ctx, r); err != nil {
 			return decision{}, err
 		}
-		return d, t.store.EnsureApp(ctx, state.AppKey{Tenant: tenant, App: r.App.Name})
+		return d, t.ensureStreams(ctx, d.changes)
 	case subjects.VerbScale:
 		var r kbroker.ScaleRequest
 		if err := parse(body, &r, &r.Tenant, tenant); err != nil {
@@ -124,6 +125,24 @@ func (t *term) decide(ctx context.Context, v *state.View, verb string, tenant kb
 	return decision{}, kbroker.Errorf(kbroker.Invalid, "super does not know %q", verb)
 }
 
+// ensureStreams makes the streams of an app that a deploy is about exist.
+func (t *term) ensureStreams(ctx context.Context, changes []state.Change) error {
+	for _, c := range changes {
+		put, ok := c.(state.PutApp)
+		if !ok {
+			continue
+		}
+		k := state.AppKey{Tenant: put.Record.Tenant, App: put.Record.App}
+		if err := t.store.EnsureApp(ctx, k); err != nil {
+			return err
+		}
+		if err := t.store.EnsureObjects(ctx, k, put.Record.ObjectStreams); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // knownTenant refuses tenants that nobody made: streams are made per tenant.
 func knownTenant(t kbroker.TenantID) error {
 	if t != kbroker.DefaultTenant {
@@ -179,6 +198,10 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 	}
 	k := state.AppKey{Tenant: r.Tenant, App: r.App.Name}
 	rec, known := v.Apps[k]
+	var err error
+	if r.App.ObjectStreams, err = objectStreams(rec, r.App); err != nil {
+		return decision{}, err
+	}
 	r.App.Services = keepRestarts(r.App.Services, v.Versions[k][rec.Version].App)
 	if known && rec.Rollout.State != kbroker.RolloutFailed && sameApp(v.Versions[k][rec.Version].App, r.App) {
 		reply := kbroker.DeployReply{Version: rec.Version, Unchanged: !rec.Stopped}
@@ -199,6 +222,20 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 		return decision{}, err
 	}
 	return newVersion(v, k, r.App, "deploy", now), nil
+}
+
+// objectStreams is in how many streams the objects of a spec are; 0: it has none. Where
+// the app has had objects before it is as it was: an object's shard says where it is.
+func objectStreams(rec kbroker.AppRecord, app kbroker.App) (int, error) {
+	switch was, is := rec.ObjectStreams, app.ObjectStreams; {
+	case !app.HasObjects():
+		return 0, nil
+	case was != 0 && is != 0 && was != is:
+		return 0, kbroker.Errorf(kbroker.Refused, "the objects of app %q are in %d streams, and object_streams is %d", app.Name, was, is).
+			WithHint("the number is fixed by the first version with objects: write %d, or leave object_streams out", was)
+	default:
+		return cmp.Or(was, is, kbroker.DefaultObjectStreams), nil
+	}
 }
 
 // possible refuses a service that no known host could ever run.
@@ -245,6 +282,7 @@ func newVersion(v *state.View, k state.AppKey, app kbroker.App, cause string, no
 	}
 	rec.Latest++
 	rec.Version = rec.Latest
+	rec.ObjectStreams = max(rec.ObjectStreams, app.ObjectStreams) // versions with objects have the same
 	rec.Rollout = kbroker.Rollout{State: kbroker.RolloutRunning, From: from, Started: now}
 	return decision{
 		changes: []state.Change{

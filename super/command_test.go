@@ -25,6 +25,79 @@ func shop(t *testing.T, change func(*kbroker.Service)) kbroker.App {
 	return *app
 }
 
+// In how many streams objects are decides in which one each is: it never changes.
+func TestTheStreamsOfAnAppAreFixed(t *testing.T) {
+	c := newCluster(t, 3)
+	deploy := func(streams int, kinds ...kbroker.KindName) (decision, error) {
+		app := shop(t, func(s *kbroker.Service) { s.Objects = kinds })
+		app.ObjectStreams = streams
+		d, err := decideDeploy(&c.view, kbroker.DeployRequest{Tenant: tenant, App: app}, time.Time{})
+		if err == nil {
+			c.apply(d.changes)
+		}
+		return d, err
+	}
+	for _, step := range []struct {
+		name             string
+		streams          int
+		kinds            []kbroker.KindName
+		version, of, rec int // afterwards; version 0: it is refused
+	}{
+		{"a first version without objects", 0, nil, 1, 0, 0},
+		{"a first version with objects", 16, []kbroker.KindName{"account"}, 2, 16, 16},
+		{"the number left out", 0, []kbroker.KindName{"account"}, 2, 16, 16},
+		{"another number", 4, []kbroker.KindName{"account"}, 0, 16, 16},
+		{"one more kind", 16, []kbroker.KindName{"account", "rate"}, 3, 16, 16},
+		{"no objects", 0, nil, 4, 0, 16},
+		{"another number, after none", 4, []kbroker.KindName{"account"}, 0, 0, 16},
+		{"objects again", 0, []kbroker.KindName{"account"}, 5, 16, 16},
+	} {
+		d, err := deploy(step.streams, step.kinds...)
+		if step.version == 0 {
+			if e := kbroker.AsError(err); !errors.Is(err, kbroker.Refused) || !strings.Contains(e.Hint, "write 16") {
+				t.Errorf("%s: %v, want it refused with a hint", step.name, err)
+			}
+		} else if err != nil || d.reply.(kbroker.DeployReply).Version != step.version {
+			t.Fatalf("%s: %+v, %v, want version %d", step.name, d.reply, err, step.version)
+		}
+		rec := c.view.Apps[webKey]
+		if got := c.view.Versions[webKey][rec.Version].App.ObjectStreams; got != step.of || rec.ObjectStreams != step.rec {
+			t.Errorf("%s: the version has %d streams, the record %d, want %d and %d", step.name, got, rec.ObjectStreams, step.of, step.rec)
+		}
+	}
+	back, err := decideRollback(&c.view, kbroker.RollbackRequest{Tenant: tenant, App: "shop", Version: 1}, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.apply(back.changes)
+	if rec := c.view.Apps[webKey]; rec.ObjectStreams != 16 {
+		t.Errorf("after a rollback to a version without objects the record has %d streams, want 16", rec.ObjectStreams)
+	}
+	c.apply(func() []state.Change {
+		d, err := deploy(0, "account")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.changes
+	}())
+	c.settle()
+	for _, p := range c.view.Placements {
+		if p.ObjectStreams != 16 && !p.Stop && p.Service == "web" {
+			t.Errorf("instance %s is told of %d streams, want 16", p.Instance, p.ObjectStreams)
+		}
+	}
+	if c.count() == 0 {
+		t.Error("nothing is placed")
+	}
+}
+
+func TestAFirstAppHasFourStreamsOfObjects(t *testing.T) {
+	app := shop(t, func(s *kbroker.Service) { s.Objects = []kbroker.KindName{"account"} })
+	if n, err := objectStreams(kbroker.AppRecord{}, app); n != kbroker.DefaultObjectStreams || err != nil {
+		t.Errorf("%d streams, %v, want %d", n, err, kbroker.DefaultObjectStreams)
+	}
+}
+
 func TestDecideDeploy(t *testing.T) {
 	c := newCluster(t, 3)
 	request := kbroker.DeployRequest{Tenant: tenant, App: shop(t, nil)}

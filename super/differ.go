@@ -108,6 +108,12 @@ func changedWords(a, b kbroker.Service) []string {
 			say("requires %s", r)
 		}
 	}
+	for _, kind := range without(a.Objects, b.Objects) {
+		say("no longer has objects %s", kind)
+	}
+	for _, kind := range without(b.Objects, a.Objects) {
+		say("has objects %s", kind)
+	}
 	for _, part := range []struct {
 		name string
 		a, b any
@@ -151,8 +157,8 @@ func envWords(a, b map[string]string) (words []string) {
 }
 
 // without are the strings of a that are not in b.
-func without(a, b []string) []string {
-	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
+func without[S ~string](a, b []S) []S {
+	return slices.DeleteFunc(slices.Clone(a), func(s S) bool { return slices.Contains(b, s) })
 }
 
 func countText(c kbroker.Count) string {

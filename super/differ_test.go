@@ -28,6 +28,7 @@ func TestChangedWords(t *testing.T) {
 		{"constraints", func(s *kbroker.Service) { s.Require = []string{"gpu == yes"} }, []string{"no longer requires disk == ssd", "requires gpu == yes"}},
 		{"rules", func(s *kbroker.Service) { s.Health.Interval, s.Update.Parallel, s.Stop.Grace = time.Hour, 9, time.Hour }, []string{"health changed", "update rules changed", "stop rules changed"}},
 		{"args and spread", func(s *kbroker.Service) { s.Args, s.Spread = []string{"-v"}, "none" }, []string{"args changed", "spread host -> none"}},
+		{"objects", func(s *kbroker.Service) { s.Objects = []kbroker.KindName{"account"} }, []string{"has objects account"}},
 		{"a restart", func(s *kbroker.Service) { s.Restart++ }, []string{"restarted"}},
 		{"what has no word of its own", func(s *kbroker.Service) { s.Artifact.SizeBytes++ }, []string{"other settings changed"}},
 	} {

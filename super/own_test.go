@@ -185,6 +185,33 @@ func TestACoreWritesWhoOwnsWhat(t *testing.T) {
 	}
 }
 
+// Who is deployed with objects has the streams for them, as soon as it is.
+func TestADeployMakesTheStreamsOfObjects(t *testing.T) {
+	t.Parallel()
+	d := startSuper(t)
+	app := shop(t, func(s *kbroker.Service) {
+		s.Artifact, s.Objects = kbroker.Artifact{Builtin: kbroker.BuiltinHello}, []kbroker.KindName{"account"}
+	})
+	app.ObjectStreams = 1
+	wait.Until(t, 10*time.Second, func() error {
+		return d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), kbroker.DeployRequest{App: app}, &kbroker.DeployReply{})
+	})
+	mine := subjects.Own(tenant, "shop", subjects.VerbOwnWrite, webStart)
+	record := kbroker.Write{Key: subjects.KeyState(anObject), Value: []byte("\x00\xff")}
+	var first kbroker.OwnWriteReply
+	wait.Until(t, 5*time.Second, func() (err error) { // a core may be behind
+		first, err = d.ownWrite(mine, record, kbroker.Write{Key: subjects.KeyOut(anObject, 1), Value: []byte("tell")})
+		return err
+	})
+	if _, err := d.ownWrite(mine, record); !errors.Is(err, kbroker.Conflict) {
+		t.Errorf("the object is made a second time: %v", err)
+	}
+	got, err := d.ownRead(subjects.Own(tenant, "shop", subjects.VerbOwnRead, allocates), kbroker.OwnReadRequest{Match: subjects.MatchStates(anObject.Shard())})
+	if err != nil || len(got.Records) != 1 || got.Records[0].Revision != first.First || string(got.Records[0].Value) != "\x00\xff" {
+		t.Errorf("read %+v (%v)", got, err)
+	}
+}
+
 // A store that does not answer those who own objects keeps no agent waiting.
 func TestOwnersHaveARoomOfTheirOwn(t *testing.T) {
 	t.Parallel()

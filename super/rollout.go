@@ -328,6 +328,9 @@ func (a *appDraft) place(s kbroker.Service, template string, version int, host k
 		Tenant: a.key.Tenant, App: a.key.App, Service: s.Name, Host: host, Version: version, Epoch: 1,
 		Instance: a.newInstance(s.Name), Template: template, Spec: s,
 	}
+	if len(s.Objects) > 0 {
+		p.ObjectStreams = a.rec.ObjectStreams
+	}
 	if lost := a.lost[s.Name]; len(lost) > 0 {
 		p.Backoff, p.Failed, a.lost[s.Name] = lost[0].Backoff, lost[0].Failed, lost[1:]
 	}
