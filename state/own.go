@@ -26,6 +26,8 @@ const (
 // OwnRead reads records of the ownership or of the objects of an app, which has so many
 // streams of objects, each through the leader of its stream; see kbroker.OwnReadRequest.
 // They are not of one moment: what is decided by several is written with their revisions.
+// A leader that is cut off from the others answers for a while, with what it knows: what is
+// read says what to try, and an accepted write who was right.
 //
 // Errors: Invalid - the request is none, its keys are none, or not of one stream;
 // Unavailable - the leader does not answer.

@@ -430,3 +430,77 @@ func TestTheStreamOfAnOlderBuildIsAmended(t *testing.T) {
 		return err
 	})
 }
+
+// The server that leads a stream goes away in the middle of batches. What was accepted is
+// there, what was refused is not, and of what nobody answered the same batch, sent once
+// more, finds out.
+func TestBatchesWhoseLeaderGoesAway(t *testing.T) {
+	t.Parallel()
+	c := natstest.StartCluster(t, 3)
+	if err := Found(testContext(t, 20*time.Second), c.Connect(t, 0)); err != nil {
+		t.Fatalf("found: %v", err)
+	}
+	replicate(t, c.Connect(t, 0))
+	if err := open(t, c.Connect(t, 0), Config{}).EnsureObjects(testContext(t, 20*time.Second), shopKey, 1); err != nil {
+		t.Fatal(err)
+	}
+	stream, _ := subjects.Objects(shopKey.Tenant, shopKey.App, 0)
+	var leader int
+	wait.Until(t, 10*time.Second, func() error {
+		if leader = c.StreamLeader(stream); leader < 0 {
+			return errors.New("nobody leads the stream")
+		}
+		return nil
+	})
+	s := open(t, c.Connect(t, (leader+1)%3), Config{})
+	o := alice(1)
+	state := subjects.KeyState(o)
+	var at kbroker.Revision
+	unknown := 0
+	const turns, stopped = 60, 20
+	gone := make(chan struct{})
+	for n := 1; n <= turns; n++ {
+		if n == stopped {
+			go func() { c.Stop(leader); close(gone) }()
+		}
+		batch := kbroker.OwnWriteRequest{Writes: []kbroker.Write{
+			{Key: subjects.KeyOut(o, uint64(n)), Value: []byte("tell")}, {Key: state, Expected: at, Value: fmt.Append(nil, n)},
+		}}
+		before, resent := at, false
+		wait.Until(t, 20*time.Second, func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			reply, err := s.OwnWrite(ctx, shopKey, 1, batch)
+			switch e := kbroker.AsError(err); {
+			case err == nil:
+				at = reply.At(1)
+			case errors.Is(err, kbroker.Conflict) && resent:
+				read, err := s.OwnRead(ctx, shopKey, 1, kbroker.OwnReadRequest{Keys: []string{state}})
+				if err != nil {
+					return err
+				}
+				if string(read.Records[0].Value) != fmt.Sprint(n) || read.Records[0].Revision <= before {
+					t.Fatalf("batch %d is refused, the state is %+v, was at %d", n, read.Records[0], before)
+				}
+				at = read.Records[0].Revision
+			case errors.Is(err, kbroker.Conflict):
+				t.Fatalf("batch %d is refused at once: %v", n, err)
+			case e.Executed == kbroker.ExecutedNo:
+				return err
+			default:
+				unknown, resent = unknown+1, true
+				return err
+			}
+			return nil
+		})
+	}
+	<-gone
+	wait.Until(t, 10*time.Second, func() error {
+		out, err := s.OwnRead(t.Context(), shopKey, 1, kbroker.OwnReadRequest{Match: subjects.MatchOuts(o.Shard())})
+		if err == nil && len(out.Records) != turns {
+			t.Fatalf("%d messages are to be sent after %d turns", len(out.Records), turns)
+		}
+		return err
+	})
+	t.Logf("%d outcomes were not known", unknown)
+}

@@ -166,6 +166,9 @@ func TestACoreWritesWhoOwnsWhat(t *testing.T) {
 	if m, err := heard.NextMsg(50 * time.Millisecond); err == nil {
 		t.Fatalf("after all that was refused %s is %q", m.Subject, m.Data)
 	}
+	d.awaitTrail("the refused assignment", func(r kbroker.AuditRecord) bool {
+		return r.Action == "own" && r.Object == "app shop" && r.Actor.Instance == "shop-web-1" && r.Outcome == kbroker.AuditRefused && r.Code == kbroker.Refused
+	})
 	owned, err := d.ownWrite(mine, lease)
 	if err != nil {
 		t.Fatal(err)
