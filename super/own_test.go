@@ -1,8 +1,10 @@
 package super
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -218,8 +220,36 @@ func TestADeployMakesTheStreamsOfObjects(t *testing.T) {
 // A store that does not answer those who own objects keeps no agent waiting.
 func TestOwnersHaveARoomOfTheirOwn(t *testing.T) {
 	t.Parallel()
-	d := newDesk(&Super{}, nil)
-	if d.owners == nil || cap(d.owners) != maxDesk || d.owners == d.room || d.owners == d.clients {
-		t.Errorf("owners share a room, or have none")
+	d := startSuper(t)
+	wait.Until(t, 10*time.Second, func() error {
+		if d.Super.store.Load() == nil {
+			return errors.New("the store is not open")
+		}
+		return nil
+	})
+	d.stop() // another desk takes the place of its own
+	full := newDesk(d.Super, d.Super.store.Load())
+	for range maxDesk {
+		full.owners <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- full.run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("the desk ended: %v", err)
+		}
+	}()
+	wait.Until(t, 10*time.Second, func() error {
+		_, err := d.ownRead(subjects.Own(tenant, "shop", subjects.VerbOwnRead, webStart), kbroker.OwnReadRequest{Match: subjects.MatchAssigns})
+		if !errors.Is(err, kbroker.Overloaded) {
+			return fmt.Errorf("a full room of owners: %w, want overloaded", err)
+		}
+		return nil
+	})
+	lease := subjects.Lease(tenant, "SHOP") // no name of an app: that is what it is told
+	if err := d.ask(lease, kbroker.LeaseRequest{}, &kbroker.LeaseReply{}); !errors.Is(err, kbroker.Invalid) {
+		t.Errorf("an allocator, beside a full room of owners: %v, want its answer", err)
 	}
 }
