@@ -1,0 +1,384 @@
+package ownership
+
+import (
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+// phase of an object in memory.
+type phase int
+
+const (
+	cold       phase = iota // waits for its turn to be loaded
+	loading                 // its record is being read
+	claiming                // the claim is under way
+	idle                    // may run
+	turning                 // a turn runs
+	committing              // what the turn did is under way to the store
+)
+
+func (p phase) String() string {
+	return [...]string{"cold", "loading", "claiming", "idle", "turning", "committing"}[p]
+}
+
+// object is one that is in memory.
+type object struct {
+	shard      *shard
+	id         kbroker.Object
+	phase      phase
+	activation uint64
+	load       uint64 // number of the Load under way
+	loadedAt   time.Duration
+	backoff    time.Duration
+
+	rec     Record // as stored at rev, without the state
+	rev     kbroker.Revision
+	queue   []*Call // that wait
+	joined  map[*Call][]*Call
+	readers int
+	running *Call // the turn
+	placed  bool  // it has one of the places of those that are loaded
+	gone    bool
+}
+
+// call takes a request.
+func (s *shard) call(now time.Duration, c *Call) {
+	x := s.objects[c.Object]
+	if x == nil {
+		x = &object{shard: s, id: c.Object}
+		s.objects[c.Object] = x
+		x.begin()
+	}
+	if w := x.same(c); w != nil {
+		if w.Hash != c.Hash {
+			s.owner.want(Answer{[]*Call{c}, Reply{Outcome: Misused, Reason: "another call has its id"}})
+			return
+		}
+		if x.joined == nil {
+			x.joined = map[*Call][]*Call{}
+		}
+		if len(x.joined[w]) < maxJoined {
+			x.joined[w] = append(x.joined[w], c)
+		}
+		return
+	}
+	if len(x.queue) >= s.owner.cfg.Mailbox {
+		s.owner.want(Answer{[]*Call{c}, Reply{Outcome: Overloaded, Reason: "the object's mailbox is full"}})
+		return
+	}
+	x.queue = append(x.queue, c)
+	x.run(now)
+}
+
+// maxJoined bounds the copies of a call that wait for its answer.
+const maxJoined = 8
+
+// same is the call with the same id that waits or runs.
+func (x *object) same(c *Call) *Call {
+	is := func(w *Call) bool {
+		return w != nil && !w.ReadOnly && w.Session == c.Session && w.Sequence == c.Sequence
+	}
+	if c.ReadOnly {
+		return nil
+	}
+	if is(x.running) {
+		return x.running
+	}
+	for _, w := range x.queue {
+		if is(w) {
+			return w
+		}
+	}
+	return nil
+}
+
+// all are a call and those that have joined it.
+func (x *object) all(c *Call) []*Call {
+	all := append([]*Call{c}, x.joined[c]...)
+	delete(x.joined, c)
+	return all
+}
+
+func (x *object) owner() *Owner { return x.shard.owner }
+
+// age of the object, as its ring counts.
+func (x *object) age(now time.Duration) time.Duration { return x.rec.Age + now - x.loadedAt }
+
+// begin loads the object, when there is a place for it.
+func (x *object) begin() {
+	o := x.owner()
+	x.phase = cold
+	if o.loads >= maxLoads {
+		o.waiting = append(o.waiting, x)
+		return
+	}
+	o.loads++
+	x.placed = true
+	x.read()
+}
+
+func (x *object) read() {
+	x.phase, x.load = loading, x.owner().next()
+	x.owner().want(Load{x.id, x.load})
+}
+
+// leavePlace lets others be loaded.
+func (x *object) leavePlace() {
+	if !x.placed {
+		return
+	}
+	o := x.owner()
+	x.placed = false
+	o.loads--
+	for len(o.waiting) > 0 && o.loads < maxLoads {
+		x := o.waiting[0]
+		o.waiting = o.waiting[1:]
+		if !x.gone {
+			x.begin()
+		}
+	}
+}
+
+// Loaded is the answer to Load: the record at a revision, 0 if there is none. ok is false
+// if it could not be read, which is tried again.
+func (o *Owner) Loaded(now time.Duration, id kbroker.Object, number uint64, r Record, rev kbroker.Revision, ok bool) {
+	x := o.object(id)
+	if o.ended || x == nil || x.phase != loading || x.load != number {
+		return
+	}
+	if o.look(now); o.ended {
+		return
+	}
+	if !ok {
+		x.backoff = min(max(2*x.backoff, retryLeast), retryMost)
+		o.later(now+x.backoff, func(time.Duration) {
+			if !x.gone && x.phase == loading && x.load == number {
+				x.read()
+			}
+		})
+		return
+	}
+	me := o.cfg.Incarnation
+	if ruleEpochLoad && rev != 0 && (r.Epoch > x.shard.epoch || r.Epoch == x.shard.epoch && r.Owner != me) {
+		x.shard.lost(now)
+		return
+	}
+	away, was := o.away[id]
+	delete(o.away, id)
+	x.loadedAt, x.rec, x.rev = now, r, rev
+	x.activation = o.next()
+	if !ruleClaim || was && rev != 0 && away == (putAway{x.shard.epoch, rev}) && r.Epoch == x.shard.epoch && r.Owner == me {
+		x.activate(now)
+		return
+	}
+	x.phase = claiming
+	claim := r
+	claim.Epoch, claim.Owner = x.shard.epoch, me
+	o.committer(x).add(now, &item{x: x, activation: x.activation, next: claim, claim: true})
+}
+
+// activate has the object run what waits.
+func (x *object) activate(now time.Duration) {
+	x.leavePlace()
+	x.owner().want(Activate{x.id, x.activation, x.rec})
+	x.rec.State = nil
+	x.phase, x.backoff = idle, 0
+	x.run(now)
+}
+
+// remove takes the object out of memory.
+func (x *object) remove() {
+	x.gone = true
+	if x.activation != 0 && x.phase >= idle {
+		x.owner().want(Put{x.id, x.activation})
+	}
+	delete(x.shard.objects, x.id)
+	x.leavePlace()
+}
+
+// abandon takes it out with all that waits: those calls get no answer that says anything.
+func (x *object) abandon(_ time.Duration, running Outcome, why string) {
+	o := x.owner()
+	if x.running != nil {
+		o.want(Answer{x.all(x.running), Reply{Outcome: running, Reason: why}})
+	}
+	for _, c := range x.queue {
+		o.want(Answer{x.all(c), Reply{Outcome: Moved, Reason: why}})
+	}
+	x.running, x.queue = nil, nil
+	x.remove()
+}
+
+// reload begins anew with what the store has; what waits goes on waiting.
+func (x *object) reload(now time.Duration, running Outcome, why string) {
+	s, queue, joined := x.shard, x.queue, x.joined
+	if x.running != nil {
+		x.owner().want(Answer{x.all(x.running), Reply{Outcome: running, Reason: why}})
+	}
+	x.running, x.queue = nil, nil
+	x.remove()
+	if len(queue) == 0 {
+		s.settle(now)
+		return
+	}
+	y := &object{shard: s, id: x.id, queue: queue, joined: joined}
+	s.objects[x.id] = y
+	y.begin()
+}
+
+// run starts what may run now.
+func (x *object) run(now time.Duration) {
+	o := x.owner()
+	for !x.gone && len(x.queue) > 0 {
+		quiet := x.phase == idle
+		if !ruleQuietCommit || !ruleQuietRead && x.queue[0].ReadOnly {
+			quiet = quiet || x.phase == committing
+		}
+		c := x.queue[0]
+		if !quiet || !c.ReadOnly && x.readers > 0 {
+			return
+		}
+		if ruleTurnLease && !o.Valid(now) {
+			return
+		}
+		x.queue = x.queue[1:]
+		if c.Expires != 0 && now >= c.Expires {
+			o.want(Answer{x.all(c), Reply{Outcome: TooLate}})
+			continue
+		}
+		if c.ReadOnly && !c.Linearizable {
+			x.readers++
+			o.want(Run{x.id, x.activation, x.shard.epoch, c})
+			continue
+		}
+		if answer, ok := x.known(now, c); ok {
+			x.answer(now, c, answer)
+			continue
+		}
+		x.phase, x.running = turning, c
+		o.want(Run{x.id, x.activation, x.shard.epoch, c})
+	}
+	if len(x.queue) == 0 && x.phase == idle && x.readers == 0 && x.shard.role == releasing {
+		x.shard.settle(now)
+	}
+}
+
+// known is the answer to a call that is not to run; false: it is.
+func (x *object) known(now time.Duration, c *Call) (Reply, bool) {
+	if c.ReadOnly {
+		return Reply{}, false
+	}
+	v, e := x.rec.knows(c, x.age(now), x.owner().cfg.Times)
+	switch v {
+	case isKnown:
+		return Reply{Outcome: Again, Data: e.Reply, Cut: e.Cut}, true
+	case isOther:
+		return Reply{Outcome: Misused, Reason: "another call took effect under its id"}, true
+	case isExpired:
+		return Reply{Outcome: Expired}, true
+	case isTooMany:
+		return Reply{Outcome: Overloaded, Reason: "the object remembers as many calls as it may: their callers have not confirmed that they were answered"}, true
+	}
+	return Reply{}, false
+}
+
+// answer answers a call, if the lease is still held.
+func (x *object) answer(now time.Duration, c *Call, r Reply) {
+	if all := x.all(c); !ruleReplyLease || x.owner().Valid(now) {
+		x.owner().want(Answer{all, r})
+	}
+}
+
+// tick answers what has waited for too long.
+func (x *object) tick(now time.Duration) {
+	var left []*Call
+	for _, c := range x.queue {
+		if c.Expires != 0 && now >= c.Expires {
+			x.owner().want(Answer{x.all(c), Reply{Outcome: TooLate}})
+			continue
+		}
+		left = append(left, c)
+	}
+	x.queue = left
+	if x.phase == idle {
+		x.run(now)
+	}
+}
+
+// ReadDone is the end of a Run that only reads.
+func (o *Owner) ReadDone(now time.Duration, id kbroker.Object, activation uint64, c *Call, r Reply) {
+	x := o.object(id)
+	if o.ended || x == nil || x.activation != activation {
+		return
+	}
+	if o.lookBack(now); o.ended {
+		return
+	}
+	x.readers--
+	x.answer(now, c, r)
+	x.run(now)
+}
+
+// Turn is what a turn did.
+type Turn struct {
+	Reply   Reply           // Done, Failed or Broken
+	Changed bool            // State or Exists differ from what they were, or Writes has something
+	Exists  bool            // false: it is deleted
+	State   []byte          // the whole state
+	Schema  int             // of the state
+	Sent    uint64          // messages that it has put into its outbox
+	Writes  []kbroker.Write // further records of the shard, stored with the state
+}
+
+// Turned is the end of a Run.
+func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, t Turn) {
+	x := o.object(id)
+	if o.ended || x == nil || x.activation != activation || x.phase != turning && ruleQuietCommit || x.running == nil {
+		return
+	}
+	if o.lookBack(now); o.ended {
+		return
+	}
+	c := x.running
+	switch {
+	case t.Reply.Outcome != Done: // what it did is taken back
+		x.running = nil
+		x.answer(now, c, t.Reply)
+		x.reload(now, Unknown, "")
+	case !t.Changed && !c.Linearizable:
+		x.running, x.phase = nil, idle
+		x.answer(now, c, t.Reply)
+		x.run(now)
+	default:
+		next := x.rec
+		if c.ReadOnly {
+			next.Age = x.age(now)
+		} else {
+			next = x.rec.after(c, x.age(now), o.cfg.Times)
+			next.remember(c, t.Reply.Data)
+		}
+		next.State, next.Exists, next.Schema = t.State, t.Exists, t.Schema
+		next.Sent += t.Sent
+		next.Epoch, next.Owner = x.shard.epoch, o.cfg.Incarnation
+		x.phase = committing
+		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: t.Writes, call: c, reply: t.Reply})
+	}
+}
+
+// stored is the end of a write of the object: it is at rev now.
+func (x *object) stored(now time.Duration, it *item, rev kbroker.Revision) {
+	if x.gone || x.activation != it.activation {
+		return
+	}
+	x.rev, x.rec = rev, it.next
+	if it.claim {
+		x.activate(now)
+		return
+	}
+	x.rec.State = nil
+	x.loadedAt = now
+	x.phase, x.running = idle, nil
+	x.answer(now, it.call, it.reply)
+	x.run(now)
+}

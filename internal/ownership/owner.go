@@ -1,0 +1,394 @@
+package ownership
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// Bounds of an owner.
+const (
+	// maxLoads bounds the objects that are loaded at a time: a takeover of many is no storm.
+	maxLoads = 64
+	// maxPutAway bounds the objects that are remembered with the revision that they were
+	// put away at.
+	maxPutAway = 100_000
+	retryLeast = 20 * time.Millisecond
+	retryMost  = time.Second
+)
+
+// OwnerConfig is who an Owner is, and its bounds.
+type OwnerConfig struct {
+	Incarnation kbroker.Incarnation
+	Service     kbroker.ServiceName
+	Host        kbroker.HostID
+	Streams     int // of objects: shard s is in stream s mod Streams
+	Times       Times
+	Mailbox     int // calls of an object that wait; 0: 1000
+}
+
+// Owner is an incarnation that owns shards of objects. It does nothing by itself: the
+// driver calls it with what happened and the time, boottime, and takes the effects.
+// Not safe for concurrent use.
+type Owner struct {
+	cfg     OwnerConfig
+	effects []Effect
+	number  uint64 // of subscriptions, loads, activations and batches
+
+	term    term
+	lease   Lease
+	rev     kbroker.Revision         // of the lease, as far as it is known
+	sent    time.Duration            // of the attempt to renew that is under way
+	renewal map[uint64]time.Duration // when each number was sent first
+	reading time.Duration            // when the lease was asked for; 0: it was not
+	begun   bool
+	ended   bool
+
+	shards  map[kbroker.Shard]*shard
+	commits []committer // by stream
+	loads   int
+	waiting []*object // for a place among the loads
+	retries []retry
+	away    map[kbroker.Object]putAway
+}
+
+// putAway is where an object was left by this incarnation.
+type putAway struct {
+	epoch uint64
+	rev   kbroker.Revision
+}
+
+// retry is something that is done again later.
+type retry struct {
+	at time.Duration
+	do func(now time.Duration)
+}
+
+// NewOwner returns an owner that asks for its lease at the first Tick.
+func NewOwner(cfg OwnerConfig) *Owner {
+	cfg.Mailbox, cfg.Streams = cmp.Or(cfg.Mailbox, 1000), max(cfg.Streams, 1)
+	o := &Owner{
+		cfg: cfg, term: term{times: cfg.Times}, shards: map[kbroker.Shard]*shard{}, renewal: map[uint64]time.Duration{},
+		lease: Lease{Incarnation: cfg.Incarnation, Service: cfg.Service, Host: cfg.Host},
+		away:  map[kbroker.Object]putAway{},
+	}
+	for s := range cfg.Streams {
+		o.commits = append(o.commits, committer{owner: o, stream: s})
+	}
+	return o
+}
+
+// Effects takes what is to be done since it was called last.
+func (o *Owner) Effects() []Effect {
+	e := o.effects
+	o.effects = nil
+	return e
+}
+
+func (o *Owner) want(e Effect) {
+	if !o.ended {
+		o.effects = append(o.effects, e)
+	}
+}
+
+func (o *Owner) next() uint64 {
+	o.number++
+	return o.number
+}
+
+// Valid reports whether the incarnation holds its lease now.
+func (o *Owner) Valid(now time.Duration) bool { return !o.ended && o.term.valid(now) }
+
+// Tick is to be called often, as what is due by the clock is looked at then alone.
+func (o *Owner) Tick(now time.Duration) {
+	if o.ended {
+		return
+	}
+	if o.end(now); o.ended {
+		return
+	}
+	switch due := now-o.sent >= o.cfg.Times.RenewAttempt; {
+	case !o.begun, o.sent != 0 && due && o.reading == 0: // the attempt was not answered
+		o.renew(now)
+	case o.sent == 0 && now-o.term.since >= o.cfg.Times.Renew && o.reading == 0:
+		o.lease.Number++
+		o.renew(now)
+	case o.reading != 0 && now-o.reading >= o.cfg.Times.RenewAttempt:
+		o.readLease(now)
+	}
+	var due []retry
+	o.retries = slices.DeleteFunc(o.retries, func(r retry) bool {
+		if r.at <= now {
+			due = append(due, r)
+			return true
+		}
+		return false
+	})
+	for _, r := range due {
+		r.do(now)
+	}
+	for _, s := range o.sorted() {
+		s.tick(now)
+	}
+}
+
+func (o *Owner) later(at time.Duration, do func(now time.Duration)) {
+	o.retries = append(o.retries, retry{at, do})
+}
+
+// end ends the incarnation if its term is over.
+func (o *Owner) end(now time.Duration) {
+	if o.term.over(now) {
+		o.lose(now, "the lease was not renewed in time")
+	}
+}
+
+// look does so before a call is taken, or an object loaded; lookBack before what follows
+// from what was done.
+func (o *Owner) look(now time.Duration) {
+	if ruleTurnLease {
+		o.end(now)
+	}
+}
+
+func (o *Owner) lookBack(now time.Duration) {
+	if ruleReplyLease {
+		o.end(now)
+	}
+}
+
+// lose ends everything: the incarnation owns nothing any more.
+func (o *Owner) lose(now time.Duration, reason string) {
+	o.term.lost = true
+	for _, s := range o.sorted() {
+		s.drop(now)
+	}
+	o.want(Over{reason})
+	o.ended = true
+}
+
+func (o *Owner) renew(now time.Duration) {
+	o.begun = true
+	o.sent = max(now, 1)
+	if _, ok := o.renewal[o.lease.Number]; !ok {
+		o.renewal[o.lease.Number] = now
+	}
+	o.want(Renew{kbroker.Write{Key: subjects.KeyLease(o.cfg.Incarnation), Expected: o.rev, Value: encode(o.lease)}, now})
+}
+
+func (o *Owner) readLease(now time.Duration) {
+	o.reading = max(now, 1)
+	o.want(ReadLease{now})
+}
+
+// LeaseWritten is what became of a Renew.
+func (o *Owner) LeaseWritten(now, sent time.Duration, w Written, rev kbroker.Revision) {
+	if o.ended {
+		return
+	}
+	if o.look(now); o.ended {
+		return
+	}
+	switch w {
+	case Accepted:
+		if rev <= o.rev {
+			return
+		}
+		o.rev = rev
+		if o.sent = 0; o.reading != 0 {
+			o.reading = 0
+		}
+		o.accept(now, sent)
+	case Refused:
+		o.readLease(now) // an earlier attempt, whose answer was lost, or a revocation
+	case NotKnown, NotAttempted: // Tick tries again
+	}
+}
+
+func (o *Owner) accept(now, sent time.Duration) {
+	fresh := !o.term.held
+	o.term.accepted(sent, now)
+	clear(o.renewal)
+	if fresh {
+		for _, s := range o.sorted() {
+			s.settle(now)
+		}
+	}
+}
+
+// LeaseRead is what a leader read of the own lease has found; revision 0: there is none.
+func (o *Owner) LeaseRead(now time.Duration, l Lease, rev kbroker.Revision) {
+	if o.ended || o.reading == 0 {
+		return
+	}
+	if o.look(now); o.ended || rev < o.rev {
+		return
+	}
+	o.reading = 0
+	if l.Revoked {
+		o.lose(now, "the lease was revoked")
+		return
+	}
+	if sent, ok := o.renewal[l.Number]; rev > o.rev && ok && l.Incarnation == o.cfg.Incarnation {
+		o.rev, o.sent = rev, 0
+		o.accept(now, sent) // it was accepted, as it is there
+		return
+	}
+	o.rev = rev
+	o.renew(now)
+}
+
+// Assigned is an assignment as it was read through a leader, or announced.
+func (o *Owner) Assigned(now time.Duration, n kbroker.Shard, a Assignment, rev kbroker.Revision) {
+	if o.ended {
+		return
+	}
+	s := o.shard(n)
+	if rev < s.rev {
+		return // an older one, late
+	}
+	s.assigned(now, a, rev)
+	o.forget(s)
+}
+
+// Released is a release as it was read through a leader, or announced.
+func (o *Owner) Released(now time.Duration, n kbroker.Shard, r Release, rev kbroker.Revision) {
+	if o.ended {
+		return
+	}
+	s := o.shard(n)
+	if rev < s.releaseRev {
+		return
+	}
+	s.release, s.releaseRev = r, rev
+	s.settle(now)
+	o.forget(s)
+}
+
+// shard is the one of a number, made if there is none.
+func (o *Owner) shard(n kbroker.Shard) *shard {
+	s := o.shards[n]
+	if s == nil {
+		s = &shard{owner: o, number: n, objects: map[kbroker.Object]*object{}}
+		o.shards[n] = s
+	}
+	return s
+}
+
+// forget drops a shard that is somebody else's and was never ours.
+func (o *Owner) forget(s *shard) {
+	if s.role == none && s.releasedEpoch == 0 && s.hearing == deaf && len(s.objects) == 0 {
+		if s.assignment.Next != o.cfg.Incarnation && s.assignment.Owner != o.cfg.Incarnation {
+			delete(o.shards, s.number)
+		}
+	}
+}
+
+func (o *Owner) sorted() []*shard {
+	all := make([]*shard, 0, len(o.shards))
+	for _, s := range o.shards {
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b *shard) int { return cmp.Compare(a.number, b.number) })
+	return all
+}
+
+// Listening is the answer to Listen.
+func (o *Owner) Listening(now time.Duration, n kbroker.Shard, number uint64) {
+	if s := o.shards[n]; s != nil && !o.ended && s.subscription == number && s.hearing == tuning {
+		s.hearing = listening
+		s.settle(now)
+	}
+}
+
+// Silent is the answer to Deafen.
+func (o *Owner) Silent(now time.Duration, n kbroker.Shard, number uint64) {
+	if s := o.shards[n]; s != nil && !o.ended && s.subscription == number && s.hearing == fading {
+		s.hearing = deaf
+		s.settle(now)
+		o.forget(s)
+	}
+}
+
+// Arrived is a request that was heard under a subscription. It is answered by an Answer,
+// or not at all: by who holds no lease, and by who does not know whether it owns the
+// object. One whose answer has not come is then asked for again, elsewhere.
+func (o *Owner) Arrived(now time.Duration, number uint64, c *Call) {
+	if o.ended {
+		return
+	}
+	if o.look(now); o.ended {
+		return
+	}
+	s := o.shards[c.Object.Shard()]
+	switch {
+	case s == nil || s.subscription != number && s.role == owning:
+		return // of a subscription that is over
+	case s.role == released || s.role == releasing && s.hearing == deaf:
+		o.want(Answer{[]*Call{c}, Reply{Outcome: Moved}})
+	case s.role == owning || s.role == releasing:
+		s.call(now, c)
+	}
+}
+
+// ReleaseWritten is what became of a WriteRelease.
+func (o *Owner) ReleaseWritten(now time.Duration, n kbroker.Shard, number uint64, w Written) {
+	if s := o.shards[n]; s != nil && !o.ended && s.writing != nil && s.writing.Number == number {
+		s.releaseWritten(now, w)
+		o.forget(s)
+	}
+}
+
+// object is the one that is in memory, or nil.
+func (o *Owner) object(id kbroker.Object) *object {
+	if s := o.shards[id.Shard()]; s != nil {
+		return s.objects[id]
+	}
+	return nil
+}
+
+// PutAway takes an object out of memory that has nothing to do, and reports whether it did.
+func (o *Owner) PutAway(id kbroker.Object) bool {
+	x := o.object(id)
+	if x == nil || x.phase != idle || x.readers > 0 || len(x.queue) > 0 {
+		return false
+	}
+	if len(o.away) >= maxPutAway {
+		for k := range o.away { // any: it is claimed again, which costs a write
+			delete(o.away, k)
+			break
+		}
+	}
+	o.away[id] = putAway{x.shard.epoch, x.rev}
+	x.remove()
+	return true
+}
+
+// Owned are the shards that the incarnation serves, with their epochs.
+func (o *Owner) Owned() map[kbroker.Shard]uint64 {
+	out := map[kbroker.Shard]uint64{}
+	for n, s := range o.shards {
+		if s.role == owning {
+			out[n] = s.epoch
+		}
+	}
+	return out
+}
+
+// String is for people: what the owner holds.
+func (o *Owner) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s lease@%d", o.cfg.Incarnation, o.rev)
+	for _, s := range o.sorted() {
+		fmt.Fprintf(&b, " %d:%s e%d %s", s.number, s.role, s.epoch, s.hearing)
+		for id, x := range s.objects {
+			fmt.Fprintf(&b, " %s=%s@%d", id, x.phase, x.rev)
+		}
+	}
+	return b.String()
+}

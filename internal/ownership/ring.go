@@ -1,0 +1,115 @@
+package ownership
+
+import (
+	"slices"
+	"time"
+)
+
+// Bounds of what an object knows of its callers.
+const (
+	// maxRing bounds the requests that are known to have taken effect.
+	maxRing = 1024
+	// maxRingBytes bounds their answers.
+	maxRingBytes = 128 << 10
+	// maxReplyBytes bounds the answer that is kept of one; of a larger one it is known
+	// that there was one.
+	maxReplyBytes = 1 << 10
+)
+
+// Entry is a request that has taken effect.
+type Entry struct {
+	Session  string        `json:"s"`
+	Sequence uint64        `json:"n"`
+	Hash     uint64        `json:"h"` // of what was asked
+	At       time.Duration `json:"t"` // the object's age then
+	Reply    []byte        `json:"r,omitempty"`
+	Cut      bool          `json:"c,omitempty"` // the reply is too large to be kept
+}
+
+// Mark is up to where the requests of a session are over: none below it takes effect.
+type Mark struct {
+	Session string        `json:"s"`
+	Below   uint64        `json:"n"`
+	At      time.Duration `json:"t"` // the object's age when the session was last heard of
+}
+
+// verdict of what is known of a request.
+type verdict int
+
+const (
+	isNew     verdict = iota
+	isKnown           // it has taken effect
+	isOther           // another one took effect under its id
+	isExpired         // it is too old to tell
+	isTooMany         // there is no room to remember it
+)
+
+// knows says what the record knows of a call.
+func (r *Record) knows(c *Call, age time.Duration, times Times) (verdict, Entry) {
+	for _, e := range r.Ring {
+		if e.Session != c.Session || e.Sequence != c.Sequence {
+			continue
+		}
+		if e.Hash != c.Hash {
+			return isOther, e
+		}
+		return isKnown, e
+	}
+	if i := slices.IndexFunc(r.Marks, func(m Mark) bool { return m.Session == c.Session }); i >= 0 && c.Sequence < r.Marks[i].Below {
+		return isExpired, Entry{}
+	}
+	if c.Age > times.Window-times.WindowMargin {
+		return isExpired, Entry{}
+	}
+	kept := r.after(c, age, times)
+	size := 0
+	for _, e := range kept.Ring {
+		size += len(e.Reply)
+	}
+	if len(kept.Ring) >= maxRing || size > maxRingBytes-maxReplyBytes {
+		return isTooMany, Entry{}
+	}
+	return isNew, Entry{}
+}
+
+// after is the record without what need not be known any more when a call is taken: what
+// its caller has confirmed, and what is older than the window. Both leave a mark. The
+// ring and the marks are copies.
+func (r *Record) after(c *Call, age time.Duration, times Times) Record {
+	out := *r
+	out.Age = age
+	out.Ring, out.Marks = nil, slices.Clone(r.Marks)
+	mark := func(session string, below uint64, at time.Duration) {
+		i := slices.IndexFunc(out.Marks, func(m Mark) bool { return m.Session == session })
+		if i < 0 {
+			out.Marks = append(out.Marks, Mark{session, below, at})
+			return
+		}
+		out.Marks[i].Below, out.Marks[i].At = max(out.Marks[i].Below, below), max(out.Marks[i].At, at)
+	}
+	for _, e := range r.Ring {
+		switch {
+		case e.Session == c.Session && e.Sequence < c.Confirmed:
+			if ruleMark {
+				mark(e.Session, c.Confirmed, age)
+			}
+		case age-e.At > times.Window:
+			if ruleWindowMark {
+				mark(e.Session, e.Sequence+1, e.At)
+			}
+		default:
+			out.Ring = append(out.Ring, e)
+		}
+	}
+	out.Marks = slices.DeleteFunc(out.Marks, func(m Mark) bool { return age-m.At > 2*times.Window })
+	return out
+}
+
+// remember adds a call that takes effect.
+func (r *Record) remember(c *Call, reply []byte) {
+	e := Entry{Session: c.Session, Sequence: c.Sequence, Hash: c.Hash, At: r.Age, Reply: reply}
+	if len(reply) > maxReplyBytes {
+		e.Reply, e.Cut = nil, true
+	}
+	r.Ring = append(r.Ring, e)
+}

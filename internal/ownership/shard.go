@@ -1,0 +1,254 @@
+package ownership
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// role of an incarnation in a shard.
+type role int
+
+const (
+	none      role = iota
+	waiting        // named as next: waits for the release
+	owning         // serves it
+	releasing      // serves no more; what runs comes to its end, then the release is written
+	released       // the release is written, or may be
+)
+
+func (r role) String() string {
+	return [...]string{"none", "waiting", "owning", "releasing", "released"}[r]
+}
+
+// hearing is whether the requests of a shard are heard.
+type hearing int
+
+const (
+	deaf hearing = iota
+	tuning
+	listening
+	fading
+)
+
+func (h hearing) String() string { return [...]string{"deaf", "tuning", "listening", "fading"}[h] }
+
+// shard is one that this incarnation owns, owned, or is offered.
+type shard struct {
+	owner  *Owner
+	number kbroker.Shard
+	role   role
+	epoch  uint64
+
+	assignment Assignment // as it was seen last, at rev
+	rev        kbroker.Revision
+	release    Release
+	releaseRev kbroker.Revision
+
+	hearing      hearing
+	subscription uint64 // of the Listen that is the current one
+
+	// releasedEpoch is the highest that was released, or may have been: never served again.
+	releasedEpoch uint64
+	writing       *WriteRelease // the release under way
+	backoff       time.Duration
+	asked         time.Duration // when the assignment was asked for last
+
+	objects map[kbroker.Object]*object
+}
+
+const (
+	// askAgain is how often a shard is looked at whose state is not clear.
+	askAgain = 250 * time.Millisecond
+)
+
+// assigned takes an assignment that is not older than the one that is known.
+func (s *shard) assigned(now time.Duration, a Assignment, rev kbroker.Revision) {
+	me := s.owner.cfg.Incarnation
+	s.assignment, s.rev = a, rev
+	switch {
+	case a.Owner == me && a.Epoch <= s.releasedEpoch && s.writing != nil:
+		return // what became of the release is not known yet
+	case a.Owner == me && a.Epoch <= s.releasedEpoch:
+		// It was released: whatever the record says, the next one may serve it.
+	case a.Owner == me && (s.role == none || s.role == waiting || s.role == released || s.epoch != a.Epoch):
+		s.reset(now)
+		s.writing = nil // of an earlier epoch: it holds no more
+		s.role, s.epoch = owning, a.Epoch
+	case a.Owner == me:
+		// It goes on; whether there is a next now is looked at below.
+	case a.Next == me:
+		if s.role != waiting || s.epoch != a.NextEpoch {
+			if s.role == owning && s.epoch == a.NextEpoch {
+				break // the release was seen before this
+			}
+			s.reset(now)
+			s.role, s.epoch = waiting, a.NextEpoch
+		}
+	case s.writing != nil:
+		return // likewise
+	default:
+		s.reset(now)
+	}
+	s.settle(now)
+}
+
+// reset drops what is served.
+func (s *shard) reset(now time.Duration) {
+	s.dropObjects(now)
+	s.role, s.epoch = none, 0
+	s.deafen()
+}
+
+// drop is for a lease that is lost.
+func (s *shard) drop(now time.Duration) {
+	s.writing = nil
+	s.reset(now)
+}
+
+func (s *shard) dropObjects(now time.Duration) {
+	for _, x := range s.sorted() {
+		x.abandon(now, Unknown, "the owner of its shard has changed")
+	}
+}
+
+func (s *shard) sorted() []*object {
+	all := make([]*object, 0, len(s.objects))
+	for _, x := range s.objects {
+		all = append(all, x)
+	}
+	slices.SortFunc(all, func(a, b *object) int { return cmp.Compare(a.id.String(), b.id.String()) })
+	return all
+}
+
+func (s *shard) listen() {
+	if s.hearing == deaf {
+		s.hearing, s.subscription = tuning, s.owner.next()
+		s.owner.want(Listen{s.number, s.subscription})
+	}
+}
+
+func (s *shard) deafen() {
+	if s.hearing == tuning || s.hearing == listening {
+		s.hearing = fading
+		s.owner.want(Deafen{s.number, s.subscription})
+	}
+}
+
+// settle does what the shard's state asks for.
+func (s *shard) settle(now time.Duration) {
+	o := s.owner
+	if !o.Valid(now) {
+		return
+	}
+	switch s.role {
+	case waiting:
+		if s.release.isOf(s.assignment) && s.assignment.Next == o.cfg.Incarnation {
+			s.role = owning
+			s.listen()
+		}
+	case owning:
+		if s.assignment.Owner == o.cfg.Incarnation && s.assignment.Next != "" {
+			s.role = releasing
+			s.deafen()
+			s.settle(now)
+			return
+		}
+		s.listen()
+	case releasing:
+		if s.assignment.Next == "" && s.writing == nil { // it was called off
+			s.role = owning
+			s.settle(now)
+			return
+		}
+		s.deafen()
+		if s.hearing == deaf && !s.busy() && s.writing == nil {
+			s.giveUp(now)
+		}
+	case none, released:
+	}
+}
+
+// busy reports whether a call is in work or waits, or a write is under way.
+func (s *shard) busy() bool {
+	for _, x := range s.objects {
+		if x.phase != idle || x.readers > 0 || len(x.queue) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// giveUp writes the release of a shard that is at rest.
+func (s *shard) giveUp(now time.Duration) {
+	s.dropObjects(now)
+	a := s.assignment
+	w := kbroker.Write{
+		Key: subjects.KeyRelease(s.number), Value: encode(Release{Epoch: s.epoch, To: a.Next, ToEpoch: a.NextEpoch}),
+		Guard: subjects.KeyAssign(s.number), GuardAt: s.rev,
+	}
+	if !ruleReleaseGuard {
+		w.Guard, w.GuardAt, w.Expected = "", 0, s.releaseRev
+	}
+	s.role, s.releasedEpoch = released, s.epoch
+	s.writing, s.backoff = &WriteRelease{s.number, s.owner.next(), w}, retryLeast
+	s.owner.want(*s.writing)
+}
+
+func (s *shard) releaseWritten(now time.Duration, w Written) {
+	switch w {
+	case Accepted:
+		s.writing = nil
+		s.again(now)
+	case Refused:
+		// The assignment has changed. If it still names this incarnation at this epoch,
+		// the release is not there and never will be.
+		s.writing = nil
+		s.releasedEpoch--
+		s.role, s.epoch = none, 0
+		s.ask(now)
+	case NotKnown, NotAttempted:
+		again, write := s.backoff, s.writing
+		s.backoff = min(2*s.backoff, retryMost)
+		s.owner.later(now+again, func(time.Duration) {
+			if s.writing == write {
+				s.owner.want(*write)
+			}
+		})
+	}
+}
+
+// again looks at an assignment that was seen while a release was under way.
+func (s *shard) again(now time.Duration) { s.assigned(now, s.assignment, s.rev) }
+
+// ask has the shard's records read.
+func (s *shard) ask(now time.Duration) {
+	s.asked = now
+	s.owner.want(ReadShard{s.number})
+}
+
+// tick asks again where an announcement may have been lost.
+func (s *shard) tick(now time.Duration) {
+	for _, x := range s.sorted() {
+		x.tick(now)
+	}
+	unclear := s.role == waiting || s.role == none && s.assignment.Owner == s.owner.cfg.Incarnation && s.assignment.Epoch > s.releasedEpoch
+	if unclear && now-s.asked >= askAgain {
+		s.ask(now)
+	}
+}
+
+// lost is for an object whose record shows that another incarnation owns it: whatever was
+// believed, the shard is not ours until the assignment says so again.
+func (s *shard) lost(now time.Duration) {
+	s.dropObjects(now)
+	s.role, s.epoch = none, 0
+	s.deafen()
+	s.ask(now)
+}
+
+func (s *shard) String() string { return fmt.Sprintf("shard %d (%s, e%d)", s.number, s.role, s.epoch) }

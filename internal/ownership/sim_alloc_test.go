@@ -1,0 +1,164 @@
+package ownership
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// allocLease is the lease of the active allocator, as far as the simulation needs it.
+type allocLease struct {
+	Holder string
+	Number uint64
+}
+
+// simAlloc is an allocator's process: it drives an Assigner while it holds the lease.
+type simAlloc struct {
+	*proc
+	a      *Assigner
+	lease  allocLease
+	rev    kbroker.Revision
+	since  time.Duration
+	active bool
+	busy   bool // a batch is under way
+	moves  map[kbroker.Shard]kbroker.Incarnation
+}
+
+func (w *world) allocator(n int) *simAlloc {
+	a := &simAlloc{proc: w.proc(fmt.Sprintf("alloc%d", n)), moves: map[kbroker.Shard]kbroker.Incarnation{}}
+	a.a = NewAssigner(AssignerConfig{Times: simTimes})
+	w.store.heard = append(w.store.heard, func(key string, value []byte, rev kbroker.Revision) {
+		if w.f.lost && w.chance(0.1) {
+			return
+		}
+		w.after(w.hop(), func() { a.do(func() { a.see(a.clock(), key, storedRecord{value, rev}) }) })
+	})
+	a.do(a.round)
+	return a
+}
+
+func (a *simAlloc) see(asked time.Duration, key string, r storedRecord) {
+	var n kbroker.Shard
+	now := a.clock()
+	switch {
+	case strings.HasPrefix(key, "lease."):
+		a.a.SawLease(asked, now, kbroker.Incarnation(strings.TrimPrefix(key, subjects.MatchLeases+".")), decodeAs[Lease](a.w, r.value), r.rev)
+	case strings.HasPrefix(key, "assign."):
+		_, _ = fmt.Sscanf(key, "assign.%d", &n)
+		a.a.SawShard(now, n, decodeAs[Assignment](a.w, r.value), r.rev)
+	case strings.HasPrefix(key, "release."):
+		_, _ = fmt.Sscanf(key, "release.%d", &n)
+		a.a.SawRelease(n, decodeAs[Release](a.w, r.value), r.rev)
+	}
+}
+
+// round reads everything, then acts.
+func (a *simAlloc) round() {
+	w := a.w
+	keys := append([]string{allocKey}, w.store.below("lease.")...)
+	for _, s := range w.shards() {
+		keys = append(keys, subjects.KeyAssign(s), subjects.KeyRelease(s))
+	}
+	asked := a.clock()
+	w.store.readAll(a.proc, simWithin, keys, func(found []storedRecord, ok bool) {
+		if !ok {
+			a.a.Outage(a.clock())
+		} else {
+			for i, key := range keys[1:] {
+				a.see(asked, key, found[i+1])
+			}
+			a.a.SawAll()
+			a.judge(found[0])
+		}
+		a.act()
+		a.after(w.between(30*time.Millisecond, 80*time.Millisecond), a.round)
+	})
+}
+
+// judge looks at the allocators' own lease.
+func (a *simAlloc) judge(r storedRecord) {
+	if r.rev != a.rev {
+		if r.rev < a.rev {
+			return
+		}
+		a.lease, a.rev, a.since = decodeAs[allocLease](a.w, r.value), r.rev, a.clock()
+		a.active = a.lease.Holder == a.name
+		return
+	}
+	waits := simTimes.ObserverActs
+	if a.w.f.duel {
+		waits = 60 * time.Millisecond
+	}
+	if !a.active && !a.busy && a.clock()-a.since > waits {
+		a.write(Batch{})
+	}
+}
+
+// act writes the next batch.
+func (a *simAlloc) act() {
+	if !a.active || a.busy {
+		return
+	}
+	b := a.a.Plan(a.clock(), a.wanted())
+	if len(b.Writes) == 0 && a.clock()-a.since < simTimes.Renew {
+		return
+	}
+	a.write(b)
+}
+
+// wanted is the policy: where they are, but for what is moved at random, away from who is
+// out.
+func (a *simAlloc) wanted() map[kbroker.Shard]kbroker.Incarnation {
+	w := a.w
+	live := a.a.Live(a.clock())
+	want := a.a.Owners()
+	if len(live) == 0 {
+		return want
+	}
+	for _, s := range w.shards() {
+		if !slices.Contains(live, want[s]) {
+			want[s] = live[w.r.IntN(len(live))]
+		}
+		if w.f.moves && w.chance(0.15) {
+			a.moves[s] = live[w.r.IntN(len(live))]
+		}
+		if to, ok := a.moves[s]; ok && !w.healing && slices.Contains(live, to) {
+			want[s] = to
+		}
+	}
+	return want
+}
+
+func (a *simAlloc) write(b Batch) {
+	w := a.w
+	lease := allocLease{a.name, a.lease.Number + 1}
+	writes := append([]kbroker.Write{{Key: allocKey, Expected: a.rev, Value: encode(lease)}}, b.Writes...)
+	if !ruleAssignCAS {
+		writes = b.Writes
+	}
+	if len(writes) == 0 {
+		a.rev, a.active = 0, true // mutation: who is active does not count
+		return
+	}
+	a.busy = true
+	w.store.write(a.proc, simWithin, writes, func(out Written, first kbroker.Revision) {
+		a.busy = false
+		if out == Accepted && ruleAssignCAS {
+			a.lease, a.rev, a.since, a.active = lease, first, a.clock(), true
+		}
+	})
+}
+
+// shards are those that objects of the world are in.
+func (w *world) shards() []kbroker.Shard {
+	all := map[kbroker.Shard]bool{}
+	for _, o := range w.objects {
+		all[o.Shard()] = true
+	}
+	return slices.Sorted(maps.Keys(all))
+}

@@ -1,0 +1,200 @@
+package ownership
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+// simCaller is a session that makes one call after the other, each in attempts.
+type simCaller struct {
+	w      *world
+	name   string
+	ageing bool // it says when it has sent: the age of its requests is known
+	seq    uint64
+	call   *attempt // the one that it waits for
+	idle   func()   // for the end of a test: what follows the next answer
+}
+
+// attempt is a call with all that is sent for it.
+type attempt struct {
+	caller  *simCaller
+	id      string
+	object  kbroker.Object
+	seq     uint64
+	read    bool
+	floor   int // it must show at least so many
+	sent    int
+	no      int // attempts that were answered as not executed
+	last    Outcome
+	over    bool
+	expires time.Duration
+}
+
+func (w *world) caller(n int) *simCaller {
+	c := &simCaller{w: w, name: fmt.Sprintf("s%d", n), ageing: w.r.IntN(3) > 0}
+	w.after(w.between(0, 50*time.Millisecond), c.begin)
+	return c
+}
+
+// begin makes the next call.
+func (c *simCaller) begin() {
+	w := c.w
+	c.seq++
+	a := &attempt{caller: c, seq: c.seq, object: w.objects[w.r.IntN(len(w.objects))], read: w.r.IntN(5) < 2, expires: w.now + w.between(300*time.Millisecond, 2*time.Second)}
+	a.id = fmt.Sprintf("%s:%d", c.name, a.seq)
+	a.floor = w.shown[a.object]
+	c.call = a
+	w.say("%s calls %s on %s (read: %t, %d shown)", c.name, a.id, a.object, a.read, a.floor)
+	c.send(a)
+}
+
+// send makes an attempt, and sees to the next one.
+func (c *simCaller) send(a *attempt) {
+	w := c.w
+	if a.over {
+		return
+	}
+	if w.now >= a.expires {
+		c.giveUp(a)
+		return
+	}
+	a.sent++
+	call := Call{Object: a.object, Session: c.name, Sequence: a.seq, Hash: 1, Confirmed: a.seq, ReadOnly: a.read, Data: a}
+	w.deliver(&call, w.now, c.ageing)
+	if w.f.dup && w.chance(0.3) { // another attempt, which travels for long
+		a.sent++
+		again, sent := call, w.now
+		w.after(w.between(0, 9*time.Second), func() { w.deliver(&again, sent, c.ageing) })
+	}
+	n := a.sent
+	w.after(w.between(50*time.Millisecond, 200*time.Millisecond), func() {
+		if !a.over && a.sent == n {
+			c.send(a)
+		}
+	})
+}
+
+// deliver brings a request to whoever hears the object's shard.
+func (w *world) deliver(c *Call, sent time.Duration, ageing bool) {
+	if w.f.lost && w.chance(0.03) {
+		return
+	}
+	shard := c.Object.Shard()
+	w.after(w.hop(), func() {
+		for _, o := range w.owners {
+			for number, n := range o.subs {
+				if n != shard || o.dead {
+					continue
+				}
+				way := w.hop()
+				o.last[number] = max(o.last[number], w.now+way)
+				arrived := *c
+				w.after(way, func() {
+					o.do(func() {
+						if ageing {
+							arrived.Age = w.now - sent
+						}
+						o.o.Arrived(o.clock(), number, &arrived)
+						o.effects()
+					})
+				})
+			}
+		}
+	})
+}
+
+// answered takes an answer, if it is the one that is waited for.
+func (c *simCaller) answered(a *attempt, r Reply) {
+	w := c.w
+	if a.over {
+		return
+	}
+	a.last = r.Outcome
+	switch r.Outcome {
+	case Done, Again:
+		n, err := strconv.Atoi(string(r.Data))
+		if err != nil {
+			w.fail("P2 %s is answered %q", a.id, r.Data)
+		}
+		w.took(a, n)
+		c.end(a)
+	case Failed, Broken: // what it did was taken back; another attempt may have been heard
+		if a.no++; a.no == a.sent {
+			c.deny(a)
+		}
+		c.end(a)
+	case Moved, Overloaded, TooLate:
+		a.no++
+		n := a.sent
+		w.after(w.between(time.Millisecond, 20*time.Millisecond), func() {
+			if !a.over && a.sent == n {
+				c.send(a)
+			}
+		})
+	case Misused:
+		w.fail("P2 %s is answered as misused", a.id)
+	case Expired, Unknown:
+	}
+}
+
+// took holds what an answer says against what is stored, and what was said before.
+func (w *world) took(a *attempt, n int) {
+	has := w.store.now(a.object)
+	if a.read {
+		w.reads++
+		if n < a.floor {
+			w.fail("P4 stale read %s of %s: %d, but %d was shown before it was sent", a.id, a.object, n, a.floor)
+		}
+		if n > len(has) {
+			w.fail("P4 dirty read %s of %s: %d, but the store has %d", a.id, a.object, n, len(has))
+		}
+		w.shown[a.object] = max(w.shown[a.object], n)
+		return
+	}
+	w.acked++
+	switch {
+	case n < 1 || n > len(has) || has[n-1] != a.id:
+		w.fail("P2 %s on %s was acknowledged as number %d, but the store has %v", a.id, a.object, n, has)
+	case n <= a.floor:
+		w.fail("P3 %s on %s is number %d, but %d was shown before it was sent", a.id, a.object, n, a.floor)
+	}
+	w.shown[a.object] = max(w.shown[a.object], n)
+}
+
+// giveUp ends a call at its deadline.
+func (c *simCaller) giveUp(a *attempt) {
+	told := a.no == a.sent
+	if !ruleCallExecuted {
+		told = a.last == Moved || a.last == Overloaded || a.last == TooLate
+	}
+	if told {
+		c.deny(a)
+	}
+	c.end(a)
+}
+
+// deny tells the caller that its call was not executed.
+func (c *simCaller) deny(a *attempt) {
+	w := c.w
+	if a.read {
+		return
+	}
+	w.say("%s is told that %s was not executed", c.name, a.id)
+	w.denied[a.id] = true
+	if slices.Contains(w.store.now(a.object), a.id) {
+		w.fail("P2 %s took effect on %s, although its caller is told that it did not", a.id, a.object)
+	}
+}
+
+func (c *simCaller) end(a *attempt) {
+	a.over = true
+	if c.idle != nil {
+		c.idle()
+		return
+	}
+	c.w.after(c.w.between(0, 30*time.Millisecond), c.begin)
+}
