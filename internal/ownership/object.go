@@ -197,15 +197,9 @@ func (x *object) remove() {
 	x.leavePlace()
 }
 
-// abandon takes it out with all that waits: those calls get no answer that says anything.
-func (x *object) abandon(_ time.Duration, running Outcome, why string) {
-	o := x.owner()
-	if x.running != nil {
-		o.want(Answer{x.all(x.running), Reply{Outcome: running, Reason: why}})
-	}
-	for _, c := range x.queue {
-		o.want(Answer{x.all(c), Reply{Outcome: Moved, Reason: why}})
-	}
+// abandon takes it out with all that waits. Nothing is said of that: the same message may
+// have been heard by the next owner, who executes it.
+func (x *object) abandon() {
 	x.running, x.queue = nil, nil
 	x.remove()
 }

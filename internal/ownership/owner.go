@@ -144,7 +144,7 @@ func (o *Owner) later(at time.Duration, do func(now time.Duration)) {
 // end ends the incarnation if its term is over.
 func (o *Owner) end(now time.Duration) {
 	if o.term.over(now) {
-		o.lose(now, "the lease was not renewed in time")
+		o.lose("the lease was not renewed in time")
 	}
 }
 
@@ -163,10 +163,10 @@ func (o *Owner) lookBack(now time.Duration) {
 }
 
 // lose ends everything: the incarnation owns nothing any more.
-func (o *Owner) lose(now time.Duration, reason string) {
+func (o *Owner) lose(reason string) {
 	o.term.lost = true
 	for _, s := range o.sorted() {
-		s.drop(now)
+		s.drop()
 	}
 	o.want(Over{reason})
 	o.ended = true
@@ -231,7 +231,7 @@ func (o *Owner) LeaseRead(now time.Duration, l Lease, rev kbroker.Revision) {
 	}
 	o.reading = 0
 	if l.Revoked {
-		o.lose(now, "the lease was revoked")
+		o.lose("the lease was revoked")
 		return
 	}
 	if sent, ok := o.renewal[l.Number]; rev > o.rev && ok && l.Incarnation == o.cfg.Incarnation {

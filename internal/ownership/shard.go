@@ -76,7 +76,7 @@ func (s *shard) assigned(now time.Duration, a Assignment, rev kbroker.Revision) 
 	case a.Owner == me && a.Epoch <= s.releasedEpoch:
 		// It was released: whatever the record says, the next one may serve it.
 	case a.Owner == me && (s.role == none || s.role == waiting || s.role == released || s.epoch != a.Epoch):
-		s.reset(now)
+		s.reset()
 		s.writing = nil // of an earlier epoch: it holds no more
 		s.role, s.epoch = owning, a.Epoch
 	case a.Owner == me:
@@ -86,33 +86,33 @@ func (s *shard) assigned(now time.Duration, a Assignment, rev kbroker.Revision) 
 			if s.role == owning && s.epoch == a.NextEpoch {
 				break // the release was seen before this
 			}
-			s.reset(now)
+			s.reset()
 			s.role, s.epoch = waiting, a.NextEpoch
 		}
 	case s.writing != nil:
 		return // likewise
 	default:
-		s.reset(now)
+		s.reset()
 	}
 	s.settle(now)
 }
 
 // reset drops what is served.
-func (s *shard) reset(now time.Duration) {
-	s.dropObjects(now)
+func (s *shard) reset() {
+	s.dropObjects()
 	s.role, s.epoch = none, 0
 	s.deafen()
 }
 
 // drop is for a lease that is lost.
-func (s *shard) drop(now time.Duration) {
+func (s *shard) drop() {
 	s.writing = nil
-	s.reset(now)
+	s.reset()
 }
 
-func (s *shard) dropObjects(now time.Duration) {
+func (s *shard) dropObjects() {
 	for _, x := range s.sorted() {
-		x.abandon(now, Unknown, "the owner of its shard has changed")
+		x.abandon()
 	}
 }
 
@@ -185,7 +185,7 @@ func (s *shard) busy() bool {
 
 // giveUp writes the release of a shard that is at rest.
 func (s *shard) giveUp(now time.Duration) {
-	s.dropObjects(now)
+	s.dropObjects()
 	a := s.assignment
 	w := kbroker.Write{
 		Key: subjects.KeyRelease(s.number), Value: encode(Release{Epoch: s.epoch, To: a.Next, ToEpoch: a.NextEpoch}),
@@ -245,7 +245,7 @@ func (s *shard) tick(now time.Duration) {
 // lost is for an object whose record shows that another incarnation owns it: whatever was
 // believed, the shard is not ours until the assignment says so again.
 func (s *shard) lost(now time.Duration) {
-	s.dropObjects(now)
+	s.dropObjects()
 	s.role, s.epoch = none, 0
 	s.deafen()
 	s.ask(now)

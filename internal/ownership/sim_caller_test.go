@@ -71,7 +71,11 @@ func (c *simCaller) send(a *attempt) {
 		w.after(w.between(0, 9*time.Second), func() { w.deliver(&again, sent, c.ageing) })
 	}
 	n := a.sent
-	w.after(w.between(50*time.Millisecond, 200*time.Millisecond), func() {
+	again := w.between(50*time.Millisecond, 200*time.Millisecond)
+	if w.f.patient {
+		again = 4 * again
+	}
+	w.after(again, func() {
 		if !a.over && a.sent == n {
 			c.send(a)
 		}

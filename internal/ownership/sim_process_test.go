@@ -168,7 +168,7 @@ const simWithin = 150 * time.Millisecond
 // effects does what the machine wants done.
 func (o *simOwner) effects() {
 	for _, e := range o.o.Effects() {
-		if o.w.f.pause && o.w.chance(0.002) { // between a decision and what follows from it
+		if o.w.f.pause && o.w.chance(o.w.rare(0.002)) { // between a decision and what follows from it
 			o.pause(o.w.between(0, 1200*time.Millisecond))
 		}
 		o.do(func() { o.effect(e) })

@@ -40,7 +40,7 @@ func (s *simStore) write(p *proc, timeout time.Duration, writes []kbroker.Write,
 	}
 	p.after(timeout, func() { finish(NotKnown, 0) })
 	way := w.hop()
-	if w.f.late && w.chance(0.04) {
+	if w.f.late && w.chance(w.rare(0.04)) {
 		way = w.between(0, 1500*time.Millisecond)
 	}
 	if w.f.lost && w.chance(0.02) {

@@ -25,6 +25,8 @@ type faults struct {
 	drift                   bool
 	dup, slowNet            bool
 	moves, duel             bool
+	often                   bool // more of that
+	patient                 bool // callers wait long before they send again
 }
 
 // simTimes are short, so that much happens in little time: ratios are those of the product.
@@ -106,13 +108,21 @@ func (w *world) fail(format string, args ...any) {
 
 func (w *world) chance(p float64) bool { return !w.healing && w.r.Float64() < p }
 
+// rare is a probability of this world.
+func (w *world) rare(p float64) float64 {
+	if w.f.often {
+		return 6 * p
+	}
+	return p
+}
+
 func (w *world) between(a, b time.Duration) time.Duration {
 	return a + time.Duration(w.r.Int64N(int64(b-a)+1))
 }
 
 // hop is a way over the network.
 func (w *world) hop() time.Duration {
-	if w.f.slowNet && w.chance(0.02) {
+	if w.f.slowNet && w.chance(w.rare(0.02)) {
 		return w.between(time.Millisecond, 300*time.Millisecond)
 	}
 	return w.between(100*time.Microsecond, 2*time.Millisecond)
@@ -125,6 +135,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 	w.f = faults{
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
+		often: w.r.IntN(4) == 0, patient: some(),
 	}
 	if only != nil {
 		w.f = *only
