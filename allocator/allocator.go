@@ -167,7 +167,8 @@ func (a *Allocator) askLease(ctx context.Context, r kbroker.LeaseRequest) (reply
 
 // active sends the demand as long as the lease of that epoch is held. It returns
 // an error when super knows a later allocator; the lease is given back then.
-func (a *Allocator) active(ctx context.Context, epoch uint64) error {
+func (a *Allocator) active(ctx context.Context, h *state.AllocatorHolding) error {
+	epoch := h.Epoch()
 	a.log.Info("active", "epoch", epoch)
 	defer a.log.Info("no longer active", "epoch", epoch)
 	return a.rounds(ctx, "demand not delivered, sent again", a.demandNow, a.pace.resend, func(ctx context.Context) error {

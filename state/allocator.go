@@ -2,6 +2,9 @@ package state
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 
@@ -13,7 +16,9 @@ import (
 type AllocatorLease struct {
 	// Ask sends a request to subjects.Lease of the app, once, and returns the answer to
 	// it; an error of the core as it is, Unavailable if none answers before ctx ends.
-	Ask    func(ctx context.Context, r kbroker.LeaseRequest) (kbroker.LeaseReply, error)
+	Ask func(ctx context.Context, r kbroker.LeaseRequest) (kbroker.LeaseReply, error)
+	// Write likewise sends a batch to subjects.Own of the holder; nil: it writes none.
+	Write  func(ctx context.Context, r kbroker.OwnWriteRequest) (kbroker.OwnWriteReply, error)
 	Tenant kbroker.TenantID
 	App    kbroker.AppName
 	Holder kbroker.Incarnation
@@ -24,8 +29,8 @@ type AllocatorLease struct {
 
 // HoldAllocator campaigns for the lease of an app's active allocator until ctx
 // ends; as Store.Lead. It needs no Store: an allocator has no right to one, and
-// holds its lease through the cores (see Store.Lease).
-func HoldAllocator(ctx context.Context, cfg AllocatorLease, active func(ctx context.Context, epoch uint64) error) error {
+// holds its lease through the cores (see Store.Lease, Store.OwnWrite).
+func HoldAllocator(ctx context.Context, cfg AllocatorLease, active func(ctx context.Context, h *AllocatorHolding) error) error {
 	if cfg.Clock == nil {
 		cfg.Clock = Boottime
 	}
@@ -40,7 +45,77 @@ func HoldAllocator(ctx context.Context, cfg AllocatorLease, active func(ctx cont
 		me:    leaseRecord{Holder: string(cfg.Holder), Process: string(cfg.Holder)},
 		times: cfg.Times, clock: cfg.Clock, log: cfg.Log, every: observeEvery,
 	}
-	return l.run(ctx, func(ctx context.Context, h *holding) error { return active(ctx, h.record.Epoch) })
+	return l.run(ctx, func(ctx context.Context, h *holding) error {
+		return active(ctx, &AllocatorHolding{held: h, write: cfg.Write})
+	})
+}
+
+// AllocatorHolding is one holding of an app's lease. Safe for concurrent use.
+type AllocatorHolding struct {
+	held  *holding
+	write func(ctx context.Context, r kbroker.OwnWriteRequest) (kbroker.OwnWriteReply, error)
+}
+
+// Epoch is that of the holding; it grows with every change of the holder.
+func (h *AllocatorHolding) Epoch() uint64 { return h.held.record.Epoch }
+
+// Write writes a batch of the app's ownership behind the lease, which it renews: at most
+// kbroker.MaxBatchWrites-1 records. The reply is about these alone. One at a time, and none
+// beside a renewal.
+//
+// Errors: Conflict - a record is not where the batch expects it, nothing was written.
+// Overloaded - nothing was written, the same batch may be taken now. Refused - the lease
+// is lost, nothing was written and nothing will be: the ctx of active ends. Invalid - it
+// is no batch of an allocator, nothing was written. Unavailable - it may have been
+// written, or may yet be: read. It is fenced for as long as it is late: it names the
+// lease's revision.
+func (h *AllocatorHolding) Write(ctx context.Context, writes []kbroker.Write) (kbroker.OwnWriteReply, error) {
+	for attempt := 1; ; attempt++ {
+		reply, err := h.batch(ctx, writes)
+		refused, isRefusal := errors.AsType[*refusal](err)
+		switch {
+		case err == nil:
+			return kbroker.OwnWriteReply{First: reply.At(1)}, nil
+		case errors.Is(err, errDeposed):
+			return kbroker.OwnWriteReply{}, kbroker.Errorf(kbroker.Refused, "epoch %d of the lease of an allocator is over: %v", h.Epoch(), err)
+		case isRefusal && refused.stale && attempt <= commitRetries:
+			sleep(ctx, commitPause)
+		case isRefusal:
+			return kbroker.OwnWriteReply{}, notWritten(refused.cause)
+		default:
+			return kbroker.OwnWriteReply{}, unavailable(err, "write %d records behind the lease of an allocator", len(writes))
+		}
+	}
+}
+
+// batch is one attempt of Write.
+func (h *AllocatorHolding) batch(ctx context.Context, writes []kbroker.Write) (reply kbroker.OwnWriteReply, err error) {
+	r := h.held.record
+	value, err := json.Marshal(kbroker.AllocatorLease{Holder: kbroker.Incarnation(r.Holder), Epoch: r.Epoch})
+	if err != nil {
+		return reply, fmt.Errorf("encode the lease: %w", err)
+	}
+	err = h.held.behind(ctx, func(ctx context.Context, rev uint64) (uint64, error) {
+		ctx, cancel := context.WithTimeout(ctx, min(batchAttempt, h.held.lease.times.HolderStops/2))
+		defer cancel()
+		first := kbroker.Write{Key: subjects.KeyAllocatorLease, Expected: kbroker.Revision(rev), Value: value}
+		var err error
+		if reply, err = h.write(ctx, kbroker.OwnWriteRequest{Writes: append([]kbroker.Write{first}, writes...)}); err == nil && uint64(reply.First) <= rev {
+			err = kbroker.Errorf(kbroker.Internal, "a core answers revision %d to a batch behind %d", reply.First, rev)
+		}
+		return uint64(reply.First), err
+	})
+	return reply, err
+}
+
+// notWritten is the answer of a core that has written nothing, as its caller needs it: that
+// it does not let this allocator write so does not say that the lease is lost.
+func notWritten(cause error) error {
+	e := *kbroker.AsError(cause)
+	if e.Executed = kbroker.ExecutedNo; e.Code == kbroker.Refused {
+		e.Code = kbroker.Invalid
+	}
+	return &e
 }
 
 // coreLease is an app's lease as a core reads and writes it.

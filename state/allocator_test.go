@@ -111,12 +111,12 @@ func TestOneAllocatorIsActive(t *testing.T) {
 	run := func(holder kbroker.Incarnation) (stop func()) {
 		cfg := AllocatorLease{Ask: askOver(srv.Connect(t)), Tenant: "default", App: "shop", Holder: holder, Times: quick, Log: testLog(t)}
 		return start(t, func(ctx context.Context) error {
-			return HoldAllocator(ctx, cfg, func(ctx context.Context, epoch uint64) error {
+			return HoldAllocator(ctx, cfg, func(ctx context.Context, h *AllocatorHolding) error {
 				if n := active.Add(1); n != 1 {
 					t.Errorf("%d allocators are active, want one", n)
 				}
 				defer active.Add(-1)
-				epochs <- epoch
+				epochs <- h.Epoch()
 				<-ctx.Done()
 				return nil
 			})
@@ -147,7 +147,7 @@ func TestNoLeaseIsJudgedWithoutItsStream(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 700*time.Millisecond)
 	defer cancel()
 	err := HoldAllocator(ctx, AllocatorLease{Ask: s.ask, Tenant: "default", App: "shop", Holder: "shop-allocator-1.a", Times: Times{RenewAttempt: 1, LeaseRenew: 1, HolderStops: 2, ObserverActs: 3}},
-		func(context.Context, uint64) error { t.Error("active without a stream"); return nil })
+		func(context.Context, *AllocatorHolding) error { t.Error("active without a stream"); return nil })
 	if err != nil {
 		t.Fatalf("hold allocator returned %v, want nil at the end of its context", err)
 	}

@@ -142,8 +142,11 @@ func (l streamLease) write(ctx context.Context, r leaseRecord, rev uint64) (uint
 // refused reports whether an error of a write says that it was not taken, and never
 // will be.
 func refused(err error) bool {
-	return code(err) == codeWrongSequence || code(err) == codeInFlight || errors.Is(err, kbroker.Conflict)
+	return code(err) == codeWrongSequence || errors.Is(err, kbroker.Conflict) || errors.Is(err, kbroker.Refused) || errors.Is(err, kbroker.Invalid) || busy(err)
 }
+
+// busy reports whether it was not taken for a reason of the moment.
+func busy(err error) bool { return code(err) == codeInFlight || errors.Is(err, kbroker.Overloaded) }
 
 // campaign watches the lease until it can be taken, and takes it. It returns
 // nil when ctx ends.
@@ -353,7 +356,7 @@ func (h *holding) behind(ctx context.Context, write func(ctx context.Context, re
 		if readErr != nil {
 			return fmt.Errorf("%w: %w", errUnknown, err)
 		}
-		return &refusal{stale: h.rev != expected || code(err) == codeInFlight, cause: err}
+		return &refusal{stale: h.rev != expected || busy(err), cause: err}
 	}
 	return fmt.Errorf("%w: %w", errUnknown, err)
 }
