@@ -12,9 +12,18 @@ import (
 
 // Bounds of an assigner.
 const (
-	// maxBatchShards bounds the shards that one batch gives away; each has at most two
-	// records.
+	// maxBatchShards bounds the shards that one batch gives away, maxBatchWrites its records
+	// beside the allocator's lease, of which one shard needs maxShardWrites: its own, and
+	// two leases that are revoked.
 	maxBatchShards = 100
+	maxBatchWrites = kbroker.MaxBatchWrites - 1
+	maxShardWrites = 3
+	// maxLeavingMoves bounds the shards that are moved at a time while some are of an owner
+	// that leaves: somebody waits for its end.
+	maxLeavingMoves = 512
+	// garbageTerms is how many bounds of an observer a lease is unchanged, of one that owns
+	// nothing, before its record is taken away.
+	garbageTerms = 10
 )
 
 // AssignerConfig is what an Assigner needs to know.
@@ -42,6 +51,7 @@ type Assigner struct {
 type leaseSeen struct {
 	Lease
 	rev   kbroker.Revision // 0: none was found
+	away  bool             // its record was taken away at rev
 	since time.Duration    // when it was first seen so
 	still time.Duration    // when it was asked for last, and found the same
 }
@@ -64,31 +74,44 @@ func NewAssigner(cfg AssignerConfig) *Assigner {
 }
 
 // SawLease takes a lease at a revision, 0 if there is none: read between asked and now, or
-// announced (asked is now then).
-func (a *Assigner) SawLease(asked, now time.Duration, i kbroker.Incarnation, l Lease, rev kbroker.Revision) {
+// announced (asked is now then). One that was taken away, at its revision, is the zero
+// Lease. It reports whether it is more than a renewal: then it is worth to plan again.
+func (a *Assigner) SawLease(asked, now time.Duration, i kbroker.Incarnation, l Lease, rev kbroker.Revision) bool {
 	known := a.leases[i]
 	switch {
 	case known == nil || rev > known.rev:
-		a.leases[i] = &leaseSeen{l, rev, now, asked}
+		seen := &leaseSeen{Lease: l, rev: rev, since: now, still: asked}
+		if rev != 0 && l.Incarnation == "" { // by an allocator: nobody holds it again
+			seen.away, seen.Lease = true, Lease{Incarnation: i, Revoked: true}
+		}
+		a.leases[i] = seen
+		return known == nil || known.rev == 0 || known.Revoked != seen.Revoked || known.Leaving != seen.Leaving
 	case rev == known.rev:
 		known.still = max(known.still, asked)
 	}
+	return false
 }
 
-// SawShard takes the assignment of a shard at a revision, 0 if there is none.
-func (a *Assigner) SawShard(now time.Duration, n kbroker.Shard, as Assignment, rev kbroker.Revision) {
+// SawShard takes the assignment of a shard at a revision, 0 if there is none, and reports
+// whether it is news.
+func (a *Assigner) SawShard(now time.Duration, n kbroker.Shard, as Assignment, rev kbroker.Revision) bool {
 	s := a.shard(n)
-	if rev > s.rev {
-		s.Assignment, s.rev, s.since = as, rev, now
+	if rev <= s.rev {
+		return false
 	}
+	s.Assignment, s.rev, s.since = as, rev, now
+	return true
 }
 
-// SawRelease takes the release of a shard at a revision, 0 if there is none.
-func (a *Assigner) SawRelease(n kbroker.Shard, r Release, rev kbroker.Revision) {
+// SawRelease takes the release of a shard at a revision, 0 if there is none, and reports
+// whether it is news.
+func (a *Assigner) SawRelease(n kbroker.Shard, r Release, rev kbroker.Revision) bool {
 	s := a.shard(n)
-	if rev > s.releaseRev {
-		s.release, s.releaseRev = r, rev
+	if rev <= s.releaseRev {
+		return false
 	}
+	s.release, s.releaseRev = r, rev
+	return true
 }
 
 func (a *Assigner) shard(n kbroker.Shard) *shardSeen {
@@ -117,15 +140,39 @@ func (a *Assigner) Outage(now time.Duration) {
 	}
 }
 
-// Forget drops an incarnation that owns nothing, and is out.
-func (a *Assigner) Forget(i kbroker.Incarnation) {
+// Named are the incarnations that a shard is on, or on its way to, sorted: of these it has
+// to be known whether their leases are there.
+func (a *Assigner) Named() []kbroker.Incarnation {
+	named := a.named()
+	return slices.Sorted(maps.Keys(named))
+}
+
+func (a *Assigner) named() map[kbroker.Incarnation]bool {
+	named := map[kbroker.Incarnation]bool{}
 	for _, s := range a.shards {
-		if s.Owner == i || s.Next == i {
-			return
+		for _, i := range []kbroker.Incarnation{s.Owner, s.Next} {
+			if i != "" {
+				named[i] = true
+			}
 		}
 	}
-	delete(a.leases, i)
-	delete(a.gone, i)
+	return named
+}
+
+// Forget drops what is known of incarnations that own nothing, and have no lease that is
+// stored, for long.
+func (a *Assigner) Forget(now time.Duration) {
+	named := a.named()
+	for i, l := range a.leases {
+		if !named[i] && (l.rev == 0 || l.away) && now-l.since >= garbageTerms*a.cfg.Times.ObserverActs {
+			delete(a.leases, i)
+		}
+	}
+	for i := range a.gone {
+		if a.leases[i] == nil && !named[i] {
+			delete(a.gone, i)
+		}
+	}
 }
 
 // out reports whether an incarnation cannot serve any more, once its lease is revoked.
@@ -149,16 +196,23 @@ func (a *Assigner) lease(now time.Duration, i kbroker.Incarnation) *leaseSeen {
 }
 
 // Live are the incarnations that may be given shards: whose lease is there, was changed
-// within a term, and is not revoked.
-func (a *Assigner) Live(now time.Duration) []kbroker.Incarnation {
+// within a term, is not revoked, and does not say that they leave. of leaves some of them
+// out; nil: none.
+func (a *Assigner) Live(now time.Duration, of func(Lease) bool) []kbroker.Incarnation {
 	var live []kbroker.Incarnation
 	for i, l := range a.leases {
-		if l.rev != 0 && !a.out(now, i) {
+		if a.takes(now, i) && (of == nil || of(l.Lease)) {
 			live = append(live, i)
 		}
 	}
 	slices.Sort(live)
 	return live
+}
+
+// takes reports whether an incarnation may be given a shard.
+func (a *Assigner) takes(now time.Duration, i kbroker.Incarnation) bool {
+	l := a.leases[i]
+	return l != nil && l.rev != 0 && !l.Leaving && !a.out(now, i)
 }
 
 // Owners are the incarnations that the shards are on, or on their way to.
@@ -177,31 +231,56 @@ type Batch struct {
 	Writes []kbroker.Write
 	Shards []kbroker.Shard // that it is about: to be read again when it is not known what became of it
 	Leases []kbroker.Incarnation
+	Counts Counts
+}
+
+// Counts says what becomes of how many shards by a batch.
+type Counts struct {
+	Assigned int // had no owner
+	Taken    int // from owners that are out
+	Offered  int // a move begins
+	Moved    int // and is over
+	Kept     int // a move is called off
+}
+
+// Add adds what another batch did.
+func (c *Counts) Add(d Counts) {
+	c.Assigned += d.Assigned
+	c.Taken += d.Taken
+	c.Offered += d.Offered
+	c.Moved += d.Moved
+	c.Kept += d.Kept
 }
 
 // Plan is the next batch, given who is to own each shard; empty: there is nothing to do.
 // It decides by what is known, and changes nothing of that: the outcome of the batch is
-// seen like everything else. wanted may lack shards, and name incarnations that are out:
-// those shards stay where they are, if they can.
-func (a *Assigner) Plan(now time.Duration, wanted map[kbroker.Shard]kbroker.Incarnation) Batch {
+// seen like everything else. wanted may lack shards, and name incarnations that are out,
+// or leave: those shards stay where they are, if they can.
+//
+// An epoch that is given to a shard is not below floor, the epoch of the allocator's lease:
+// a rescue raises that one above all that was given in the store whose copy this is.
+func (a *Assigner) Plan(now time.Duration, floor uint64, wanted map[kbroker.Shard]kbroker.Incarnation) Batch {
 	if !a.complete {
 		return Batch{}
 	}
-	p := planner{Assigner: a, now: now, revoked: map[kbroker.Incarnation]bool{}}
+	p := planner{Assigner: a, now: now, floor: floor, revoked: map[kbroker.Incarnation]bool{}}
 	for _, s := range a.shards {
 		if s.Next != "" {
 			p.moves++
 		}
 	}
 	for _, n := range slices.Sorted(maps.Keys(wanted)) {
-		if len(p.Shards) >= maxBatchShards {
+		if len(p.Shards) >= maxBatchShards || len(p.Writes)+maxShardWrites > maxBatchWrites {
 			break
 		}
 		to := wanted[n]
-		if l := a.leases[to]; l == nil || l.rev == 0 || a.out(now, to) {
+		if !a.takes(now, to) {
 			to = ""
 		}
 		p.shard(n, a.shard(n), to)
+	}
+	if len(p.Writes) == 0 {
+		p.collect()
 	}
 	return p.Batch
 }
@@ -211,16 +290,21 @@ type planner struct {
 	*Assigner
 	Batch
 	now     time.Duration
+	floor   uint64
 	moves   int
 	revoked map[kbroker.Incarnation]bool
 }
+
+// after is an epoch that a shard may have next, behind one that it had, or was offered.
+func (p *planner) after(epoch uint64) uint64 { return max(epoch+1, p.floor) }
 
 // shard does what one shard needs; to is who is to have it, empty: nobody is known.
 func (p *planner) shard(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) {
 	switch {
 	case s.Owner == "":
 		if to != "" {
-			p.assign(n, s, Assignment{Owner: to, Epoch: s.Epoch + 1})
+			p.Counts.Assigned++
+			p.assign(n, s, Assignment{Owner: to, Epoch: p.after(s.Epoch)})
 		}
 	case s.Next == "":
 		p.owned(n, s, to)
@@ -234,15 +318,26 @@ func (p *planner) owned(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) {
 	switch {
 	case p.out(p.now, s.Owner):
 		if to != "" && to != s.Owner {
-			p.assign(n, s, Assignment{Owner: to, Epoch: s.Epoch + 1}, s.Owner)
+			p.Counts.Taken++
+			p.assign(n, s, Assignment{Owner: to, Epoch: p.after(s.Epoch)}, s.Owner)
 		}
-	case to != "" && to != s.Owner && p.moves < p.cfg.Moves:
+	case to != "" && to != s.Owner && p.moves < p.mostMoves(s.Owner):
 		p.moves++
-		p.assign(n, s, Assignment{Owner: s.Owner, Epoch: s.Epoch, Next: to, NextEpoch: s.Epoch + 1})
+		p.Counts.Offered++
+		p.assign(n, s, Assignment{Owner: s.Owner, Epoch: s.Epoch, Next: to, NextEpoch: p.after(s.Epoch)})
 	}
 }
 
-// moving is a shard whose owner was asked to leave it to the next.
+// mostMoves is how many shards may be moved at a time, for one of an owner.
+func (p *planner) mostMoves(owner kbroker.Incarnation) int {
+	if l := p.leases[owner]; l != nil && l.Leaving {
+		return max(maxLeavingMoves, p.cfg.Moves)
+	}
+	return p.cfg.Moves
+}
+
+// moving is a shard whose owner was asked to leave it to the next. The epoch that the next
+// was offered is the one it gets, whatever the floor: it may have begun by the release.
 func (p *planner) moving(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) {
 	left := s.release.Epoch == s.Epoch && (!ruleReleaseNames || s.release.isOf(s.Assignment))
 	ownerOut, nextOut := p.out(p.now, s.Owner), p.out(p.now, s.Next)
@@ -257,18 +352,35 @@ func (p *planner) moving(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) 
 			if ownerOut {
 				out = append(out, s.Owner)
 			}
-			p.assign(n, s, Assignment{Owner: elsewhere, Epoch: s.NextEpoch + 1}, out...)
+			p.Counts.Taken++
+			p.assign(n, s, Assignment{Owner: elsewhere, Epoch: p.after(s.NextEpoch)}, out...)
 		}
 	case nextOut: // the owner keeps it, if it has not released it meanwhile
 		p.cancel(n, s, s.Next)
 	case left:
+		p.Counts.Moved++
 		p.assign(n, s, Assignment{Owner: s.Next, Epoch: s.NextEpoch})
 	case ownerOut && !ruleForward && elsewhere != "":
-		p.assign(n, s, Assignment{Owner: elsewhere, Epoch: s.Epoch + 1}, s.Owner)
+		p.assign(n, s, Assignment{Owner: elsewhere, Epoch: p.after(s.Epoch)}, s.Owner)
 	case ownerOut:
+		p.Counts.Taken++
 		p.assign(n, s, Assignment{Owner: s.Next, Epoch: s.NextEpoch}, s.Owner)
 	case to != s.Next && to != "" || p.now-s.since >= p.cfg.Times.MoveDeadline:
 		p.cancel(n, s)
+	}
+}
+
+// collect takes the records of leases away that nobody needs: of who is out, and owns
+// nothing, for long. Every start leaves one. Who comes back is refused by the revision.
+func (p *planner) collect() {
+	named := p.named()
+	for _, i := range slices.Sorted(maps.Keys(p.leases)) {
+		l := p.leases[i]
+		old := l.still-l.since >= garbageTerms*p.cfg.Times.ObserverActs && p.now >= p.grace
+		if old && l.rev != 0 && !l.away && !named[i] && len(p.Leases) < maxBatchShards {
+			p.Writes = append(p.Writes, kbroker.Write{Key: subjects.KeyLease(i), Expected: l.rev})
+			p.Leases = append(p.Leases, i)
+		}
 	}
 }
 
@@ -298,6 +410,7 @@ func (p *planner) revoke(i kbroker.Incarnation) {
 // rewritten as it was seen: else the next, or if that is out nobody, would serve beside
 // the record of an owner who never does again.
 func (p *planner) cancel(n kbroker.Shard, s *shardSeen, out ...kbroker.Incarnation) {
+	p.Counts.Kept++
 	if ruleCancelGuard && (ruleUndoGuard || len(out) == 0) {
 		p.Writes = append(p.Writes, kbroker.Write{Key: subjects.KeyRelease(n), Expected: s.releaseRev, Value: encode(s.release)})
 	}

@@ -46,6 +46,8 @@ type Owner struct {
 	sent    time.Duration            // of the attempt to renew that is under way
 	renewal map[uint64]time.Duration // when each number was sent first
 	reading time.Duration            // when the lease was asked for; 0: it was not
+	leaving time.Duration            // when the first renewal was sent that says so; 0: none was
+	told    bool                     // the lease that is stored says so
 	begun   bool
 	ended   bool
 
@@ -121,6 +123,7 @@ func (o *Owner) Tick(now time.Duration) {
 	case o.reading != 0 && now-o.reading >= o.cfg.Times.RenewAttempt:
 		o.readLease(now)
 	}
+	o.tellLeaving(now)
 	var due []retry
 	o.retries = slices.DeleteFunc(o.retries, func(r retry) bool {
 		if r.at <= now {
@@ -172,9 +175,33 @@ func (o *Owner) lose(reason string) {
 	o.ended = true
 }
 
+// Leave says, by the lease, that the incarnation is to leave: the allocator moves what it
+// owns to others, and gives it nothing more. It serves until then; when it owns nothing it
+// may end. It may be called again.
+func (o *Owner) Leave(now time.Duration) {
+	if o.ended {
+		return
+	}
+	o.lease.Leaving = true
+	o.tellLeaving(now)
+}
+
+// tellLeaving renews at once for as long as the lease that is stored does not say that the
+// incarnation leaves; behind what is under way.
+func (o *Owner) tellLeaving(now time.Duration) {
+	if o.ended || !o.begun || !o.lease.Leaving || o.told || o.sent != 0 || o.reading != 0 {
+		return
+	}
+	o.lease.Number++
+	o.renew(now)
+}
+
 func (o *Owner) renew(now time.Duration) {
 	o.begun = true
 	o.sent = max(now, 1)
+	if o.lease.Leaving && o.leaving == 0 {
+		o.leaving = o.sent
+	}
 	if _, ok := o.renewal[o.lease.Number]; !ok {
 		o.renewal[o.lease.Number] = now
 	}
@@ -203,7 +230,9 @@ func (o *Owner) LeaseWritten(now, sent time.Duration, w Written, rev kbroker.Rev
 		if o.sent = 0; o.reading != 0 {
 			o.reading = 0
 		}
+		o.told = o.told || o.leaving != 0 && sent >= o.leaving
 		o.accept(now, sent)
+		o.tellLeaving(now)
 	case Refused:
 		o.readLease(now) // an earlier attempt, whose answer was lost, or a revocation
 	case NotKnown, NotAttempted: // Tick tries again
@@ -235,8 +264,9 @@ func (o *Owner) LeaseRead(now time.Duration, l Lease, rev kbroker.Revision) {
 		return
 	}
 	if sent, ok := o.renewal[l.Number]; rev > o.rev && ok && l.Incarnation == o.cfg.Incarnation {
-		o.rev, o.sent = rev, 0
+		o.rev, o.sent, o.told = rev, 0, l.Leaving
 		o.accept(now, sent) // it was accepted, as it is there
+		o.tellLeaving(now)
 		return
 	}
 	o.rev = rev

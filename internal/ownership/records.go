@@ -38,7 +38,9 @@ type Lease struct {
 	Service     kbroker.ServiceName `json:"service,omitempty"`
 	Host        kbroker.HostID      `json:"host,omitempty"`
 	Number      uint64              `json:"number"` // of the renewal
-	Revoked     bool                `json:"revoked,omitempty"`
+	// Leaving: it serves what it owns until that is moved away, and is given nothing more.
+	Leaving bool `json:"leaving,omitempty"`
+	Revoked bool `json:"revoked,omitempty"`
 }
 
 // Record is what is stored of an object.

@@ -104,7 +104,7 @@ func (a *simAlloc) act() {
 	if !a.active || a.busy {
 		return
 	}
-	b := a.a.Plan(a.clock(), a.wanted())
+	b := a.a.Plan(a.clock(), a.lease.Number, a.wanted())
 	if len(b.Writes) == 0 && a.clock()-a.since < simTimes.Renew {
 		return
 	}
@@ -115,7 +115,7 @@ func (a *simAlloc) act() {
 // out.
 func (a *simAlloc) wanted() map[kbroker.Shard]kbroker.Incarnation {
 	w := a.w
-	live := a.a.Live(a.clock())
+	live := a.a.Live(a.clock(), nil)
 	want := a.a.Owners()
 	if len(live) == 0 {
 		return want

@@ -24,7 +24,7 @@ type faults struct {
 	late, lost, outage      bool // writes that are applied late, answers that are lost, a store that is away
 	drift                   bool
 	dup, slowNet            bool
-	moves, duel             bool
+	moves, duel, leaves     bool
 	often                   bool // more of that
 	patient                 bool // callers wait long before they send again
 }
@@ -135,7 +135,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 	w.f = faults{
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
-		often: w.r.IntN(4) == 0, patient: some(),
+		often: w.r.IntN(4) == 0, patient: some(), leaves: some(),
 	}
 	if only != nil {
 		w.f = *only
@@ -174,6 +174,8 @@ func (w *world) trouble() {
 		owner.pause(w.between(0, 1200*time.Millisecond))
 	case w.f.pause && x < 36:
 		w.allocs[w.r.IntN(2)].pause(w.between(0, 1200*time.Millisecond))
+	case w.f.leaves && x >= 90:
+		w.leave(owner)
 	case w.f.outage && x < 40 && !w.store.away:
 		w.say("the store is away")
 		w.store.away = true
@@ -204,6 +206,29 @@ func (w *world) kill(o *simOwner) {
 		})
 	}
 	w.after(w.between(0, 400*time.Millisecond), func() { w.start(o.host) })
+}
+
+// leave has a process say that it leaves. It ends when it owns nothing, or is killed some
+// time later, as one that is told to stop.
+func (w *world) leave(o *simOwner) {
+	if o.dead {
+		return
+	}
+	w.say("%s is to leave", o.name)
+	ends := w.now + w.between(100*time.Millisecond, time.Second)
+	o.do(func() {
+		o.o.Leave(o.clock())
+		o.effects()
+	})
+	var look func()
+	look = func() {
+		if !o.dead && w.now < ends && (len(o.o.Owned()) > 0 || !o.o.told) {
+			w.after(20*time.Millisecond, look)
+			return
+		}
+		w.kill(o)
+	}
+	w.after(20*time.Millisecond, look)
 }
 
 const (
