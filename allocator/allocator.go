@@ -1,5 +1,6 @@
 // Package allocator is one app's resource manager: a process of its own, two
-// per app, that decides how many instances of each service the app wants.
+// per app, that decides how many instances of each service the app wants, and
+// which of them owns which shards of the app's objects.
 //
 // The two are instances like any other. Both answer their agent and keep their
 // view of the app warm; one of them holds the app's allocator lease and is
@@ -14,6 +15,11 @@
 // demand and refuses a lower epoch than the highest it knows, so a deposed
 // allocator that was paused in the middle of a request changes nothing. Nothing
 // waits for an allocator: while both are away the last demand holds.
+//
+// The active one also gives the shards to incarnations that hold a lease, takes
+// them from those that are out, and moves them away from those that leave: in
+// batches behind its own lease, decided by internal/ownership. Both allocators
+// read who owns what, so that the standby may go on at once.
 //
 // What the allocator acts on are records that a core has read to it, or that
 // the control store announced: never the absence of one.
@@ -62,6 +68,9 @@ func (c *Config) validate() error {
 	if c.Times == (state.Times{}) {
 		c.Times = state.Tuned
 	}
+	if c.Clock == nil {
+		c.Clock = state.Boottime
+	}
 	if c.Policy == nil {
 		c.Policy = Keep
 	}
@@ -87,6 +96,7 @@ type Allocator struct {
 	lookApp   bell // read the wanted version again
 	lookPlace bell // read the own placement again
 	demandNow bell // send the demand again
+	shards    *shards
 
 	announced atomic.Int64 // the app version that the store announced last
 
@@ -99,13 +109,15 @@ func New(cfg Config) (*Allocator, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Allocator{
+	a := &Allocator{
 		cfg: cfg, own: cfg.Instance, pace: normalPace,
 		log:       cfg.Log.With("app", cfg.Instance.App, "instance", cfg.Instance.Instance),
 		lookApp:   newBell(),
 		lookPlace: newBell(),
 		demandNow: newBell(),
-	}, nil
+	}
+	a.shards = newShards(a)
+	return a, nil
 }
 
 // Run does the allocator's work until ctx ends or the instance's placement is a
@@ -129,6 +141,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 	}{
 		{subjects.Changed(subjects.KeyApp(a.own.Tenant, a.own.App)), a.onApp},
 		{subjects.Changed(subjects.KeyPlacement(a.own.Host, a.own.Tenant, a.own.Instance)), func(m *nats.Msg) { a.onPlacement(m, leave) }},
+		{subjects.OwnedOf(a.own.Tenant, a.own.App) + ">", a.shards.onOwned},
 		{subjects.Ping(a.own.Tenant, a.own.Incarnation), a.onPing},
 	} {
 		sub, err := a.cfg.Conn.SubscribeSync(s.subject)
@@ -146,8 +159,14 @@ func (a *Allocator) Run(ctx context.Context) error {
 	running.Go(func() {
 		_ = a.rounds(ctx, "own placement not read, asked again", a.lookPlace, a.pace.lookPlace, readPlacement)
 	})
+	running.Go(func() {
+		_ = a.rounds(ctx, "leases of incarnations not read, asked again", a.shards.lookLeases, a.pace.lookLeases, a.shards.readLeases)
+	})
+	running.Go(func() {
+		_ = a.rounds(ctx, "owners of shards not read, asked again", a.shards.lookShards, a.pace.lookShards, a.shards.readShards)
+	})
 	err := state.HoldAllocator(ctx, state.AllocatorLease{
-		Ask: a.askLease, Tenant: a.own.Tenant, App: a.own.App, Holder: a.own.Incarnation,
+		Ask: a.askLease, Write: a.writeOwn, Tenant: a.own.Tenant, App: a.own.App, Holder: a.own.Incarnation,
 		Times: a.cfg.Times, Clock: a.cfg.Clock, Log: a.log,
 	}, a.active)
 	if errors.Is(context.Cause(ctx), errClosed) {
@@ -165,12 +184,18 @@ func (a *Allocator) askLease(ctx context.Context, r kbroker.LeaseRequest) (reply
 	return reply, err
 }
 
-// active sends the demand as long as the lease of that epoch is held. It returns
-// an error when super knows a later allocator; the lease is given back then.
+// active sends the demand, and assigns shards, as long as the lease of that epoch is
+// held. It returns an error when super knows a later allocator; the lease is given back
+// then.
 func (a *Allocator) active(ctx context.Context, h *state.AllocatorHolding) error {
 	epoch := h.Epoch()
 	a.log.Info("active", "epoch", epoch)
 	defer a.log.Info("no longer active", "epoch", epoch)
+	ctx, stop := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer stop()
+	beside.Go(func() { a.shards.assign(ctx, h) })
 	return a.rounds(ctx, "demand not delivered, sent again", a.demandNow, a.pace.resend, func(ctx context.Context) error {
 		return a.sendDemand(ctx, epoch)
 	})

@@ -19,6 +19,8 @@ type pace struct {
 	lookApp    time.Duration // the wanted version is read at least this often
 	lookPlace  time.Duration // the own placement likewise
 	resend     time.Duration // the demand is sent at least this often
+	lookLeases time.Duration // leases of incarnations are read this often: they are judged by that
+	lookShards time.Duration // who owns what is read at least this often
 	attempt    time.Duration // one request is given up
 	retryLeast time.Duration // after the first failure, doubling
 	retryMost  time.Duration
@@ -26,6 +28,7 @@ type pace struct {
 
 var normalPace = pace{
 	lookApp: 30 * time.Second, lookPlace: time.Minute, resend: 5 * time.Second,
+	lookLeases: time.Second, lookShards: 30 * time.Second,
 	attempt: 2 * time.Second, retryLeast: 100 * time.Millisecond, retryMost: 2 * time.Second,
 }
 
@@ -87,33 +90,39 @@ func (b bell) ring() {
 }
 
 // ask sends in as JSON and decodes the answer into out (nil: the answer's body
-// does not matter). A failure that the other side reports is its Error; nobody
-// there, or no answer within timeout, is Unavailable. Either way the other side
-// may have acted: every request of this package may be repeated, but for a write of
-// the lease, which is read instead.
+// does not matter); errors as request.
 func ask(ctx context.Context, conn *nats.Conn, timeout time.Duration, subject string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("encode request to %s: %w", subject, err)
 	}
+	reply, err := request(ctx, conn, timeout, subject, body)
+	if err != nil || out == nil {
+		return err
+	}
+	if err := json.Unmarshal(reply, out); err != nil {
+		return fmt.Errorf("decode answer of %s: %w", subject, err)
+	}
+	return nil
+}
+
+// request sends a body and returns that of the answer. A failure that the other side
+// reports is its Error; nobody there, or no answer within timeout, is Unavailable. Either
+// way the other side may have acted: every request of this package may be repeated, but
+// for a write of the lease and of a batch, after which is read.
+func request(ctx context.Context, conn *nats.Conn, timeout time.Duration, subject string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	reply, err := conn.RequestWithContext(ctx, subject, body)
 	if err != nil {
-		return fmt.Errorf("request to %s: %w: %w", subject, kbroker.Unavailable, err)
+		return nil, fmt.Errorf("request to %s: %w: %w", subject, kbroker.Unavailable, err)
 	}
 	if code := reply.Header.Get(subjects.HeaderCode); code != "" {
 		failure := &kbroker.Error{}
 		if err := json.Unmarshal(reply.Data, failure); err != nil || failure.Code == "" {
 			failure = kbroker.Errorf(kbroker.Code(code), "%s without a message", code)
 		}
-		return fmt.Errorf("request to %s: %w", subject, failure)
+		return nil, fmt.Errorf("request to %s: %w", subject, failure)
 	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(reply.Data, out); err != nil {
-		return fmt.Errorf("decode answer of %s: %w", subject, err)
-	}
-	return nil
+	return reply.Data, nil
 }

@@ -46,6 +46,8 @@ func (a *Allocator) watchConnection(ctx context.Context, status <-chan nats.Stat
 			a.lookApp.ring()
 			a.lookPlace.ring()
 			a.demandNow.ring()
+			a.shards.lookLeases.ring()
+			a.shards.lookShards.ring()
 		}
 	}
 }
@@ -87,6 +89,8 @@ func (a *Allocator) readApp(ctx context.Context) error {
 	}
 	if a.setView(View{App: v.App, Version: v.Version}) {
 		a.demandNow.ring()
+		a.shards.lookLeases.ring() // it may have objects now
+		a.shards.lookShards.ring()
 	}
 	if announced := a.announced.Load(); int64(v.Version) < announced {
 		return kbroker.Errorf(kbroker.Unavailable, "version %d read, but %d is announced", v.Version, announced)

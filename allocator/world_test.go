@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/natstest"
+	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
@@ -36,7 +38,7 @@ var fastTimes = state.Times{
 // eventPace never looks of its own accord: what happens in a test with it
 // happens because of an event or a retry.
 var eventPace = pace{
-	lookApp: time.Hour, lookPlace: time.Hour, resend: time.Hour,
+	lookApp: time.Hour, lookPlace: time.Hour, resend: time.Hour, lookLeases: time.Hour, lookShards: time.Hour,
 	attempt: 500 * time.Millisecond, retryLeast: 5 * time.Millisecond, retryMost: 50 * time.Millisecond,
 }
 
@@ -45,18 +47,27 @@ type world struct {
 	t      *testing.T
 	server *natstest.Server
 	conn   *nats.Conn
+	store  *state.Store
+	times  state.Times // of allocators
 
 	mu         sync.Mutex
 	versions   []kbroker.AppVersion // answers in turn, the last one for ever
 	asked      int                  // for the version
 	placements map[kbroker.InstanceID]kbroker.Placement
 	demands    []kbroker.Demand
-	refuse     uint64 // epochs up to this one
+	refuse     uint64                          // epochs up to this one
+	owners     map[string]ownership.Assignment // by key, as they were announced
+
+	// These are called, one at a time, before and after a batch of an allocator is written;
+	// after may take its answer away.
+	hooks  sync.Mutex
+	before func(kbroker.OwnWriteRequest)
+	after  func(kbroker.OwnWriteRequest, error) error
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, server: natstest.Start(t), placements: map[kbroker.InstanceID]kbroker.Placement{}}
+	w := &world{t: t, server: natstest.Start(t), times: fastTimes, placements: map[kbroker.InstanceID]kbroker.Placement{}}
 	w.conn = w.server.Connect(t)
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
@@ -70,7 +81,11 @@ func newWorld(t *testing.T) *world {
 	if err := store.EnsureApp(ctx, state.AppKey{Tenant: tenant, App: shop}); err != nil {
 		t.Fatalf("ensure app: %v", err)
 	}
+	w.store = store
 	w.serve(subjects.CoreAll(), w.core)
+	for range 8 { // at a time
+		w.serve(subjects.AllOwn, w.own)
+	}
 	w.serve(subjects.AllLeases, func(m *nats.Msg) (any, error) {
 		var r kbroker.LeaseRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
@@ -85,13 +100,48 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// own is what a core does for the ownership of the app.
+func (w *world) own(m *nats.Msg) (any, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	k := state.AppKey{Tenant: tenant, App: shop}
+	switch _, _, verb, _, _ := subjects.ParseOwn(m.Subject); verb {
+	case subjects.VerbOwnRead:
+		var r kbroker.OwnReadRequest
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			return nil, kbroker.Errorf(kbroker.Invalid, "%v", err)
+		}
+		reply, err := w.store.OwnRead(ctx, k, 1, r)
+		if err != nil {
+			return nil, err
+		}
+		return reply.MarshalBinary()
+	case subjects.VerbOwnWrite:
+		var r kbroker.OwnWriteRequest
+		if err := r.UnmarshalBinary(m.Data); err != nil {
+			return nil, err
+		}
+		w.hooks.Lock()
+		defer w.hooks.Unlock()
+		if w.before != nil {
+			w.before(r)
+		}
+		reply, err := w.store.OwnWrite(ctx, k, 1, r)
+		if w.after != nil {
+			err = w.after(r, err)
+		}
+		return reply, err
+	}
+	return nil, kbroker.Errorf(kbroker.Invalid, "unexpected %s", m.Subject)
+}
+
 func version(n, count int) kbroker.AppVersion {
 	return kbroker.AppVersion{Tenant: tenant, Version: n, App: app(service("web", count, count))}
 }
 
 func (w *world) serve(subject string, answer func(*nats.Msg) (any, error)) *nats.Subscription {
 	w.t.Helper()
-	sub, err := w.conn.Subscribe(subject, func(m *nats.Msg) {
+	sub, err := w.conn.QueueSubscribe(subject, subjects.QueueCore, func(m *nats.Msg) {
 		out, err := answer(m)
 		reply := nats.NewMsg(m.Reply)
 		if err != nil {
@@ -99,7 +149,11 @@ func (w *world) serve(subject string, answer func(*nats.Msg) (any, error)) *nats
 			reply.Header.Set(subjects.HeaderCode, string(e.Code))
 			out = e
 		}
-		reply.Data, _ = json.Marshal(out)
+		if raw, ok := out.([]byte); ok {
+			reply.Data = raw
+		} else {
+			reply.Data, _ = json.Marshal(out)
+		}
 		_ = m.RespondMsg(reply)
 	})
 	if err == nil {
@@ -238,7 +292,7 @@ func instance(name kbroker.InstanceID) kbroker.InstanceFile {
 func (w *world) start(name kbroker.InstanceID, p pace) *process {
 	w.t.Helper()
 	pr := &process{own: instance(name), conn: w.server.Connect(w.t, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond)), done: make(chan struct{})}
-	alloc, err := New(Config{Instance: pr.own, Conn: pr.conn, Times: fastTimes})
+	alloc, err := New(Config{Instance: pr.own, Conn: pr.conn, Times: w.times, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))})
 	if err != nil {
 		w.t.Fatalf("new allocator: %v", err)
 	}

@@ -13,6 +13,8 @@ const (
 	HeaderInstance = "Kb-Instance"
 	// HeaderIdempotent is "1" on replies of methods that may be sent again.
 	HeaderIdempotent = "Kb-Idempotent"
+	// HeaderSequence is the revision of a record that is republished: of the server.
+	HeaderSequence = "Nats-Sequence"
 	// HeaderOffset is on a chunk of an upload: where in the file it begins. A
 	// chunk without payload only asks how much was received.
 	HeaderOffset = "Kb-Offset"

@@ -1,0 +1,312 @@
+package allocator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/ownership"
+	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// moveDeadline bounds a planned move: its owner has to come to rest, which a turn that
+	// takes long keeps it from.
+	moveDeadline = 10 * time.Second
+	// againLeast is the pause after a batch that was not taken, doubling to retryMost: a
+	// release or a renewal that came first is seen by then.
+	againLeast = 10 * time.Millisecond
+	// maxConflicts in a row are more than releases and renewals that came first.
+	maxConflicts = 5
+)
+
+// shards is what is known of who owns the shards of the app's objects, and what is done
+// about it. Reads and announcements fill the view in both allocators; the active one
+// plans on it.
+//
+//	announced, read ---> view ---> plan ---> batch behind the lease ---> view
+//	                                  ^--- refused, or not known: read what it was about
+type shards struct {
+	alloc      *Allocator
+	now        bell // plan again
+	lookLeases bell
+	lookShards bell
+
+	mu         sync.Mutex
+	assigner   *ownership.Assigner
+	leases     bool // they were read once
+	owners     bool // assignments and releases were
+	unreadable map[kbroker.Shard]bool
+}
+
+func newShards(a *Allocator) *shards {
+	t := a.cfg.Times
+	return &shards{
+		alloc: a, now: newBell(), lookLeases: newBell(), lookShards: newBell(), unreadable: map[kbroker.Shard]bool{},
+		assigner: ownership.NewAssigner(ownership.AssignerConfig{Times: ownership.Times{
+			Renew: t.LeaseRenew, RenewAttempt: t.RenewAttempt, HolderStops: t.HolderStops, ObserverActs: t.ObserverActs,
+			OutageGrace: t.OutageGrace, MoveDeadline: moveDeadline,
+		}}),
+	}
+}
+
+// kinds are the services whose instances own objects: none, in an app without them.
+func (s *shards) kinds() map[kbroker.ServiceName]bool {
+	v, _ := s.alloc.view()
+	of := map[kbroker.ServiceName]bool{}
+	for _, x := range v.App.Services {
+		if len(x.Objects) > 0 {
+			of[x.Name] = true
+		}
+	}
+	return of
+}
+
+// readLeases reads the leases of incarnations: they are judged by what was read alone.
+// Those that own something are read by name, as it counts that they are not there.
+func (s *shards) readLeases(ctx context.Context) error {
+	if len(s.kinds()) == 0 {
+		return nil
+	}
+	asked := s.alloc.cfg.Clock()
+	found, err := s.alloc.readBelow(ctx, subjects.MatchLeases)
+	if err == nil {
+		var named []kbroker.Stored
+		if named, err = s.alloc.readKeys(ctx, s.absent(found)); err == nil {
+			found = append(found, named...)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := s.alloc.cfg.Clock()
+	if err != nil {
+		if ctx.Err() == nil {
+			s.assigner.Outage(at)
+		}
+		return err
+	}
+	for _, r := range found {
+		s.see(asked, at, r)
+	}
+	s.leases = true
+	s.saw()
+	s.assigner.Forget(at)
+	return nil
+}
+
+// absent are the keys of leases that were not found, of incarnations that shards are on.
+func (s *shards) absent(found []kbroker.Stored) []string {
+	is := map[string]bool{}
+	for _, r := range found {
+		is[r.Key] = true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var keys []string
+	for _, i := range s.assigner.Named() {
+		if key := subjects.KeyLease(i); !is[key] {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// readShards reads who owns what, and what was released.
+func (s *shards) readShards(ctx context.Context) error {
+	if len(s.kinds()) == 0 {
+		return nil
+	}
+	assigns, err := s.alloc.readBelow(ctx, subjects.MatchAssigns)
+	if err != nil {
+		return err
+	}
+	releases, err := s.alloc.readBelow(ctx, subjects.MatchReleases)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := s.alloc.cfg.Clock()
+	for _, r := range append(assigns, releases...) {
+		s.see(0, at, r)
+	}
+	s.owners = true
+	s.saw()
+	return nil
+}
+
+// saw notes that all has been read, and has it planned on. The caller holds mu.
+func (s *shards) saw() {
+	if s.leases && s.owners {
+		s.assigner.SawAll()
+		s.now.ring()
+	}
+}
+
+// onOwned takes a change that was announced.
+func (s *shards) onOwned(m *nats.Msg) {
+	_, _, key, ok := subjects.OwnershipKey(m.Subject)
+	rev, err := strconv.ParseUint(m.Header.Get(subjects.HeaderSequence), 10, 64)
+	if !ok || err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.see(0, s.alloc.cfg.Clock(), kbroker.Stored{Key: key, Revision: kbroker.Revision(rev), Value: m.Data}) {
+		s.now.ring()
+	}
+}
+
+// see takes a record as it was read, asked for at a time; 0: it was heard of. It reports
+// whether there may be something to do. The caller holds mu.
+func (s *shards) see(asked, at time.Duration, r kbroker.Stored) bool {
+	switch k := subjects.ParseOwnKey(r.Key); k.Table {
+	case subjects.OwnLease:
+		l, ok := decode[ownership.Lease](s, r)
+		if r.Exists() {
+			l.Incarnation = k.Incarnation
+		}
+		l.Leaving = l.Leaving || !ok // who it is for cannot be told
+		return s.assigner.SawLease(asked, at, k.Incarnation, l, r.Revision)
+	case subjects.OwnAssign:
+		as, ok := decode[ownership.Assignment](s, r)
+		if s.unreadable[k.Shard] = !ok; !ok {
+			return false
+		}
+		return s.assigner.SawShard(at, k.Shard, as, r.Revision)
+	case subjects.OwnRelease:
+		release, _ := decode[ownership.Release](s, r)
+		return s.assigner.SawRelease(k.Shard, release, r.Revision)
+	}
+	return false // of this allocator's own lease, or of a later build
+}
+
+// decode reads the value of a record; the zero value if there is none.
+func decode[T any](s *shards, r kbroker.Stored) (v T, ok bool) {
+	if !r.Exists() {
+		return v, true
+	}
+	if err := json.Unmarshal(r.Value, &v); err != nil {
+		s.alloc.log.Warn("a record of who owns objects is not readable; it is left as it is", "object", r.Key, "rev", r.Revision, "err", err)
+		return *new(T), false
+	}
+	return v, true
+}
+
+// plan is the next batch of a holder of the lease.
+func (s *shards) plan(epoch uint64) ownership.Batch {
+	kinds := s.kinds()
+	if len(kinds) == 0 {
+		return ownership.Batch{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := s.alloc.cfg.Clock()
+	// Where nobody is to have a shard it stays, and a move that has begun comes to its end.
+	want := s.assigner.Owners()
+	live := s.assigner.Live(at, func(l ownership.Lease) bool { return kinds[l.Service] })
+	maps.Copy(want, ownership.Spread(want, live))
+	maps.DeleteFunc(want, func(n kbroker.Shard, _ kbroker.Incarnation) bool { return s.unreadable[n] })
+	return s.assigner.Plan(at, epoch, want)
+}
+
+// assign gives the shards to who is there, batch by batch, until ctx ends or the lease is
+// lost.
+func (s *shards) assign(ctx context.Context, h *state.AllocatorHolding) {
+	s.lookShards.ring() // announcements may have been lost
+	pause, failures := againLeast, 0
+	var done ownership.Counts
+	for ctx.Err() == nil {
+		b := s.plan(h.Epoch())
+		if len(b.Writes) == 0 {
+			s.tell(h.Epoch(), &done)
+			await(ctx, s.now, s.alloc.pace.lookLeases) // a move may be late
+			continue
+		}
+		reply, err := h.Write(ctx, b.Writes)
+		switch {
+		case err == nil:
+			s.wrote(b, reply)
+			done.Add(b.Counts)
+			pause, failures = againLeast, 0
+			continue
+		case ctx.Err() != nil:
+		case errors.Is(err, kbroker.Refused):
+			s.alloc.log.Info("a batch of who owns objects is refused: the lease is lost", "epoch", h.Epoch(), "err", err)
+			return
+		default:
+			failures++
+			if conflict := errors.Is(err, kbroker.Conflict); !conflict && failures == 1 || conflict && failures == maxConflicts {
+				s.alloc.log.Warn("who owns objects was not written; planned again", "epoch", h.Epoch(), "err", err)
+			}
+		}
+		if err := s.again(ctx, b); err != nil {
+			s.alloc.log.Debug("what a batch was about is not read", "err", err)
+			s.lookShards.ring()
+			s.lookLeases.ring()
+		}
+		await(ctx, nil, jitter(pause))
+		pause = min(2*pause, s.alloc.pace.retryMost)
+	}
+	s.tell(h.Epoch(), &done)
+}
+
+// wrote takes what an accepted batch has written.
+func (s *shards) wrote(b ownership.Batch, reply kbroker.OwnWriteReply) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := s.alloc.cfg.Clock()
+	for i, w := range b.Writes {
+		s.see(0, at, kbroker.Stored{Key: w.Key, Revision: reply.At(i), Value: w.Value})
+	}
+}
+
+// again reads what a batch was about.
+func (s *shards) again(ctx context.Context, b ownership.Batch) error {
+	var keys []string
+	for _, n := range b.Shards {
+		keys = append(keys, subjects.KeyAssign(n), subjects.KeyRelease(n))
+	}
+	for _, i := range b.Leases {
+		keys = append(keys, subjects.KeyLease(i))
+	}
+	asked := s.alloc.cfg.Clock()
+	found, err := s.alloc.readKeys(ctx, keys)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := s.alloc.cfg.Clock()
+	for _, r := range found {
+		s.see(asked, at, r)
+	}
+	return nil
+}
+
+// tell says what was done since it was called last.
+func (s *shards) tell(epoch uint64, done *ownership.Counts) {
+	if c := *done; c.Assigned+c.Taken+c.Moved+c.Kept > 0 {
+		s.alloc.log.Info("shards have other owners", "epoch", epoch, "assigned", c.Assigned, "taken", c.Taken, "moved", c.Moved, "kept", c.Kept)
+	}
+	*done = ownership.Counts{}
+}
+
+// await waits for the bell, for a time at most.
+func await(ctx context.Context, b bell, d time.Duration) {
+	tick := time.NewTimer(d)
+	defer tick.Stop()
+	select {
+	case <-ctx.Done():
+	case <-b:
+	case <-tick.C:
+	}
+}
