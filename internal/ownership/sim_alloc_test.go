@@ -104,7 +104,11 @@ func (a *simAlloc) act() {
 	if !a.active || a.busy {
 		return
 	}
-	b := a.a.Plan(a.clock(), a.lease.Number, a.wanted())
+	floor := uint64(0)
+	if a.w.f.leaves {
+		floor = a.lease.Number
+	}
+	b := a.a.Plan(a.clock(), floor, a.wanted())
 	if len(b.Writes) == 0 && a.clock()-a.since < simTimes.Renew {
 		return
 	}
