@@ -464,6 +464,12 @@ type InstanceFile struct {
 	StockRaft bool `json:"stock_raft,omitempty"`
 }
 
+// Reaped is what a core says on subjects.Reaped: these starts have ended, and were waited
+// for by the agent that started them.
+type Reaped struct {
+	Incarnations []Incarnation `json:"incarnations"`
+}
+
 // PingReply is how a process answers its agent on subjects.Ping.
 type PingReply struct {
 	Incarnation Incarnation `json:"incarnation"`

@@ -142,6 +142,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 		{subjects.Changed(subjects.KeyApp(a.own.Tenant, a.own.App)), a.onApp},
 		{subjects.Changed(subjects.KeyPlacement(a.own.Host, a.own.Tenant, a.own.Instance)), func(m *nats.Msg) { a.onPlacement(m, leave) }},
 		{subjects.OwnedOf(a.own.Tenant, a.own.App) + ">", a.shards.onOwned},
+		{subjects.Reaped(a.own.Tenant, a.own.App), a.shards.onReaped},
 		{subjects.Ping(a.own.Tenant, a.own.Incarnation), a.onPing},
 	} {
 		sub, err := a.cfg.Conn.SubscribeSync(s.subject)

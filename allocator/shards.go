@@ -165,6 +165,21 @@ func (s *shards) onOwned(m *nats.Msg) {
 	}
 }
 
+// onReaped takes that starts have ended: what they owned is free at once.
+func (s *shards) onReaped(m *nats.Msg) {
+	var r kbroker.Reaped
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		s.alloc.log.Debug("it is not readable which starts have ended", "err", err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, i := range r.Incarnations {
+		s.assigner.Reaped(i)
+	}
+	s.now.ring()
+}
+
 // see takes a record as it was read, asked for at a time; 0: it was heard of. It reports
 // whether there may be something to do. The caller holds mu.
 func (s *shards) see(asked, at time.Duration, r kbroker.Stored) bool {

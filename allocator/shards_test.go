@@ -293,6 +293,28 @@ func TestWhoLeavesLosesItsShardsAtOnce(t *testing.T) {
 	a.stop() // owns nothing any more
 }
 
+// An agent has waited for who was killed: nobody waits for its lease.
+func TestWhoHasEndedLosesItsShardsAtOnce(t *testing.T) {
+	w := newObjects(t)
+	w.times.HolderStops, w.times.ObserverActs = time.Minute, time.Hour
+	a := w.fake(webA, "web")
+	w.fake(webB, "web")
+	w.start("shop-allocator-1", objectPace)
+	w.shared(webA, webB)
+	a.stop()
+	next := w.fake("shop-web-1.ffff", "web") // the next start of the instance
+	began := time.Now()
+	if err := w.conn.Publish(subjects.Reaped(tenant, shop), encoded(kbroker.Reaped{Incarnations: []kbroker.Incarnation{webA}})); err != nil {
+		t.Fatal(err)
+	}
+	w.shared(next.me, webB)
+	t.Logf("half of the shards taken over in %v", time.Since(began))
+	var l ownership.Lease
+	if err := json.Unmarshal(w.read(subjects.MatchLeases)[subjects.KeyLease(webA)], &l); err != nil || !l.Revoked {
+		t.Errorf("the lease of who has ended is %+v (%v), want it revoked", l, err)
+	}
+}
+
 func TestTheStandbyGoesOnAtOnce(t *testing.T) {
 	w := newObjects(t)
 	w.fake(webA, "web")

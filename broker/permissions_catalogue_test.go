@@ -208,6 +208,7 @@ var catalogue = []entry{
 	})},
 	{"OwnedOf", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.OwnedOf(t, a) + ">" })},
 	{"AllOwned", slices.Concat(each1(tenants, subjects.AllOwned), []string{"kb.owned.>", "kb.owned.*.shop.>"})},
+	{"Reaped", append(each2(tenants, apps, subjects.Reaped), "kb.reaped.>", "kb.reaped.default.*")},
 	{"StoredAt", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
 		key := subjects.KeyLease("shop-web-1.1")
 		_, prefix, _ := subjects.StoredAt(t, a, 4, key)

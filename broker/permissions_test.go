@@ -137,8 +137,8 @@ var may = map[string][]string{
 		"publish kb.renew.<own>",
 	}),
 
-	// An allocator holds the lease of its own app through a core, reads its spec, and says
-	// what it wants.
+	// An allocator holds the lease of its own app through a core, reads its spec, says what
+	// it wants, and hears which starts of its app have ended.
 	"allocator of shop": slices.Concat(answering, []string{
 		"publish kb.core.{placement,appversion}.default",
 		"publish kb.demand.default.shop",
@@ -150,6 +150,7 @@ var may = map[string][]string{
 		"publish kb.pong.default.w1.q",
 		"subscribe kb.changed.place.w1.default.shop-allocator-1",
 		"subscribe kb.changed.app.default.shop",
+		"subscribe kb.reaped.default.shop",
 	}),
 
 	// People: each may do what the one before may.

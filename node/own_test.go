@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/credential"
 	"github.com/kbroker/kbroker/internal/grants"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/state"
@@ -111,6 +112,69 @@ func TestACredentialOwnsAsItself(t *testing.T) {
 		reply, err := store.OwnRead(t.Context(), state.AppKey{Tenant: kbroker.DefaultTenant, App: app}, 1, kbroker.OwnReadRequest{Keys: []string{subjects.KeyState(alice), subjects.KeyOut(alice, 1)}})
 		if err != nil || reply.Records[0].Exists() != (app == "shop") || reply.Records[1].Revision != 0 {
 			t.Errorf("the objects of %s are %+v (%v)", app, reply.Records, err)
+		}
+	}
+}
+
+// An allocator hears from cores which starts of its app have ended, when the agent of a
+// host says so; nobody else does, and no application says it.
+func TestAnAllocatorHearsWhichStartsHaveEnded(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "h1")
+	start(t, Config{Dir: dir, Name: "h1", Found: true, Advertise: "127.0.0.1"})
+	m := awaitLeader(t, dir)
+	tags := func(app kbroker.AppName, service kbroker.ServiceName) map[string][]string {
+		instance := string(app) + "-" + string(service) + "-1"
+		return map[string][]string{
+			grants.TagTenant: {"default"}, grants.TagHost: {"h1"}, grants.TagApp: {string(app)}, grants.TagService: {string(service)},
+			grants.TagInstance: {instance}, grants.TagIncarnation: {instance + ".a"}, grants.TagCall: {"shop.*"},
+		}
+	}
+	subject := subjects.Reaped(kbroker.DefaultTenant, "shop")
+	listen := func(role grants.Role, app kbroker.AppName, service kbroker.ServiceName) (*nats.Conn, *nats.Subscription) {
+		nc := dialAs(t, m, role, tags(app, service))
+		sub, err := nc.SubscribeSync(subject)
+		if err == nil {
+			err = nc.Flush()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nc, sub
+	}
+	_, hears := listen(grants.Allocator, "shop", kbroker.AllocatorService)
+	web, no := listen(grants.Instance, "shop", "web")
+	_, nor := listen(grants.Allocator, "bank", kbroker.AllocatorService)
+	if err := errors.Join(web.Publish(subject, []byte("forged")), web.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	signed, err := m.sign(grants.User{Role: grants.Instance, Name: "over", Tags: tags("shop", "web")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	over, err := credential.Parse([]byte(signed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, err := m.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(core.Close)
+	report, err := json.Marshal(kbroker.ReportRequest{Host: "h1", Process: "test", Number: 1 << 20, Ended: []string{over.JWT()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait.Until(t, 10*time.Second, func() error {
+		_, err := core.Request(subjects.Report("h1"), report, time.Second)
+		return err
+	})
+	if m, err := hears.NextMsg(5 * time.Second); err != nil || string(m.Data) != `{"incarnations":["shop-web-1.a"]}` {
+		t.Fatalf("the allocator hears %+v (%v), want which start has ended", m, err)
+	}
+	for who, sub := range map[string]*nats.Subscription{"an instance": no, "another app's allocator": nor} {
+		if m, err := sub.NextMsg(50 * time.Millisecond); err == nil {
+			t.Errorf("%s hears %q", who, m.Data)
 		}
 	}
 }

@@ -54,14 +54,14 @@ func (c *core) renewed(m *nats.Msg) (string, error) {
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return "", fmt.Errorf("unreadable request: %w", err)
 	}
-	host, of, err := c.id.signed(r.Credential) // which checks the signature
+	start, of, err := c.id.signed(r.Credential) // which checks the signature
 	switch {
 	case err != nil:
 		return "", err
 	case !ok || of.User != asks:
 		return "", fmt.Errorf("it is that of %s, and was asked for on %s", of.User, m.Subject)
-	case slices.Contains(c.removed(), host) || slices.Contains(c.m.outs(), host):
-		return "", fmt.Errorf("its host %s was removed", host)
+	case slices.Contains(c.removed(), start.Host) || slices.Contains(c.m.outs(), start.Host):
+		return "", fmt.Errorf("its host %s was removed", start.Host)
 	}
 	return c.id.grants.Renew(r.Credential, c.id.now(), c.id.life, c.isRevoked)
 }

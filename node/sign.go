@@ -112,7 +112,7 @@ func callsOf(p kbroker.Placement) []string {
 }
 
 // signed reads what was signed for a start of an instance.
-func (i *identity) signed(credential string) (kbroker.HostID, kbroker.Revocation, error) {
-	host, key, until, err := i.grants.Signed(credential)
-	return kbroker.HostID(host), kbroker.Revocation{User: key, Until: until}, err
+func (i *identity) signed(credential string) (kbroker.InstanceFile, kbroker.Revocation, error) {
+	of, key, until, err := i.grants.Signed(credential)
+	return of, kbroker.Revocation{User: key, Until: until}, err
 }

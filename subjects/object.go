@@ -46,6 +46,12 @@ func AllOwned(t kbroker.TenantID) string { return ownedPrefix + string(t) + ".>"
 
 const ownedPrefix = "kb.owned."
 
+// Reaped is where a core says which starts of an app have ended, as their agents have: it
+// may be lost.
+func Reaped(t kbroker.TenantID, a kbroker.AppName) string {
+	return "kb.reaped." + string(t) + "." + string(a)
+}
+
 // OwnershipKey splits a subject of an app's ownership stream, or one that it was
 // republished to.
 func OwnershipKey(subject string) (t kbroker.TenantID, a kbroker.AppName, key string, ok bool) {

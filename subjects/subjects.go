@@ -24,6 +24,7 @@
 //	kb.changed.<key>                        every change of the control store, republished
 //	kb.reported.<key>                       every change of the status store, republished
 //	kb.owned.<tenant>.<app>.<key>           every change of who owns an app's objects, republished
+//	kb.reaped.<tenant>.<app>                starts of an app that have ended, as a core has heard of their agents
 //	own.<tenant>.<app>.<key>                where who owns them is stored; an incarnation is two tokens, an id is escaped:
 //	    lease.alloc  lease.<incarnation>  assign.<shard>  assign.o.<kind>.<id>  release.<shard>  head
 //	obj.<tenant>.<app>.<n>.<key>            where objects are stored, in the n-th stream:

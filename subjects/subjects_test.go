@@ -207,7 +207,8 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.Endpoints(tenant, app, service):                   subjects.AllEndpoints,
 			subjects.Own(tenant, app, verb, start):                     subjects.AllOwn,
 			subjects.Owned(tenant, app, subjects.KeyOwnershipHead):     subjects.AllOwned(tenant),
-			stateSubject: objects,
+			subjects.Reaped(tenant, app):                               subjects.Reaped(tenant, app),
+			stateSubject:                                               objects,
 		}
 		for subject, own := range subscriptions {
 			for _, pattern := range subscriptions {

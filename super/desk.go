@@ -142,7 +142,9 @@ func (d *desk) report(ctx context.Context, m *nats.Msg) (any, error) {
 	was := d.known(r)
 	var ended []kbroker.Revocation
 	if len(r.Ended) > 0 {
-		ended = d.ended(r, time.Now().Add(longestLife(d.store.Peek().Hosts, d.cfg.CredentialLife)))
+		var starts []kbroker.InstanceFile
+		ended, starts = d.ended(r, time.Now().Add(longestLife(d.store.Peek().Hosts, d.cfg.CredentialLife)))
+		d.tellReaped(starts)
 	}
 	reply, err := d.store.Report(ctx, r, ended...)
 	if err == nil && reply.Accepted || errors.Is(err, kbroker.Unavailable) {

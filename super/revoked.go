@@ -2,6 +2,7 @@ package super
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/state"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // How a credential of an instance is taken back:
@@ -68,7 +70,7 @@ func (d *desk) identify(r *kbroker.ReportRequest) {
 		if signed == "" || d.cfg.Signed == nil {
 			continue
 		}
-		if of, err := d.own(r.Host, signed); err != nil {
+		if _, of, err := d.own(r.Host, signed); err != nil {
 			d.log.Warn("a host reports of an instance that runs with a credential that is not its own", "host", r.Host, "instance", st.Instance, "err", err)
 		} else {
 			st.User = of.User
@@ -76,16 +78,15 @@ func (d *desk) identify(r *kbroker.ReportRequest) {
 	}
 }
 
-// ended are the credentials that a host says are over. It can take back its own alone;
-// what else it names is no reason not to take its report.
+// ended are the credentials that a host says are over, and the starts that had them. It
+// can take back its own alone; what else it names is no reason not to take its report.
 // renewed is when all has ended that may have been signed for them up to now.
-func (d *desk) ended(r kbroker.ReportRequest, renewed time.Time) []kbroker.Revocation {
+func (d *desk) ended(r kbroker.ReportRequest, renewed time.Time) (out []kbroker.Revocation, starts []kbroker.InstanceFile) {
 	if d.cfg.Signed == nil {
-		return nil
+		return nil, nil
 	}
-	var out []kbroker.Revocation
 	for _, signed := range r.Ended {
-		revocation, err := d.own(r.Host, signed)
+		of, revocation, err := d.own(r.Host, signed)
 		if err != nil {
 			d.log.Warn("a host reports the end of a credential that is not its own", "host", r.Host, "err", err)
 			continue
@@ -93,18 +94,41 @@ func (d *desk) ended(r kbroker.ReportRequest, renewed time.Time) []kbroker.Revoc
 		if revocation.Until.Before(renewed) {
 			revocation.Until = renewed.UTC().Truncate(time.Second)
 		}
-		out = append(out, revocation)
+		out, starts = append(out, revocation), append(starts, of)
 	}
-	return out
+	return out, starts
 }
 
 // own reads what was signed for a start on a host, and refuses that of another one.
-func (d *desk) own(host kbroker.HostID, signed string) (kbroker.Revocation, error) {
+func (d *desk) own(host kbroker.HostID, signed string) (kbroker.InstanceFile, kbroker.Revocation, error) {
 	of, revocation, err := d.cfg.Signed(signed)
-	if err == nil && of != host {
-		err = fmt.Errorf("it is one of host %q", of)
+	if err == nil && of.Host != host {
+		err = fmt.Errorf("it is one of host %q", of.Host)
 	}
-	return revocation, err
+	return of, revocation, err
+}
+
+// tellReaped tells the allocators of apps which starts have ended: what these owned may go
+// to others at once. That it is lost does no harm: the leases of those starts end. It is
+// so whatever becomes of the report, as an agent says that a start is over when it has
+// waited for it.
+func (d *desk) tellReaped(starts []kbroker.InstanceFile) {
+	of := map[string][]kbroker.Incarnation{}
+	for _, s := range starts {
+		subject := subjects.Reaped(s.Tenant, s.App)
+		if !slices.Contains(of[subject], s.Incarnation) {
+			of[subject] = append(of[subject], s.Incarnation)
+		}
+	}
+	for _, subject := range slices.Sorted(maps.Keys(of)) {
+		body, err := json.Marshal(kbroker.Reaped{Incarnations: of[subject]})
+		if err == nil {
+			err = d.cfg.Conn.Publish(subject, body)
+		}
+		if err != nil {
+			d.log.Debug("allocators are not told which starts have ended", "err", err)
+		}
+	}
 }
 
 // revokeWithin bounds what the leader spends of a round on it.

@@ -107,14 +107,16 @@ func TestALostHostsCredentialsAreGivenUpWithItsInstances(t *testing.T) {
 	}
 }
 
-// signedAs reads "host user" as what was signed for a host, until a time.
-func signedAs(until time.Time) func(string) (kbroker.HostID, kbroker.Revocation, error) {
-	return func(credential string) (kbroker.HostID, kbroker.Revocation, error) {
+// signedAs reads "host user" as what was signed for a start of shop on a host, until a
+// time.
+func signedAs(until time.Time) func(string) (kbroker.InstanceFile, kbroker.Revocation, error) {
+	return func(credential string) (kbroker.InstanceFile, kbroker.Revocation, error) {
 		host, user, ok := strings.Cut(credential, " ")
 		if !ok {
-			return "", kbroker.Revocation{}, errors.New("not a credential")
+			return kbroker.InstanceFile{}, kbroker.Revocation{}, errors.New("not a credential")
 		}
-		return kbroker.HostID(host), kbroker.Revocation{User: user, Until: until}, nil
+		of := kbroker.InstanceFile{Tenant: tenant, App: "shop", Host: kbroker.HostID(host), Incarnation: kbroker.Incarnation("shop-web-1." + strings.ToLower(user))}
+		return of, kbroker.Revocation{User: user, Until: until}, nil
 	}
 }
 
@@ -137,7 +139,10 @@ func TestAReportNamesItsOwnCredentialsAlone(t *testing.T) {
 	}
 	r.Ended = []string{"w1 Ue", "w2 Uf", "x"}
 	for _, c := range []struct{ renewed, want time.Time }{{ends.Add(-time.Hour), ends}, {ends.Add(time.Hour), ends.Add(time.Hour)}} {
-		got := d.ended(r, c.renewed)
+		got, starts := d.ended(r, c.renewed)
+		if len(starts) != 1 || starts[0].Incarnation != "shop-web-1.ue" {
+			t.Errorf("over are %+v, want the start that had it", starts)
+		}
 		if len(got) != 1 || got[0] != (kbroker.Revocation{User: "Ue", Until: c.want}) {
 			t.Errorf("taken back are %v, want Ue until %v", got, c.want)
 		}
@@ -246,7 +251,17 @@ func TestACoreTakesCredentialsBack(t *testing.T) {
 			return nil
 		})
 	}
+	reaped, err := d.nc.SubscribeSync(subjects.Reaped(tenant, "shop"))
+	if err == nil {
+		err = d.nc.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	report(kbroker.ReportRequest{Host: "w1", Process: "p", Number: 1, Ended: []string{"w1 Uended", "w2 Uother"}})
+	if m, err := reaped.NextMsg(10 * time.Second); err != nil || string(m.Data) != `{"incarnations":["shop-web-1.uended"]}` {
+		t.Errorf("allocators are told %+v (%v), want which start has ended", m, err)
+	}
 	awaitRevoked("Uended")
 	report(kbroker.ReportRequest{Host: "w9", Process: "p", Number: 1, Statuses: []kbroker.Status{
 		{Tenant: tenant, App: "shop", Service: "web", Instance: "shop-web-9", Host: "w9", Epoch: 1, State: kbroker.StateReady, PID: 1, Credential: "w9 Uruns"},
@@ -278,7 +293,7 @@ func TestACoreTakesCredentialsBack(t *testing.T) {
 		t.Errorf("taken back are %v, want two", out)
 	}
 	var signed kbroker.SignReply
-	err := d.ask(subjects.Sign("w9"), kbroker.SignRequest{Tenant: tenant, Instance: "shop-web-9", Epoch: 1, Incarnation: "shop-web-9.1", Key: "Unew"}, &signed)
+	err = d.ask(subjects.Sign("w9"), kbroker.SignRequest{Tenant: tenant, Instance: "shop-web-9", Epoch: 1, Incarnation: "shop-web-9.1", Key: "Unew"}, &signed)
 	if !errors.Is(err, kbroker.Refused) {
 		t.Errorf("a start on a host that was removed is signed: %+v, %v", signed, err)
 	}

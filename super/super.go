@@ -81,9 +81,9 @@ type Config struct {
 	// proves to have its key: not for longer than that of who asks, which is of the key
 	// asks. nil: there are none. Safe for concurrent use.
 	Develop func(r kbroker.DevelopRequest, asks string) (string, error)
-	// Signed reads what was signed for a start on a host: the key of its user, and when
-	// it ends. nil as Sign.
-	Signed func(credential string) (host kbroker.HostID, r kbroker.Revocation, err error)
+	// Signed reads what was signed for a start on a host: the names of it, the key of its
+	// user, and when it ends. nil as Sign.
+	Signed func(credential string) (of kbroker.InstanceFile, r kbroker.Revocation, err error)
 	// CredentialLife is how long what Sign makes holds.
 	CredentialLife time.Duration
 	// Who says who has a key, and from where, as servers know it; nil: nobody can. Safe

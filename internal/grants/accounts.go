@@ -43,12 +43,13 @@ func asked(t kbroker.TenantID) []string {
 }
 
 // told is what a tenant hears of control: answers to who has their inbox, questions to
-// processes, changes of its own placements and apps, and of who owns their objects.
+// processes, changes of its own placements and apps, and of who owns their objects, and
+// which of their starts have ended.
 func told(t kbroker.TenantID) []string {
 	return []string{
 		subjects.AllInboxes, subjects.Ping(t, ">"),
 		subjects.Changed(subjects.KeyPlacement("*", t, "*")), subjects.Changed(subjects.KeyApp(t, "*")),
-		subjects.AllOwned(t),
+		subjects.AllOwned(t), subjects.Reaped(t, "*"),
 	}
 }
 

@@ -287,22 +287,33 @@ func (a *Authority) Developer(credential string, tenant kbroker.TenantID, now ti
 	return c.Subject, until, nil
 }
 
-// Signed is what was signed for a start of an instance: on which host, for which key,
-// and until when.
-func (a *Authority) Signed(credential string) (host, key string, until time.Time, err error) {
+// Signed is what was signed for a start of an instance: which one, on which host, for
+// which key, and until when.
+func (a *Authority) Signed(credential string) (of kbroker.InstanceFile, key string, until time.Time, err error) {
 	c, err := jwt.DecodeUserClaims(credential) // which checks the signature
 	if err != nil {
-		return "", "", until, fmt.Errorf("not a credential: %w", err)
+		return of, "", until, fmt.Errorf("not a credential: %w", err)
 	}
 	if _, role, _ := a.issuer(c); role != Instance && role != Allocator {
-		return "", "", until, errors.New("it is not that of an instance of this cluster")
+		return of, "", until, errors.New("it is not that of an instance of this cluster")
 	}
 	for _, t := range c.Tags {
-		if v, ok := strings.CutPrefix(t, TagHost+":"); ok {
-			host = v
+		switch name, v, _ := strings.Cut(t, ":"); name {
+		case TagTenant:
+			of.Tenant = kbroker.TenantID(v)
+		case TagHost:
+			of.Host = kbroker.HostID(v)
+		case TagApp:
+			of.App = kbroker.AppName(v)
+		case TagService:
+			of.Service = kbroker.ServiceName(v)
+		case TagInstance:
+			of.Instance = kbroker.InstanceID(v)
+		case TagIncarnation:
+			of.Incarnation = kbroker.Incarnation(v)
 		}
 	}
-	return host, c.Subject, time.Unix(c.Expires, 0), nil
+	return of, c.Subject, time.Unix(c.Expires, 0), nil
 }
 
 // Caller is whom a credential is for; false: it is not of this cluster.
