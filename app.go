@@ -37,7 +37,8 @@ type Service struct {
 	Calls     []string  `json:"calls,omitempty"`
 	Count     Count     `json:"count"`
 	Resources Resources `json:"resources"`
-	// Objects are the kinds of objects that its instances own. A kind is of one service.
+	// Objects are the kinds of objects that its instances own. One service of an app has
+	// objects.
 	Objects []KindName `json:"objects,omitempty"`
 	// Ports are those that an instance listens on, sorted by name.
 	Ports  []Port `json:"ports,omitempty"`

@@ -34,7 +34,7 @@ func TestBadInput(t *testing.T) {
 		"negative count":         {"name: bad\nservices:\n  web:\n    run: ok.sh\n    count: -1\n", ":5:"},
 		"not YAML":               {"\x00\x01\x02 {{{", "YAML"},
 		"spec of 100 MB":         {"name: bad\n# " + strings.Repeat("x", 100<<20) + "\n", "1 MiB"},
-		"key not supported here": {"name: bad\nservices:\n  web:\n    run: ok.sh\n    objects: [account]\n", "objects"},
+		"key not supported here": {"name: bad\nservices:\n  web:\n    run: ok.sh\n    on_disconnect: stop\n", "on_disconnect"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(dir, "app.yaml")

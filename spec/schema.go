@@ -78,7 +78,7 @@ func serviceSchema() schema {
 			},
 		},
 		"objects": {
-			"type": "array", "description": "kinds of objects that its instances own; a kind is of one service of the app",
+			"type": "array", "description": "kinds of objects that its instances own; one service of an app has its objects",
 			"items": schema{"type": "string", "pattern": kbroker.NamePattern, "maxLength": kbroker.MaxNameBytes}, "maxItems": MaxKinds, "uniqueItems": true,
 		},
 		"health":  healthSchema(),

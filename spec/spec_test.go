@@ -16,7 +16,7 @@ import (
 
 const full = `name: bank
 services:
-  teller: {run: bin/teller, objects: [till]}
+  teller: {run: bin/teller}
   ledger:
     build: go build -o bin/ledger ./ledger   # a comment
     run: bin/ledger
@@ -56,7 +56,7 @@ func TestParse(t *testing.T) {
 		Spread:    "host",
 	}
 	teller, audit, web := plain, plain, plain
-	teller.Name, teller.Run, teller.Artifact.Path, teller.Objects = "teller", "bin/teller", "bin/teller", []kbroker.KindName{"till"}
+	teller.Name, teller.Run, teller.Artifact.Path = "teller", "bin/teller", "bin/teller"
 	audit.Name = "audit"
 	audit.Artifact = kbroker.Artifact{Path: "bin/audit", SHA256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 	web.Name, web.Artifact = "web", kbroker.Artifact{Path: "web.tar.gz", Command: "bin/web"}
@@ -153,7 +153,8 @@ func TestParseFindings(t *testing.T) {
 
 		{"a kind with a bad name", in("objects: [account, My.Room]"), []string{`4:24: kind name "My.Room" is not valid`}, "without a dot"},
 		{"a kind twice", in("objects: [account, room, account]"), []string{`4:30: services.a.objects[2]: "account" is there twice`}, "remove it"},
-		{"a kind of two services", "name: x\nservices:\n  a: {run: b, objects: [room]}\n  c: {run: d, objects: [account, room]}\n", []string{`4:34: services.c.objects[1]: kind "room" is of service a`}, "one service"},
+		{"objects of two services", "name: x\nservices:\n  a: {run: b, objects: [room]}\n  c: {run: d, objects: [account, room]}\n", []string{`4:24: services.c.objects: service a has objects already`}, "one service of an app has its objects"},
+		{"objects of three services", "name: x\nservices:\n  e: {run: f, objects: [x]}\n  a: {run: b, objects: [room]}\n  c:\n    run: d\n    objects: [account]\n", []string{`3:24: services.e.objects: service a has objects already`, `7:14: services.c.objects: service a has objects already`}, "an app of its own"},
 		{"a kind that is placed by demand", in("objects: [account, {kind: room, placed: {slots: 1}}]"), []string{`4:24: services.a.objects[1]: kinds of objects with settings, such as placed, are not supported by this build`}, "the name alone"},
 		{"a kind that is a number", in("objects: [5]"), []string{"4:15: services.a.objects[0] is 5, want text"}, "quotes"},
 		{"a kind that is no list", in("objects: account"), []string{`4:14: services.a.objects is "account", want a list of kinds`}, "[item, item]"},

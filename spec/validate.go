@@ -187,30 +187,38 @@ func (c *checker) service(path string, s *kbroker.Service, uploaded bool) {
 // has them committed side by side, and each is a stream more for every core.
 var objectStreams = []int{1, 4, 16}
 
-// objects holds the rules of kinds, which are names in the whole app.
+// objects holds the rules of kinds. A shard has objects of all kinds, and is of one
+// instance: so all are of one service.
 func (c *checker) objects(app *kbroker.App) {
 	if n := app.ObjectStreams; n != 0 && !slices.Contains(objectStreams, n) {
 		c.add("object_streams", streamsHint, "object_streams is %d, want one of 1, 4, 16", n)
 	} else if n != 0 && !app.HasObjects() {
 		c.add("object_streams", "remove it, or name the kinds of a service: `objects: [account]`", "object_streams is %d, and no service has objects", n)
 	}
-	of := map[kbroker.KindName]kbroker.ServiceName{}
+	var has kbroker.ServiceName
 	for _, s := range app.Services {
 		path := "services." + string(s.Name) + ".objects"
-		if len(s.Objects) > MaxKinds {
-			c.add(path, "", "%s has %d kinds, at most %d are allowed", label(path), len(s.Objects), MaxKinds)
+		switch {
+		case len(s.Objects) == 0:
 			continue
+		case has != "":
+			c.add(path, "one service of an app has its objects: move the kinds there, or make the service an app of its own", "%s: service %s has objects already", label(path), has)
+			continue
+		case len(s.Objects) > MaxKinds:
+			c.add(path, "", "%s has %d kinds, at most %d are allowed", label(path), len(s.Objects), MaxKinds)
+		default:
+			c.kinds(path, s.Objects)
 		}
-		for i, kind := range s.Objects {
-			at := fmt.Sprintf("%s[%d]", path, i)
-			c.name(finding{path: at}, "kind", string(kind))
-			switch other, ok := of[kind]; {
-			case ok && other == s.Name:
-				c.add(at, "remove it", "%s: %s is there twice", label(at), quote(string(kind)))
-			case ok:
-				c.add(at, "a kind is of one service of the app: choose another name, or remove it from one", "%s: kind %s is of service %s", label(at), quote(string(kind)), other)
-			}
-			of[kind] = s.Name
+		has = s.Name
+	}
+}
+
+func (c *checker) kinds(path string, kinds []kbroker.KindName) {
+	for i, kind := range kinds {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		c.name(finding{path: at}, "kind", string(kind))
+		if slices.Contains(kinds[:i], kind) {
+			c.add(at, "remove it", "%s: %s is there twice", label(at), quote(string(kind)))
 		}
 	}
 }

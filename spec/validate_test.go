@@ -101,7 +101,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"a broken call", func(a *kbroker.App, s *kbroker.Service) { s.Calls = []string{"x"} }, "calls[0]"},
 		{"too many calls", func(a *kbroker.App, s *kbroker.Service) { s.Calls = make([]string, spec.MaxCalls+1) }, "at most 64"},
 		{"a broken kind", func(a *kbroker.App, s *kbroker.Service) { s.Objects = []kbroker.KindName{"x.y"} }, "kind name"},
-		{"a kind of another service", func(a *kbroker.App, s *kbroker.Service) { a.Services[2].Objects = []kbroker.KindName{"rate"} }, `kind "rate" is of service ledger`},
+		{"objects of another service", func(a *kbroker.App, s *kbroker.Service) { a.Services[2].Objects = []kbroker.KindName{"till"} }, `services.teller.objects: service ledger has objects already`},
 		{"a kind twice", func(a *kbroker.App, s *kbroker.Service) { s.Objects = []kbroker.KindName{"rate", "rate"} }, `"rate" is there twice`},
 		{"two streams of objects", func(a *kbroker.App, s *kbroker.Service) { a.ObjectStreams = 2 }, "object_streams is 2"},
 		{"a broken constraint", func(a *kbroker.App, s *kbroker.Service) { s.Require = []string{"x"} }, "require[0]"},
