@@ -67,11 +67,11 @@ func (p *proc) resume() {
 	}
 	p.w.say("%s goes on", p.name)
 	p.paused = false
-	held := append(p.due, p.held...)
-	if p.w.r.IntN(2) == 0 { // who is first is not said
-		held = append(p.held, p.due...)
-	}
+	held, due := p.held, p.due
 	p.held, p.due = nil, nil
+	for _, f := range due { // who is first is not said
+		p.w.after(p.w.between(0, 20*time.Millisecond), func() { p.do(f) })
+	}
 	for i, f := range held {
 		if p.do(f); p.paused { // again: what is left waits
 			p.held = append(p.held, held[i+1:]...)
