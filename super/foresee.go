@@ -145,7 +145,8 @@ func (o outlook) rolls(service kbroker.ServiceName) bool {
 // foresee plans an app again and again on a copy of the view in which the
 // changes were made, every instance on a host that is ready becomes ready and
 // every stop there is confirmed; it ends early with ctx. What super does by itself
-// when all has settled, to set instances apart, is not foreseen. Pure.
+// when all has settled, to set instances apart, is not foreseen; nor who of several that
+// are replaced at a time gets room first, where all wait for it. Pure.
 func foresee(ctx context.Context, v *state.View, verdict Verdict, k state.AppKey, changes []state.Change) outlook {
 	return foreseeIn(ctx, v, verdict, k, changes, foreseenSteps)
 }
