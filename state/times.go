@@ -3,6 +3,8 @@ package state
 import (
 	"fmt"
 	"time"
+
+	"github.com/kbroker/kbroker/internal/boottime"
 )
 
 // Times are the bounds of leases and of liveness, all on the boottime clock.
@@ -36,6 +38,9 @@ var (
 
 // Clock is the time since boot, suspended time included.
 type Clock func() time.Duration
+
+// Boottime is the Clock of this machine.
+func Boottime() time.Duration { return boottime.Now() }
 
 // check refuses times with which two could hold a lease at once.
 func (t Times) check() error {

@@ -1,4 +1,4 @@
-package state
+package boottime
 
 import (
 	"fmt"
@@ -7,12 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Boottime is the Clock of this machine. It goes on while the machine is
+// Now is the time of this machine. It goes on while the machine is
 // suspended and knows nothing of the wall clock.
-func Boottime() time.Duration {
+func Now() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic(fmt.Sprintf("state: read the boottime clock: %v", err))
+		panic(fmt.Sprintf("boottime: read the clock: %v", err))
 	}
 	return time.Duration(ts.Nano())
 }
