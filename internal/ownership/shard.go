@@ -87,6 +87,7 @@ func (s *shard) assigned(now time.Duration, a Assignment, rev kbroker.Revision) 
 				break // the release was seen before this
 			}
 			s.reset()
+			s.writing = nil // of an earlier epoch: the record that it is guarded by is gone
 			s.role, s.epoch = waiting, a.NextEpoch
 		}
 	case s.writing != nil:
@@ -117,9 +118,20 @@ func (s *shard) dropObjects() {
 }
 
 func (s *shard) sorted() []*object {
-	all := make([]*object, 0, len(s.objects))
+	return s.those(func(*object) bool { return true })
+}
+
+// queued are the objects for which calls wait: mostly few of many.
+func (s *shard) queued() []*object {
+	return s.those(func(x *object) bool { return len(x.queue) > 0 })
+}
+
+func (s *shard) those(are func(*object) bool) []*object {
+	var all []*object
 	for _, x := range s.objects {
-		all = append(all, x)
+		if are(x) {
+			all = append(all, x)
+		}
 	}
 	slices.SortFunc(all, func(a, b *object) int { return cmp.Compare(a.id.String(), b.id.String()) })
 	return all
@@ -233,8 +245,11 @@ func (s *shard) ask(now time.Duration) {
 
 // tick asks again where an announcement may have been lost.
 func (s *shard) tick(now time.Duration) {
-	for _, x := range s.sorted() {
+	for _, x := range s.queued() {
 		x.tick(now)
+	}
+	if s.role == releasing {
+		s.settle(now)
 	}
 	unclear := s.role == waiting || s.role == none && s.assignment.Owner == s.owner.cfg.Incarnation && s.assignment.Epoch > s.releasedEpoch
 	if unclear && now-s.asked >= askAgain {
