@@ -137,10 +137,11 @@ const (
 	Expired                   // it is too old to tell whether it was executed
 	TooLate                   // not executed: its deadline passed before its turn
 	Unknown                   // it may have been executed
+	TooLarge                  // it ran, and its state is more than is stored: what it did was taken back
 )
 
 func (o Outcome) String() string {
-	return [...]string{"done", "again", "failed", "broken", "moved", "overloaded", "misused", "expired", "too late", "unknown"}[o]
+	return [...]string{"done", "again", "failed", "broken", "moved", "overloaded", "misused", "expired", "too late", "unknown", "too large"}[o]
 }
 
 // Written is what became of a batch.

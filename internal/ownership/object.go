@@ -1,6 +1,8 @@
 package ownership
 
 import (
+	"cmp"
+	"fmt"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -63,7 +65,7 @@ func (s *shard) call(now time.Duration, c *Call) {
 		}
 		return
 	}
-	if len(x.queue) >= s.owner.cfg.Mailbox {
+	if len(x.queue) >= cmp.Or(s.owner.cfg.Mailboxes[c.Object.Kind], s.owner.cfg.Mailbox) {
 		s.owner.want(Answer{[]*Call{c}, Reply{Outcome: Overloaded, Reason: "the object's mailbox is full"}})
 		return
 	}
@@ -355,6 +357,12 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		next.State, next.Exists, next.Schema = t.State, t.Exists, t.Schema
 		next.Sent += t.Sent
 		next.Epoch, next.Owner = x.shard.epoch, o.cfg.Incarnation
+		if !next.fits() {
+			x.running = nil
+			x.answer(now, c, Reply{Outcome: TooLarge, Reason: fmt.Sprintf("a state of %d bytes, with what is known of %d callers' calls", len(next.State), len(next.Ring))})
+			x.reload(now, Unknown, "")
+			return
+		}
 		x.phase = committing
 		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: t.Writes, call: c, reply: t.Reply})
 	}

@@ -30,6 +30,8 @@ type OwnerConfig struct {
 	Streams     int // of objects: shard s is in stream s mod Streams
 	Times       Times
 	Mailbox     int // calls of an object that wait; 0: 1000
+	// Mailboxes are other bounds, of kinds that have one.
+	Mailboxes map[kbroker.KindName]int
 }
 
 // Owner is an incarnation that owns shards of objects. It does nothing by itself: the
@@ -408,6 +410,28 @@ func (o *Owner) Owned() map[kbroker.Shard]uint64 {
 		}
 	}
 	return out
+}
+
+// Holds is how many shards the incarnation has not let go of: those that it serves, and
+// those whose release is not known to be written.
+func (o *Owner) Holds() int {
+	n := 0
+	for _, s := range o.shards {
+		if s.role == owning || s.role == releasing || s.writing != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Busy reports whether a call of an object is in work or waits.
+func (o *Owner) Busy() bool {
+	for _, s := range o.shards {
+		if s.busy() {
+			return true
+		}
+	}
+	return false
 }
 
 // String is for people: what the owner holds.

@@ -72,6 +72,21 @@ func Encode(r Record) []byte {
 	return append(append(b, '\n'), r.State...)
 }
 
+// maxRecordBytes bounds a record, less what a claim by another owner may add.
+const maxRecordBytes = kbroker.MaxObjectBytes - 4<<10
+
+// fits reports whether a record can be stored.
+func (r Record) fits() bool {
+	most := len(r.State) + 1<<10 // counted as if all had to be escaped: mostly that is enough to know
+	for _, e := range r.Ring {
+		most += 6*len(e.Session) + 2*len(e.Reply) + 128
+	}
+	for _, m := range r.Marks {
+		most += 6*len(m.Session) + 96
+	}
+	return most <= maxRecordBytes || len(Encode(r)) <= maxRecordBytes
+}
+
 // Decode reads what Encode made; the state shares the memory of b.
 func Decode(b []byte) (Record, error) {
 	head, state, _ := bytes.Cut(b, []byte("\n"))

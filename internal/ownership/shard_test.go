@@ -3,6 +3,7 @@ package ownership
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ type driven struct {
 }
 
 func drive(t *testing.T) *driven {
-	d := &driven{Owner: NewOwner(OwnerConfig{Incarnation: "a.1", Times: simTimes}), t: t, now: time.Hour}
+	d := &driven{Owner: NewOwner(OwnerConfig{Incarnation: "a.1", Times: Tuned}), t: t, now: time.Hour}
 	d.Tick(d.now)
 	d.renewed()
 	return d
@@ -54,6 +55,21 @@ func (d *driven) renewed() Lease {
 	return l
 }
 
+// serve has the owner serve the shard of an object, and run a first call of it.
+func (d *driven) serve(o kbroker.Object, state []byte) (sub uint64, run Run) {
+	d.t.Helper()
+	d.Assigned(d.now, o.Shard(), Assignment{Owner: "a.1", Epoch: 1}, 10)
+	listen := take[Listen](d)
+	d.Listening(d.now, o.Shard(), listen.Number)
+	d.Arrived(d.now, listen.Number, &Call{Object: o, Session: "s", Sequence: 1})
+	load := take[Load](d)
+	d.Loaded(d.now, o, load.Number, Record{Exists: state != nil, State: state}, 5, true)
+	claim := take[Commit](d)
+	d.Committed(d.now, claim.Stream, claim.Number, Accepted, 6)
+	take[Activate](d)
+	return listen.Number, take[Run](d)
+}
+
 var alice = kbroker.Object{Kind: "account", ID: "alice"}
 
 // Found by the simulator (seed 1795832275213432171): what became of the release of an
@@ -72,5 +88,53 @@ func TestALateRefusalOfAReleaseIsNoneOfTheShardAsItIsNow(t *testing.T) {
 	d.ReleaseWritten(d.now, s, release.Number, Refused)
 	if got := d.Owned(); got[s] != 3 {
 		t.Errorf("owned are %v, want shard %d at epoch 3: %s", got, s, d)
+	}
+}
+
+func TestWhoLeavesHoldsUntilAllIsMoved(t *testing.T) {
+	d := drive(t)
+	s := alice.Shard()
+	d.Assigned(d.now, s, Assignment{Owner: "a.1", Epoch: 1}, 10)
+	d.Listening(d.now, s, take[Listen](d).Number)
+	d.Leave(d.now)
+	if l := d.renewed(); !l.Leaving {
+		t.Errorf("the lease is %+v, want it to say that its holder leaves", l)
+	}
+	if d.Holds() != 1 || !d.Valid(d.now) {
+		t.Errorf("holds %d shards, valid %t; want 1 and true: nobody else serves it yet", d.Holds(), d.Valid(d.now))
+	}
+	d.Assigned(d.now, s, Assignment{Owner: "a.1", Epoch: 1, Next: "b.1", NextEpoch: 2}, 11)
+	d.Silent(d.now, s, take[Deafen](d).Number)
+	release := take[WriteRelease](d)
+	if d.Holds() != 1 {
+		t.Errorf("holds %d shards while the release is under way, want 1", d.Holds())
+	}
+	d.ReleaseWritten(d.now, s, release.Number, Accepted)
+	if d.Holds() != 0 {
+		t.Errorf("holds %d shards after the release, want none: %s", d.Holds(), d)
+	}
+}
+
+func TestAStateThatIsTooLargeIsTakenBack(t *testing.T) {
+	d := drive(t)
+	sub, run := d.serve(alice, []byte("before"))
+	d.Turned(d.now, alice, run.Activation, Turn{Reply: Reply{Outcome: Done}, Changed: true, Exists: true, State: make([]byte, kbroker.MaxObjectBytes)})
+	if a := take[Answer](d).Answer; a.Outcome != TooLarge || !strings.Contains(a.Reason, "bytes") {
+		t.Errorf("answered %+v, want too large with the sizes", a)
+	}
+	take[Put](d)
+	d.Arrived(d.now, sub, &Call{Object: alice, Session: "s", Sequence: 2})
+	take[Load](d) // anew, as it was
+}
+
+func TestAKindHasItsOwnMailbox(t *testing.T) {
+	d := drive(t)
+	d.cfg.Mailboxes = map[kbroker.KindName]int{"account": 2}
+	sub, _ := d.serve(alice, nil)
+	for n := range uint64(3) {
+		d.Arrived(d.now, sub, &Call{Object: alice, Session: "s", Sequence: 2 + n})
+	}
+	if a := take[Answer](d); a.Answer.Outcome != Overloaded || a.Calls[0].Sequence != 4 {
+		t.Errorf("call %d is answered %s, want overloaded for the third that waits", a.Calls[0].Sequence, a.Answer.Outcome)
 	}
 }

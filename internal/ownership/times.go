@@ -17,6 +17,19 @@ type Times struct {
 	MoveDeadline time.Duration // a move that takes longer is cancelled
 }
 
+// Tuned are the times that go with the broker's tuned raft timing, Stock those of the
+// stock one: their leases are as those of the cluster's leader.
+var (
+	Tuned = Times{
+		Renew: time.Second, RenewAttempt: 300 * time.Millisecond, HolderStops: 5 * time.Second, ObserverActs: 6500 * time.Millisecond,
+		OutageGrace: 1500 * time.Millisecond, Window: time.Minute, WindowMargin: 10 * time.Second, MoveDeadline: 10 * time.Second,
+	}
+	Stock = Times{
+		Renew: 2 * time.Second, RenewAttempt: 300 * time.Millisecond, HolderStops: 13 * time.Second, ObserverActs: 14500 * time.Millisecond,
+		OutageGrace: 3 * time.Second, Window: time.Minute, WindowMargin: 10 * time.Second, MoveDeadline: 10 * time.Second,
+	}
+)
+
 // Check refuses times with which two could hold a lease at once, or a request could
 // outlive what is known of it.
 func (t Times) Check() error {
