@@ -64,10 +64,13 @@ var may = map[string][]string{
 
 	// An instance serves its own service, calls what it was given leave to and asks where
 	// that listens, answers its agent and hears of its own placement. It asks as itself for
-	// what its app stores of objects, and hears who owns them. Discovery tells services
+	// what its app stores of objects, and hears who owns them; it serves objects of its app,
+	// and calls those of the apps that it may call. Discovery tells services
 	// apart, not the instances of one.
 	"instance shop-web-1, calls all": slices.Concat(answering, discovering, []string{
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish obj.{shop,bank}.{0,1023}.account.m",
+		"subscribe obj.shop.>",
 		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.shop-web-1.1",
@@ -84,6 +87,8 @@ var may = map[string][]string{
 	}),
 	"instance bank-api-1, calls shop.web": slices.Concat(answering, discovering, []string{
 		"publish svc.shop.web.m",
+		"publish obj.shop.{0,1023}.account.m",
+		"subscribe obj.bank.>",
 		"publish kb.endpoints.default.shop.web",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.bank-api-1.1",
@@ -102,6 +107,8 @@ var may = map[string][]string{
 	// One whose spec names nothing calls the services of its own app.
 	"instance shop-mail-1, calls its own app": slices.Concat(answering, discovering, []string{
 		"publish svc.{shop.web,shop.mail}.m",
+		"publish obj.shop.{0,1023}.account.m",
+		"subscribe obj.shop.>",
 		"publish kb.endpoints.default.{shop.web,shop.mail}",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.shop-mail-1.1",
@@ -122,6 +129,8 @@ var may = map[string][]string{
 	// apart (TestAccountsAreApart).
 	"instance shop-web-1 of tenant other": slices.Concat(answering, discovering, []string{
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish obj.{shop,bank}.{0,1023}.account.m",
+		"subscribe obj.shop.>",
 		"publish kb.endpoints.other.{shop.web,bank.web}",
 		"publish kb.core.placement.other",
 		"subscribe kb.ping.other.shop-web-1.1",
@@ -189,6 +198,7 @@ var (
 		"publish kb.core.{put,get,develop}.default",
 		"publish kb.artifact.{w1,w2,c1}.default.s",
 		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish obj.{shop,bank}.{0,1023}.account.m",
 	}
 	// Who may reach into an instance asks a core; only cores ask the agent.
 	operating = []string{
@@ -356,6 +366,7 @@ func callers(t *testing.T) []caller {
 		tags := map[string][]string{
 			grants.TagTenant: {tenant}, grants.TagHost: {host}, grants.TagApp: {app}, grants.TagService: {service},
 			grants.TagInstance: {instance}, grants.TagIncarnation: {instance + ".1"}, grants.TagCall: {call},
+			grants.TagObjects: {strings.Split(call, ".")[0]},
 		}
 		return tags
 	}

@@ -50,7 +50,7 @@ func TestACredentialOwnsAsItself(t *testing.T) {
 	const me, other = kbroker.Incarnation("shop-web-1.a"), kbroker.Incarnation("shop-web-2.b")
 	nc := dialAs(t, m, grants.Instance, map[string][]string{
 		grants.TagTenant: {"default"}, grants.TagHost: {"h1"}, grants.TagApp: {"shop"}, grants.TagService: {"web"},
-		grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {string(me)}, grants.TagCall: {"shop.*"},
+		grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {string(me)}, grants.TagCall: {"shop.*"}, grants.TagObjects: {"shop"},
 	})
 	heard, err := nc.SubscribeSync(subjects.OwnedOf(kbroker.DefaultTenant, "shop") + ">")
 	if err == nil {

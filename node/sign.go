@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,7 +35,7 @@ func (i *identity) start(p kbroker.Placement, incarnation kbroker.Incarnation, k
 		Role: role, Name: string(incarnation), Key: key, Life: i.life,
 		Tags: map[string][]string{
 			grants.TagTenant: {string(p.Tenant)}, grants.TagHost: {string(p.Host)}, grants.TagApp: {string(p.App)}, grants.TagService: {string(p.Service)},
-			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(incarnation)}, grants.TagCall: callsOf(p),
+			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(incarnation)}, grants.TagCall: callsOf(p), grants.TagObjects: objectsOf(p),
 		},
 	}
 }
@@ -109,6 +110,19 @@ func callsOf(p kbroker.Placement) []string {
 		calls = append(calls, strings.ReplaceAll(c, "/", "."))
 	}
 	return calls
+}
+
+// objectsOf are the apps whose objects an instance may call: of whose services it may call
+// one. An app's objects are its own affair, whichever of its services has them.
+func objectsOf(p kbroker.Placement) []string {
+	var apps []string
+	for _, call := range callsOf(p) {
+		app, _, _ := strings.Cut(call, ".")
+		if !slices.Contains(apps, app) {
+			apps = append(apps, app)
+		}
+	}
+	return apps
 }
 
 // signed reads what was signed for a start of an instance.

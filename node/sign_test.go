@@ -12,15 +12,19 @@ import (
 )
 
 func TestWhatAnInstanceMayCall(t *testing.T) {
-	for name, c := range map[string]struct{ calls, want []string }{
-		"nothing named":       {nil, []string{"shop.*"}},
-		"a service":           {[]string{"bank/ledger"}, []string{"shop.*", "bank.ledger"}},
-		"all of an app":       {[]string{"bank/*"}, []string{"shop.*", "bank.*"}},
-		"all":                 {[]string{"*"}, []string{"shop.*", "*.*"}},
-		"several of the kind": {[]string{"a/b", "c/*"}, []string{"shop.*", "a.b", "c.*"}},
+	for name, c := range map[string]struct{ calls, want, objects []string }{
+		"nothing named":       {nil, []string{"shop.*"}, []string{"shop"}},
+		"a service":           {[]string{"bank/ledger"}, []string{"shop.*", "bank.ledger"}, []string{"shop", "bank"}},
+		"all of an app":       {[]string{"bank/*"}, []string{"shop.*", "bank.*"}, []string{"shop", "bank"}},
+		"all":                 {[]string{"*"}, []string{"shop.*", "*.*"}, []string{"shop", "*"}},
+		"several of the kind": {[]string{"a/b", "c/*", "a/d"}, []string{"shop.*", "a.b", "c.*", "a.d"}, []string{"shop", "a", "c"}},
 	} {
-		if got := callsOf(kbroker.Placement{App: "shop", Spec: kbroker.Service{Calls: c.calls}}); !slices.Equal(got, c.want) {
+		p := kbroker.Placement{App: "shop", Spec: kbroker.Service{Calls: c.calls}}
+		if got := callsOf(p); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+		if got := objectsOf(p); !slices.Equal(got, c.objects) {
+			t.Errorf("%s: objects of %q, want %q", name, got, c.objects)
 		}
 	}
 }
@@ -115,7 +119,7 @@ func TestAProgramHoldsAsLongAsWhoRunsIt(t *testing.T) {
 		if role == grants.Instance {
 			tags = map[string][]string{
 				grants.TagTenant: {"default"}, grants.TagHost: {"_"}, grants.TagApp: {"shop"}, grants.TagService: {"web"},
-				grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {"shop-web-1.1"}, grants.TagCall: {"*.*"},
+				grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {"shop-web-1.1"}, grants.TagCall: {"*.*"}, grants.TagObjects: {"*"},
 			}
 		}
 		signed, err := by.grants.Sign(grants.User{Role: role, Name: "ann", Key: key, Life: life, Tags: tags}, at)

@@ -13,6 +13,19 @@ const (
 	HeaderInstance = "Kb-Instance"
 	// HeaderIdempotent is "1" on replies of methods that may be sent again.
 	HeaderIdempotent = "Kb-Idempotent"
+	// HeaderObject is the id of the object that is called, as EscapeID makes it.
+	HeaderObject = "Kb-Object"
+	// HeaderConfirmed is up to where the calls of a session are over: no answer to one
+	// with a lower sequence is waited for.
+	HeaderConfirmed = "Kb-Confirmed"
+	// HeaderSent is when the call was begun, in milliseconds of Unix, the same with all
+	// its attempts.
+	HeaderSent = "Kb-Sent-Ms"
+	// HeaderLinearizable is "1" on a read that its owner is to confirm by a write.
+	HeaderLinearizable = "Kb-Linearizable"
+	// HeaderChain names the objects whose turns wait for the call, outermost first, each
+	// as <app>/<kind>:<id> with the id escaped, separated by commas.
+	HeaderChain = "Kb-Chain"
 	// HeaderSequence is the revision of a record that is republished: of the server.
 	HeaderSequence = "Nats-Sequence"
 	// HeaderOffset is on a chunk of an upload: where in the file it begins. A

@@ -172,3 +172,27 @@ func FuzzParseOwnKey(f *testing.F) {
 		}
 	})
 }
+
+func TestCallsOfObjectsComeBack(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		app, o, method := name[kbroker.AppName](t, "app"), object(t), rapid.StringMatching(`[a-zA-Z_-]{1,64}`).Draw(t, "method")
+		s := subjects.ObjectMethod(app, o.Shard(), o.Kind, method)
+		gotApp, shard, kind, got, ok := subjects.ParseObjectMethod(s)
+		if !ok || gotApp != app || shard != o.Shard() || kind != o.Kind || got != method {
+			t.Fatalf("ParseObjectMethod(%q) = %q, %d, %q, %q, %t", s, gotApp, shard, kind, got, ok)
+		}
+		for _, all := range []string{subjects.ShardMethods(app, shard), subjects.Shards(app), subjects.ObjectMethods(app), subjects.KindMethod(app, kind, method), subjects.AllObjectMethods} {
+			if !matches(all, s) {
+				t.Fatalf("%q does not match %q", all, s)
+			}
+		}
+		if matches(subjects.ShardMethods(app, (shard+1)%kbroker.Shards), s) {
+			t.Fatalf("%q is heard by another shard", s)
+		}
+	})
+	for _, s := range []string{"", "obj.bank.7.account", "obj.bank.7.account.m.x", "obj.bank.1024.account.m", "obj.bank.07.account.m", "obj.bank.x.account.m", "obj..7.account.m", "obj.bank.7..m", "obj.bank.7.account.", "svc.bank.7.account.m"} {
+		if app, _, _, _, ok := subjects.ParseObjectMethod(s); ok {
+			t.Errorf("%q is taken for a call of an object of %q", s, app)
+		}
+	}
+}

@@ -3,6 +3,7 @@
 // literal subject.
 //
 //	svc.<app>.<service>.<method>            application requests (queue group svc)
+//	obj.<app>.<shard>.<kind>.<method>       requests to objects: the shard's owner hears them
 //	kb.super.<verb>.<tenant>.<key>          writes, with the key of who asks: only the leader answers
 //	kb.join                                 a host asks to be admitted, likewise
 //	kb.demand.<tenant>.<app>                what an app's allocator wants, likewise

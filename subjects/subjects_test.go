@@ -209,6 +209,7 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.Owned(tenant, app, subjects.KeyOwnershipHead):     subjects.AllOwned(tenant),
 			subjects.Reaped(tenant, app):                               subjects.Reaped(tenant, app),
 			stateSubject:                                               objects,
+			subjects.ObjectMethod(app, 3, "account", "deposit"):        subjects.ShardMethods(app, 3),
 		}
 		for subject, own := range subscriptions {
 			for _, pattern := range subscriptions {

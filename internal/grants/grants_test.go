@@ -21,7 +21,7 @@ var tagsOf = map[grants.Role][]string{
 	grants.Core:      nil,
 	grants.Gate:      nil,
 	grants.Worker:    {grants.TagHost},
-	grants.Instance:  {grants.TagTenant, grants.TagHost, grants.TagApp, grants.TagService, grants.TagInstance, grants.TagIncarnation, grants.TagCall},
+	grants.Instance:  {grants.TagTenant, grants.TagHost, grants.TagApp, grants.TagService, grants.TagInstance, grants.TagIncarnation, grants.TagCall, grants.TagObjects},
 	grants.Allocator: {grants.TagTenant, grants.TagHost, grants.TagApp, grants.TagService, grants.TagInstance, grants.TagIncarnation},
 	grants.Viewer:    {grants.TagTenant},
 	grants.Deployer:  {grants.TagTenant},
@@ -40,7 +40,7 @@ func tokensOf(tag string) int {
 func plain(role grants.Role) map[string][]string {
 	all := map[string]string{
 		grants.TagTenant: "default", grants.TagHost: "w1", grants.TagApp: "shop", grants.TagService: "web",
-		grants.TagInstance: "shop-web-1", grants.TagIncarnation: "shop-web-1.00112233aabbccdd", grants.TagCall: "shop.web",
+		grants.TagInstance: "shop-web-1", grants.TagIncarnation: "shop-web-1.00112233aabbccdd", grants.TagCall: "shop.web", grants.TagObjects: "shop",
 	}
 	tags := map[string][]string{}
 	for _, tag := range tagsOf[role] {
@@ -89,6 +89,9 @@ func TestSignRefusesWhatIsNotAPartOfASubject(t *testing.T) {
 				bad["two tokens"] = "a.b"
 			} else {
 				bad["one token"] = "a" // and the rest of the subject would take its place
+			}
+			if tag == grants.TagObjects {
+				delete(bad, "a wildcard")
 			}
 			if tag != grants.TagCall {
 				bad["everything"], bad["a wildcard of two"] = "*.*", "a.*"
@@ -230,6 +233,9 @@ func TestPermissionsAreAsWideAsTheirTemplates(t *testing.T) {
 			wide := strings.Count(template, "*") + strings.Count(template, ">")
 			if strings.Contains(template, "{{tag("+grants.TagCall+")}}") {
 				wide += strings.Count(tags[grants.TagCall][0], "*")
+			}
+			if strings.Contains(template, "{{tag("+grants.TagObjects+")}}") {
+				wide += strings.Count(tags[grants.TagObjects][0], "*")
 			}
 			tokens := len(strings.Split(template, "."))
 			for tag := range tags {

@@ -23,7 +23,7 @@ const (
 	// Worker is the agent of a host that is no core. Tags: host.
 	Worker Role = "worker"
 	// Instance is one incarnation of an application's service. Tags: tenant, host,
-	// app, service, instance, incarnation, call.
+	// app, service, instance, incarnation, call, objects.
 	Instance Role = "instance"
 	// Allocator is that of an allocator, which is an instance as well.
 	Allocator Role = "allocator"
@@ -55,6 +55,8 @@ const (
 	TagUntil = "until"
 	// TagCall is <app>.<service>, <app>.* or *.*, that an instance may call.
 	TagCall = "call"
+	// TagObjects is an app whose objects an instance may call, or *.
+	TagObjects = "objects"
 )
 
 // roles are the permissions of each role. docs/security.md has them in words, and a
@@ -99,11 +101,11 @@ var (
 		answers: true,
 	}
 	instance = placed.and(permissions{
-		tags:    []string{TagCall},
-		publish: []string{subjects.Methods(tag(TagCall)), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)), subjects.Discovery + ".>"},
+		tags:    []string{TagCall, TagObjects},
+		publish: []string{subjects.Methods(tag(TagCall)), subjects.ObjectMethods(kbroker.AppName(tag(TagObjects))), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)), subjects.Discovery + ".>"},
 		// The server drops a template with a queue, and takes a last * for a >.
 		subscribe: slices.Concat(
-			[]string{subjects.Methods(tag(TagApp) + "." + tag(TagService))}, subjects.Discoveries,
+			[]string{subjects.Methods(tag(TagApp) + "." + tag(TagService)), subjects.Shards(kbroker.AppName(tag(TagApp)))}, subjects.Discoveries,
 			each(subjects.Discoveries, func(question string) string {
 				return question + "." + subjects.MicroName(kbroker.AppName(tag(TagApp)), kbroker.ServiceName(tag(TagService)))
 			}),
@@ -140,7 +142,7 @@ var (
 	}
 	deployer = viewer.and(permissions{publish: slices.Concat(
 		writes(subjects.VerbDeploy, subjects.VerbScale, subjects.VerbStop, subjects.VerbRollback, subjects.VerbRestart),
-		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods},
+		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods, subjects.AllObjectMethods},
 	)})
 	// What is asked inside an instance goes through a core, who tells the audit trail; a
 	// deployer puts programs there, and has no hands in those that run.
@@ -220,11 +222,12 @@ func (p permissions) template() jwt.UserPermissionLimits {
 }
 
 // forms are what the values of tags look like: one token of a subject each, but for
-// incarnations and calls.
+// incarnations, calls and apps with objects.
 var (
 	token = regexp.MustCompile(`^[a-z0-9_-]+$`)
 	forms = map[string]*regexp.Regexp{
 		TagIncarnation: regexp.MustCompile(`^[a-z0-9_-]+\.[a-z0-9_-]+$`),
+		TagObjects:     regexp.MustCompile(`^([a-z0-9_-]+|\*)$`),
 		TagCall:        regexp.MustCompile(`^([a-z0-9_-]+\.([a-z0-9_-]+|\*)|\*\.\*)$`),
 	}
 )
