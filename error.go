@@ -30,6 +30,15 @@ const (
 	DeadlineExceeded Code = "deadline_exceeded"
 	// Failed: it ran and did not succeed (a rollout, a build).
 	Failed Code = "failed"
+	// Moved: another owner serves the object now; the same call finds it there.
+	Moved Code = "moved"
+	// Expired: the call is too old to tell whether it has taken effect.
+	Expired Code = "expired"
+	// AnswerLost: the call has taken effect before, and what it answered then was too
+	// large to be kept.
+	AnswerLost Code = "answer_lost"
+	// Deadlock: the call waits for an object that waits for the call.
+	Deadlock Code = "deadlock"
 	// Internal: the other side panicked or broke an invariant.
 	Internal Code = "internal"
 )

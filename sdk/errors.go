@@ -17,6 +17,10 @@ const (
 	DeadlineExceeded = kbroker.DeadlineExceeded
 	Failed           = kbroker.Failed
 	Internal         = kbroker.Internal
+	Moved            = kbroker.Moved
+	Expired          = kbroker.Expired
+	AnswerLost       = kbroker.AnswerLost
+	Deadlock         = kbroker.Deadlock
 )
 
 // Errorf builds the error that a handler answers with.

@@ -106,9 +106,9 @@ func microCode(c kbroker.Code) string {
 		return "403"
 	case kbroker.NotFound:
 		return "404"
-	case kbroker.Conflict:
+	case kbroker.Conflict, kbroker.Deadlock:
 		return "409"
-	case kbroker.Overloaded, kbroker.Unavailable, kbroker.NoLeader:
+	case kbroker.Overloaded, kbroker.Unavailable, kbroker.NoLeader, kbroker.Moved:
 		return "503"
 	case kbroker.DeadlineExceeded:
 		return "504"
