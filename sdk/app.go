@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -27,6 +28,9 @@ type App struct {
 	log      *slog.Logger
 	grace    time.Duration
 	methods  []*method
+	kinds    []*kind
+	keeper   *keeper // of the objects; nil: it has none
+	leases   func(*kbroker.InstanceFile) ownership.Times
 	err      error // what New and Handle found wrong
 	started  time.Time
 	phase    atomic.Int32
@@ -57,7 +61,7 @@ const (
 // returned by Run. It does not connect; Run and the first call do.
 func New(opts ...Option) *App {
 	o := collect(opts)
-	a := &App{log: o.log, grace: o.grace, started: time.Now()}
+	a := &App{log: o.log, grace: o.grace, started: time.Now(), leases: timesOf}
 	client, target, err := o.client("dev")
 	if err != nil {
 		a.err = err
@@ -127,6 +131,9 @@ func (a *App) Run(ctx context.Context) error {
 	if a.err != nil {
 		return a.err
 	}
+	if err := a.checkKinds(); err != nil {
+		return err
+	}
 	defer a.showAlive()() // also while it drains
 	t, err := a.client.open(ctx)
 	if err != nil {
@@ -143,6 +150,11 @@ func (a *App) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer leave(nil) // before the wait
+	endObjects, err := a.keep(t, &wg)
+	if err != nil {
+		return err
+	}
+	defer endObjects()
 	if a.identity.Host != "" {
 		w, err := newWatch(a, t)
 		if err != nil {
@@ -155,6 +167,9 @@ func (a *App) Run(ctx context.Context) error {
 	select {
 	case <-serving.Done():
 		a.log.Info("leaving", "err", context.Cause(serving))
+	case <-a.keeper.ends():
+		lost = a.keeper.failure()
+		a.log.Error("leaving: the lease of what this instance owns is lost", "instance", a.identity.Instance, "err", lost)
 	case <-a.client.ended:
 		lost = kbroker.Errorf(kbroker.Unavailable, "the connection to the cluster was closed for good").WithHint("was the instance's credential revoked?")
 	}
@@ -181,7 +196,8 @@ func (a *App) subscribe(handlers context.Context, t transport) ([]subscription, 
 	return subs, nil
 }
 
-// becomeReady waits until the broker has processed all subscriptions.
+// becomeReady waits until the broker has processed all subscriptions, and the lease of the
+// objects is held.
 func (a *App) becomeReady(ctx context.Context, t transport) {
 	poll := time.NewTicker(connectPoll)
 	defer poll.Stop()
@@ -190,6 +206,9 @@ func (a *App) becomeReady(ctx context.Context, t transport) {
 		err := t.flush(try)
 		cancel()
 		if err == nil {
+			if !a.keeper.await(ctx) {
+				return
+			}
 			if a.phase.CompareAndSwap(phaseStarting, phaseReady) {
 				a.log.Info("ready", "instance", a.identity.Instance)
 			}
@@ -230,6 +249,9 @@ func (a *App) drain(t transport, subs []subscription, giveUp func()) error {
 	defer cancel()
 	var wg sync.WaitGroup
 	var gone atomic.Bool
+	if a.keeper != nil {
+		wg.Go(func() { a.keeper.leave(ctx) })
+	}
 	for _, s := range subs {
 		wg.Go(func() {
 			if err := s.drain(ctx); err != nil {
@@ -242,6 +264,7 @@ func (a *App) drain(t transport, subs []subscription, giveUp func()) error {
 	err := a.idle(ctx)
 	if err != nil {
 		giveUp()
+		a.keeper.giveUp()
 		last, stop := context.WithTimeout(context.Background(), cancelled)
 		defer stop()
 		err = a.idle(last)
@@ -260,6 +283,9 @@ func (a *App) drain(t transport, subs []subscription, giveUp func()) error {
 }
 
 func (a *App) idle(ctx context.Context) error {
+	if err := a.keeper.rest(ctx); err != nil {
+		return err
+	}
 	for _, m := range a.methods {
 		if err := m.idle(ctx); err != nil {
 			return err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,7 +18,8 @@ import (
 type Target struct {
 	client  *Client // nil: that of the handler's context, or of the process
 	app     kbroker.AppName
-	service kbroker.ServiceName
+	service kbroker.ServiceName // of a service
+	object  kbroker.Object      // of an object
 	err     error
 }
 
@@ -39,8 +39,21 @@ func Service(name string) Target {
 	return Target{app: kbroker.AppName(app), service: kbroker.ServiceName(service), err: err}
 }
 
-// String is "app/service".
-func (t Target) String() string { return string(t.app) + "/" + string(t.service) }
+// String is "app/service" or "app/kind:id".
+func (t Target) String() string {
+	if t.isObject() {
+		return string(t.app) + "/" + t.object.String()
+	}
+	return string(t.app) + "/" + string(t.service)
+}
+
+// toCall is what the spec of a service that calls it names.
+func (t Target) toCall() string {
+	if t.isObject() {
+		return string(t.app) + "/*"
+	}
+	return t.String()
+}
 
 // CallOption changes one call.
 type CallOption func(*call)
@@ -82,9 +95,9 @@ func Call[Out any](ctx context.Context, to Target, method string, in any, opts .
 }
 
 func (t Target) call(ctx context.Context, method string, in any, opts []CallOption) (*nats.Msg, error) {
-	client := t.client
+	client, within := t.client, requestOf(ctx)
 	if client == nil {
-		client = clientOf(ctx)
+		client = clientOf(within)
 	}
 	switch {
 	case t.err != nil:
@@ -102,7 +115,11 @@ func (t Target) call(ctx context.Context, method string, in any, opts []CallOpti
 	c := client.desks.get()
 	defer client.desks.put(c)
 	c.client, c.to, c.method, c.data, c.timeout = client, t, method, data, DefaultTimeout
-	c.subject = subjects.Method(t.app, t.service, method)
+	if t.isObject() {
+		c.subject = subjects.ObjectMethod(t.app, t.object.Shard(), t.object.Kind, method)
+	} else {
+		c.subject = subjects.Method(t.app, t.service, method)
+	}
 	deadline, bounded := ctx.Deadline()
 	if bounded {
 		c.timeout = time.Until(deadline)
@@ -113,9 +130,10 @@ func (t Target) call(ctx context.Context, method string, in any, opts []CallOpti
 	if bounded {
 		c.timeout = min(c.timeout, time.Until(deadline))
 	}
-	if c.id == "" {
-		c.id = client.session + ":" + strconv.FormatUint(client.seq.Add(1), 10)
+	if e := c.identify(within); e != nil {
+		return nil, e
 	}
+	defer c.done()
 	return c.run(ctx)
 }
 
@@ -135,7 +153,14 @@ type call struct {
 	id      string
 	data    []byte
 	timeout time.Duration
-	repeat  repeatable // from IdempotentCall; what was learned is in the client
+	repeat  repeatable  // from IdempotentCall; what was learned is in the client
+	header  nats.Header // in place of the desk's; nil: it has no others
+
+	// Of a call of an object.
+	linearizable bool
+	sequence     uint64    // that it has of the client's; 0: it has an id of its own
+	begun        time.Time // as its owner is told
+	unclear      int       // attempts of which it was said that nobody knows
 
 	deadline time.Time
 	sent     int            // attempts so far
@@ -225,6 +250,9 @@ func (c *call) wake() verdict {
 
 // act carries a verdict out and returns when to wake up next.
 func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error) {
+	if c.tooOld(now) {
+		return attemptTime(c.timeout), nil
+	}
 	switch v {
 	case backOff:
 		if c.inARow >= attemptsBeforeHopeless && len(c.open) == 0 && c.lacksMethod() {
@@ -234,6 +262,10 @@ func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error)
 	case askFirst:
 		c.asked = c.client.lookup(t, c.to)
 		return lookupTimeout, nil
+	case backOffPaid:
+		if c.client.budget.take(now) {
+			return c.backOff(t), nil
+		}
 	case resendPaid:
 		if c.client.budget.take(now) {
 			return c.send(t, now)
@@ -249,7 +281,7 @@ func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error)
 
 // backOff pauses the call before its next attempt.
 func (c *call) backOff(t transport) time.Duration {
-	if c.inARow == attemptsBeforeLookup {
+	if c.inARow == attemptsBeforeLookup && !c.to.isObject() {
 		c.found = c.client.lookup(t, c.to)
 	}
 	d := backoff(c.inARow)
@@ -261,7 +293,8 @@ func (c *call) backOff(t transport) time.Duration {
 // send makes one attempt and returns when to wake up if it is not answered.
 func (c *call) send(t transport, now time.Time) (time.Duration, error) {
 	c.paused = false
-	slot, err := t.request(c.message(c.subject, c.data, c.id, c.deadline.Sub(now)), c.deliver)
+	c.stamp(now)
+	slot, err := t.request(c.message(c.subject, c.data, c.id, c.header, c.deadline.Sub(now)), c.deliver)
 	switch {
 	case errors.Is(err, errNotConnected):
 		c.last = kbroker.Errorf(kbroker.Unavailable, "there is no connection to the cluster").WithHint("`kbroker status` says which cores are up")
@@ -292,14 +325,25 @@ func (c *call) receive(m *nats.Msg) (reply *nats.Msg, e event, err error) {
 		c.last = nil
 		return nil, nobodyThere, nil
 	case failure == nil:
-		c.client.remember(c.subject, m.Header)
+		c.remember(m)
 		return m, 0, nil
 	case failure.Code == kbroker.Overloaded && failure.Executed == kbroker.ExecutedNo:
 		c.last = failure
 		return nil, refusedNow, nil
 	}
-	c.client.remember(c.subject, m.Header)
+	if again, ok := c.againOf(failure); ok {
+		c.last = failure
+		return nil, again, nil
+	}
+	c.remember(m)
 	return nil, 0, c.final(failure, failure.Executed)
+}
+
+// remember notes what a reply says of its method; that of an object is the owner's affair.
+func (c *call) remember(m *nats.Msg) {
+	if !c.to.isObject() {
+		c.client.remember(c.subject, m.Header)
+	}
 }
 
 // idempotence is what is known of the method now.
@@ -313,7 +357,7 @@ func (c *call) idempotence() repeatable {
 // final is the error that ends the call, with what is known of all attempts.
 func (c *call) final(e *kbroker.Error, last kbroker.Executed) *kbroker.Error {
 	f := *e
-	f.Executed = executed(last, len(c.open))
+	f.Executed = executed(last, c.unanswered())
 	return &f
 }
 
@@ -324,7 +368,7 @@ func (c *call) ended() error {
 // refused is the error of a call that the servers do not let this process make.
 func (c *call) refused() error {
 	e := kbroker.Errorf(kbroker.Refused, "the credential of this process does not allow calls of %s", c.to).
-		WithHint("the spec of a service names those of other apps that it calls, as in calls: [%s]; people need the role deployer", c.to)
+		WithHint("the spec of a service names those of other apps that it calls, as in calls: [%s]; people need the role deployer", c.to.toCall())
 	e.Executed = kbroker.ExecutedNo
 	if c.sent > 1 {
 		e.Executed = kbroker.ExecutedUnknown // an earlier one was sent by another connection, maybe
@@ -340,7 +384,7 @@ func (c *call) givenUp(ctx context.Context) error {
 	}
 	var e *kbroker.Error
 	switch {
-	case len(c.open) > 0:
+	case c.unanswered() > 0:
 		e = kbroker.Errorf(kbroker.Unavailable, "no answer from %s %s to %d sent", c.to, c.method, c.sent)
 		e.Hint = "it may have run, or may run yet"
 		if c.idempotence() != isIdempotent {
@@ -368,6 +412,10 @@ func (c *call) nobody() *kbroker.Error {
 	if c.lacksMethod() {
 		return kbroker.Errorf(kbroker.NotFound, "%s has no method %s", c.to, c.method).
 			WithHint("its methods: %s", strings.Join(c.found.known(), ", "))
+	}
+	if c.to.isObject() {
+		return kbroker.Errorf(kbroker.Unavailable, "nobody owns %s now", c.to).
+			WithHint("`kbroker ps` says whether the instances of app %s run that have objects of kind %s; `kbroker apps` what is deployed", c.to.app, c.to.object.Kind)
 	}
 	return kbroker.Errorf(kbroker.Unavailable, "nobody serves %s %s", c.to, c.method).
 		WithHint("`kbroker ps` says whether it runs; `kbroker apps` what is deployed")

@@ -21,6 +21,7 @@ type Client struct {
 	tenant  kbroker.TenantID
 	session string // of the request ids: random, one per client
 	seq     atomic.Uint64
+	inWork  inWork
 	budget  *budget
 	refused broadcast // fires when the servers have refused a subject
 	// refusals has when they did so last, by subject (string to time.Time).

@@ -19,7 +19,8 @@ type desk struct {
 	open    []uint64 // slots of the attempts without an answer; 0: has none
 
 	msg                  nats.Msg
-	requestID, timeoutMs []string // values of msg's headers
+	plain                nats.Header // of msg, if it has no others
+	requestID, timeoutMs []string    // values of msg's headers
 }
 
 // answer is what came back to the attempt that has the slot.
@@ -49,7 +50,7 @@ func (d *desks) get() *call {
 	}
 	c.timer = time.NewTimer(time.Hour)
 	c.requestID, c.timeoutMs = make([]string, 1), make([]string, 1)
-	c.msg.Header = nats.Header{subjects.HeaderRequestID: c.requestID, subjects.HeaderTimeout: c.timeoutMs}
+	c.plain = nats.Header{subjects.HeaderRequestID: c.requestID, subjects.HeaderTimeout: c.timeoutMs}
 	return c
 }
 
@@ -58,9 +59,14 @@ func (d *desks) put(c *call) {
 	d.pool.Put(c)
 }
 
-// message is an attempt to be sent, valid until the next one.
-func (d *desk) message(subject string, data []byte, id string, left time.Duration) *nats.Msg {
+// message is an attempt to be sent, valid until the next one. header is what it has beside
+// the headers of all attempts; nil: nothing.
+func (d *desk) message(subject string, data []byte, id string, header nats.Header, left time.Duration) *nats.Msg {
 	d.msg.Subject, d.msg.Data = subject, data
+	if d.msg.Header = d.plain; header != nil {
+		header[subjects.HeaderRequestID], header[subjects.HeaderTimeout] = d.requestID, d.timeoutMs
+		d.msg.Header = header
+	}
 	d.requestID[0], d.timeoutMs[0] = id, timeoutHeader(left)
 	return &d.msg
 }
@@ -84,7 +90,7 @@ func (d *desk) clear(t transport) {
 		}
 	}
 	d.open = d.open[:0]
-	d.msg.Data = nil
+	d.msg.Data, d.msg.Header = nil, nil
 	for {
 		select {
 		case <-d.answers:

@@ -25,6 +25,8 @@ const (
 	// metaIdempotent is the endpoint metadata that declares a method
 	// idempotent.
 	metaIdempotent = "idempotent"
+	// metaObject is that which names the kind of objects whose method it is.
+	metaObject = "object"
 )
 
 // lookup is one question to discovery, shared by all calls that want it.

@@ -43,6 +43,24 @@
 // another one without losing a request; when its own host's is back, it
 // returns.
 //
+// # Objects
+//
+//	accounts := sdk.Objects[Account](app, "account")
+//	sdk.Method(accounts, "deposit", (*Account).Deposit)
+//	sdk.ReadOnly(accounts, "balance", (*Account).Balance)
+//
+// An object is a Go value with a name: its exported fields are stored, one instance at a
+// time owns it, and one turn at a time runs on it. It is called by its name:
+//
+//	b, err := sdk.Call[Balance](ctx, sdk.Object("bank/account:alice"), "deposit", Deposit{Cents: 5})
+//
+// The reply leaves after the change is stored. A turn that returns an error changes nothing.
+// A call takes effect once, however often it is sent again: whatever the method, attempts
+// that were not answered are, and while the object moves to another owner.
+//
+// When the lease is lost by which an instance owns objects, as its host stood still for some
+// seconds, Run returns an error and the process ends; its agent starts it again.
+//
 // # What does not speak NATS
 //
 // Endpoints says where the instances of a service listen that has ports in its spec, such as

@@ -134,7 +134,7 @@ func (m *method) refuse(msg *nats.Msg, e *kbroker.Error) {
 func (m *method) handle(j job) {
 	start := time.Now()
 	msg := j.msg
-	ctx := &request{base: m.base, client: m.app.client, id: msg.Header.Get(subjects.HeaderRequestID), deadline: j.deadline}
+	ctx := &request{base: m.base, client: m.app.client, id: msg.Header.Get(subjects.HeaderRequestID), deadline: j.deadline, chain: chain(msg.Header.Get(subjects.HeaderChain))}
 	defer ctx.end()
 	var body []byte
 	var e *kbroker.Error
@@ -184,11 +184,16 @@ func (m *method) reply(msg, out *nats.Msg) {
 func (m *method) count(busy time.Duration, e *kbroker.Error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.stats.requests++
-	m.stats.busy += busy
+	m.stats.add(busy, e)
+}
+
+// add counts a request.
+func (s *methodStats) add(busy time.Duration, e *kbroker.Error) {
+	s.requests++
+	s.busy += busy
 	if e != nil {
-		m.stats.errors++
-		m.stats.lastError = e.Message
+		s.errors++
+		s.lastError = e.Message
 	}
 }
 

@@ -68,21 +68,32 @@ func (a *App) microInfo() micro.Info {
 			Metadata: map[string]string{metaIdempotent: strconv.FormatBool(m.idempotent)},
 		})
 	}
+	for _, m := range a.objectMethods() {
+		info.Endpoints = append(info.Endpoints, micro.EndpointInfo{
+			Name: m.endpoint(), Subject: m.subject(a),
+			Metadata: map[string]string{metaIdempotent: strconv.FormatBool(m.readOnly), metaObject: string(m.kind)},
+		})
+	}
 	return info
 }
 
 func (a *App) microStats() micro.Stats {
 	all := micro.Stats{ServiceIdentity: a.micro(), Type: micro.StatsResponseType, Started: a.started.UTC(), Endpoints: []*micro.EndpointStats{}}
-	for _, m := range a.methods {
-		s := m.counted()
+	add := func(name, subject, queue string, s methodStats) {
 		e := &micro.EndpointStats{
-			Name: m.name, Subject: m.subject(), QueueGroup: subjects.QueueService,
+			Name: name, Subject: subject, QueueGroup: queue,
 			NumRequests: s.requests, NumErrors: s.errors, LastError: s.lastError, ProcessingTime: s.busy,
 		}
 		if s.requests > 0 {
 			e.AverageProcessingTime = s.busy / time.Duration(s.requests)
 		}
 		all.Endpoints = append(all.Endpoints, e)
+	}
+	for _, m := range a.methods {
+		add(m.name, m.subject(), subjects.QueueService, m.counted())
+	}
+	for _, m := range a.objectMethods() {
+		add(m.endpoint(), m.subject(a), "", m.counted())
 	}
 	return all
 }
@@ -93,7 +104,33 @@ func (a *App) counted() (requests, errs uint64) {
 		s := m.counted()
 		requests, errs = requests+uint64(s.requests), errs+uint64(s.errors)
 	}
+	for _, m := range a.objectMethods() {
+		s := m.counted()
+		requests, errs = requests+uint64(s.requests), errs+uint64(s.errors)
+	}
 	return requests, errs
+}
+
+// objectMethods are those of all kinds.
+func (a *App) objectMethods() []*objectMethod {
+	var all []*objectMethod
+	for _, k := range a.kinds {
+		all = append(all, k.order...)
+	}
+	return all
+}
+
+// endpoint is the method's name in discovery, subject the subjects of all shards.
+func (m *objectMethod) endpoint() string { return string(m.kind) + "-" + m.name }
+
+func (m *objectMethod) subject(a *App) string {
+	return subjects.KindMethod(a.identity.App, m.kind, m.name)
+}
+
+func (m *objectMethod) counted() methodStats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stats
 }
 
 func (m *method) counted() methodStats {

@@ -16,6 +16,8 @@ type request struct {
 	client   *Client
 	id       string
 	deadline time.Time
+	chain    chain // objects whose turns wait for it, with that of its own turn
+	turn     *turn // nil: of no object
 
 	mu     sync.Mutex
 	full   context.Context // nil: not needed yet
@@ -78,16 +80,22 @@ func (r *request) end() {
 // same for all attempts of one call. Empty elsewhere, and for callers that send
 // none.
 func RequestIDOf(ctx context.Context) string {
-	if r, ok := ctx.Value(requestKey{}).(*request); ok {
+	if r := requestOf(ctx); r != nil {
 		return r.id
 	}
 	return ""
 }
 
-// clientOf is the client of a handler's context, else that of the process.
-func clientOf(ctx context.Context) *Client {
-	if r, ok := ctx.Value(requestKey{}).(*request); ok {
+// clientOf is the client of a handler's request, else that of the process.
+func clientOf(r *request) *Client {
+	if r != nil {
 		return r.client
 	}
 	return processClient.Load()
+}
+
+// requestOf is the request that a context belongs to, or nil.
+func requestOf(ctx context.Context) *request {
+	r, _ := ctx.Value(requestKey{}).(*request)
+	return r
 }

@@ -83,8 +83,8 @@ func TestTheEndOfARequestEndsWhatWasMadeOfIt(t *testing.T) {
 		r := &request{base: context.Background(), client: &Client{}, id: "a:1", deadline: time.Now().Add(time.Hour)}
 		child, cancel := context.WithTimeout(context.WithValue(r, testKey{}, 1), time.Hour)
 		defer cancel()
-		if RequestIDOf(child) != "a:1" || clientOf(child) != r.client {
-			t.Errorf("a child knows request %q and client %p, want a:1 and %p", RequestIDOf(child), clientOf(child), r.client)
+		if RequestIDOf(child) != "a:1" || clientOf(requestOf(child)) != r.client {
+			t.Errorf("a child knows request %q and client %p, want a:1 and %p", RequestIDOf(child), clientOf(requestOf(child)), r.client)
 		}
 		told := make(chan struct{})
 		context.AfterFunc(child, func() { close(told) })

@@ -39,6 +39,7 @@ const (
 	timedOut                 // the attempt's time is over
 	reconnected              // the connection was lost and is back
 	learned                  // discovery answered, or did not in its time
+	unclear                  // an object's owner: nobody knows whether it ran
 )
 
 // repeatable is what is known of a method.
@@ -56,6 +57,7 @@ type verdict int
 const (
 	keepWaiting verdict = iota
 	backOff             // send again after a pause
+	backOffPaid         // send again after a pause if the budget allows it, else wait
 	resendNow           // send again at once
 	resendPaid          // send again at once if the budget allows it, else wait
 	askFirst            // find out whether the method is idempotent
@@ -69,6 +71,8 @@ func decide(e event, m repeatable, unanswered int) verdict {
 		// Certainly did not run. An earlier attempt can be outstanding only
 		// where repeating is allowed.
 		return backOff
+	case e == unclear:
+		return backOffPaid
 	case unanswered == 0:
 		if e == reconnected {
 			return resendNow // do not sit out the pause

@@ -1,0 +1,83 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// assignedEvery is how often an instance reads who owns what, give or take
+	// assignedJitter: changes are published, but a message can be lost.
+	assignedEvery  = 30 * time.Second
+	assignedJitter = 5 * time.Second
+	// assignedAgain is how soon it does again when nobody has answered.
+	assignedAgain = time.Second
+)
+
+// watch hears the changes of who owns what.
+func (k *keeper) watch() error {
+	for _, match := range []string{subjects.MatchAssigns, subjects.MatchReleases} {
+		if _, err := k.t.subscribe(subjects.Owned(k.own.Tenant, k.own.App, match+".>"), "", k.announced); err != nil {
+			return fmt.Errorf("subscribe who owns what: %w", err)
+		}
+	}
+	return nil
+}
+
+// announced is a record that was changed.
+func (k *keeper) announced(m *nats.Msg) {
+	rev, err := strconv.ParseUint(m.Header.Get(subjects.HeaderSequence), 10, 64)
+	_, _, key, ok := subjects.OwnershipKey(m.Subject)
+	if err != nil || !ok || k.deaf.Load() {
+		return
+	}
+	k.post(func(now time.Duration) {
+		k.seen(now, kbroker.Stored{Key: key, Revision: kbroker.Revision(rev), Value: m.Data})
+	})
+}
+
+// follow reads all assignments, once the lease is there, until ctx ends.
+func (k *keeper) follow(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-k.held:
+	}
+	next := time.NewTimer(0)
+	defer next.Stop()
+	back := k.app.client.back.wait()
+	answered := make(chan bool, 1)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-back:
+			back = k.app.client.back.wait()
+			next.Reset(rand.N(afterReconnect))
+			continue
+		case <-next.C:
+		}
+		k.read(kbroker.OwnReadRequest{Match: subjects.MatchAssigns}, func(now time.Duration, found []kbroker.Stored, ok bool) {
+			k.see(now, found, ok)
+			answered <- ok
+		})
+		select {
+		case <-ctx.Done():
+			return
+		case ok := <-answered:
+			wait := assignedEvery - assignedJitter + rand.N(2*assignedJitter)
+			if !ok {
+				wait = assignedAgain
+			}
+			next.Reset(wait)
+		}
+	}
+}

@@ -1,0 +1,331 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/boottime"
+	"github.com/kbroker/kbroker/internal/ownership"
+)
+
+// Bounds of what an instance does for its objects.
+const (
+	// maxTurns bounds the turns and reads of all objects that an instance runs at a time,
+	// maxNested those that other turns wait for.
+	maxTurns  = DefaultConcurrency
+	maxNested = 4 * DefaultConcurrency
+	// maxHeard bounds the requests that were heard and not looked at yet, and the turns and
+	// reads that wait for a place.
+	maxHeard = 10_000
+	// tickEvery is how often is looked at what is due.
+	tickEvery = 50 * time.Millisecond
+	// handOverShare is the part of its grace for which an app that leaves waits for the
+	// next of its shards to be taken over.
+	handOverShare = 2
+)
+
+// keeper keeps the objects of an instance: it drives an ownership.Owner, which decides.
+// One goroutine, that of run, has the owner and all that is not said otherwise; everybody
+// else posts to it what has happened.
+//
+//	NATS --heard--> post --> Owner --effects--> NATS, turns
+//	cores, turns, the clock --^
+type keeper struct {
+	app   *App
+	own   *kbroker.InstanceFile
+	t     transport
+	log   *slog.Logger
+	kinds map[kbroker.KindName]*kind
+	heads map[bool]heads // of replies, by whether the method only reads
+
+	base context.Context // of all turns: ends when nothing that they do counts any more
+	stop context.CancelFunc
+	work sync.WaitGroup // what waits for the bus
+
+	held chan struct{} // closed when the lease is held first
+	lost chan struct{} // closed when it is lost; why is set then
+	gone chan struct{} // closed when the app leaves and owns nothing any more
+	why  string
+
+	deaf atomic.Bool // the lease is lost: nothing is heard
+
+	mu      sync.Mutex
+	wake    chan struct{}
+	events  []func(now time.Duration)
+	waiting int // of the events, those that are requests
+	closed  bool
+
+	owner      *ownership.Owner
+	ears       map[uint64]*ear
+	active     map[kbroker.Object]*active
+	idle       idling
+	quarantine quarantine
+	roots      lane
+	nested     lane
+	leaving    bool
+	holds      int           // shards, while it leaves
+	moved      time.Duration // when one of them was let go last
+	complained time.Duration // about a core that refuses
+}
+
+func newKeeper(a *App, t transport, times ownership.Times) *keeper {
+	k := &keeper{
+		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
+		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
+		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(),
+		roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
+	}
+	mailboxes := map[kbroker.KindName]int{}
+	for _, kind := range a.kinds {
+		k.kinds[kind.name], mailboxes[kind.name] = kind, kind.mailbox
+	}
+	k.base, k.stop = context.WithCancel(context.Background())
+	k.owner = ownership.NewOwner(ownership.OwnerConfig{
+		Incarnation: k.own.Incarnation, Service: k.own.Service, Host: k.own.Host,
+		Streams: k.own.ObjectStreams, Times: times, Mailboxes: mailboxes,
+	})
+	return k
+}
+
+// timesOf are the times of the cluster's leases.
+func timesOf(i *kbroker.InstanceFile) ownership.Times {
+	if i.StockRaft {
+		return ownership.Stock
+	}
+	return ownership.Tuned
+}
+
+func (k *keeper) now() time.Duration { return boottime.Now() }
+
+// post has the loop do something soon, in the order of the posts.
+func (k *keeper) post(do func(now time.Duration)) { k.add(do, false) }
+
+// add reports whether the event was taken: requests are up to a bound.
+func (k *keeper) add(do func(now time.Duration), request bool) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.closed:
+		return true
+	case request && k.waiting >= maxHeard:
+		return false
+	case request:
+		k.waiting++
+	}
+	k.events = append(k.events, do)
+	stir(k.wake)
+	return true
+}
+
+func (k *keeper) take() []func(time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := k.events
+	k.events, k.waiting = nil, 0
+	return all
+}
+
+// run keeps the objects until ctx ends.
+func (k *keeper) run(ctx context.Context) {
+	defer k.work.Wait()
+	defer k.stop()
+	defer k.close()
+	tick := time.NewTicker(tickEvery)
+	defer tick.Stop()
+	for {
+		now := k.now()
+		k.owner.Tick(now)
+		k.sweep(now)
+		k.settle(now)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			continue
+		case <-k.wake:
+		}
+		for _, do := range k.take() {
+			now := k.now()
+			do(now)
+			k.settle(now)
+		}
+	}
+}
+
+// close takes no more events.
+func (k *keeper) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed, k.events = true, nil
+}
+
+// settle does what the machine wants, and says what others wait for.
+func (k *keeper) settle(now time.Duration) {
+	for _, e := range k.owner.Effects() {
+		k.effect(now, e)
+	}
+	if k.owner.Valid(now) {
+		shut(k.held)
+	}
+	if !k.leaving {
+		return
+	}
+	switch holds := k.owner.Holds(); {
+	case holds == 0:
+		shut(k.gone)
+	case holds != k.holds || len(k.owner.Owned()) < holds: // one is on its way
+		k.holds, k.moved = holds, now
+	case now-k.moved > k.app.grace/handOverShare && !closed(k.gone):
+		k.log.Warn("nobody takes over what this instance owns; it leaves all the same", "instance", k.own.Instance, "shards", holds)
+		shut(k.gone)
+	}
+}
+
+// keep begins to keep the app's objects; end ends it.
+func (a *App) keep(t transport, wg *sync.WaitGroup) (end func(), err error) {
+	if len(a.kinds) == 0 {
+		return func() {}, nil
+	}
+	k := newKeeper(a, t, a.leases(&a.identity))
+	if err := k.watch(); err != nil {
+		return nil, err
+	}
+	a.keeper = k
+	ctx, end := context.WithCancel(context.Background())
+	wg.Go(func() { k.run(ctx) })
+	wg.Go(func() { k.follow(ctx) })
+	return end, nil
+}
+
+// await returns true when the lease is held; an app without objects needs none.
+func (k *keeper) await(ctx context.Context) bool {
+	if k == nil {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-k.held:
+		return true
+	}
+}
+
+// leave has the cluster move everything to others, and returns when it has, when nobody
+// takes it, or when ctx ends; then nothing more is heard.
+func (k *keeper) leave(ctx context.Context) {
+	k.post(func(now time.Duration) {
+		k.owner.Leave(now)
+		k.leaving, k.holds, k.moved = true, k.owner.Holds(), now
+	})
+	select {
+	case <-k.gone:
+	case <-k.lost:
+	case <-ctx.Done():
+		k.log.Warn("what this instance owns was not taken over within the grace", "instance", k.own.Instance)
+	}
+	var left sync.WaitGroup
+	asked := make(chan struct{})
+	k.post(func(time.Duration) {
+		for _, e := range k.ears {
+			left.Go(func() { k.silence(e) })
+		}
+		close(asked)
+	})
+	<-asked
+	left.Wait()
+	k.deaf.Store(true)
+}
+
+// rest waits until no call is in work.
+func (k *keeper) rest(ctx context.Context) error {
+	if k == nil {
+		return nil
+	}
+	poll := time.NewTicker(connectPoll)
+	defer poll.Stop()
+	for {
+		idle := make(chan bool, 1)
+		k.post(func(time.Duration) {
+			idle <- k.roots.idle() && k.nested.idle() && (closed(k.lost) || !k.owner.Busy())
+		})
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case is := <-idle:
+			if is {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-poll.C:
+		}
+	}
+}
+
+// giveUp ends the contexts of all turns.
+func (k *keeper) giveUp() {
+	if k != nil {
+		k.stop()
+	}
+}
+
+// over ends everything: the machine has lost its lease.
+func (k *keeper) over(reason string) {
+	k.why = reason
+	k.deaf.Store(true)
+	k.stop()
+	clear(k.active)
+	for _, e := range k.ears {
+		k.work.Go(func() { k.silence(e) })
+	}
+	shut(k.lost)
+}
+
+// failure is why the app has to end, or nil.
+func (k *keeper) failure() error {
+	if k == nil || !closed(k.lost) {
+		return nil
+	}
+	return kbroker.Errorf(kbroker.Unavailable, "%s may own objects no more: %s", k.own.Incarnation, k.why).
+		WithHint("a new start of %s goes on, with a lease of its own", k.own.Instance)
+}
+
+// ends is closed when the lease is lost; without objects never.
+func (k *keeper) ends() <-chan struct{} {
+	if k == nil {
+		return nil
+	}
+	return k.lost
+}
+
+// shut closes a channel that may be closed already; by one goroutine.
+func shut(c chan struct{}) {
+	if !closed(c) {
+		close(c)
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// complain says once a minute what cannot be cured here.
+func (k *keeper) complain(now time.Duration, what string, err error) {
+	if k.complained != 0 && now-k.complained < time.Minute {
+		return
+	}
+	k.complained = max(now, 1)
+	k.log.Error(fmt.Sprintf("a core does not %s what this instance owns", what), "instance", k.own.Instance, "err", err)
+}

@@ -1,0 +1,228 @@
+package sdk
+
+import (
+	"bytes"
+	"container/list"
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/ownership"
+)
+
+// turn is one run of a method of an object, as its context knows it.
+type turn struct {
+	object   kbroker.Object
+	epoch    uint64
+	readOnly bool
+	deleted  atomic.Bool
+	calls    atomic.Uint64 // that it has made
+}
+
+// turnOf is the turn that a context belongs to, or nil.
+func turnOf(ctx context.Context) *turn {
+	if r := requestOf(ctx); r != nil {
+		return r.turn
+	}
+	return nil
+}
+
+// active is an object in memory. What is below once is its turn's, or that of its readers,
+// to read; the keeper's loop makes a new one in place of changing it.
+type active struct {
+	object kbroker.Object
+	number uint64 // of the activation
+	kind   *kind
+	used   *list.Element // in its kind's list
+	raw    []byte        // as it is stored; nothing if it does not exist
+	exists bool
+
+	once  sync.Once
+	value any // *T, made of raw by the first run
+	err   error
+}
+
+// afresh is the object as it is stored.
+func (a *active) afresh() *active {
+	return &active{object: a.object, number: a.number, kind: a.kind, used: a.used, raw: a.raw, exists: a.exists}
+}
+
+func (a *active) open() error {
+	a.once.Do(func() {
+		if !a.exists {
+			a.value = a.kind.fresh()
+			return
+		}
+		if a.value, a.err = a.kind.load(a.raw); a.err != nil {
+			e := kbroker.Errorf(kbroker.Internal, "the stored state of %s is not one of this program: %v", a.object, a.err).
+				WithHint("its type was changed so that it cannot read what it wrote before")
+			a.err = notRun(e)
+		}
+	})
+	return a.err
+}
+
+// outcome is what a turn came to.
+type outcome struct {
+	turn     ownership.Turn
+	failure  *kbroker.Error // what is answered in place of the reply
+	panicked bool
+	spoiled  bool // the value is not what is stored
+}
+
+// perform runs a call on an object.
+func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
+	as := outcome{turn: ownership.Turn{Exists: a.exists, State: a.raw}}
+	fail := func(e *kbroker.Error) outcome {
+		as.failure = e
+		return as
+	}
+	if err := a.open(); err != nil {
+		return fail(kbroker.AsError(err))
+	}
+	if ctx.Err() != nil {
+		return fail(notRun(kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of %s of %s passed before its turn", c.method.name, a.object)))
+	}
+	reply, e, panicked := k.guarded(ctx, a, c)
+	if as.panicked = panicked; panicked {
+		as.turn.Reply.Outcome, as.failure = ownership.Broken, e
+		return as
+	}
+	if c.method.readOnly {
+		as.turn.Reply.Data = reply
+		return fail(e)
+	}
+	as.spoiled = true
+	if e != nil {
+		return fail(e)
+	}
+	if ctx.turn.deleted.Load() {
+		as.turn.Reply.Data = reply
+		as.turn.Changed, as.turn.Exists, as.turn.State = a.exists, false, nil
+		return as
+	}
+	state, err := a.kind.store(a.value)
+	switch {
+	case err != nil:
+		return fail(executedYes(fmt.Errorf("encode the state of %s: %w", a.object, err)))
+	case len(state) > kbroker.MaxObjectBytes:
+		return fail(tooLarge(a.object, fmt.Sprintf("a state of %d bytes", len(state))))
+	case len(state) > largeState && !a.kind.warned.Swap(true):
+		k.log.Warn("objects of a kind are large; each turn that changes one writes all of it", "kind", a.kind.name, "object", a.object, "bytes", len(state))
+	}
+	as.turn.Reply.Data, as.spoiled = reply, false
+	if as.turn.Changed = !a.exists || !bytes.Equal(state, a.raw); as.turn.Changed {
+		as.turn.Exists, as.turn.State = true, state
+	}
+	return as
+}
+
+func tooLarge(o kbroker.Object, what string) *kbroker.Error {
+	e := kbroker.Errorf(kbroker.Failed, "%s is more than is stored of %s: at most %d, with what is known of its latest calls", what, o, kbroker.MaxObjectBytes).
+		WithHint("the turn was taken back; keep less in one object")
+	e.Executed = kbroker.ExecutedYes
+	return e
+}
+
+// guarded runs the application's part; its panic is an answer.
+func (k *keeper) guarded(ctx *request, a *active, c *heard) (reply []byte, e *kbroker.Error, panicked bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			k.log.Error("turn panicked", "object", a.object, "method", c.method.name, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+			reply, panicked = nil, true
+			e = kbroker.Errorf(kbroker.Internal, "%s of %s panicked", c.method.name, a.object).WithHint("what it did to the object was taken back; the instance's log has the stack")
+			e.Executed = kbroker.ExecutedUnknown
+		}
+	}()
+	reply, e = c.method.run(ctx, a.value, c.data)
+	return reply, e, false
+}
+
+// begin is for the effect Run: a turn, when there is a place for one more.
+func (k *keeper) begin(e ownership.Run) {
+	a, c := k.active[e.Object], e.Call.Data.(*heard)
+	if a == nil || a.number != e.Activation {
+		return // it was put away: the machine has asked for nothing of it since
+	}
+	k.idle.use(a, k.now())
+	l := k.lane(c)
+	l.waiting = append(l.waiting, func() { k.turn(e, a, c) })
+	l.next()
+}
+
+// lane is a number of turns that run at a time.
+type lane struct {
+	bound   int
+	running int
+	waiting []func()
+}
+
+// lane is that of a call: those that turns make have one of their own, so that turns which
+// wait for them do not take their places.
+func (k *keeper) lane(c *heard) *lane {
+	if c.chain != "" {
+		return &k.nested
+	}
+	return &k.roots
+}
+
+// next begins the turns that have a place. They are waited for by rest.
+func (l *lane) next() {
+	for l.running < l.bound && len(l.waiting) > 0 {
+		begin := l.waiting[0]
+		l.waiting[0] = nil
+		l.waiting = l.waiting[1:]
+		l.running++
+		go begin()
+	}
+}
+
+func (l *lane) idle() bool { return l.running == 0 && len(l.waiting) == 0 }
+
+// turn is on a goroutine of its own.
+func (k *keeper) turn(e ownership.Run, a *active, c *heard) {
+	began := time.Now()
+	ctx := &request{
+		base: k.base, client: k.app.client, id: c.id, deadline: c.deadline, chain: c.chain.with(k.own.App, e.Object),
+		turn: &turn{object: e.Object, epoch: e.Epoch, readOnly: c.method.readOnly},
+	}
+	did := outcome{turn: ownership.Turn{Reply: ownership.Reply{Outcome: ownership.Broken}}}
+	defer func() { // also if the method ends its goroutine
+		ctx.end()
+		k.post(func(now time.Duration) { k.turned(now, e, a, c, did, time.Since(began)) })
+	}()
+	did = k.perform(ctx, a, c)
+}
+
+// turned tells the machine what a turn did.
+func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard, did outcome, busy time.Duration) {
+	l := k.lane(c)
+	l.running--
+	l.next()
+	c.failure, c.busy = did.failure, busy
+	if did.panicked {
+		k.quarantine.panicked(now, e.Object)
+	}
+	if current := k.active[e.Object]; current == a {
+		switch {
+		case did.panicked || did.spoiled && !did.turn.Changed:
+			k.replace(a.afresh())
+		case did.turn.Changed:
+			next := a
+			if !did.turn.Exists {
+				next = a.afresh()
+				k.replace(next)
+			}
+			next.raw, next.exists = did.turn.State, did.turn.Exists
+		}
+	}
+	if c.method.readOnly && !e.Call.Linearizable {
+		k.owner.ReadDone(now, e.Object, e.Activation, e.Call, did.turn.Reply)
+		return
+	}
+	k.owner.Turned(now, e.Object, e.Activation, did.turn)
+}
