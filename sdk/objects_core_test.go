@@ -42,9 +42,11 @@ const (
 	lostBefore = 2
 )
 
-func newCore(t *testing.T, s *natstest.Server) *core {
+func newCore(t *testing.T, s *natstest.Server) *core { return newCoreOn(t, s.Connect(t)) }
+
+func newCoreOn(t *testing.T, nc *nats.Conn) *core {
 	t.Helper()
-	c := &core{t: t, nc: s.Connect(t), last: map[string]kbroker.Revision{}, recs: map[string]kbroker.Stored{}, now: map[string]int{}}
+	c := &core{t: t, nc: nc, last: map[string]kbroker.Revision{}, recs: map[string]kbroker.Stored{}, now: map[string]int{}}
 	if _, err := c.nc.QueueSubscribe(subjects.AllOwn, subjects.QueueCore, c.asked); err != nil {
 		t.Fatal(err)
 	}

@@ -222,6 +222,58 @@ func TestAnOwnerThatLeavesHandsOver(t *testing.T) {
 	}
 }
 
+// An owner that moves to another server subscribes its shards there first: no request of
+// an object is lost, and none runs twice.
+func TestAnOwnerMovesToAnotherServer(t *testing.T) {
+	cluster := natstest.StartCluster(t, 3)
+	meshed(t, cluster)
+	core := newCoreOn(t, cluster.Connect(t, 1))
+	core.give(incarnation("a"), acc("1"), acc("2"))
+	a := bank(cluster.URL(0), "a", nil, Option(func(o *options) { // home is the server that goes
+		i := instance(cluster.URL(0), "a")
+		i.App, i.Service, i.Objects, i.ObjectStreams = "bank", "ledger", []kbroker.KindName{"account"}, testStreams
+		asOn(cluster, 0, &i)(o)
+	}))
+	start(t, a)
+	c := dial(t, cluster.URL(2))
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var done [2]atomic.Int64
+	for n := range 8 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := Call[int64](context.Background(), c.Object(fmt.Sprintf("bank/account:%d", n%2+1)), "deposit", 1); err != nil {
+					t.Errorf("deposit while the owner moves: %v", err)
+					return
+				}
+				done[n%2].Add(1)
+			}
+		})
+	}
+	load := func() {
+		at := done[0].Load()
+		wait.Until(t, patience, func() error {
+			if done[0].Load() < at+100 {
+				return errors.New("no load")
+			}
+			return nil
+		})
+	}
+	load()
+	<-cluster.LameDuck(t, 0)
+	load()
+	stop()
+	wg.Wait()
+	for n := range done {
+		if got := c.balance(t, fmt.Sprint(n+1)); got != done[n].Load() {
+			t.Errorf("account %d has %d cents after %d deposits", n+1, got, done[n].Load())
+		}
+	}
+	if n := c.Stats().Retried; n > 0 {
+		t.Logf("%d attempts were sent again", n)
+	}
+}
+
 func TestAnOwnerDies(t *testing.T) {
 	s := natstest.Start(t)
 	core := newCore(t, s)
