@@ -127,7 +127,7 @@ func TestAnAllocatorHearsWhichStartsHaveEnded(t *testing.T) {
 		instance := string(app) + "-" + string(service) + "-1"
 		return map[string][]string{
 			grants.TagTenant: {"default"}, grants.TagHost: {"h1"}, grants.TagApp: {string(app)}, grants.TagService: {string(service)},
-			grants.TagInstance: {instance}, grants.TagIncarnation: {instance + ".a"}, grants.TagCall: {"shop.*"},
+			grants.TagInstance: {instance}, grants.TagIncarnation: {instance + ".a"}, grants.TagCall: {"shop.*"}, grants.TagObjects: {"shop"},
 		}
 	}
 	subject := subjects.Reaped(kbroker.DefaultTenant, "shop")
