@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -179,34 +180,39 @@ func TestPortsAreAssigned(t *testing.T) {
 	})
 }
 
+// TestAPortIsFreeWhereNobodyListens: each attempt has a port of its own, as somebody else
+// may listen on the same one by the other protocol, or take it meanwhile.
 func TestAPortIsFreeWhereNobodyListens(t *testing.T) {
 	for _, network := range []string{"tcp 127.0.0.1:0", "tcp 0.0.0.0:0", "tcp [::]:0", "udp 127.0.0.1:0"} {
 		t.Run(network, func(t *testing.T) {
-			var addr net.Addr
-			var end func() error
-			switch kind, at, _ := strings.Cut(network, " "); kind {
-			case "tcp":
-				l, err := net.Listen(kind, at)
+			kind, at, _ := strings.Cut(network, " ")
+			listen := func() (net.Addr, io.Closer, error) {
+				if kind == "tcp" {
+					l, err := net.Listen(kind, at)
+					if err != nil {
+						return nil, nil, err
+					}
+					return l.Addr(), l, nil
+				}
+				l, err := net.ListenPacket(kind, at)
+				if err != nil {
+					return nil, nil, err
+				}
+				return l.LocalAddr(), l, nil
+			}
+			wait.Until(t, 5*time.Second, func() error {
+				addr, l, err := listen()
 				if err != nil {
 					t.Skipf("this machine cannot listen on %s: %v", at, err)
 				}
-				addr, end = l.Addr(), l.Close
-			default:
-				l, err := net.ListenPacket(kind, at)
-				if err != nil {
+				_, port, _ := net.SplitHostPort(addr.String())
+				n, _ := strconv.Atoi(port)
+				if isFree(n) {
+					t.Errorf("%s listens, and its port is free", addr)
+				}
+				if err := l.Close(); err != nil {
 					t.Fatal(err)
 				}
-				addr, end = l.LocalAddr(), l.Close
-			}
-			_, port, _ := net.SplitHostPort(addr.String())
-			n, _ := strconv.Atoi(port)
-			if isFree(n) {
-				t.Errorf("%s listens, and its port is free", addr)
-			}
-			if err := end(); err != nil {
-				t.Fatal(err)
-			}
-			wait.Until(t, 5*time.Second, func() error {
 				if !isFree(n) {
 					return fmt.Errorf("nobody listens on %d, and it is taken", n)
 				}
