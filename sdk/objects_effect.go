@@ -2,7 +2,10 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/ownership"
@@ -34,7 +37,7 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 		ear := k.ears[e.Number]
 		delete(k.ears, e.Number)
 		k.quarantine.release(e.Shard)
-		k.work.Go(func() { k.silence(ear) })
+		k.work.Go(func() { k.silence(k.base, ear) })
 	case ownership.WriteRelease:
 		k.write([]kbroker.Write{e.Write}, writeWithin, func(now time.Duration, w ownership.Written, _ kbroker.Revision) {
 			k.owner.ReleaseWritten(now, e.Shard, e.Number, w)
@@ -164,19 +167,18 @@ func (k *keeper) listen(e *ear) {
 	k.post(func(now time.Duration) { k.owner.Listening(now, e.shard, e.number) })
 }
 
-// silence unsubscribes, and says so when all that was delivered has been heard. If the
-// connection is gone nothing more comes either; what came late would be answered "moved".
-func (k *keeper) silence(e *ear) {
+// silence unsubscribes, and says so when all that was delivered has been heard, not before:
+// the next owner begins upon it. If the connection is gone nothing more comes either.
+func (k *keeper) silence(ctx context.Context, e *ear) {
 	<-e.made
 	if e.sub != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), silenceWithin)
-		defer cancel()
-		if err := e.sub.drain(ctx); err != nil {
+		if err := e.sub.drain(ctx); err != nil && !errors.Is(err, errNotConnected) && !errors.Is(err, nats.ErrConnectionClosed) {
 			k.log.Warn("subscription of a shard not drained", "shard", int(e.shard), "err", err)
+			return
 		}
 	}
 	k.post(func(now time.Duration) { k.owner.Silent(now, e.shard, e.number) })
 }
 
-// silenceWithin bounds the wait for what was delivered of a shard.
+// silenceWithin bounds the wait for what was delivered, of an app that is to end.
 const silenceWithin = 5 * time.Second

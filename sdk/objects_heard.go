@@ -240,8 +240,13 @@ func failureOf(call *ownership.Call, a ownership.Answer) *kbroker.Error {
 	return of(kbroker.ExecutedUnknown, kbroker.Errorf(kbroker.Unavailable, "it is not known what became of %s of %s: %s", method, o, reason))
 }
 
-// refuse answers a request that is no call.
-func (k *keeper) refuse(reply string, e *kbroker.Error) { k.send(errorReply(reply, k.heads[false], e)) }
+// refuse answers a request that is no call, if the lease is held: of who has lost it, and
+// does not know it yet, the next owner may have heard the same request, and execute it.
+func (k *keeper) refuse(reply string, e *kbroker.Error) {
+	if int64(k.now()) < k.until.Load() {
+		k.send(errorReply(reply, k.heads[false], e))
+	}
+}
 
 // send publishes an answer; see method.reply.
 func (k *keeper) send(m *nats.Msg) {

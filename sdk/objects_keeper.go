@@ -52,7 +52,8 @@ type keeper struct {
 	gone chan struct{} // closed when the app leaves and owns nothing any more
 	why  string
 
-	deaf atomic.Bool // the lease is lost: nothing is heard
+	deaf  atomic.Bool  // the lease is lost: nothing is heard
+	until atomic.Int64 // when the lease ends, on the boottime clock
 
 	mu      sync.Mutex
 	wake    chan struct{}
@@ -169,6 +170,7 @@ func (k *keeper) settle(now time.Duration) {
 	for _, e := range k.owner.Effects() {
 		k.effect(now, e)
 	}
+	k.until.Store(int64(k.owner.HeldUntil()))
 	if k.owner.Valid(now) {
 		shut(k.held)
 	}
@@ -228,11 +230,13 @@ func (k *keeper) leave(ctx context.Context) {
 	case <-ctx.Done():
 		k.log.Warn("what this instance owns was not taken over within the grace", "instance", k.own.Instance)
 	}
+	quiet, cancel := context.WithTimeout(context.Background(), silenceWithin)
+	defer cancel()
 	var left sync.WaitGroup
 	asked := make(chan struct{})
 	k.post(func(time.Duration) {
 		for _, e := range k.ears {
-			left.Go(func() { k.silence(e) })
+			left.Go(func() { k.silence(quiet, e) })
 		}
 		close(asked)
 	})
@@ -283,7 +287,11 @@ func (k *keeper) over(reason string) {
 	k.stop()
 	clear(k.active)
 	for _, e := range k.ears {
-		k.work.Go(func() { k.silence(e) })
+		k.work.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), silenceWithin)
+			defer cancel()
+			k.silence(ctx, e)
+		})
 	}
 	shut(k.lost)
 }

@@ -135,9 +135,6 @@ func (a *Assigner) Reaped(i kbroker.Incarnation) { a.gone[i] = true }
 // judged by that.
 func (a *Assigner) Outage(now time.Duration) {
 	a.grace = now + a.cfg.Times.OutageGrace
-	for _, l := range a.leases {
-		l.since = now
-	}
 }
 
 // Named are the incarnations that a shard is on, or on its way to, sorted: of these it has

@@ -351,3 +351,22 @@ func TestSpread(t *testing.T) {
 		}
 	})
 }
+
+// TestAnOutageIsNoNewTerm: who was silent before a store was away is judged soon after it
+// is back; nobody is before holders could renew.
+func TestAnOutageIsNoNewTerm(t *testing.T) {
+	tb := newTable(t)
+	tb.lease(Lease{Incarnation: "a.1"})
+	tb.now += simTimes.ObserverActs
+	tb.a.Outage(tb.now)
+	tb.now += simTimes.OutageGrace - 1
+	tb.read()
+	if tb.a.out(tb.now, "a.1") {
+		t.Error("it is judged before it could renew")
+	}
+	tb.now += 2
+	tb.read()
+	if !tb.a.out(tb.now, "a.1") {
+		t.Errorf("it is not judged, though its lease is unchanged for %v and the store is back for %v", tb.now, simTimes.OutageGrace)
+	}
+}

@@ -108,6 +108,15 @@ func (o *Owner) next() uint64 {
 // Valid reports whether the incarnation holds its lease now.
 func (o *Owner) Valid(now time.Duration) bool { return !o.ended && o.term.valid(now) }
 
+// HeldUntil is when the incarnation's term ends, if no renewal is accepted until then; 0:
+// it holds no lease.
+func (o *Owner) HeldUntil() time.Duration {
+	if o.ended || !o.term.held {
+		return 0
+	}
+	return o.term.since + o.term.times.HolderStops
+}
+
 // Tick is to be called often, as what is due by the clock is looked at then alone.
 func (o *Owner) Tick(now time.Duration) {
 	if o.ended {
@@ -361,7 +370,7 @@ func (o *Owner) Arrived(now time.Duration, number uint64, c *Call) {
 	switch {
 	case s == nil || s.subscription != number && s.role == owning:
 		return // of a subscription that is over
-	case s.role == released || s.role == releasing && s.hearing == deaf:
+	case s.role == released && o.Valid(now), s.role == releasing && s.hearing == deaf && o.Valid(now):
 		o.want(Answer{[]*Call{c}, Reply{Outcome: Moved}})
 	case s.role == owning || s.role == releasing:
 		s.call(now, c)

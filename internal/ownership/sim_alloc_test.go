@@ -36,9 +36,9 @@ func (w *world) allocator(n int) *simAlloc {
 		if w.f.lost && w.chance(0.1) {
 			return
 		}
-		w.after(w.hop(), func() { a.do(func() { a.see(a.clock(), key, storedRecord{value, rev}) }) })
+		w.after(w.hop(), func() { a.do(byAnnouncement, func() { a.see(a.clock(), key, storedRecord{value, rev}) }) })
 	})
-	a.do(a.round)
+	a.do(byDecision, a.round)
 	return a
 }
 

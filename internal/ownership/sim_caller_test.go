@@ -98,7 +98,7 @@ func (w *world) deliver(c *Call, sent time.Duration, ageing bool) {
 				o.last[number] = max(o.last[number], w.now+way)
 				arrived := *c
 				w.after(way, func() {
-					o.do(func() {
+					o.do(byRequest, func() {
 						if ageing {
 							arrived.Age = w.now - sent
 						}

@@ -17,9 +17,21 @@ type proc struct {
 	offset time.Duration
 	dead   bool
 	paused bool
-	held   []func() // what came while it was paused
-	due    []func() // what was due by its clock meanwhile
+	held   [ways][]func() // what came while it was paused
+	due    []func()       // what was due by its clock meanwhile
 }
+
+// way is how something comes to a process: what comes by one way stays in its order, by
+// two it does not.
+type way int
+
+const (
+	byDecision way = iota // of its own, before all else
+	byRequest
+	byAnswer // of the store
+	byAnnouncement
+	ways
+)
 
 func (w *world) proc(name string) *proc {
 	p := &proc{w: w, name: name, rate: 1, offset: w.between(0, time.Hour)}
@@ -31,11 +43,11 @@ func (w *world) proc(name string) *proc {
 
 func (p *proc) clock() time.Duration { return p.offset + time.Duration(float64(p.w.now)*p.rate) }
 
-func (p *proc) do(f func()) {
+func (p *proc) do(by way, f func()) {
 	switch {
 	case p.dead:
 	case p.paused:
-		p.held = append(p.held, f)
+		p.held[by] = append(p.held[by], f)
 	default:
 		f()
 	}
@@ -48,7 +60,7 @@ func (p *proc) after(d time.Duration, f func()) {
 			p.due = append(p.due, f)
 			return
 		}
-		p.do(f)
+		p.do(byDecision, f)
 	})
 }
 
@@ -68,15 +80,15 @@ func (p *proc) resume() {
 	p.w.say("%s goes on", p.name)
 	p.paused = false
 	held, due := p.held, p.due
-	p.held, p.due = nil, nil
+	p.held, p.due = [ways][]func(){}, nil
 	for _, f := range due { // who is first is not said
-		p.w.after(p.w.between(0, 20*time.Millisecond), func() { p.do(f) })
+		p.w.after(p.w.between(0, 20*time.Millisecond), func() { p.do(byDecision, f) })
 	}
-	for i, f := range held {
-		if p.do(f); p.paused { // again: what is left waits
-			p.held = append(p.held, held[i+1:]...)
-			return
+	for _, by := range append([]int{int(byDecision)}, p.w.r.Perm(int(ways))...) {
+		for _, f := range held[by] {
+			p.do(way(by), f) // it may be paused again: then the rest waits
 		}
+		held[by] = nil
 	}
 }
 
@@ -121,7 +133,7 @@ func (w *world) start(host int) {
 			o.after(simTick, tick)
 		}
 	}
-	o.do(tick)
+	o.do(byDecision, tick)
 	var poll func()
 	poll = func() { // level, not edge
 		for _, s := range w.shards() {
@@ -129,15 +141,15 @@ func (w *world) start(host int) {
 		}
 		o.after(w.between(300*time.Millisecond, 600*time.Millisecond), poll)
 	}
-	o.do(poll)
+	o.do(byDecision, poll)
 }
 
 // hear is a change of the store that was announced.
 func (o *simOwner) hear(key string, value []byte, rev kbroker.Revision) {
-	if o.w.f.lost && o.w.chance(0.1) || o.dead {
+	if o.w.f.lost && o.w.chance(o.w.rare(0.1)) || o.dead {
 		return
 	}
-	o.w.after(o.w.hop(), func() { o.do(func() { o.see(key, value, rev) }) })
+	o.w.after(o.w.hop(), func() { o.do(byAnnouncement, func() { o.see(key, value, rev) }) })
 }
 
 func (o *simOwner) see(key string, value []byte, rev kbroker.Revision) {
@@ -171,7 +183,7 @@ func (o *simOwner) effects() {
 		if o.w.f.pause && o.w.chance(o.w.rare(0.002)) { // between a decision and what follows from it
 			o.pause(o.w.between(0, 1200*time.Millisecond))
 		}
-		o.do(func() { o.effect(e) })
+		o.do(byDecision, func() { o.effect(e) })
 	}
 }
 
@@ -200,7 +212,7 @@ func (o *simOwner) effect(e Effect) {
 			w.say("%s hears shard %d (%d)", o.name, e.Shard, e.Number)
 			o.subs[e.Number] = e.Shard
 			w.after(w.hop(), func() {
-				o.do(func() { o.o.Listening(o.clock(), e.Shard, e.Number); o.effects() })
+				o.do(byRequest, func() { o.o.Listening(o.clock(), e.Shard, e.Number); o.effects() })
 			})
 		})
 	case Deafen:
@@ -208,7 +220,7 @@ func (o *simOwner) effect(e Effect) {
 			w.say("%s hears shard %d no more (%d)", o.name, e.Shard, e.Number)
 			delete(o.subs, e.Number)
 			w.after(max(w.hop(), o.last[e.Number]-w.now+1), func() {
-				o.do(func() { o.o.Silent(o.clock(), e.Shard, e.Number); o.effects() })
+				o.do(byRequest, func() { o.o.Silent(o.clock(), e.Shard, e.Number); o.effects() })
 			})
 		})
 	case WriteRelease:

@@ -31,7 +31,7 @@ type storedRecord struct {
 func (s *simStore) write(p *proc, timeout time.Duration, writes []kbroker.Write, done func(Written, kbroker.Revision)) {
 	w, over := s.w, false
 	finish := func(o Written, first kbroker.Revision) {
-		p.do(func() {
+		p.do(byAnswer, func() {
 			if !over {
 				over = true
 				done(o, first)
@@ -40,6 +40,10 @@ func (s *simStore) write(p *proc, timeout time.Duration, writes []kbroker.Write,
 	}
 	p.after(timeout, func() { finish(NotKnown, 0) })
 	way := w.hop()
+	if w.f.stall && subjects.ParseOwnKey(writes[len(writes)-1].Key).Table == subjects.OwnState && w.chance(0.05) {
+		way = w.between(600*time.Millisecond, time.Second)
+		p.pause(way + w.between(0, 30*time.Millisecond))
+	}
 	if w.f.late && w.chance(w.rare(0.04)) {
 		way = w.between(0, 1500*time.Millisecond)
 	}
@@ -109,7 +113,7 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 func (s *simStore) read(p *proc, timeout time.Duration, key string, done func(storedRecord, bool)) {
 	w, over := s.w, false
 	finish := func(r storedRecord, ok bool) {
-		p.do(func() {
+		p.do(byAnswer, func() {
 			if !over {
 				over = true
 				done(r, ok)

@@ -28,6 +28,7 @@ type faults struct {
 	leaves                  bool // incarnations leave, and allocators have a floor for epochs
 	often                   bool // more of that
 	patient                 bool // callers wait long before they send again
+	stall                   bool // a commit is under way for as long as who has sent it is paused
 }
 
 // simTimes are short, so that much happens in little time: ratios are those of the product.
@@ -137,7 +138,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
-		leaves: seed%3 > 0, // not drawn: the worlds of seeds stay what they were
+		stall: seed%5 == 0, leaves: seed%3 > 0, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only
@@ -203,7 +204,7 @@ func (w *world) kill(o *simOwner) {
 	if !w.f.agentless || w.chance(0.5) {
 		w.after(w.between(time.Millisecond, 300*time.Millisecond), func() {
 			for _, a := range w.allocs {
-				w.after(w.hop(), func() { a.do(func() { a.a.Reaped(o.me) }) })
+				w.after(w.hop(), func() { a.do(byAnnouncement, func() { a.a.Reaped(o.me) }) })
 			}
 		})
 	}
@@ -218,7 +219,7 @@ func (w *world) leave(o *simOwner) {
 	}
 	w.say("%s is to leave", o.name)
 	ends := w.now + w.between(100*time.Millisecond, time.Second)
-	o.do(func() {
+	o.do(byDecision, func() {
 		o.o.Leave(o.clock())
 		o.effects()
 	})
@@ -237,7 +238,7 @@ const (
 	simTime  = 3 * time.Second // with faults
 	healTime = 2 * time.Second // after them
 	maxSteps = 400_000         // of one world: a livelock is one too
-	restWait = time.Second     // in which every object must answer at the end
+	restWait = 3 * time.Second // in which every object must answer at the end
 )
 
 // run lets the world live, then come to rest; the reason why it is broken, or nothing.
