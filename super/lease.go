@@ -27,14 +27,9 @@ func (d *desk) lease(ctx context.Context, m *nats.Msg) (any, error) {
 	if !ok {
 		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q names no app", m.Subject)
 	}
-	if err := knownTenant(tenant); err != nil {
+	k, err := askedOf(m, tenant, app)
+	if err != nil {
 		return nil, err
-	}
-	if err := kbroker.CheckName("app", string(app)); err != nil {
-		return nil, err
-	}
-	if !subjects.IsInbox(m.Reply) {
-		return nil, kbroker.Errorf(kbroker.Invalid, "an answer goes to an inbox") // nothing is done that nobody hears of
 	}
 	if len(m.Data) > maxLeaseRequest {
 		return nil, kbroker.Errorf(kbroker.Invalid, "a request of %d bytes for a lease, want %d at most", len(m.Data), maxLeaseRequest)
@@ -43,5 +38,20 @@ func (d *desk) lease(ctx context.Context, m *nats.Msg) (any, error) {
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
 	}
-	return d.store.Lease(ctx, state.AppKey{Tenant: tenant, App: app}, r)
+	return d.store.Lease(ctx, k, r)
+}
+
+// askedOf is the app that the subject of a request names, if there can be such a one, and
+// somebody hears what is done for it.
+func askedOf(m *nats.Msg, tenant kbroker.TenantID, app kbroker.AppName) (state.AppKey, error) {
+	if err := knownTenant(tenant); err != nil {
+		return state.AppKey{}, err
+	}
+	if err := kbroker.CheckName("app", string(app)); err != nil {
+		return state.AppKey{}, err
+	}
+	if !subjects.IsInbox(m.Reply) {
+		return state.AppKey{}, kbroker.Errorf(kbroker.Invalid, "an answer goes to an inbox")
+	}
+	return state.AppKey{Tenant: tenant, App: app}, nil
 }

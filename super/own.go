@@ -29,16 +29,10 @@ func (d *desk) ownership(ctx context.Context, m *nats.Msg) (any, error) {
 	if !ok {
 		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q names no start of an app", m.Subject)
 	}
-	if err := knownTenant(tenant); err != nil {
+	k, err := askedOf(m, tenant, app)
+	if err != nil {
 		return nil, err
 	}
-	if err := kbroker.CheckName("app", string(app)); err != nil {
-		return nil, err
-	}
-	if !subjects.IsInbox(m.Reply) {
-		return nil, kbroker.Errorf(kbroker.Invalid, "an answer goes to an inbox") // nothing is done that nobody hears of
-	}
-	k := state.AppKey{Tenant: tenant, App: app}
 	switch verb {
 	case subjects.VerbOwnRead:
 		return d.ownRead(ctx, k, m.Data)
