@@ -3,7 +3,7 @@
 package ownership
 
 // The rules of the protocol that a build with the tag mutate can take away, one at a
-// time, to show that the simulator finds what each of them prevents.
+// time, to see whether the simulator finds what each prevents (TestEachRuleIsNeeded).
 const (
 	ruleClaim         = true // a load claims the object
 	ruleTurnLease     = true // the lease is looked at before a turn or a read

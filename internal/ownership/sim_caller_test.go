@@ -14,6 +14,7 @@ type simCaller struct {
 	w      *world
 	name   string
 	ageing bool // it says when it has sent: the age of its requests is known
+	tells  bool // it confirms what was answered
 	seq    uint64
 	call   *attempt // the one that it waits for
 	idle   func()   // for the end of a test: what follows the next answer
@@ -35,7 +36,7 @@ type attempt struct {
 }
 
 func (w *world) caller(n int) *simCaller {
-	c := &simCaller{w: w, name: fmt.Sprintf("s%d", n), ageing: w.r.IntN(3) > 0}
+	c := &simCaller{w: w, name: fmt.Sprintf("s%d", n), ageing: w.r.IntN(3) > 0, tells: w.r.IntN(3) > 0}
 	w.after(w.between(0, 50*time.Millisecond), c.begin)
 	return c
 }
@@ -63,7 +64,7 @@ func (c *simCaller) send(a *attempt) {
 		return
 	}
 	a.sent++
-	call := Call{Object: a.object, Session: c.name, Sequence: a.seq, Hash: 1, Confirmed: a.seq, ReadOnly: a.read, Data: a}
+	call := Call{Object: a.object, Session: c.name, Sequence: a.seq, Hash: 1, Confirmed: a.seq * uint64(b2i(c.tells)), ReadOnly: a.read, Data: a}
 	w.deliver(&call, w.now, c.ageing)
 	if w.f.dup && w.chance(0.3) { // another attempt, which travels for long
 		a.sent++
@@ -201,4 +202,11 @@ func (c *simCaller) end(a *attempt) {
 		return
 	}
 	c.w.after(c.w.between(0, 30*time.Millisecond), c.begin)
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }

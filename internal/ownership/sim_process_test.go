@@ -121,7 +121,11 @@ func (w *world) start(host int) {
 		proc: w.proc(name), host: host, me: kbroker.Incarnation(name), state: map[kbroker.Object]*activation{},
 		subs: map[uint64]kbroker.Shard{}, last: map[uint64]time.Duration{},
 	}
-	o.o = NewOwner(OwnerConfig{Incarnation: o.me, Streams: 2, Times: simTimes, Mailbox: 8})
+	mailbox := 8
+	if w.f.busy {
+		mailbox = 2
+	}
+	o.o = NewOwner(OwnerConfig{Incarnation: o.me, Streams: 2, Times: simTimes, Mailbox: mailbox})
 	w.say("%s starts", name)
 	w.owners = append(w.owners, o)
 	w.store.heard = append(w.store.heard, o.hear)
@@ -320,7 +324,7 @@ func (o *simOwner) run(e Run) {
 func (o *simOwner) answer(c *Call, r Reply) {
 	w, a := o.w, c.Data.(*attempt)
 	w.say("%s answers %s: %s %s", o.name, a.id, r.Outcome, r.Data)
-	if w.f.lost && w.chance(0.05) {
+	if w.f.lost && w.chance(w.rare(0.05)) {
 		return
 	}
 	w.after(w.hop(), func() { a.caller.answered(a, r) })

@@ -28,13 +28,15 @@ type faults struct {
 	leaves                  bool // incarnations leave, and allocators have a floor for epochs
 	often                   bool // more of that
 	patient                 bool // callers wait long before they send again
+	busy                    bool // more callers
+	solo                    bool // owners are paused one at a time, and for long
 	stall                   bool // a commit is under way for as long as who has sent it is paused
 }
 
 // simTimes are short, so that much happens in little time: ratios are those of the product.
 var simTimes = Times{
 	Renew: 100 * time.Millisecond, RenewAttempt: 30 * time.Millisecond, HolderStops: 500 * time.Millisecond, ObserverActs: 650 * time.Millisecond,
-	OutageGrace: 150 * time.Millisecond, Window: 6 * time.Second, WindowMargin: time.Second, MoveDeadline: 400 * time.Millisecond,
+	OutageGrace: 150 * time.Millisecond, Window: 2 * time.Second, WindowMargin: 500 * time.Millisecond, MoveDeadline: 400 * time.Millisecond,
 }
 
 const (
@@ -138,7 +140,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
-		stall: seed%5 == 0, leaves: seed%3 > 0, // not drawn: the worlds of seeds stay what they were
+		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only
@@ -157,7 +159,11 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 	for n := range 2 {
 		w.allocs = append(w.allocs, w.allocator(n))
 	}
-	for n := range 3 {
+	callers := 3
+	if w.f.busy {
+		callers = 10
+	}
+	for n := range callers {
 		w.callers = append(w.callers, w.caller(n))
 	}
 	w.after(0, w.trouble)
@@ -173,6 +179,10 @@ func (w *world) trouble() {
 	switch x := w.r.IntN(100); {
 	case w.f.crash && x < 12:
 		w.kill(owner)
+	case w.f.solo && x < 30:
+		if !slices.ContainsFunc(w.owners, func(o *simOwner) bool { return o.paused && !o.dead }) {
+			owner.pause(w.between(650*time.Millisecond, 1200*time.Millisecond))
+		}
 	case w.f.pause && x < 30:
 		owner.pause(w.between(0, 1200*time.Millisecond))
 	case w.f.pause && x < 36:
