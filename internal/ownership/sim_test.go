@@ -294,7 +294,9 @@ func (w *world) rest() {
 		c.idle = func() { done[o] = a.last == Done || a.last == Again }
 		c.send(a)
 	}
-	w.steps(w.now + restWait + 100*time.Millisecond)
+	for until := w.now + restWait; w.failed == "" && len(done) < len(w.objects) && w.now < until; {
+		w.steps(w.now + 50*time.Millisecond)
+	}
 	for _, o := range w.objects {
 		if !done[o] && w.failed == "" {
 			var state []string
