@@ -28,7 +28,7 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 			}
 		})
 	case ownership.ReadShard:
-		k.read(kbroker.OwnReadRequest{Keys: []string{subjects.KeyAssign(e.Shard), subjects.KeyRelease(e.Shard)}}, k.see)
+		k.asking.shards[e.Shard] = true
 	case ownership.Listen:
 		ear := &ear{shard: e.Shard, number: e.Number, made: make(chan struct{})}
 		k.ears[e.Number] = ear
@@ -39,9 +39,7 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 		k.quarantine.release(e.Shard)
 		k.work.Go(func() { k.silence(k.base, ear) })
 	case ownership.WriteRelease:
-		k.write([]kbroker.Write{e.Write}, writeWithin, func(now time.Duration, w ownership.Written, _ kbroker.Revision) {
-			k.owner.ReleaseWritten(now, e.Shard, e.Number, w)
-		})
+		k.releases.add(e)
 	case ownership.Load:
 		k.load(e)
 	case ownership.Commit:

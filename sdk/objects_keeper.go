@@ -66,6 +66,8 @@ type keeper struct {
 	active     map[kbroker.Object]*active
 	idle       idling
 	quarantine quarantine
+	releases   releases
+	asking     asking
 	roots      lane
 	nested     lane
 	leaving    bool
@@ -79,7 +81,7 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
 		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
 		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(),
-		roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
+		asking: asking{shards: map[kbroker.Shard]bool{}}, roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
 	}
 	mailboxes := map[kbroker.KindName]int{}
 	for _, kind := range a.kinds {
@@ -171,6 +173,8 @@ func (k *keeper) settle(now time.Duration) {
 		k.effect(now, e)
 	}
 	k.until.Store(int64(k.owner.HeldUntil()))
+	k.release()
+	k.lookUp()
 	if k.owner.Valid(now) {
 		shut(k.held)
 	}
