@@ -134,6 +134,11 @@ func (t Target) call(ctx context.Context, method string, in any, opts []CallOpti
 		return nil, e
 	}
 	defer c.done()
+	if within.inChain() {
+		c.asker.Store(within)
+		within.wait(1)
+		defer within.wait(-1)
+	}
 	return c.run(ctx)
 }
 
@@ -161,6 +166,7 @@ type call struct {
 	sequence     uint64    // that it has of the client's; 0: it has an id of its own
 	begun        time.Time // as its owner is told
 	unclear      int       // attempts of which it was said that nobody knows
+	crossed      bool      // an attempt was taken back, as it crossed another call
 
 	deadline time.Time
 	sent     int            // attempts so far
@@ -201,7 +207,7 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 			if !c.mine(a) {
 				continue
 			}
-			reply, e, err := c.receive(a.msg)
+			reply, e, err := c.receive(ctx, a.msg)
 			if reply != nil || err != nil {
 				return reply, err
 			}
@@ -318,7 +324,7 @@ func (c *call) send(t transport, now time.Time) (time.Duration, error) {
 
 // receive judges an answer: a reply or an error ends the call, otherwise the
 // attempt certainly did not run and e says why.
-func (c *call) receive(m *nats.Msg) (reply *nats.Msg, e event, err error) {
+func (c *call) receive(ctx context.Context, m *nats.Msg) (reply *nats.Msg, e event, err error) {
 	failure, nobody := answerOf(m)
 	switch {
 	case nobody:
@@ -331,9 +337,13 @@ func (c *call) receive(m *nats.Msg) (reply *nats.Msg, e event, err error) {
 		c.last = failure
 		return nil, refusedNow, nil
 	}
-	if again, ok := c.againOf(failure); ok {
+	crossing := isCrossing(m, failure)
+	if again, ok := c.againOf(failure, crossing); ok {
 		c.last = failure
 		return nil, again, nil
+	}
+	if crossing {
+		requestOf(ctx).crosses()
 	}
 	c.remember(m)
 	return nil, 0, c.final(failure, failure.Executed)
@@ -383,6 +393,7 @@ func (c *call) givenUp(ctx context.Context) error {
 		why = context.DeadlineExceeded
 	}
 	var e *kbroker.Error
+	last := kbroker.ExecutedNo
 	switch {
 	case c.unanswered() > 0:
 		e = kbroker.Errorf(kbroker.Unavailable, "no answer from %s %s to %d sent", c.to, c.method, c.sent)
@@ -391,13 +402,15 @@ func (c *call) givenUp(ctx context.Context) error {
 			e.Hint += "; it was not sent again because the method is not declared idempotent"
 		}
 	case c.last != nil:
-		e = c.last
+		if e = c.last; c.crossed {
+			last = kbroker.ExecutedYes // what it called may have been changed
+		}
 	case c.sent == 0:
 		e = kbroker.Errorf(kbroker.Unavailable, "the deadline of %s %s passed before it was sent", c.to, c.method)
 	default:
 		e = c.nobody()
 	}
-	return fmt.Errorf("%w: %w", c.final(e, kbroker.ExecutedNo), why)
+	return fmt.Errorf("%w: %w", c.final(e, last), why)
 }
 
 // lacksMethod reports whether the service is there, and said that it does not

@@ -104,8 +104,11 @@ func (w *inWork) end(sequence uint64) {
 // identify gives the call its id, and the headers that it has beside those of all calls.
 func (c *call) identify(r *request) *kbroker.Error {
 	var within chain
+	var root []string
 	if r != nil {
-		within = r.chain
+		if within = r.chain; within != "" && r.root.id != "" {
+			root = []string{r.root.String()}
+		}
 		if c.id == "" && r.turn != nil {
 			c.id = nestedID(r, c.to, c.method)
 		}
@@ -113,6 +116,9 @@ func (c *call) identify(r *request) *kbroker.Error {
 	if !c.to.isObject() {
 		if within != "" {
 			c.header = nats.Header{subjects.HeaderChain: {string(within)}}
+			if root != nil {
+				c.header[subjects.HeaderRoot] = root
+			}
 		}
 		if c.id == "" {
 			c.id = c.client.session + ":" + strconv.FormatUint(c.client.seq.Add(1), 10)
@@ -126,6 +132,9 @@ func (c *call) identify(r *request) *kbroker.Error {
 	c.header = nats.Header{subjects.HeaderObject: {subjects.EscapeID(c.to.object.ID)}}
 	if within != "" {
 		c.header[subjects.HeaderChain] = []string{string(within)}
+	}
+	if root != nil {
+		c.header[subjects.HeaderRoot] = root
 	}
 	if c.linearizable {
 		c.header[subjects.HeaderLinearizable] = []string{"1"}
@@ -178,10 +187,13 @@ func (c *call) tooOld(now time.Time) bool {
 func (c *call) unanswered() int { return len(c.open) + c.unclear }
 
 // againOf is what an error of an object's owner means, if it does not end the call.
-func (c *call) againOf(e *kbroker.Error) (event, bool) {
+func (c *call) againOf(e *kbroker.Error, crossing bool) (event, bool) {
 	switch {
 	case !c.to.isObject():
 		return 0, false
+	case crossing && c.header[subjects.HeaderChain] == nil:
+		c.goOnAs()
+		return refusedNow, true
 	case e.Executed == kbroker.ExecutedNo && (e.Code == kbroker.Moved || e.Code == kbroker.DeadlineExceeded):
 		return refusedNow, true
 	case e.Executed == kbroker.ExecutedUnknown && e.Code == kbroker.Unavailable:

@@ -3,6 +3,7 @@ package sdk
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,7 +17,8 @@ type desk struct {
 	answers chan answer
 	deliver func(slot uint64, m *nats.Msg) // into answers
 	timer   *time.Timer
-	open    []uint64 // slots of the attempts without an answer; 0: has none
+	open    []uint64                 // slots of the attempts without an answer; 0: has none
+	asker   *atomic.Pointer[request] // that hears probes; nil: none does
 
 	msg                  nats.Msg
 	plain                nats.Header // of msg, if it has no others
@@ -41,8 +43,13 @@ func (d *desks) get() *call {
 	// Beside the answers to this call one to the last may come, which was on
 	// its way when its slot was given up.
 	answers := make(chan answer, maxUnanswered+2)
-	c.answers = answers
+	asker := &atomic.Pointer[request]{}
+	c.answers, c.asker = answers, asker
 	c.deliver = func(slot uint64, m *nats.Msg) {
+		if isProbe(m) {
+			asker.Load().probed(m)
+			return
+		}
 		select {
 		case answers <- answer{slot, m}:
 		default: // full: its attempt stays unanswered
@@ -55,6 +62,7 @@ func (d *desks) get() *call {
 }
 
 func (d *desks) put(c *call) {
+	c.asker.Store(nil)
 	*c = call{desk: c.desk}
 	d.pool.Put(c)
 }

@@ -135,6 +135,9 @@ func (m *method) handle(j job) {
 	start := time.Now()
 	msg := j.msg
 	ctx := &request{base: m.base, client: m.app.client, id: msg.Header.Get(subjects.HeaderRequestID), deadline: j.deadline, chain: chain(msg.Header.Get(subjects.HeaderChain))}
+	if ctx.root, _ = parseRoot(msg.Header.Get(subjects.HeaderRoot)); ctx.root.id != "" && subjects.IsInbox(msg.Reply) {
+		ctx.out, ctx.replyTo = m.out, msg.Reply
+	}
 	defer ctx.end()
 	var body []byte
 	var e *kbroker.Error
@@ -146,6 +149,7 @@ func (m *method) handle(j job) {
 	out := &nats.Msg{Subject: msg.Reply, Header: m.header, Data: body}
 	if e != nil {
 		out = errorReply(msg.Reply, m.header, e)
+		markCrossing(out, e, ctx.crossed.Load())
 	}
 	m.reply(msg, out)
 	m.count(time.Since(start), e)

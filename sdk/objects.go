@@ -75,7 +75,9 @@ func Objects[T any](app *App, name string, opts ...KindOption) *Kind[T] {
 // mistake (a name that is not valid, a method twice) is returned by Run.
 //
 // Calls to others that fn waits for keep the object waiting, too; one that comes back to the
-// object itself is refused (Deadlock). Repeated turns make the same calls: with the same
+// object itself is refused (Deadlock). Of calls that cross each other (A calls B, while B
+// calls A) the younger one is refused, too: fn should return that error, as any other; who
+// began it all sends it again. Repeated turns make the same calls: with the same
 // arguments, in the same order, they have the same ids, and take effect once.
 func Method[T, In, Out any](k *Kind[T], name string, fn func(*T, context.Context, In) (Out, error)) {
 	k.kind.add(objectMethodOf(name, false, fn))

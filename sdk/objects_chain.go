@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/kbroker/kbroker"
@@ -46,4 +47,46 @@ func (c chain) refuse(app kbroker.AppName, o kbroker.Object) *kbroker.Error {
 		return notRun(kbroker.Errorf(kbroker.Deadlock, "%d objects wait for one another, at most %d may: %s ... %s", len(all), maxChain, all[0], self))
 	}
 	return nil
+}
+
+// has reports whether an object, as inChain writes it, is in the chain.
+func (c chain) has(object string) bool {
+	for waits := range strings.SplitSeq(string(c), chainSeparator) {
+		if waits == object {
+			return true
+		}
+	}
+	return false
+}
+
+// root is the call that a chain has begun with: the same for all that is called on its
+// way, and for all its attempts once it has crossed another.
+type root struct {
+	begun int64 // microseconds of Unix, by the clock of who made it, or heard it first
+	id    string
+}
+
+// younger reports whether r gives way to another: an order of all roots, the same for
+// whoever compares. Clocks that differ make it unfair, not wrong.
+func (r root) younger(than root) bool {
+	if r.begun != than.begun {
+		return r.begun > than.begun
+	}
+	return r.id > than.id
+}
+
+// String is as in subjects.HeaderRoot.
+func (r root) String() string { return strconv.FormatInt(r.begun, 10) + "-" + r.id }
+
+// parseRoot reads what String made.
+func parseRoot(s string) (root, bool) {
+	begun, id, _ := strings.Cut(s, "-")
+	at, err := strconv.ParseInt(begun, 10, 64)
+	if err != nil || at < 0 {
+		return root{}, false
+	}
+	if _, _, ok := splitID(id); !ok {
+		return root{}, false
+	}
+	return root{at, id}, true
 }

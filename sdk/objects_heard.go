@@ -30,10 +30,15 @@ type heard struct {
 	data     []byte
 	deadline time.Time
 	chain    chain
+	root     root
+	probes   bool // who asks hears who waits for whom
 
 	// Of the keeper's loop.
+	turn    *turn          // that runs it; nil: none does yet
 	failure *kbroker.Error // that its turn has ended with
 	busy    time.Duration
+	crossed bool // a call of its turn was refused, as it crossed another
+	waits   waits
 }
 
 // heads are the headers of replies; shared, never changed.
@@ -69,6 +74,7 @@ func (k *keeper) hear(number uint64) func(*nats.Msg) {
 				return
 			}
 			k.owner.Arrived(now, number, call)
+			k.arrived(now, call)
 		}, true)
 		if !taken {
 			k.refuse(m.Reply, k.overloaded("requests to look at"))
@@ -117,6 +123,10 @@ func (k *keeper) request(m *nats.Msg) (*ownership.Call, *kbroker.Error) {
 		return invalid("%v", err)
 	}
 	c.id = session + ":" + strconv.FormatUint(sequence, 10)
+	if c.root, ok = parseRoot(m.Header.Get(subjects.HeaderRoot)); !ok {
+		c.root = root{time.Now().UnixMicro(), c.id}
+	}
+	c.probes = ok && c.chain != "" && subjects.IsInbox(m.Reply)
 	timeout, bounded := parseTimeout(m.Header)
 	if !bounded {
 		timeout = maxTimeout
@@ -193,7 +203,9 @@ func (k *keeper) answer(call *ownership.Call, a ownership.Answer) {
 	c := call.Data.(*heard)
 	e := failureOf(call, a)
 	if e != nil {
-		k.send(errorReply(c.reply, k.heads[c.method.readOnly], e))
+		reply := errorReply(c.reply, k.heads[c.method.readOnly], e)
+		markCrossing(reply, e, a.Answer.Outcome == ownership.Crossed || a.Calls[0].Data.(*heard).crossed)
+		k.send(reply)
 	} else {
 		k.send(&nats.Msg{Subject: c.reply, Header: k.heads[c.method.readOnly], Data: a.Answer.Data})
 	}
@@ -233,6 +245,9 @@ func failureOf(call *ownership.Call, a ownership.Answer) *kbroker.Error {
 			WithHint("calls are known for a minute; is the clock of this caller as late as that?"))
 	case ownership.TooLate:
 		return of(kbroker.ExecutedNo, kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of %s of %s passed before its turn", method, o))
+	case ownership.Crossed:
+		return of(kbroker.ExecutedNo, kbroker.Errorf(kbroker.Deadlock, "%s waits for %s, which waits for it: %s", o, method, reason).
+			WithHint("of calls that cross each other the younger one is refused; who began it sends it again"))
 	case ownership.TooLarge:
 		return tooLarge(o, reason)
 	case ownership.Unknown:

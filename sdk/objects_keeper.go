@@ -66,6 +66,7 @@ type keeper struct {
 	active     map[kbroker.Object]*active
 	idle       idling
 	quarantine quarantine
+	crossings  crossings
 	releases   releases
 	asking     asking
 	roots      lane
@@ -80,7 +81,7 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	k := &keeper{
 		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
 		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
-		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(),
+		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(),
 		asking: asking{shards: map[kbroker.Shard]bool{}}, roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
 	}
 	mailboxes := map[kbroker.KindName]int{}
@@ -144,6 +145,7 @@ func (k *keeper) run(ctx context.Context) {
 		now := k.now()
 		k.owner.Tick(now)
 		k.sweep(now)
+		k.lookForCrossings(now)
 		k.settle(now)
 		select {
 		case <-ctx.Done():

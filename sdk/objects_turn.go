@@ -21,6 +21,9 @@ type turn struct {
 	readOnly bool
 	deleted  atomic.Bool
 	calls    atomic.Uint64 // that it has made
+	keeper   *keeper
+	heard    *heard
+	waits    atomic.Int64 // calls that it waits for
 }
 
 // turnOf is the turn that a context belongs to, or nil.
@@ -72,6 +75,7 @@ type outcome struct {
 	failure  *kbroker.Error // what is answered in place of the reply
 	panicked bool
 	spoiled  bool // the value is not what is stored
+	crossed  bool // a call of the turn was refused, as it crossed another
 }
 
 // perform runs a call on an object.
@@ -149,6 +153,8 @@ func (k *keeper) begin(e ownership.Run) {
 		return // it was put away: the machine has asked for nothing of it since
 	}
 	k.idle.use(a, k.now())
+	c.turn = &turn{object: e.Object, epoch: e.Epoch, readOnly: c.method.readOnly, keeper: k, heard: c}
+	k.crossings.begun(c)
 	l := k.lane(c)
 	l.waiting = append(l.waiting, func() { k.turn(e, a, c) })
 	l.next()
@@ -187,12 +193,13 @@ func (l *lane) idle() bool { return l.running == 0 && len(l.waiting) == 0 }
 func (k *keeper) turn(e ownership.Run, a *active, c *heard) {
 	began := time.Now()
 	ctx := &request{
-		base: k.base, client: k.app.client, id: c.id, deadline: c.deadline, chain: c.chain.with(k.own.App, e.Object),
-		turn: &turn{object: e.Object, epoch: e.Epoch, readOnly: c.method.readOnly},
+		base: k.base, client: k.app.client, id: c.id, deadline: c.deadline, chain: c.chain.with(k.own.App, e.Object), root: c.root,
+		turn: c.turn,
 	}
 	did := outcome{turn: ownership.Turn{Reply: ownership.Reply{Outcome: ownership.Broken}}}
 	defer func() { // also if the method ends its goroutine
 		ctx.end()
+		did.crossed = ctx.crossed.Load()
 		k.post(func(now time.Duration) { k.turned(now, e, a, c, did, time.Since(began)) })
 	}()
 	did = k.perform(ctx, a, c)
@@ -203,7 +210,8 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 	l := k.lane(c)
 	l.running--
 	l.next()
-	c.failure, c.busy = did.failure, busy
+	c.failure, c.busy, c.crossed = did.failure, busy, did.crossed
+	k.crossings.over(c)
 	if did.panicked {
 		k.quarantine.panicked(now, e.Object)
 	}

@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,7 +18,12 @@ type request struct {
 	id       string
 	deadline time.Time
 	chain    chain // objects whose turns wait for it, with that of its own turn
+	root     root  // of the chain; none: whoever made it does not know of it
 	turn     *turn // nil: of no object
+
+	out     transport // where replyTo is told who waits for whom; nil: nowhere
+	replyTo string
+	crossed atomic.Bool // a call was refused that crossed another
 
 	mu     sync.Mutex
 	full   context.Context // nil: not needed yet

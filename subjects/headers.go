@@ -26,6 +26,16 @@ const (
 	// HeaderChain names the objects whose turns wait for the call, outermost first, each
 	// as <app>/<kind>:<id> with the id escaped, separated by commas.
 	HeaderChain = "Kb-Chain"
+	// HeaderRoot is the call that a chain has begun with, and when, as
+	// <microseconds of Unix>-<its id>: of those that wait for each other the younger one
+	// is refused. Who sends it on a chain hears HeaderWaits.
+	HeaderRoot = "Kb-Root"
+	// HeaderWaits marks a message to who waits for an answer as none: it says whose turn
+	// the call waits for, see docs/protocol.md.
+	HeaderWaits = "Kb-Waits"
+	// HeaderCrossing is "1" on an error of a call that was refused, or whose turn was, as it
+	// crossed another: it may succeed when it is sent again.
+	HeaderCrossing = "Kb-Crossing"
 	// HeaderSequence is the revision of a record that is republished: of the server.
 	HeaderSequence = "Nats-Sequence"
 	// HeaderOffset is on a chunk of an upload: where in the file it begins. A

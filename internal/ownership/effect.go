@@ -137,11 +137,12 @@ const (
 	Expired                   // it is too old to tell whether it was executed
 	TooLate                   // not executed: its deadline passed before its turn
 	Unknown                   // it may have been executed
+	Crossed                   // not executed: it waits for a turn that waits for it
 	TooLarge                  // it ran, and its state is more than is stored: what it did was taken back
 )
 
 func (o Outcome) String() string {
-	return [...]string{"done", "again", "failed", "broken", "moved", "overloaded", "misused", "expired", "too late", "unknown", "too large"}[o]
+	return [...]string{"done", "again", "failed", "broken", "moved", "overloaded", "misused", "expired", "too late", "unknown", "crossed", "too large"}[o]
 }
 
 // Written is what became of a batch.
