@@ -132,6 +132,8 @@ type kind struct {
 	fresh func() any // a *T, as is that of load
 	load  func([]byte) (any, error)
 	store func(any) ([]byte, error)
+	// activated is for OnActivate; nil: there is none.
+	activated func(ctx context.Context, value any) error
 
 	warned atomic.Bool // of a large state
 }

@@ -37,6 +37,7 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 		ear := k.ears[e.Number]
 		delete(k.ears, e.Number)
 		k.quarantine.release(e.Shard)
+		k.timers.release(e.Shard)
 		k.work.Go(func() { k.silence(k.base, ear) })
 	case ownership.WriteRelease:
 		k.releases.add(e)
@@ -59,7 +60,7 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 		k.begin(e)
 	case ownership.Answer:
 		for _, c := range e.Calls {
-			k.answer(c, e)
+			k.answer(now, c, e)
 		}
 	case ownership.Over:
 		k.over(e.Reason)

@@ -39,6 +39,7 @@ type heard struct {
 	busy    time.Duration
 	crossed bool // a call of its turn was refused, as it crossed another
 	waits   waits
+	timer   *timer // that has begun it; nil: it was heard
 }
 
 // heads are the headers of replies; shared, never changed.
@@ -199,9 +200,17 @@ func ageOf(m *nats.Msg, now time.Time) time.Duration {
 }
 
 // answer sends the outcome of a call.
-func (k *keeper) answer(call *ownership.Call, a ownership.Answer) {
+func (k *keeper) answer(now time.Duration, call *ownership.Call, a ownership.Answer) {
 	c := call.Data.(*heard)
 	e := failureOf(call, a)
+	if a.Answer.Outcome == ownership.Done && e == nil && call == a.Calls[0] {
+		k.turnedWell(now, call.Object, c.turn)
+	}
+	if c.timer != nil {
+		k.fired(now, c, a.Answer.Outcome, e)
+		c.method.count(c.busy, e)
+		return
+	}
 	if e != nil {
 		reply := errorReply(c.reply, k.heads[c.method.readOnly], e)
 		markCrossing(reply, e, a.Answer.Outcome == ownership.Crossed || a.Calls[0].Data.(*heard).crossed)

@@ -54,7 +54,7 @@ func (k *keeper) sweep(now time.Duration) {
 				all.Remove(last)
 				continue
 			}
-			if !k.owner.PutAway(object) {
+			if k.timers.has(object) || !k.owner.PutAway(object) {
 				k.idle.use(k.active[object], now)
 			}
 			k.settle(now) // Put forgets it

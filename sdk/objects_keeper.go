@@ -67,6 +67,7 @@ type keeper struct {
 	idle       idling
 	quarantine quarantine
 	crossings  crossings
+	timers     timers
 	releases   releases
 	asking     asking
 	roots      lane
@@ -81,7 +82,7 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	k := &keeper{
 		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
 		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
-		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(),
+		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(),
 		asking: asking{shards: map[kbroker.Shard]bool{}}, roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
 	}
 	mailboxes := map[kbroker.KindName]int{}
@@ -146,6 +147,7 @@ func (k *keeper) run(ctx context.Context) {
 		k.owner.Tick(now)
 		k.sweep(now)
 		k.lookForCrossings(now)
+		k.fire(now)
 		k.settle(now)
 		select {
 		case <-ctx.Done():

@@ -24,6 +24,9 @@ type turn struct {
 	keeper   *keeper
 	heard    *heard
 	waits    atomic.Int64 // calls that it waits for
+
+	mu     sync.Mutex
+	timers []timerSet
 }
 
 // turnOf is the turn that a context belongs to, or nil.
@@ -54,19 +57,38 @@ func (a *active) afresh() *active {
 	return &active{object: a.object, number: a.number, kind: a.kind, used: a.used, raw: a.raw, exists: a.exists}
 }
 
-func (a *active) open() error {
+// open makes the value, in the first of its turns; timers are what OnActivate has set.
+func (a *active) open(ctx *request) (timers []timerSet, err error) {
 	a.once.Do(func() {
-		if !a.exists {
-			a.value = a.kind.fresh()
-			return
+		a.err = kbroker.Errorf(kbroker.Internal, "%s was not activated: that panicked", a.object) // unless it comes to its end
+		if a.value = a.kind.fresh(); a.exists {
+			if a.value, err = a.kind.load(a.raw); err != nil {
+				a.err = notRun(kbroker.Errorf(kbroker.Internal, "the stored state of %s is not one of this program: %v", a.object, err).
+					WithHint("its type was changed so that it cannot read what it wrote before"))
+				return
+			}
 		}
-		if a.value, a.err = a.kind.load(a.raw); a.err != nil {
-			e := kbroker.Errorf(kbroker.Internal, "the stored state of %s is not one of this program: %v", a.object, a.err).
-				WithHint("its type was changed so that it cannot read what it wrote before")
-			a.err = notRun(e)
-		}
+		timers, err = a.activate(ctx)
+		a.err = err
 	})
-	return a.err
+	return timers, a.err
+}
+
+// activate runs OnActivate, as a turn of its own that only reads.
+func (a *active) activate(first *request) ([]timerSet, error) {
+	if a.kind.activated == nil {
+		return nil, nil
+	}
+	of := first.turn
+	ctx := &request{
+		base: first.base, client: first.client, id: first.id + "/activation", deadline: first.deadline, chain: first.chain, root: first.root,
+		turn: &turn{object: a.object, epoch: of.epoch, readOnly: true, keeper: of.keeper, heard: of.heard},
+	}
+	defer ctx.end()
+	if err := a.kind.activated(ctx, a.value); err != nil {
+		return nil, notRun(kbroker.AsError(fmt.Errorf("%s was not activated: %w", a.object, err)))
+	}
+	return ctx.turn.wanted(), nil
 }
 
 // outcome is what a turn came to.
@@ -76,6 +98,8 @@ type outcome struct {
 	panicked bool
 	spoiled  bool // the value is not what is stored
 	crossed  bool // a call of the turn was refused, as it crossed another
+	// activated are the timers that OnActivate has set.
+	activated []timerSet
 }
 
 // perform runs a call on an object.
@@ -85,13 +109,20 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		as.failure = e
 		return as
 	}
-	if err := a.open(); err != nil {
-		return fail(kbroker.AsError(err))
-	}
-	if ctx.Err() != nil {
-		return fail(notRun(kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of %s of %s passed before its turn", c.method.name, a.object)))
-	}
-	reply, e, panicked := k.guarded(ctx, a, c)
+	var reply []byte
+	e, panicked := k.guarded(a, c, func() (e *kbroker.Error) {
+		var err error
+		if as.activated, err = a.open(ctx); err != nil {
+			as.spoiled = true // the next one tries again
+			return kbroker.AsError(err)
+		}
+		if ctx.Err() != nil {
+			return notRun(kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of %s of %s passed before its turn", c.method.name, a.object))
+		}
+		as.spoiled = !c.method.readOnly
+		reply, e = c.method.run(ctx, a.value, c.data)
+		return e
+	})
 	if as.panicked = panicked; panicked {
 		as.turn.Reply.Outcome, as.failure = ownership.Broken, e
 		return as
@@ -100,7 +131,6 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		as.turn.Reply.Data = reply
 		return fail(e)
 	}
-	as.spoiled = true
 	if e != nil {
 		return fail(e)
 	}
@@ -133,17 +163,16 @@ func tooLarge(o kbroker.Object, what string) *kbroker.Error {
 }
 
 // guarded runs the application's part; its panic is an answer.
-func (k *keeper) guarded(ctx *request, a *active, c *heard) (reply []byte, e *kbroker.Error, panicked bool) {
+func (k *keeper) guarded(a *active, c *heard, run func() *kbroker.Error) (e *kbroker.Error, panicked bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			k.log.Error("turn panicked", "object", a.object, "method", c.method.name, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
-			reply, panicked = nil, true
+			panicked = true
 			e = kbroker.Errorf(kbroker.Internal, "%s of %s panicked", c.method.name, a.object).WithHint("what it did to the object was taken back; the instance's log has the stack")
 			e.Executed = kbroker.ExecutedUnknown
 		}
 	}()
-	reply, e = c.method.run(ctx, a.value, c.data)
-	return reply, e, false
+	return run(), false
 }
 
 // begin is for the effect Run: a turn, when there is a place for one more.
@@ -212,6 +241,7 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 	l.next()
 	c.failure, c.busy, c.crossed = did.failure, busy, did.crossed
 	k.crossings.over(c)
+	k.timers.apply(now, e.Object, k.own.Incarnation, did.activated, true)
 	if did.panicked {
 		k.quarantine.panicked(now, e.Object)
 	}
