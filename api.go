@@ -462,6 +462,8 @@ type InstanceFile struct {
 	ObjectStreams int        `json:"object_streams,omitempty"`
 	// StockRaft: the cluster's leases have the terms of stock raft timing.
 	StockRaft bool `json:"stock_raft,omitempty"`
+	// MemoryLimitBytes is the limit of memory that the host enforces; 0: none.
+	MemoryLimitBytes int64 `json:"memory_limit_bytes,omitempty"`
 }
 
 // Reaped is what a core says on subjects.Reaped: these starts have ended, and were waited

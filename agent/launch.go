@@ -242,10 +242,15 @@ func environment(home, hostDir, tree string, r record, known map[string]string) 
 
 func (a *Agent) writeInstanceFile(r record, home string) error {
 	p := r.Placement
+	var limitBytes int64
+	if a.groupOf(r) != nil && a.contain.can.Memory {
+		limitBytes = p.Spec.Resources.MemoryLimitBytes
+	}
 	b, err := json.Marshal(kbroker.InstanceFile{
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
 		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.servers(), CA: a.cfg.CA, Credential: credsPath(home, r.Incarnation),
 		Objects: p.Spec.Objects, ObjectStreams: p.ObjectStreams, StockRaft: a.cfg.Times == state.Stock,
+		MemoryLimitBytes: limitBytes,
 	})
 	if err != nil {
 		return fmt.Errorf("instance file: %w", err)

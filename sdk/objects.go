@@ -125,9 +125,11 @@ type kind struct {
 	name    kbroker.KindName
 	idle    time.Duration
 	mailbox int
-	methods map[string]*objectMethod
-	order   []*objectMethod // as they were declared
-	err     error           // what is wrong with the declarations
+	// maxActive is how many are in memory at most; 0: any number.
+	maxActive int
+	methods   map[string]*objectMethod
+	order     []*objectMethod // as they were declared
+	err       error           // what is wrong with the declarations
 
 	fresh func() any // a *T, as is that of load
 	load  func([]byte) (any, error)
@@ -186,6 +188,9 @@ func (k *kind) check() error {
 	err := errors.Join(k.err, kbroker.CheckName("kind", string(k.name)))
 	if k.idle <= 0 || k.mailbox < 1 {
 		err = errors.Join(err, kbroker.Errorf(kbroker.Invalid, "kind %s: idle after %v with a mailbox of %d, want more than nothing and 1 or more", k.name, k.idle, k.mailbox))
+	}
+	if k.maxActive < 0 {
+		err = errors.Join(err, kbroker.Errorf(kbroker.Invalid, "kind %s: %d objects in memory, want 1 or more", k.name, k.maxActive))
 	}
 	return err
 }

@@ -119,6 +119,9 @@ func (k *keeper) activate(now time.Duration, e ownership.Activate) {
 	a := &active{object: e.Object, number: e.Activation, kind: kind, raw: e.Record.State, exists: e.Record.Exists}
 	k.active[e.Object] = a
 	k.idle.use(a, now)
+	if kind.maxActive > 0 {
+		k.grown = append(k.grown, kind)
+	}
 }
 
 // replace makes a the one that is in memory.

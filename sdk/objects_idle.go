@@ -50,14 +50,11 @@ func (k *keeper) sweep(now time.Duration) {
 				break
 			}
 			object := last.Value.(*use).object
-			if k.active[object] == nil {
-				all.Remove(last)
+			if a := k.active[object]; a != nil && k.timers.has(object) {
+				k.idle.use(a, now)
 				continue
 			}
-			if k.timers.has(object) || !k.owner.PutAway(object) {
-				k.idle.use(k.active[object], now)
-			}
-			k.settle(now) // Put forgets it
+			k.putAway(now, last)
 		}
 	}
 }

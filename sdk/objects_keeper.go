@@ -24,6 +24,8 @@ const (
 	maxHeard = 10_000
 	// tickEvery is how often is looked at what is due.
 	tickEvery = 50 * time.Millisecond
+	// tickLeast is how much later that is done again at least, whatever happens.
+	tickLeast = 10 * time.Millisecond
 	// handOverShare is the part of its grace for which an app that leaves waits for the
 	// next of its shards to be taken over.
 	handOverShare = 2
@@ -68,6 +70,9 @@ type keeper struct {
 	quarantine quarantine
 	crossings  crossings
 	timers     timers
+	pressure   pressure
+	eased      time.Duration // when it was said last that memory is short
+	grown      []*kind       // kinds of objects that came into memory just now
 	releases   releases
 	asking     asking
 	roots      lane
@@ -82,7 +87,7 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	k := &keeper{
 		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
 		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
-		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(),
+		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(), pressure: newPressure(),
 		asking: asking{shards: map[kbroker.Shard]bool{}}, roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
 	}
 	mailboxes := map[kbroker.KindName]int{}
@@ -142,13 +147,12 @@ func (k *keeper) run(ctx context.Context) {
 	defer k.close()
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
+	var last time.Duration
 	for {
-		now := k.now()
-		k.owner.Tick(now)
-		k.sweep(now)
-		k.lookForCrossings(now)
-		k.fire(now)
-		k.settle(now)
+		if now := k.now(); last == 0 || now-last >= tickLeast {
+			last = now
+			k.tick(now)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -164,6 +168,16 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
+// tick does what is due by the clock.
+func (k *keeper) tick(now time.Duration) {
+	k.owner.Tick(now)
+	k.sweep(now)
+	k.relieve(now)
+	k.lookForCrossings(now)
+	k.fire(now)
+	k.settle(now)
+}
+
 // close takes no more events.
 func (k *keeper) close() {
 	k.mu.Lock()
@@ -176,6 +190,7 @@ func (k *keeper) settle(now time.Duration) {
 	for _, e := range k.owner.Effects() {
 		k.effect(now, e)
 	}
+	k.bound(now)
 	k.until.Store(int64(k.owner.HeldUntil()))
 	k.release()
 	k.lookUp()
@@ -201,6 +216,7 @@ func (a *App) keep(t transport, wg *sync.WaitGroup) (end func(), err error) {
 	if len(a.kinds) == 0 {
 		return func() {}, nil
 	}
+	boundMemory(&a.identity)
 	k := newKeeper(a, t, a.leases(&a.identity))
 	if err := k.watch(); err != nil {
 		return nil, err

@@ -185,8 +185,7 @@ func TestATimersTurnTakesEffectOnceWhateverIsLost(t *testing.T) {
 }
 
 func TestTimersOfManyObjectsInOrder(t *testing.T) {
-	var q timers
-	q = newTimers()
+	q := newTimers()
 	m := &objectMethod{name: "m"}
 	dues := []time.Duration{5, 1, 4, 2, 3}
 	for _, d := range dues {

@@ -70,6 +70,7 @@ func (s *shard) call(now time.Duration, c *Call) {
 		return
 	}
 	x.queue = append(x.queue, c)
+	s.calls[x] = true
 	x.run(now)
 }
 
@@ -219,7 +220,7 @@ func (x *object) reload(now time.Duration, running Outcome, why string) {
 		return
 	}
 	y := &object{shard: s, id: x.id, queue: queue, joined: joined}
-	s.objects[x.id] = y
+	s.objects[x.id], s.calls[y] = y, true
 	y.begin()
 }
 

@@ -315,7 +315,7 @@ func (o *Owner) Released(now time.Duration, n kbroker.Shard, r Release, rev kbro
 func (o *Owner) shard(n kbroker.Shard) *shard {
 	s := o.shards[n]
 	if s == nil {
-		s = &shard{owner: o, number: n, objects: map[kbroker.Object]*object{}}
+		s = &shard{owner: o, number: n, objects: map[kbroker.Object]*object{}, calls: map[*object]bool{}}
 		o.shards[n] = s
 	}
 	return s

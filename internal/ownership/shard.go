@@ -3,6 +3,8 @@ package ownership
 import (
 	"cmp"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -59,6 +61,8 @@ type shard struct {
 	asked         time.Duration // when the assignment was asked for last
 
 	objects map[kbroker.Object]*object
+	// calls has all objects for which calls wait, and some for which none do any more.
+	calls map[*object]bool
 }
 
 const (
@@ -118,23 +122,17 @@ func (s *shard) dropObjects() {
 }
 
 func (s *shard) sorted() []*object {
-	return s.those(func(*object) bool { return true })
+	return byID(maps.Values(s.objects))
 }
 
 // queued are the objects for which calls wait: mostly few of many.
 func (s *shard) queued() []*object {
-	return s.those(func(x *object) bool { return len(x.queue) > 0 })
+	maps.DeleteFunc(s.calls, func(x *object, _ bool) bool { return x.gone || len(x.queue) == 0 })
+	return byID(maps.Keys(s.calls))
 }
 
-func (s *shard) those(are func(*object) bool) []*object {
-	var all []*object
-	for _, x := range s.objects {
-		if are(x) {
-			all = append(all, x)
-		}
-	}
-	slices.SortFunc(all, func(a, b *object) int { return cmp.Compare(a.id.String(), b.id.String()) })
-	return all
+func byID(some iter.Seq[*object]) []*object {
+	return slices.SortedFunc(some, func(a, b *object) int { return cmp.Compare(a.id.String(), b.id.String()) })
 }
 
 func (s *shard) listen() {
