@@ -26,7 +26,8 @@ const (
 	// idempotent.
 	metaIdempotent = "idempotent"
 	// metaObject is that which names the kind of objects whose method it is.
-	metaObject = "object"
+	metaObject  = "object"
+	metaDurable = "durable" // when its objects are stored
 )
 
 // lookup is one question to discovery, shared by all calls that want it.

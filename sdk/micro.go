@@ -68,11 +68,13 @@ func (a *App) microInfo() micro.Info {
 			Metadata: map[string]string{metaIdempotent: strconv.FormatBool(m.idempotent)},
 		})
 	}
-	for _, m := range a.objectMethods() {
-		info.Endpoints = append(info.Endpoints, micro.EndpointInfo{
-			Name: m.endpoint(), Subject: m.subject(a),
-			Metadata: map[string]string{metaIdempotent: strconv.FormatBool(m.readOnly), metaObject: string(m.kind)},
-		})
+	for _, k := range a.kinds {
+		for _, m := range k.order {
+			info.Endpoints = append(info.Endpoints, micro.EndpointInfo{
+				Name: m.endpoint(), Subject: m.subject(a),
+				Metadata: map[string]string{metaIdempotent: strconv.FormatBool(m.readOnly), metaObject: string(k.name), metaDurable: durability(k.durable)},
+			})
+		}
 	}
 	return info
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -127,6 +128,7 @@ type kind struct {
 	mailbox int
 	// maxActive is how many are in memory at most; 0: any number.
 	maxActive int
+	durable   ownership.Durability
 	methods   map[string]*objectMethod
 	order     []*objectMethod // as they were declared
 	err       error           // what is wrong with the declarations
@@ -185,7 +187,7 @@ func (k *kind) add(m *objectMethod) {
 
 // check reports what is wrong with the declaration.
 func (k *kind) check() error {
-	err := errors.Join(k.err, kbroker.CheckName("kind", string(k.name)))
+	err := errors.Join(k.err, kbroker.CheckName("kind", string(k.name)), k.checkDurable())
 	if k.idle <= 0 || k.mailbox < 1 {
 		err = errors.Join(err, kbroker.Errorf(kbroker.Invalid, "kind %s: idle after %v with a mailbox of %d, want more than nothing and 1 or more", k.name, k.idle, k.mailbox))
 	}

@@ -185,7 +185,7 @@ func TestObjectsAreDiscovered(t *testing.T) {
 	c.deposit(t, "1", 1)
 	c.balance(t, "1")
 	info := r.microInfo()
-	if e := info.Endpoints[0]; e.Subject != "obj.bank.*.account.deposit" || e.Metadata["object"] != "account" || e.Metadata["idempotent"] != "false" {
+	if e := info.Endpoints[0]; e.Subject != "obj.bank.*.account.deposit" || e.Metadata["object"] != "account" || e.Metadata["durable"] != "each" || e.Metadata["idempotent"] != "false" {
 		t.Errorf("the first endpoint is %+v", e)
 	}
 	if e := info.Endpoints[1]; e.Name != "account-balance" || e.Metadata["idempotent"] != "true" {

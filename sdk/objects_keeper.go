@@ -90,14 +90,17 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(), pressure: newPressure(),
 		asking: asking{shards: map[kbroker.Shard]bool{}}, roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
 	}
-	mailboxes := map[kbroker.KindName]int{}
+	mailboxes, durable := map[kbroker.KindName]int{}, map[kbroker.KindName]ownership.Durability{}
 	for _, kind := range a.kinds {
+		if kind.durable != (ownership.Durability{}) {
+			durable[kind.name] = kind.durable
+		}
 		k.kinds[kind.name], mailboxes[kind.name] = kind, kind.mailbox
 	}
 	k.base, k.stop = context.WithCancel(context.Background())
 	k.owner = ownership.NewOwner(ownership.OwnerConfig{
 		Incarnation: k.own.Incarnation, Service: k.own.Service, Host: k.own.Host,
-		Streams: k.own.ObjectStreams, Times: times, Mailboxes: mailboxes,
+		Streams: k.own.ObjectStreams, Times: times, Mailboxes: mailboxes, Durable: durable,
 	})
 	return k
 }

@@ -41,6 +41,7 @@ type object struct {
 	readers int
 	running *Call // the turn
 	placed  bool  // it has one of the places of those that are loaded
+	unsaved unsaved
 	gone    bool
 }
 
@@ -51,6 +52,7 @@ func (s *shard) call(now time.Duration, c *Call) {
 		x = &object{shard: s, id: c.Object}
 		s.objects[c.Object] = x
 		x.begin()
+		x.appear(now)
 	}
 	if w := x.same(c); w != nil {
 		if w.Hash != c.Hash {
@@ -112,6 +114,9 @@ func (x *object) age(now time.Duration) time.Duration { return x.rec.Age + now -
 func (x *object) begin() {
 	o := x.owner()
 	x.phase = cold
+	if x.durability().Volatile {
+		return // it appears
+	}
 	if o.loads >= maxLoads {
 		o.waiting = append(o.waiting, x)
 		return
@@ -119,6 +124,15 @@ func (x *object) begin() {
 	o.loads++
 	x.placed = true
 	x.read()
+}
+
+// appear is for an object that is never stored: there is nothing to load.
+func (x *object) appear(now time.Duration) {
+	if !x.durability().Volatile || x.phase != cold {
+		return
+	}
+	x.loadedAt, x.activation = now, x.owner().next()
+	x.activate(now)
 }
 
 func (x *object) read() {
@@ -222,11 +236,15 @@ func (x *object) reload(now time.Duration, running Outcome, why string) {
 	y := &object{shard: s, id: x.id, queue: queue, joined: joined}
 	s.objects[x.id], s.calls[y] = y, true
 	y.begin()
+	y.appear(now)
 }
 
 // run starts what may run now.
 func (x *object) run(now time.Duration) {
 	o := x.owner()
+	if x.unsaved.is && now >= x.unsaved.due && o.Valid(now) && x.save(now) {
+		return
+	}
 	for !x.gone && len(x.queue) > 0 {
 		quiet := x.phase == idle
 		if !ruleQuietCommit || !ruleQuietRead && x.queue[0].ReadOnly {
@@ -338,12 +356,15 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		return
 	}
 	c := x.running
+	if x.durability().Volatile && len(t.Writes) > 0 {
+		t = Turn{Reply: Reply{Outcome: Broken, Reason: "it is to be stored, which nothing of its kind is"}}
+	}
 	switch {
 	case t.Reply.Outcome != Done: // what it did is taken back
 		x.running = nil
 		x.answer(now, c, t.Reply)
-		x.reload(now, Unknown, "")
-	case !t.Changed && !c.Linearizable:
+		x.takeBack(now)
+	case !t.Changed && (!c.Linearizable || x.durability().Volatile):
 		x.running, x.phase = nil, idle
 		x.answer(now, c, t.Reply)
 		x.run(now)
@@ -361,10 +382,14 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		if !next.fits() {
 			x.running = nil
 			x.answer(now, c, Reply{Outcome: TooLarge, Reason: fmt.Sprintf("a state of %d bytes, with what is known of %d callers' calls", len(next.State), len(next.Ring))})
-			x.reload(now, Unknown, "")
+			x.takeBack(now)
 			return
 		}
-		x.phase = committing
+		if x.answersEarly(t) {
+			x.keep(now, next, t.Reply)
+			return
+		}
+		x.unsaved, x.phase = unsaved{}, committing
 		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: t.Writes, call: c, reply: t.Reply})
 	}
 }
@@ -382,6 +407,10 @@ func (x *object) stored(now time.Duration, it *item, rev kbroker.Revision) {
 	x.rec.State = nil
 	x.loadedAt = now
 	x.phase, x.running = idle, nil
+	if it.call == nil {
+		x.saved(now)
+		return
+	}
 	x.answer(now, it.call, it.reply)
 	x.run(now)
 }

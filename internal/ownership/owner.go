@@ -32,6 +32,8 @@ type OwnerConfig struct {
 	Mailbox     int // calls of an object that wait; 0: 1000
 	// Mailboxes are other bounds, of kinds that have one.
 	Mailboxes map[kbroker.KindName]int
+	// Durable are the kinds that are not stored before they answer.
+	Durable map[kbroker.KindName]Durability
 }
 
 // Owner is an incarnation that owns shards of objects. It does nothing by itself: the
@@ -194,6 +196,9 @@ func (o *Owner) Leave(now time.Duration) {
 		return
 	}
 	o.lease.Leaving = true
+	for _, s := range o.sorted() {
+		s.saveAll(now)
+	}
 	o.tellLeaving(now)
 }
 
@@ -393,11 +398,21 @@ func (o *Owner) object(id kbroker.Object) *object {
 	return nil
 }
 
-// PutAway takes an object out of memory that has nothing to do, and reports whether it did.
+// PutAway takes an object out of memory that has nothing to do, and reports whether it did:
+// one that is not stored yet is saved first, and put away then.
 func (o *Owner) PutAway(id kbroker.Object) bool {
 	x := o.object(id)
 	if x == nil || x.phase != idle || x.readers > 0 || len(x.queue) > 0 {
 		return false
+	}
+	if x.unsaved.is {
+		x.unsaved.due, x.unsaved.away = 0, true // Tick saves it
+		o.later(0, x.run)
+		return false
+	}
+	if x.durability().Volatile {
+		x.remove()
+		return true
 	}
 	if len(o.away) >= maxPutAway {
 		for k := range o.away { // any: it is claimed again, which costs a write

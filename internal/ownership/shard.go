@@ -176,6 +176,7 @@ func (s *shard) settle(now time.Duration) {
 			return
 		}
 		s.deafen()
+		s.saveAll(now)
 		if s.hearing == deaf && !s.busy() && s.writing == nil {
 			s.giveUp(now)
 		}
@@ -186,7 +187,7 @@ func (s *shard) settle(now time.Duration) {
 // busy reports whether a call is in work or waits, or a write is under way.
 func (s *shard) busy() bool {
 	for _, x := range s.objects {
-		if x.phase != idle || x.readers > 0 || len(x.queue) > 0 {
+		if x.phase != idle || x.readers > 0 || len(x.queue) > 0 || x.unsaved.is {
 			return true
 		}
 	}

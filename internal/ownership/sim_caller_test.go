@@ -148,6 +148,10 @@ func (c *simCaller) answered(a *attempt, r Reply) {
 
 // took holds what an answer says against what is stored, and what was said before.
 func (w *world) took(a *attempt, n int) {
+	if w.f.interval {
+		w.tookEarly(a)
+		return
+	}
 	has := w.store.now(a.object)
 	if a.read {
 		w.reads++

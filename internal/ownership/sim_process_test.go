@@ -125,7 +125,11 @@ func (w *world) start(host int) {
 	if w.f.busy {
 		mailbox = 2
 	}
-	o.o = NewOwner(OwnerConfig{Incarnation: o.me, Streams: 2, Times: simTimes, Mailbox: mailbox})
+	cfg := OwnerConfig{Incarnation: o.me, Streams: 2, Times: simTimes, Mailbox: mailbox}
+	if w.f.interval {
+		cfg.Durable = map[kbroker.KindName]Durability{"a": {Interval: simInterval}}
+	}
+	o.o = NewOwner(cfg)
 	w.say("%s starts", name)
 	w.owners = append(w.owners, o)
 	w.store.heard = append(w.store.heard, o.hear)
@@ -275,6 +279,7 @@ func (o *simOwner) effect(e Effect) {
 	case Over:
 		w.say("%s is over: %s", o.name, e.Reason)
 		o.end()
+		w.ends = append(w.ends, w.now)
 		w.after(w.between(0, 200*time.Millisecond), func() { w.start(o.host) })
 	}
 }

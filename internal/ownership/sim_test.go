@@ -30,6 +30,7 @@ type faults struct {
 	patient                 bool // callers wait long before they send again
 	busy                    bool // more callers
 	solo                    bool // owners are paused one at a time, and for long
+	interval                bool // objects are stored a while after the answer
 	stall                   bool // a commit is under way for as long as who has sent it is paused
 }
 
@@ -84,6 +85,9 @@ type world struct {
 	starts  [hosts]int
 	shown   map[kbroker.Object]int // what callers have seen
 	denied  map[string]bool        // calls of which it was said that they were not executed
+	early   []early                // what was answered and may not be stored
+	ends    []time.Duration        // when owners ended
+	healed  time.Duration          // when the faults were over
 	acked   int
 	reads   int
 
@@ -140,7 +144,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
-		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, // not drawn: the worlds of seeds stay what they were
+		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only
@@ -211,6 +215,7 @@ func (w *world) kill(o *simOwner) {
 	}
 	w.say("%s is killed", o.name)
 	o.end()
+	w.ends = append(w.ends, w.now)
 	if !w.f.agentless || w.chance(0.5) {
 		w.after(w.between(time.Millisecond, 300*time.Millisecond), func() {
 			for _, a := range w.allocs {
@@ -262,9 +267,11 @@ func (w *world) run() string {
 	for _, a := range w.allocs {
 		a.resume()
 	}
+	w.healed = w.now
 	w.say("the faults are over")
 	w.steps(simTime + healTime)
 	w.rest()
+	w.lost()
 	return w.failed
 }
 
