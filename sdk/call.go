@@ -64,7 +64,8 @@ func Timeout(d time.Duration) CallOption {
 }
 
 // RequestID sets the id of the call, instead of one that the client makes. It
-// is for programs that repeat a call of their own after a restart.
+// is for programs that repeat a call of their own after a restart. An object knows
+// the id for a minute: a program must not repeat its call later than that.
 func RequestID(id string) CallOption {
 	return func(c *call) { c.id = id }
 }
@@ -163,10 +164,10 @@ type call struct {
 
 	// Of a call of an object.
 	linearizable bool
-	sequence     uint64    // that it has of the client's; 0: it has an id of its own
-	begun        time.Time // as its owner is told
-	unclear      int       // attempts of which it was said that nobody knows
-	crossed      bool      // an attempt was taken back, as it crossed another call
+	sequence     uint64        // that it has of the client's; 0: it has an id of its own
+	begun        time.Duration // as its owner is told, on the boottime clock
+	unclear      int           // attempts of which it was said that nobody knows
+	crossed      bool          // an attempt was taken back, as it crossed another call
 
 	deadline time.Time
 	sent     int            // attempts so far
@@ -256,7 +257,7 @@ func (c *call) wake() verdict {
 
 // act carries a verdict out and returns when to wake up next.
 func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error) {
-	if c.tooOld(now) {
+	if c.tooOld() {
 		return attemptTime(c.timeout), nil
 	}
 	switch v {

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/boottime"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -169,18 +170,23 @@ func nestedID(r *request, to Target, method string) string {
 	return hex.EncodeToString(h.Sum(nil)[:16]) + ":1"
 }
 
-// stamp notes when the call was begun, for its owner: as long as it is certain that no
-// attempt has run, it begins with each.
+// stamp tells the owner how old the call is: as long as it is certain that no attempt has
+// run, it begins with each. Its clock is not set, and goes on while the machine sleeps.
 func (c *call) stamp(now time.Time) {
-	if c.to.isObject() && (c.begun.IsZero() || c.unanswered() == 0) {
-		c.begun = now
+	if !c.to.isObject() {
+		return
+	}
+	since := boottime.Now()
+	if c.begun == 0 || c.unanswered() == 0 {
+		c.begun = since
 		c.header[subjects.HeaderSent] = []string{strconv.FormatInt(now.UnixMilli(), 10)}
 	}
+	c.header[subjects.HeaderAge] = []string{strconv.FormatInt((since - c.begun).Milliseconds(), 10)}
 }
 
 // tooOld reports whether the call must not be sent again.
-func (c *call) tooOld(now time.Time) bool {
-	return c.to.isObject() && c.unanswered() > 0 && now.Sub(c.begun) > resendWithin
+func (c *call) tooOld() bool {
+	return c.to.isObject() && c.unanswered() > 0 && boottime.Now()-c.begun > resendWithin
 }
 
 // unanswered are the attempts that may have run, or may run yet.

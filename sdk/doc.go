@@ -36,6 +36,8 @@
 //	                                          calls (at least 100) per process
 //	any answer of a handler                   never
 //
+// docs/errors.md has the whole table, and what to do about each error.
+//
 // An attempt that was not answered is listened to until the deadline: a slow
 // handler's answer counts whenever it arrives.
 //

@@ -72,7 +72,8 @@ func Objects[T any](app *App, name string, opts ...KindOption) *Kind[T] {
 // and Out are as those of Handle. The context ends with the caller's deadline, when the
 // instance owns the object no more, or when the app leaves and its grace is over; what fn
 // does afterwards is not stored. An error of fn is sent with its code and counts as
-// executed, although it changes nothing. fn must not keep the T. Call it before Run; a
+// executed, although it changes nothing: nor is it remembered, so that the same call, sent
+// again as that answer was lost, runs again. fn must not keep the T. Call it before Run; a
 // mistake (a name that is not valid, a method twice) is returned by Run.
 //
 // Calls to others that fn waits for keep the object waiting, too; one that comes back to the

@@ -164,7 +164,9 @@ func TestAForeignClientCallsAnObject(t *testing.T) {
 		{map[string][]string{"Kb-Object": id, "Kb-Request-Id": {"me:2"}, "Kb-Confirmed": {"2"}}, "4", "7", ""},
 		{map[string][]string{"Kb-Object": id, "Kb-Request-Id": {"me:1"}}, "2", "too old", "expired"}, // it was confirmed
 		{map[string][]string{"Kb-Object": id, "Kb-Request-Id": {"me:3"}, "Kb-Sent-Ms": {"1000"}}, "1", "too old", "expired"},
-		{map[string][]string{"Kb-Object": id, "Kb-Request-Id": {"me:3"}, "Kb-Timeout-Ms": {"0"}}, "1", "passed before its turn", "deadline_exceeded"},
+		{map[string][]string{"Kb-Object": id, "Kb-Request-Id": {"me:3"}, "Kb-Age-Ms": {"55000"}}, "1", "too old", "expired"},
+		{map[string][]string{"Kb-Object": id, "Kb-Request-Id": {"me:3"}, "Kb-Age-Ms": {"49000"}, "Kb-Sent-Ms": {"1000"}}, "0", "7", ""}, // no clock is read
+		{map[string][]string{"Kb-Object": id, "Kb-Request-Id": {"me:4"}, "Kb-Timeout-Ms": {"0"}}, "1", "passed before its turn", "deadline_exceeded"},
 		{map[string][]string{"Kb-Object": id, "Kb-Request-Id": {"nonsense"}}, "1", "Kb-Request-Id", "invalid"},
 		{map[string][]string{"Kb-Object": {"Größe"}}, "1", "escaped", "invalid"},
 		{map[string][]string{"Kb-Object": {"other"}}, "1", "is in shard", "invalid"},

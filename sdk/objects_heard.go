@@ -190,8 +190,12 @@ func hashOf(method string, data []byte) uint64 {
 	return h.Sum64()
 }
 
-// ageOf is how long ago a call was begun, by the clocks of its caller and of this host.
+// ageOf is how long ago a call was begun, by the clock of its caller; of one that does not
+// say, by the clocks of both hosts.
 func ageOf(m *nats.Msg, now time.Time) time.Duration {
+	if age, err := strconv.ParseInt(m.Header.Get(subjects.HeaderAge), 10, 64); err == nil && age >= 0 {
+		return min(time.Duration(age), maxTimeout/time.Millisecond) * time.Millisecond
+	}
 	sent, err := strconv.ParseInt(m.Header.Get(subjects.HeaderSent), 10, 64)
 	if err != nil {
 		return 0
@@ -251,7 +255,7 @@ func failureOf(call *ownership.Call, a ownership.Answer) *kbroker.Error {
 			WithHint("a request id is of one call, and of all its attempts"))
 	case ownership.Expired:
 		return of(kbroker.ExecutedUnknown, kbroker.Errorf(kbroker.Expired, "%s of %s under the id %s is too old to tell whether it has taken effect", method, o, ran.id).
-			WithHint("calls are known for a minute; is the clock of this caller as late as that?"))
+			WithHint("calls are known for a minute"))
 	case ownership.TooLate:
 		return of(kbroker.ExecutedNo, kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of %s of %s passed before its turn", method, o))
 	case ownership.Crossed:

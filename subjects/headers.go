@@ -18,8 +18,11 @@ const (
 	// HeaderConfirmed is up to where the calls of a session are over: no answer to one
 	// with a lower sequence is waited for.
 	HeaderConfirmed = "Kb-Confirmed"
+	// HeaderAge is how long before an attempt the first one was sent that may have run, in
+	// milliseconds, by a clock of the caller that nobody sets; 0: this is the first.
+	HeaderAge = "Kb-Age-Ms"
 	// HeaderSent is when the call was begun, in milliseconds of Unix, the same with all
-	// its attempts.
+	// its attempts: for owners that do not know HeaderAge, and of callers that do not.
 	HeaderSent = "Kb-Sent-Ms"
 	// HeaderLinearizable is "1" on a read that its owner is to confirm by a write.
 	HeaderLinearizable = "Kb-Linearizable"
