@@ -460,6 +460,10 @@ type InstanceFile struct {
 	// those of the app are; 0: it has none.
 	Objects       []KindName `json:"objects,omitempty"`
 	ObjectStreams int        `json:"object_streams,omitempty"`
+	// Schemas are those of its kinds that have another than the first one, by its spec;
+	// WriteSchemas in which the state of each is written.
+	Schemas      map[KindName]Schema `json:"schemas,omitempty"`
+	WriteSchemas map[KindName]int    `json:"write_schemas,omitempty"`
 	// StockRaft: the cluster's leases have the terms of stock raft timing.
 	StockRaft bool `json:"stock_raft,omitempty"`
 	// MemoryLimitBytes is the limit of memory that the host enforces; 0: none.

@@ -40,6 +40,8 @@ type Service struct {
 	// Objects are the kinds of objects that its instances own. One service of an app has
 	// objects.
 	Objects []KindName `json:"objects,omitempty"`
+	// Schemas are those of the kinds whose state has another than the first one.
+	Schemas map[KindName]Schema `json:"schemas,omitempty"`
 	// Ports are those that an instance listens on, sorted by name.
 	Ports  []Port `json:"ports,omitempty"`
 	Health Health `json:"health"`
@@ -52,6 +54,21 @@ type Service struct {
 	// Restart counts the restarts that were asked for: not a key of the spec,
 	// kept from version to version by super.
 	Restart int `json:"restart,omitempty"`
+}
+
+// Schema is what a program makes of the state of a kind of objects: it writes Number and
+// all down to Lowest, and reads all up to Number. They count from 1.
+type Schema struct {
+	Number int `json:"number"`
+	Lowest int `json:"lowest"`
+}
+
+// Schema is that of a kind; one that is not said is the first.
+func (s *Service) Schema(kind KindName) Schema {
+	if of, ok := s.Schemas[kind]; ok {
+		return of
+	}
+	return Schema{1, 1}
 }
 
 // Artifact names the executable of a service, or the archive that it is in. Exactly

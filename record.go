@@ -17,8 +17,12 @@ type AppRecord struct {
 	NextInstance int `json:"next_instance"`
 	// ObjectStreams is how many streams the app's objects are in, from its first version
 	// with objects on; 0: there was none.
-	ObjectStreams int     `json:"object_streams,omitempty"`
-	Rollout       Rollout `json:"rollout"`
+	ObjectStreams int `json:"object_streams,omitempty"`
+	// WriteSchemas are those that the states of kinds are written in at most, which all
+	// placements and the version to return to can read; a kind that is not there: the
+	// first. They only grow.
+	WriteSchemas map[KindName]int `json:"write_schemas,omitempty"`
+	Rollout      Rollout          `json:"rollout"`
 	// Unplaced says what no host can take now, per service.
 	Unplaced []Unplaced `json:"unplaced,omitempty"`
 }
@@ -85,6 +89,8 @@ type Placement struct {
 	Spec     Service `json:"spec"`
 	// ObjectStreams are those of its app, of a service that has objects.
 	ObjectStreams int `json:"object_streams,omitempty"`
+	// WriteSchemas are those of its app, likewise.
+	WriteSchemas map[KindName]int `json:"write_schemas,omitempty"`
 	// Backoff is the number of crashes in a row that a replaced predecessor
 	// had elsewhere: the delay before restarts goes with the instance.
 	Backoff int `json:"backoff,omitempty"`

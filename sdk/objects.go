@@ -130,6 +130,7 @@ type kind struct {
 	// maxActive is how many are in memory at most; 0: any number.
 	maxActive int
 	durable   ownership.Durability
+	schema    schema
 	methods   map[string]*objectMethod
 	order     []*objectMethod // as they were declared
 	err       error           // what is wrong with the declarations
@@ -188,7 +189,7 @@ func (k *kind) add(m *objectMethod) {
 
 // check reports what is wrong with the declaration.
 func (k *kind) check() error {
-	err := errors.Join(k.err, kbroker.CheckName("kind", string(k.name)), k.checkDurable())
+	err := errors.Join(k.err, kbroker.CheckName("kind", string(k.name)), k.checkDurable(), k.schema.check(k.name))
 	if k.idle <= 0 || k.mailbox < 1 {
 		err = errors.Join(err, kbroker.Errorf(kbroker.Invalid, "kind %s: idle after %v with a mailbox of %d, want more than nothing and 1 or more", k.name, k.idle, k.mailbox))
 	}
@@ -248,6 +249,7 @@ func (a *App) checkKinds() error {
 			errs = errors.Join(errs, kbroker.Errorf(kbroker.Refused, "the agent does not say where objects of kind %s are stored", k.name).
 				WithHint("upgrade the agent of host %s", own.Host))
 		}
+		errs = errors.Join(errs, k.schema.matches(own, k.name))
 		delete(declared, k.name)
 	}
 	for _, name := range own.Objects {

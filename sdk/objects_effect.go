@@ -116,7 +116,7 @@ func (k *keeper) inspect(e ownership.Inspect) {
 
 func (k *keeper) activate(now time.Duration, e ownership.Activate) {
 	kind := k.kinds[e.Object.Kind]
-	a := &active{object: e.Object, number: e.Activation, kind: kind, raw: e.Record.State, exists: e.Record.Exists}
+	a := &active{object: e.Object, number: e.Activation, kind: kind, raw: e.Record.State, schema: e.Record.Schema, exists: e.Record.Exists}
 	k.active[e.Object] = a
 	k.idle.use(a, now)
 	if kind.maxActive > 0 {

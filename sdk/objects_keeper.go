@@ -92,6 +92,7 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	}
 	mailboxes, durable := map[kbroker.KindName]int{}, map[kbroker.KindName]ownership.Durability{}
 	for _, kind := range a.kinds {
+		kind.schema.decide(k.own, kind.name)
 		if kind.durable != (ownership.Durability{}) {
 			durable[kind.name] = kind.durable
 		}

@@ -45,6 +45,7 @@ type active struct {
 	kind   *kind
 	used   *list.Element // in its kind's list
 	raw    []byte        // as it is stored; nothing if it does not exist
+	schema int           // of raw; 0: the first, or none
 	exists bool
 
 	once  sync.Once
@@ -54,7 +55,7 @@ type active struct {
 
 // afresh is the object as it is stored.
 func (a *active) afresh() *active {
-	return &active{object: a.object, number: a.number, kind: a.kind, used: a.used, raw: a.raw, exists: a.exists}
+	return &active{object: a.object, number: a.number, kind: a.kind, used: a.used, raw: a.raw, schema: a.schema, exists: a.exists}
 }
 
 // open makes the value, in the first of its turns; timers are what OnActivate has set.
@@ -62,9 +63,8 @@ func (a *active) open(ctx *request) (timers []timerSet, err error) {
 	a.once.Do(func() {
 		a.err = kbroker.Errorf(kbroker.Internal, "%s was not activated: that panicked", a.object) // unless it comes to its end
 		if a.value = a.kind.fresh(); a.exists {
-			if a.value, err = a.kind.load(a.raw); err != nil {
-				a.err = notRun(kbroker.Errorf(kbroker.Internal, "the stored state of %s is not one of this program: %v", a.object, err).
-					WithHint("its type was changed so that it cannot read what it wrote before"))
+			if a.value, err = a.kind.read(a.object, a.raw, a.schema); err != nil {
+				a.err = err
 				return
 			}
 		}
@@ -104,7 +104,7 @@ type outcome struct {
 
 // perform runs a call on an object.
 func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
-	as := outcome{turn: ownership.Turn{Exists: a.exists, State: a.raw}}
+	as := outcome{turn: ownership.Turn{Exists: a.exists, State: a.raw, Schema: a.schema}}
 	fail := func(e *kbroker.Error) outcome {
 		as.failure = e
 		return as
@@ -137,9 +137,10 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 	if ctx.turn.deleted.Load() {
 		as.turn.Reply.Data = reply
 		as.turn.Changed, as.turn.Exists, as.turn.State = a.exists, false, nil
+		as.turn.Schema = 0
 		return as
 	}
-	state, err := a.kind.store(a.value)
+	state, in, err := a.kind.write(a.value)
 	switch {
 	case err != nil:
 		return fail(executedYes(fmt.Errorf("encode the state of %s: %w", a.object, err)))
@@ -149,8 +150,8 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		k.log.Warn("objects of a kind are large; each turn that changes one writes all of it", "kind", a.kind.name, "object", a.object, "bytes", len(state))
 	}
 	as.turn.Reply.Data, as.spoiled = reply, false
-	if as.turn.Changed = !a.exists || !bytes.Equal(state, a.raw); as.turn.Changed {
-		as.turn.Exists, as.turn.State = true, state
+	if as.turn.Changed = !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
+		as.turn.Exists, as.turn.State, as.turn.Schema = true, state, in
 	}
 	return as
 }
@@ -255,7 +256,7 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 				next = a.afresh()
 				k.replace(next)
 			}
-			next.raw, next.exists = did.turn.State, did.turn.Exists
+			next.raw, next.schema, next.exists = did.turn.State, did.turn.Schema, did.turn.Exists
 		}
 	}
 	if c.method.readOnly && !e.Call.Linearizable {

@@ -232,17 +232,49 @@ func (d *decoder) ports(s *kbroker.Service, v value) {
 
 const portsHint = "write `ports: [http]` for a number that is free on the host, `ports: {http: 8080}` for this one"
 
-// objects are names of kinds. One that is placed by demand, a mapping, is not of this build.
+// objects are names of kinds, or kinds with settings.
 func (d *decoder) objects(s *kbroker.Service, v value) {
 	d.list(v, "a list of kinds such as account", func(item value) {
 		var kind string
 		if _, ok := item.node.(ast.MapNode); ok {
-			d.fail(item, "write the name alone: objects are spread over the instances by their ids", "%s: kinds of objects with settings, such as placed, are not supported by this build", label(item.path))
+			d.kind(s, &kind, item)
 		} else {
 			d.text(&kind)(item)
 		}
 		s.Objects = append(s.Objects, kbroker.KindName(kind))
 	})
+}
+
+// kind is a kind with settings. A program without a Downgrade writes its own schema alone.
+func (d *decoder) kind(s *kbroker.Service, name *string, v value) {
+	var of kbroker.Schema
+	var hasKind, hasSchema, hasLowest bool
+	ok := d.fields(v,
+		field{name: "kind", read: func(v value) { hasKind = true; d.text(name)(v) }},
+		field{name: "schema", read: func(v value) { hasSchema = true; d.integer(&of.Number)(v) }},
+		field{name: "lowest", read: func(v value) { hasLowest = true; d.integer(&of.Lowest)(v) }},
+		field{name: "placed", unsupported: "remove it: objects are spread over the instances by their ids"},
+	)
+	switch {
+	case !ok:
+		return
+	case !hasKind:
+		d.fail(v, "write `- {kind: account, schema: 2}`", "%s does not name its kind", label(v.path))
+		return
+	case !hasSchema && !hasLowest:
+		return
+	case !hasSchema:
+		of.Number = 1
+	case !hasLowest:
+		of.Lowest = of.Number
+	}
+	if of == (kbroker.Schema{Number: 1, Lowest: 1}) {
+		return // as it is without
+	}
+	if s.Schemas == nil {
+		s.Schemas = map[kbroker.KindName]kbroker.Schema{}
+	}
+	s.Schemas[kbroker.KindName(*name)] = of
 }
 
 const streamsHint = "leave it out for 4; it is fixed by the first version with objects"

@@ -48,6 +48,15 @@ func appSchema() schema {
 
 func serviceSchema() schema {
 	scalar := schema{"type": []string{"string", "number", "boolean"}}
+	kindName := schema{"type": "string", "pattern": kbroker.NamePattern, "maxLength": kbroker.MaxNameBytes}
+	kindSchema := func(description string) schema {
+		return schema{"type": "integer", "description": description, "minimum": 1, "maximum": MaxSchema}
+	}
+	kindWith := required(object("a kind with settings", map[string]schema{
+		"kind":   kindName,
+		"schema": kindSchema("of its state in this version of the program; default 1"),
+		"lowest": kindSchema("down to which the program has a Downgrade; default: schema"),
+	}), "kind")
 	instances := schema{"type": "integer", "minimum": 0, "maximum": MaxInstances}
 	s := object("A program of the app", map[string]schema{
 		"build":    {"type": "string", "description": "command that deploy runs in the spec's folder first"},
@@ -79,7 +88,7 @@ func serviceSchema() schema {
 		},
 		"objects": {
 			"type": "array", "description": "kinds of objects that its instances own; one service of an app has its objects",
-			"items": schema{"type": "string", "pattern": kbroker.NamePattern, "maxLength": kbroker.MaxNameBytes}, "maxItems": MaxKinds, "uniqueItems": true,
+			"items": schema{"oneOf": []schema{kindName, kindWith}}, "maxItems": MaxKinds, "uniqueItems": true,
 		},
 		"health":  healthSchema(),
 		"sandbox": {"description": "strict: it reads its program and the system's files, writes its own directories, connects to the brokers alone", "enum": []string{kbroker.SandboxStrict}},

@@ -32,7 +32,7 @@ services:
     spread: none
     require: ["disk == ssd", 'zone != "rack 4"']
     calls: [mail/smtp, shop/*]
-    objects: [rate, account]
+    objects: [rate, {kind: account, schema: 3, lowest: 2}, {kind: room, schema: 1}]
   audit:
     artifact:
       path: bin/audit
@@ -79,7 +79,7 @@ func TestParse(t *testing.T) {
 		Spread:  "none",
 		Require: []string{"disk == ssd", `zone != "rack 4"`},
 		Calls:   []string{"mail/smtp", "shop/*"},
-		Objects: []kbroker.KindName{"account", "rate"},
+		Objects: []kbroker.KindName{"account", "rate", "room"}, Schemas: map[kbroker.KindName]kbroker.Schema{"account": {Number: 3, Lowest: 2}},
 	}, teller, web}}
 	if !reflect.DeepEqual(app, want) {
 		t.Errorf("parsed\n%+v\nwant\n%+v", app, want)
@@ -155,7 +155,11 @@ func TestParseFindings(t *testing.T) {
 		{"a kind twice", in("objects: [account, room, account]"), []string{`4:30: services.a.objects[2]: "account" is there twice`}, "remove it"},
 		{"objects of two services", "name: x\nservices:\n  a: {run: b, objects: [room]}\n  c: {run: d, objects: [account, room]}\n", []string{`4:24: services.c.objects: service a has objects already`}, "one service of an app has its objects"},
 		{"objects of three services", "name: x\nservices:\n  e: {run: f, objects: [x]}\n  a: {run: b, objects: [room]}\n  c:\n    run: d\n    objects: [account]\n", []string{`3:24: services.e.objects: service a has objects already`, `7:14: services.c.objects: service a has objects already`}, "an app of its own"},
-		{"a kind that is placed by demand", in("objects: [account, {kind: room, placed: {slots: 1}}]"), []string{`4:24: services.a.objects[1]: kinds of objects with settings, such as placed, are not supported by this build`}, "the name alone"},
+		{"a kind that is placed by demand", in("objects: [account, {kind: room, placed: {slots: 1}}]"), []string{`4:37: key "placed" is not supported by this build`}, "by their ids"},
+		{"a kind without a name", in("objects: [{schema: 2}]"), []string{"4:15: services.a.objects[0] does not name its kind"}, "kind: account"},
+		{"a schema of nothing", in("objects: [{kind: room, schema: 0}]"), []string{"4:36: services.a.objects[0].schema is 0, want a number from 1"}, ""},
+		{"a schema that is written lower than any", in("objects: [{kind: room, schema: 2, lowest: 0}]"), []string{"4:47: services.a.objects[0].lowest is 0, want a number from 1 to 2"}, "Downgrade"},
+		{"a schema that is written higher than its own", in("objects: [{kind: room, lowest: 2}]"), []string{"4:36: services.a.objects[0].lowest is 2, want a number from 1 to 1"}, "Downgrade"},
 		{"a kind that is a number", in("objects: [5]"), []string{"4:15: services.a.objects[0] is 5, want text"}, "quotes"},
 		{"a kind that is no list", in("objects: account"), []string{`4:14: services.a.objects is "account", want a list of kinds`}, "[item, item]"},
 		{"more kinds than allowed", in("objects: [" + strings.Repeat("a, ", spec.MaxKinds) + "b]"), []string{"4:14: services.a.objects has 65 kinds, at most 64"}, ""},

@@ -21,6 +21,7 @@ const (
 	MaxRequire      = 32
 	MaxCalls        = 64
 	MaxKinds        = 64       // of objects, of one service
+	MaxSchema       = 1 << 20  // of a kind
 	MaxStringBytes  = 8 << 10  // one argument, variable, path or command
 	MaxServiceBytes = 32 << 10 // a service as JSON: it is part of each of its placements
 	MaxAppBytes     = 512 << 10
@@ -209,6 +210,7 @@ func (c *checker) objects(app *kbroker.App) {
 		default:
 			c.kinds(path, s.Objects)
 		}
+		c.schemas(path, s)
 		has = s.Name
 	}
 }
@@ -219,6 +221,21 @@ func (c *checker) kinds(path string, kinds []kbroker.KindName) {
 		c.name(finding{path: at}, "kind", string(kind))
 		if slices.Contains(kinds[:i], kind) {
 			c.add(at, "remove it", "%s: %s is there twice", label(at), quote(string(kind)))
+		}
+	}
+}
+
+func (c *checker) schemas(path string, s kbroker.Service) {
+	for _, kind := range slices.Sorted(maps.Keys(s.Schemas)) {
+		i, of := slices.Index(s.Objects, kind), s.Schemas[kind]
+		at := fmt.Sprintf("%s[%d]", path, i)
+		switch {
+		case i < 0:
+			c.add(path, "", "%s does not name kind %s, which has a schema", label(path), kind)
+		case of.Number < 1 || of.Number > MaxSchema:
+			c.add(at+".schema", "", "%s.schema is %d, want a number from 1 to %d", label(at), of.Number, MaxSchema)
+		case of.Lowest < 1 || of.Lowest > of.Number:
+			c.add(at+".lowest", "it is the schema down to which the program has a Downgrade", "%s.lowest is %d, want a number from 1 to %d", label(at), of.Lowest, of.Number)
 		}
 	}
 }

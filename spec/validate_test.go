@@ -103,6 +103,9 @@ func TestValidateRefuses(t *testing.T) {
 		{"a broken kind", func(a *kbroker.App, s *kbroker.Service) { s.Objects = []kbroker.KindName{"x.y"} }, "kind name"},
 		{"objects of another service", func(a *kbroker.App, s *kbroker.Service) { a.Services[2].Objects = []kbroker.KindName{"till"} }, `services.teller.objects: service ledger has objects already`},
 		{"a kind twice", func(a *kbroker.App, s *kbroker.Service) { s.Objects = []kbroker.KindName{"rate", "rate"} }, `"rate" is there twice`},
+		{"a schema of no kind", func(a *kbroker.App, s *kbroker.Service) {
+			s.Schemas = map[kbroker.KindName]kbroker.Schema{"safe": {Number: 2, Lowest: 2}}
+		}, "does not name kind safe, which has a schema"},
 		{"two streams of objects", func(a *kbroker.App, s *kbroker.Service) { a.ObjectStreams = 2 }, "object_streams is 2"},
 		{"a broken constraint", func(a *kbroker.App, s *kbroker.Service) { s.Require = []string{"x"} }, "require[0]"},
 		{"too many constraints", func(a *kbroker.App, s *kbroker.Service) { s.Require = make([]string, 33) }, "33 constraints"},
