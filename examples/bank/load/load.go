@@ -26,8 +26,9 @@ const (
 // Report is the line that is printed.
 type Report struct {
 	OK      int `json:"ok"`      // took effect
-	Failed  int `json:"failed"`  // did not, and say so
+	Failed  int `json:"failed"`  // did not, and nobody refused them
 	Unknown int `json:"unknown"` // may have
+	Refused int `json:"refused"` // by the bank: too little was there
 	verdict
 	PerSecond float64 `json:"ok_per_s"`
 	P50       int64   `json:"p50_us"` // of those that took effect
@@ -96,7 +97,7 @@ func (l load) send(t *tally, m move) error {
 	began := time.Now()
 	err = l.bank.move(m)
 	m.outcome = outcomeOf(err)
-	t.add(m.outcome, time.Since(began))
+	t.add(m.outcome, err, time.Since(began))
 	l.journal.end(id, m.outcome)
 	if err != nil {
 		l.failed(m, err)
@@ -178,16 +179,20 @@ func (l load) balances() ([]int64, error) {
 // tally is what one caller saw.
 type tally struct {
 	of      map[outcome]int
+	refused int // of those without effect
 	took    []time.Duration
 	longest time.Duration
 }
 
-func (t *tally) add(o outcome, took time.Duration) {
+func (t *tally) add(o outcome, err error, took time.Duration) {
 	if t.of == nil {
 		t.of = map[outcome]int{}
 	}
 	if t.of[o]++; o == ok {
 		t.took = append(t.took, took)
+	}
+	if errors.Is(err, overdrawn) {
+		t.refused++
 	}
 	t.longest = max(t.longest, took)
 }
@@ -197,7 +202,8 @@ func sum(parts []tally, elapsed time.Duration) Report {
 	var took []time.Duration
 	longest := time.Duration(0)
 	for _, t := range parts {
-		r.OK, r.Failed, r.Unknown = r.OK+t.of[ok], r.Failed+t.of[none], r.Unknown+t.of[unknown]
+		r.OK, r.Failed, r.Unknown = r.OK+t.of[ok], r.Failed+t.of[none]-t.refused, r.Unknown+t.of[unknown]
+		r.Refused += t.refused
 		took, longest = append(took, t.took...), max(longest, t.longest)
 	}
 	slices.Sort(took)

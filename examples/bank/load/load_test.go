@@ -89,7 +89,7 @@ func TestALoadOfABankThatIsRight(t *testing.T) {
 		if !v.holds() {
 			t.Errorf("verdict %+v of a bank that is right", v)
 		}
-		if n := r.OK + r.Failed + r.Unknown; n != b.n || n != len(moves) || r.OK < 300 || r.Unknown < n/12 {
+		if n := r.OK + r.Failed + r.Unknown + r.Refused; n != b.n || n != len(moves) || r.OK < 300 || r.Unknown < n/12 {
 			t.Errorf("report %+v, the bank had %d movements, the journal has %d", r, b.n, len(moves))
 		}
 		if r.P50 != 5000 || r.P99 != 5000 || r.PerSecond < 700 || r.PerSecond > 1000 {

@@ -5,8 +5,8 @@
 // the journal: nothing that was acknowledged may be missing, nothing may be there twice.
 // The accounts are new ones with each run. It prints one line of JSON.
 //
-// Failed are movements that had no effect, the bank's own refusals among them; of unknown
-// ones the journal allows both. The exit code is 1 when an invariant is broken or fewer
+// Failed are movements that had no effect for want of an owner, refused those that the bank
+// did not make; of unknown ones the journal allows both. The exit code is 1 when an invariant is broken or fewer
 // than 10 movements per second took effect, 2 when it could not run.
 package main
 
