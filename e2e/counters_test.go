@@ -20,7 +20,7 @@ const (
 	// counterGroups of counterCallers each call one counter at a time.
 	counterGroups, counterCallers = 20, 3
 	// counterPause is the pause of a caller between two calls.
-	counterPause = 20 * time.Millisecond
+	counterPause = 50 * time.Millisecond
 	// maxHistory and maxOpen bound the calls of one counter, and those of them of which
 	// nobody knows what became: what is checked grows with each. The group goes on with
 	// another counter.
@@ -59,13 +59,20 @@ var counterModel = porcupine.Model{
 
 // counting is what callers of counters say.
 type counting struct {
-	Calls    int      `json:"calls"`
-	Failed   int      `json:"failed"`  // did not run
-	Unknown  int      `json:"unknown"` // may have
-	Counters int      `json:"counters"`
-	Broken   []string `json:"broken"`  // whose history is not linearizable
-	Skipped  int      `json:"skipped"` // whose was not checked in time
-	Late     []probe  `json:"late"`    // calls that were late, or failed
+	Calls    int           `json:"calls"`
+	Failed   int           `json:"failed"`  // did not run
+	Unknown  int           `json:"unknown"` // may have
+	Counters int           `json:"counters"`
+	Broken   []string      `json:"broken"`  // whose history is not linearizable
+	Skipped  int           `json:"skipped"` // whose was not checked in time
+	Late     []slowCall    `json:"late"`    // calls that were late, or failed
+	Begun    map[int64]int `json:"begun"`   // calls by the second in which they were begun
+}
+
+// slowCall is one of a caller that was late, or failed.
+type slowCall struct {
+	Caller int `json:"caller"`
+	probe
 }
 
 // counted is the history of one counter. Guarded by its callers' mutex.
@@ -91,7 +98,10 @@ type callers struct {
 }
 
 func newCallers(call func(name string, add addition) (int, error)) *callers {
-	c := &callers{call: call, prefix: strconv.FormatUint(rand.Uint64(), 36), start: time.Now(), groups: make([]*counted, counterGroups)}
+	c := &callers{
+		call: call, prefix: strconv.FormatUint(rand.Uint64(), 36), start: time.Now(), groups: make([]*counted, counterGroups),
+		counting: counting{Begun: map[int64]int{}},
+	}
 	for g := range c.groups {
 		c.groups[g] = c.fresh()
 	}
@@ -143,6 +153,7 @@ func (c *callers) once(g, caller int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.Calls++
+	c.Begun[called.Unix()]++
 	switch executed := kbroker.AsError(err); {
 	case ran:
 	case executed.Executed == kbroker.ExecutedNo:
@@ -155,7 +166,7 @@ func (c *callers) once(g, caller int) {
 		}
 	}
 	if took := returned.Sub(called); err != nil || took > lateCall {
-		late := probe{Sent: called, Took: took}
+		late := slowCall{caller, probe{Sent: called, Took: took}}
 		if err != nil {
 			late.Err = err.Error()
 		}
@@ -273,7 +284,7 @@ func TestCallersOfCountersFindAStaleRead(t *testing.T) {
 			defer mu.Unlock()
 			if add {
 				counts[name]++
-			} else if gets++; stale && gets >= 50 && counts[name] >= counterCallers {
+			} else if gets++; stale && gets >= 20 && counts[name] >= counterCallers {
 				stale = false
 				return counts[name] - counterCallers, nil // older than what is under way
 			}
@@ -281,7 +292,7 @@ func TestCallersOfCountersFindAStaleRead(t *testing.T) {
 		})
 		broken := stale
 		done := make(chan struct{})
-		time.AfterFunc(300*time.Millisecond, func() { close(done) })
+		time.AfterFunc(500*time.Millisecond, func() { close(done) })
 		got := c.run(done)
 		if (len(got.Broken) == 1) != broken || got.Skipped > 0 || got.Calls < 100 || got.Counters < counterGroups {
 			t.Errorf("with a stale read %t: %s", broken, show(got))

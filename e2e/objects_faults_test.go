@@ -24,7 +24,7 @@ func TestObjectsOfAKilledInstance(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects()
+	l := c.startObjects(manyCallers)
 	var faults []time.Time
 	for i := range 9 {
 		c.objectsReady(3)
@@ -52,7 +52,7 @@ func TestObjectsOfAKilledAgent(t *testing.T) {
 	c.deployObjects(3)
 	for _, back := range []time.Duration{0, 15 * time.Second} {
 		var faults []time.Time
-		l := c.startObjects()
+		l := c.startObjects(manyCallers)
 		for _, host := range []string{"h1", "h2", "h3"} {
 			faults = append(faults, time.Now())
 			c.kill(host, true)
@@ -72,7 +72,7 @@ func TestObjectsOfAKilledHost(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects()
+	l := c.startObjects(manyCallers)
 	var faults []time.Time
 	for _, host := range []string{"h1", "h2", "h3"} {
 		faults = append(faults, time.Now())
@@ -93,7 +93,7 @@ func TestObjectsWithoutAllocatorAndSuper(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects()
+	l := c.startObjects(manyCallers)
 	super := c.super()
 	killed := time.Now()
 	c.kill(super, true)
@@ -126,7 +126,7 @@ func TestObjectsOfAKilledAllocator(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects()
+	l := c.startObjects(manyCallers)
 	for _, count := range []string{"6", "3", "6", "3"} {
 		for _, app := range objectApps {
 			c.must("scale", app, count, "--detach")
@@ -149,7 +149,7 @@ func TestObjectsOfAPausedAllocatorAndSuper(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects()
+	l := c.startObjects(manyCallers)
 	for _, what := range []string{allocators, agents} {
 		host := "h1"
 		if what == agents {
@@ -184,7 +184,7 @@ func TestObjectsOfAPausedOwner(t *testing.T) {
 		} else {
 			c.deployObjects(3)
 		}
-		l := c.startObjects()
+		l := c.startObjects(manyCallers)
 		var faults []time.Time
 		for i, host := range []string{"h1", "h2", "h3"} {
 			faults = append(faults, time.Now())

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,8 +23,9 @@ import (
 const (
 	// pauseWithin is how long after a fault calls are looked at for how long they took.
 	pauseWithin = 12 * time.Second
-	// Of the bank's load.
-	bankCallers, bankAccounts = "100", "1000"
+	// Callers of the bank's load: many, and as many as leave the processors some time.
+	manyCallers, fewCallers = 100, 16
+	bankAccounts            = "1000"
 )
 
 // bankLoad builds the load of examples/bank, once.
@@ -99,7 +101,7 @@ type objectLoad struct {
 
 // startObjects puts the bank under load, and counters under calls whose history is checked.
 // It returns when both are answered.
-func (c *cluster) startObjects() *objectLoad {
+func (c *cluster) startObjects(callers int) *objectLoad {
 	c.t.Helper()
 	bin, err := bankLoad()
 	if err != nil {
@@ -107,7 +109,7 @@ func (c *cluster) startObjects() *objectLoad {
 	}
 	l := &objectLoad{c: c, began: time.Now()}
 	journal := filepath.Join(c.t.TempDir(), "journal")
-	l.cmd = c.client(context.Background(), bin, "-duration", "1h", "-callers", bankCallers, "-accounts", bankAccounts, "-journal", journal)
+	l.cmd = c.client(context.Background(), bin, "-duration", "1h", "-callers", strconv.Itoa(callers), "-accounts", bankAccounts, "-journal", journal)
 	l.cmd.Stdout, l.cmd.Stderr = &l.stdout, &l.stderr
 	if err := l.cmd.Start(); err != nil {
 		c.t.Fatalf("start the bank's load: %v", err)
@@ -167,23 +169,54 @@ func (l *objectLoad) endWithoutFailure() (banked, counting) {
 	return b, n
 }
 
-func failedOf(late []probe) []probe {
-	return slices.DeleteFunc(slices.Clone(late), func(p probe) bool { return p.Err == "" })
+func failedOf(late []slowCall) []slowCall {
+	return slices.DeleteFunc(slices.Clone(late), func(p slowCall) bool { return p.Err == "" })
 }
 
 // last is the end of a text.
 func last(text string, bytes int) string { return text[max(0, len(text)-bytes):] }
 
-// pause is the longest that a call of a counter took which was under way at a fault, or was
-// begun within pauseWithin after it. Only after the end of the load.
+// pause is how long a caller of counters was without a prompt answer, at most, from a call on
+// that was under way at a fault, or was begun within pauseWithin after it: calls that took
+// long, or failed, one after the other. Only after the end of the load.
 func (n counting) pause(fault time.Time) time.Duration {
-	longest := time.Duration(0)
-	for _, p := range n.Late {
-		if p.Sent.Add(p.Took).After(fault) && p.Sent.Before(fault.Add(pauseWithin)) {
-			longest = max(longest, p.Took)
+	const prompt = 500 * time.Millisecond
+	type row struct{ began, ended time.Time }
+	rows, longest := map[int]row{}, time.Duration(0)
+	for _, p := range n.Late { // by caller in the order of their times
+		ended := p.Sent.Add(p.Took)
+		if p.Took < prompt && p.Err == "" || !ended.After(fault) {
+			continue
 		}
+		r, known := rows[p.Caller]
+		if !known || p.Sent.Sub(r.ended) > 3*counterPause {
+			r.began = p.Sent
+		}
+		if r.ended = ended; r.began.Before(fault.Add(pauseWithin)) {
+			longest = max(longest, r.ended.Sub(r.began))
+		}
+		rows[p.Caller] = r
 	}
 	return longest.Round(time.Millisecond)
+}
+
+// p99 is what 99 of 100 calls of counters took at most that were begun between two times;
+// under lateCall it is lateCall. Only after the end of the load.
+func (n counting) p99(from, to time.Time) time.Duration {
+	calls := 0
+	for s, of := range n.Begun {
+		if s >= from.Unix() && s <= to.Unix() {
+			calls += of
+		}
+	}
+	late := []time.Duration{lateCall}
+	for _, p := range n.Late {
+		if s := p.Sent.Unix(); s >= from.Unix() && s <= to.Unix() {
+			late = append(late, p.Took)
+		}
+	}
+	slices.Sort(late)
+	return late[max(len(late)-1-calls/100, 0)].Round(time.Millisecond)
 }
 
 // pauses logs and holds how long objects paused after faults.
