@@ -29,6 +29,7 @@ const credsEnv = "KBROKER_TEST_E2E_CREDS"
 const (
 	writerJob = "writer"
 	proberJob = "prober"
+	countJob  = "count"
 	// These do not wait for the end of standard input.
 	replicasJob = "replicas"
 	valuesJob   = "values"
@@ -65,6 +66,8 @@ func child(job string) int {
 		report, err = writeUntilTold(core, servers)
 	case proberJob:
 		report, err = probeUntilTold(people, core, servers)
+	case countJob:
+		report, err = countUntilTold()
 	case replicasJob:
 		report, err = replicas(core, servers)
 	case valuesJob:

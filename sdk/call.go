@@ -258,7 +258,7 @@ func (c *call) wake() verdict {
 // act carries a verdict out and returns when to wake up next.
 func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error) {
 	if c.tooOld() {
-		return attemptTime(c.timeout), nil
+		return c.patience(), nil
 	}
 	switch v {
 	case backOff:
@@ -283,7 +283,7 @@ func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error)
 	if c.paused {
 		return backoff(c.inARow), nil // something else woke the call up
 	}
-	return attemptTime(c.timeout), nil
+	return c.patience(), nil
 }
 
 // backOff pauses the call before its next attempt.
@@ -320,7 +320,7 @@ func (c *call) send(t transport, now time.Time) (time.Duration, error) {
 		c.client.retried.Add(1)
 	}
 	c.open = append(c.open, slot)
-	return attemptTime(c.timeout), nil
+	return c.patience(), nil
 }
 
 // receive judges an answer: a reply or an error ends the call, otherwise the
@@ -348,6 +348,17 @@ func (c *call) receive(ctx context.Context, m *nats.Msg) (reply *nats.Msg, e eve
 	}
 	c.remember(m)
 	return nil, 0, c.final(failure, failure.Executed)
+}
+
+// patience is how long an attempt is waited for before something is done about it. That of
+// an object is soon sent again once, as it takes effect once all the same: what was under
+// way when the object moved, or its owner died, is lost, and nobody says so.
+func (c *call) patience() time.Duration {
+	d := attemptTime(c.timeout)
+	if c.to.isObject() && c.unanswered() <= 1 {
+		return min(d, c.timeout/attemptsPerSoon, maxSoon)
+	}
+	return d
 }
 
 // remember notes what a reply says of its method; that of an object is the owner's affair.

@@ -36,6 +36,9 @@
 //	                                          calls (at least 100) per process
 //	any answer of a handler                   never
 //
+// The first attempt of a call to an object that is not answered is sent again after
+// min(deadline/10, 0.5 s), from the same budget.
+//
 // docs/errors.md has the whole table, and what to do about each error.
 //
 // An attempt that was not answered is listened to until the deadline: a slow

@@ -16,6 +16,10 @@ const (
 	// maxAttempt.
 	attemptsPerDeadline = 3
 	maxAttempt          = 1500 * time.Millisecond
+	// The first that is not answered of a call of an object after a tenth, at most after
+	// maxSoon.
+	attemptsPerSoon = 10
+	maxSoon         = 500 * time.Millisecond
 	// Pause before an attempt that certainly did not run is sent again.
 	backoffMin = 2 * time.Millisecond
 	backoffMax = 200 * time.Millisecond

@@ -210,6 +210,46 @@ func TestEveryErrorSaysWhetherItRan(t *testing.T) {
 	}
 }
 
+// TestAnObjectsLostAttemptIsSoonSentAgain: once, then as patiently as any other.
+func TestAnObjectsLostAttemptIsSoonSentAgain(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		script   []step
+		deadline time.Duration
+		took     time.Duration
+		attempts int
+	}{
+		{"one is lost", []step{stepLost, stepOK}, DefaultTimeout, 500 * time.Millisecond, 2},
+		{"two are", []step{stepLost, stepLost, stepOK}, DefaultTimeout, 2 * time.Second, 3},
+		{"a tenth of a short deadline", []step{stepLost, stepOK}, time.Second, 100 * time.Millisecond, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBus()
+				s := &scripted{bus: b, script: c.script, ids: map[string]int{}}
+				s.end = b.connect(connEvents{connected: func() {}, closed: func() {}})
+				to := Object("echo/thing:one")
+				if _, err := s.end.subscribe(subjects.ObjectMethod("echo", to.object.Shard(), "thing", "m"), "", s.take); err != nil {
+					t.Fatal(err)
+				}
+				client, err := Dial(t.Context(), on(b, nil))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer client.Close()
+				client.budget = &budget{}
+				began := time.Now()
+				if _, err := Call[string](t.Context(), client.Object("echo/thing:one"), "m", nil, Timeout(c.deadline)); err != nil {
+					t.Errorf("error %v, want an answer", err)
+				}
+				if took := time.Since(began); took != c.took || s.n != c.attempts {
+					t.Errorf("%d attempts in %v, want %d in %v", s.n, took, c.attempts, c.took)
+				}
+			})
+		})
+	}
+}
+
 func TestACallThatCannotBeSentWaitsForTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus()

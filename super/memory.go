@@ -21,6 +21,7 @@ type memory struct {
 	marked   map[state.PlacementKey]seen[string] // instances that are moved apart
 	failed   map[serviceKey]time.Duration        // when a move apart took too long
 	tried    map[state.PlacementKey]seen[bool]   // instances that failed on other hosts
+	stops    map[state.PlacementKey]seen[uint64] // epochs of tombstones
 }
 
 // progress is how far a rollout has come. It only grows: an instance that
@@ -44,7 +45,7 @@ func newMemory() *memory {
 		leaves:   map[kbroker.HostID]seen[string]{},
 		progress: map[state.AppKey]progress{}, steady: map[kbroker.HostID]seen[bool]{},
 		marked: map[state.PlacementKey]seen[string]{}, failed: map[serviceKey]time.Duration{},
-		tried: map[state.PlacementKey]seen[bool]{},
+		tried: map[state.PlacementKey]seen[bool]{}, stops: map[state.PlacementKey]seen[uint64]{},
 	}
 }
 
@@ -52,9 +53,11 @@ func newMemory() *memory {
 func (m *memory) see(v *state.View, now time.Duration) {
 	ready := map[state.PlacementKey]seen[kbroker.Incarnation]{}
 	marked, tried := map[state.PlacementKey]seen[string]{}, map[state.PlacementKey]seen[bool]{}
+	stops := map[state.PlacementKey]seen[uint64]{}
 	settled, old := map[state.AppKey]int{}, map[state.AppKey]int{}
 	for k, p := range v.Placements {
 		if p.Stop {
+			stops[k] = keep(m.stops, k, p.Epoch, now)
 			continue
 		}
 		app := state.AppKey{Tenant: p.Tenant, App: p.App}
@@ -103,6 +106,7 @@ func (m *memory) see(v *state.View, now time.Duration) {
 	}
 	maps.DeleteFunc(m.failed, func(_ serviceKey, since time.Duration) bool { return now-since >= apartAgain })
 	m.ready, m.hosts, m.leaves, m.progress, m.marked, m.tried = ready, hosts, leaves, advance, marked, tried
+	m.stops = stops
 }
 
 // seeVerdict notes which hosts take instances now.
@@ -162,6 +166,11 @@ func (m *memory) apartFor(now time.Duration) map[state.PlacementKey]time.Duratio
 
 func (m *memory) triedFor(now time.Duration) map[state.PlacementKey]time.Duration {
 	return ages(m.tried, now)
+}
+
+// stopFor is how long each instance has been to stop.
+func (m *memory) stopFor(now time.Duration) map[state.PlacementKey]time.Duration {
+	return ages(m.stops, now)
 }
 
 // apartFailed is how long ago the move apart of a service took too long.

@@ -17,7 +17,7 @@ import (
 //
 //	its start is over ----> the agent reports it ------> the core that takes the report --+
 //	its host was removed, or is lost and                                                  v
-//	the instance is stopped on record -----> the leader ----> a record in the status bucket
+//	the instance was to stop by now -------> the leader ----> a record in the status bucket
 //
 // All cores follow the records. Who holds the credential may have had it renewed by any
 // core up to now, without its agent's knowing: so each record lasts as long as the
@@ -137,7 +137,7 @@ const revokeWithin = time.Second
 // revokeGivenUp takes back what nobody will report the end of. The next round looks
 // again: a plan does not wait for it.
 func (t *term) revokeGivenUp(ctx context.Context, v *state.View) {
-	users := givenUp(v, longestLife(v.Hosts, t.cfg.CredentialLife), time.Now())
+	users := givenUp(v, t.memory.stopFor(t.cfg.Clock()), longestLife(v.Hosts, t.cfg.CredentialLife), time.Now())
 	if len(users) == 0 {
 		return
 	}
@@ -157,14 +157,17 @@ func (t *term) revokeGivenUp(ctx context.Context, v *state.View) {
 
 // givenUp are the users of starts of which no agent will say that they are over, sorted,
 // without those that were taken back already: all on hosts that were removed, and on
-// lost ones those that are stopped on record. What of a lost host is not stopped works
-// on when the host returns, and a host that is there stops what it has to itself: until
-// then its process may serve. Pure. life is the longest that anything is signed for: when
+// lost ones those that are stopped on record, for as long as they may take to leave. What of
+// a lost host is not stopped works on when the host returns, and a host that is there stops
+// what it has to itself: until then its process may serve. One whose agent alone is dead
+// sees for itself that it must stop: it answers what it has begun, and hands over the
+// objects that it owns, which nobody may take from it before its lease ends. Pure. stopFor
+// is how long each has been to stop. life is the longest that anything is signed for: when
 // it has passed since the removal of a host, as nobody renews what ran there, nothing is
 // left to take back. What ran on a lost host renews its own until it is taken back, however
 // late that is, and at a core that is cut off longer: so it is taken back again when the
 // record has gone, as long as the host is lost.
-func givenUp(v *state.View, life time.Duration, now time.Time) []string {
+func givenUp(v *state.View, stopFor map[state.PlacementKey]time.Duration, life time.Duration, now time.Time) []string {
 	var out []string
 	for k, st := range v.Statuses {
 		h, known := v.Hosts[k.Host]
@@ -173,7 +176,7 @@ func givenUp(v *state.View, life time.Duration, now time.Time) []string {
 			continue
 		}
 		p := v.Placements[k]
-		over := h.State == kbroker.HostLost && p.Stop && p.Epoch > st.Epoch
+		over := h.State == kbroker.HostLost && p.Stop && p.Epoch > st.Epoch && stopFor[k] >= leaveTime(p)
 		if !h.Member() {
 			over = !now.After(h.Since.Add(life + clocksDiffer))
 		}
@@ -184,6 +187,12 @@ func givenUp(v *state.View, life time.Duration, now time.Time) []string {
 	slices.Sort(out)
 	return slices.Compact(out)
 }
+
+// maxLeave bounds what an instance of a lost host gets to leave.
+const maxLeave = time.Minute
+
+// leaveTime is how long an instance that is to stop may take: as on a host that is there.
+func leaveTime(p kbroker.Placement) time.Duration { return min(p.Spec.Stop.Grace, maxLeave) }
 
 // clocksDiffer by no more, between cores.
 const clocksDiffer = 10 * time.Minute

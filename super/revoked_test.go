@@ -18,36 +18,43 @@ import (
 )
 
 func TestCredentialsThatAreGivenUp(t *testing.T) {
-	const life = time.Hour
+	const life, longAgo = time.Hour, 30 * 24 * time.Hour
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	host := func(s kbroker.HostState, ago time.Duration) kbroker.Host {
 		return kbroker.Host{Name: "w1", Role: kbroker.RoleWorker, State: s, Since: now.Add(-ago)}
 	}
 	runs := kbroker.Placement{Host: "w1", Tenant: tenant, Instance: "shop-web-1", Epoch: 3}
+	runs.Spec.Stop.Grace = 10 * time.Second
 	stopped := runs
 	stopped.Stop, stopped.Epoch = true, 4
+	patient := stopped
+	patient.Spec.Stop.Grace = time.Hour
 	for name, c := range map[string]struct {
 		host  kbroker.Host
 		place *kbroker.Placement
 		epoch uint64 // of the status
 		user  string
 		known bool // revoked before
+		since time.Duration
 		want  bool
 	}{
-		"one on a host that is there":                                       {host(kbroker.HostReady, 0), &runs, 3, "U", false, false},
-		"one that a host that is there is to stop: it drains":               {host(kbroker.HostReady, 0), &stopped, 3, "U", false, false},
-		"one of a lost host that is placed elsewhere":                       {host(kbroker.HostLost, 0), &stopped, 3, "U", false, true},
-		"one that was lost for long when its instance was placed elsewhere": {host(kbroker.HostLost, 30*24*time.Hour), &stopped, 3, "U", false, true},
-		"the same, taken back before":                                       {host(kbroker.HostLost, 0), &stopped, 3, "U", true, false},
-		"one of a lost host that is not: it works on when the host returns": {host(kbroker.HostLost, 0), &runs, 3, "U", false, false},
-		"one of a lost host whose placement is not known here":              {host(kbroker.HostLost, 0), nil, 3, "U", false, false},
-		"one that the host has stopped, and is not heard to have ended":     {host(kbroker.HostLost, 0), &stopped, 4, "U", false, false},
-		"one on a host that was removed":                                    {host(kbroker.HostRemoved, 0), nil, 3, "U", false, true},
-		"one on a host that was removed, not stopped yet":                   {host(kbroker.HostRemoved, 0), &runs, 3, "U", false, true},
-		"one that has ended by now, wherever it was renewed":                {host(kbroker.HostRemoved, life+clocksDiffer+time.Second), nil, 3, "U", false, false},
+		"one on a host that is there":                                       {host(kbroker.HostReady, 0), &runs, 3, "U", false, longAgo, false},
+		"one that a host that is there is to stop: it drains":               {host(kbroker.HostReady, 0), &stopped, 3, "U", false, longAgo, false},
+		"one of a lost host that is placed elsewhere":                       {host(kbroker.HostLost, 0), &stopped, 3, "U", false, longAgo, true},
+		"one that was lost for long when its instance was placed elsewhere": {host(kbroker.HostLost, 30*24*time.Hour), &stopped, 3, "U", false, longAgo, true},
+		"one of a lost host that may still be leaving":                      {host(kbroker.HostLost, 0), &stopped, 3, "U", false, 9 * time.Second, false},
+		"one that has had its time to leave":                                {host(kbroker.HostLost, 0), &stopped, 3, "U", false, 10 * time.Second, true},
+		"one whose time to leave is very long":                              {host(kbroker.HostLost, 0), &patient, 3, "U", false, maxLeave, true},
+		"the same, taken back before":                                       {host(kbroker.HostLost, 0), &stopped, 3, "U", true, longAgo, false},
+		"one of a lost host that is not: it works on when the host returns": {host(kbroker.HostLost, 0), &runs, 3, "U", false, longAgo, false},
+		"one of a lost host whose placement is not known here":              {host(kbroker.HostLost, 0), nil, 3, "U", false, longAgo, false},
+		"one that the host has stopped, and is not heard to have ended":     {host(kbroker.HostLost, 0), &stopped, 4, "U", false, longAgo, false},
+		"one on a host that was removed":                                    {host(kbroker.HostRemoved, 0), nil, 3, "U", false, longAgo, true},
+		"one on a host that was removed, not stopped yet":                   {host(kbroker.HostRemoved, 0), &runs, 3, "U", false, longAgo, true},
+		"one that has ended by now, wherever it was renewed":                {host(kbroker.HostRemoved, life+clocksDiffer+time.Second), nil, 3, "U", false, longAgo, false},
 
-		"what does not run":                    {host(kbroker.HostRemoved, 0), nil, 3, "", false, false},
-		"one on a host that is not known here": {kbroker.Host{Name: "w2", State: kbroker.HostRemoved, Since: now}, nil, 3, "U", false, false},
+		"what does not run":                    {host(kbroker.HostRemoved, 0), nil, 3, "", false, longAgo, false},
+		"one on a host that is not known here": {kbroker.Host{Name: "w2", State: kbroker.HostRemoved, Since: now}, nil, 3, "U", false, longAgo, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := state.PlacementKey{Host: "w1", Tenant: tenant, Instance: "shop-web-1"}
@@ -63,7 +70,7 @@ func TestCredentialsThatAreGivenUp(t *testing.T) {
 			if c.known {
 				v.Revoked[c.user] = now
 			}
-			if got := givenUp(v, life, now); len(got) == 1 != c.want || len(got) > 1 {
+			if got := givenUp(v, map[state.PlacementKey]time.Duration{k: c.since}, life, now); len(got) == 1 != c.want || len(got) > 1 {
 				t.Errorf("given up are %v, want one: %t", got, c.want)
 			}
 		})
@@ -74,7 +81,9 @@ func TestCredentialsThatAreGivenUp(t *testing.T) {
 // host, and with one that returns.
 func TestALostHostsCredentialsAreGivenUpWithItsInstances(t *testing.T) {
 	c := newCluster(t, 3)
-	c.deploy(service(3))
+	web := service(3)
+	web.Stop.Grace = 10 * time.Second
+	c.deploy(web)
 	c.settle()
 	users := map[kbroker.HostID][]string{}
 	for k, st := range c.view.Statuses {
@@ -88,21 +97,29 @@ func TestALostHostsCredentialsAreGivenUpWithItsInstances(t *testing.T) {
 	h := c.view.Hosts["h3"]
 	h.State = kbroker.HostLost
 	c.view.Hosts["h3"] = h
-	if got := givenUp(&c.view, time.Hour, time.Time{}); len(got) != 0 {
+	m := newMemory()
+	gone := func(now time.Duration) []string {
+		m.see(&c.view, now)
+		return givenUp(&c.view, m.stopFor(now), time.Hour, time.Time{})
+	}
+	if got := gone(0); len(got) != 0 {
 		t.Errorf("given up before anything was stopped: %v", got)
 	}
 	w := c.world()
 	w.Verdict.States["h3"] = kbroker.HostLost
 	delete(w.Verdict.Beats, "h3")
 	c.apply(Plan(w))
-	got, want := givenUp(&c.view, time.Hour, time.Time{}), slices.Sorted(slices.Values(users["h3"]))
+	if got := gone(time.Hour); len(got) != 0 {
+		t.Errorf("given up as they begin to leave: %v", got)
+	}
+	got, want := gone(time.Hour+maxLeave), slices.Sorted(slices.Values(users["h3"]))
 	if !slices.Equal(got, want) {
 		t.Errorf("given up with the lost host are %v, want %v", got, want)
 	}
 	h = c.view.Hosts["h3"]
 	h.State = kbroker.HostReady
 	c.view.Hosts["h3"] = h
-	if got := givenUp(&c.view, time.Hour, time.Time{}); len(got) != 0 {
+	if got := gone(2 * time.Hour); len(got) != 0 {
 		t.Errorf("given up of a host that is back, and stops them itself: %v", got)
 	}
 }
