@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,9 @@ func TestAnInstanceStartsGetsReadyAndIsReported(t *testing.T) {
 	p := placement("shop-web-1", "answer")
 	p.Spec.Health = kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: 50 * time.Millisecond}}
 	p.Spec.Objects, p.ObjectStreams = []kbroker.KindName{"account", "rate"}, 4
+	p.Spec.Schemas = map[kbroker.KindName]kbroker.Schema{"account": {Number: 3, Lowest: 1}}
+	p.WriteSchemas = map[kbroker.KindName]int{"account": 2}
+	p.Spec.Resources.MemoryLimitBytes = 512 << 20
 	c.want(p)
 	a := c.startAgent(t.TempDir())
 	s := c.awaitState(p.Instance, kbroker.StateReady)
@@ -54,6 +58,10 @@ func TestAnInstanceStartsGetsReadyAndIsReported(t *testing.T) {
 	if err != nil || f.Incarnation != s.Incarnation || f.Host != testHost || len(f.Servers) == 0 || f.Servers[0] != c.srv.URL ||
 		!slices.Equal(f.Objects, p.Spec.Objects) || f.ObjectStreams != 4 {
 		t.Errorf("instance file %s: %v", b, err)
+	}
+	limit := map[bool]int64{true: 512 << 20}[a.contain.can.Memory] // that the host enforces
+	if !maps.Equal(f.Schemas, p.Spec.Schemas) || !maps.Equal(f.WriteSchemas, p.WriteSchemas) || f.MemoryLimitBytes != limit {
+		t.Errorf("instance file %s, want a limit of %d", b, limit)
 	}
 
 	// It says that it is not ready, and nobody kills it.

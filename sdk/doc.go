@@ -63,6 +63,10 @@
 // A call takes effect once, however often it is sent again: whatever the method, attempts
 // that were not answered are, and while the object moves to another owner.
 //
+// Options of a kind say when its objects are stored (Durable), how many are in memory
+// (IdleAfter, MaxActive), and how states of older programs are read (Schema). Timer has a
+// method called later, in memory; OnActivate runs when an object comes there.
+//
 // When the lease is lost by which an instance owns objects, as its host stood still for some
 // seconds, Run returns an error and the process ends; its agent starts it again.
 //

@@ -80,6 +80,9 @@ func (r root) String() string { return strconv.FormatInt(r.begun, 10) + "-" + r.
 
 // parseRoot reads what String made.
 func parseRoot(s string) (root, bool) {
+	if s == "" {
+		return root{}, false
+	}
 	begun, id, _ := strings.Cut(s, "-")
 	at, err := strconv.ParseInt(begun, 10, 64)
 	if err != nil || at < 0 {

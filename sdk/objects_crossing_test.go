@@ -131,6 +131,45 @@ func TestCallsThatCrossBetweenInstancesAndThroughServices(t *testing.T) {
 	}
 }
 
+// A turn may wait for those that only read, too, and these for a turn.
+func TestAReadThatCrossesATurn(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"), acc("2"))
+	var begun atomic.Int64
+	start(t, bank(s.URL, "a", func(k *Kind[account]) {
+		pulling(&begun)(k)
+		ReadOnly(k, "look", func(_ *account, ctx context.Context, in pull) (int64, error) {
+			for begun.Add(1); begun.Load() < int64(in.Meet) && ctx.Err() == nil; {
+				<-time.After(time.Millisecond)
+			}
+			return Call[int64](ctx, Object("bank/account:"+in.From), "balance", nil)
+		})
+	}))
+	c := dial(t, s.URL)
+	began := time.Now()
+	var wg sync.WaitGroup
+	for range 3 { // beside each other
+		wg.Go(func() {
+			if _, err := Call[int64](within(t, 10*time.Second), c.Object("bank/account:1"), "look", pull{From: "2", Meet: 4}); err != nil {
+				t.Errorf("look: %v", err)
+			}
+		})
+	}
+	wg.Go(func() {
+		if _, err := Call[int64](within(t, 10*time.Second), c.Object("bank/account:2"), "pull", pull{From: "1", Meet: 4}); err != nil {
+			t.Errorf("pull: %v", err)
+		}
+	})
+	wg.Wait()
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if got := c.balance(t, "1") + c.balance(t, "2"); got != 0 || begun.Load() < 5 {
+		t.Errorf("%d cents, want 0, as what was given was taken; %d turns", got, begun.Load())
+	}
+}
+
 func TestACrossingIsFoundWhateverIsLost(t *testing.T) {
 	s := natstest.Start(t)
 	core := newCore(t, s)

@@ -36,7 +36,7 @@ func bigs(url string, opts ...KindOption) *App {
 		return b.Calls, nil
 	})
 	OnActivate(k, func(b *big, _ context.Context) error {
-		b.ballast = make([]byte, 32<<10)
+		b.ballast = make([]byte, 64<<10)
 		return nil
 	})
 	return a
@@ -88,12 +88,12 @@ func liveBytes() uint64 {
 }
 
 func TestMemoryIsBounded(t *testing.T) {
-	const objects = 4000 // of 32 KiB: 128 MiB, if nothing was put away
+	const objects = 1600 // of 64 KiB: 100 MiB, if nothing was put away
 	s := natstest.Start(t)
 	core := newCore(t, s)
 	giveAll(core)
 	runtime.GC()
-	limit := int64(liveBytes()) + 64<<20
+	limit := int64(liveBytes()) + 48<<20
 	old := debug.SetMemoryLimit(limit)
 	t.Cleanup(func() { debug.SetMemoryLimit(old) })
 	app := bigs(s.URL)
@@ -101,8 +101,8 @@ func TestMemoryIsBounded(t *testing.T) {
 	c := dial(t, s.URL)
 	began := time.Now()
 	var most atomic.Uint64
-	for from := 0; from < objects; from += 500 {
-		touch(t, c, "count", from, from+500)
+	for from := 0; from < objects; from += 200 {
+		touch(t, c, "count", from, from+200)
 		most.Store(max(most.Load(), liveBytes()))
 	}
 	runtime.GC()
@@ -126,7 +126,7 @@ func TestAKindIsBoundedByItsNumber(t *testing.T) {
 	app := bigs(s.URL, MaxActive(10))
 	start(t, app)
 	c := dial(t, s.URL)
-	touch(t, c, "count", 0, 500)
+	touch(t, c, "count", 0, 200)
 	wait.Until(t, patience, func() error {
 		touch(t, c, "count", 600, 601)
 		if n := inMemory(app); n > 10 {

@@ -73,6 +73,9 @@ func (s *schema) matches(own *kbroker.InstanceFile, k kbroker.KindName) error {
 		said = kbroker.Schema{Number: 1, Lowest: 1}
 	}
 	switch hint := fmt.Sprintf("objects: [{kind: %s, schema: %d, lowest: 1}]; without a Downgrade, lowest is left out", k, s.of()); {
+	case said.Number != s.of() && !ok:
+		return kbroker.Errorf(kbroker.Invalid, "the program has schema %d of kind %s, and the spec of service %s/%s says none", s.of(), k, own.App, own.Service).
+			WithHint("write %s; if it does say so, the agent of host %s is older than that: upgrade it", hint, own.Host)
 	case said.Number != s.of():
 		return kbroker.Errorf(kbroker.Invalid, "the program has schema %d of kind %s, and the spec of service %s/%s says %d", s.of(), k, own.App, own.Service, said.Number).
 			WithHint("write %s", hint)

@@ -146,7 +146,7 @@ func TestASchemaThatIsNotThatOfTheSpec(t *testing.T) {
 		want   string // nothing: it holds
 	}{
 		{"neither says one", nil, Schema(1), ""},
-		{"the spec says none", nil, Schema(2), "the program has schema 2 of kind account, and the spec of service bank/ledger says 1"},
+		{"the spec says none", nil, Schema(2), "the program has schema 2 of kind account, and the spec of service bank/ledger says none"},
 		{"the program says none", map[kbroker.KindName]kbroker.Schema{"account": {Number: 3, Lowest: 3}}, Schema(1), "has schema 1"},
 		{"no downgrade", map[kbroker.KindName]kbroker.Schema{"account": {Number: 2, Lowest: 1}}, Schema(2), "has no Downgrade"},
 		{"below 1", nil, Schema(0), "has a schema below 1"},

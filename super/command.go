@@ -202,6 +202,9 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 	if r.App.ObjectStreams, err = objectStreams(rec, r.App); err != nil {
 		return decision{}, err
 	}
+	if err := unread(rec, r.App); err != nil {
+		return decision{}, err
+	}
 	r.App.Services = keepRestarts(r.App.Services, v.Versions[k][rec.Version].App)
 	if known && rec.Rollout.State != kbroker.RolloutFailed && sameApp(v.Versions[k][rec.Version].App, r.App) {
 		reply := kbroker.DeployReply{Version: rec.Version, Unchanged: !rec.Stopped}
@@ -282,6 +285,7 @@ func newVersion(v *state.View, k state.AppKey, app kbroker.App, cause string, no
 	}
 	rec.Latest++
 	rec.Version = rec.Latest
+	rec.WriteSchemas = writeSchemas(v, k, v.Apps[k], app)
 	rec.ObjectStreams = max(rec.ObjectStreams, app.ObjectStreams) // versions with objects have the same
 	rec.Rollout = kbroker.Rollout{State: kbroker.RolloutRunning, From: from, Started: now}
 	return decision{

@@ -114,6 +114,7 @@ func changedWords(a, b kbroker.Service) []string {
 	for _, kind := range without(b.Objects, a.Objects) {
 		say("has objects %s", kind)
 	}
+	words = append(words, schemaWords(a, b)...)
 	for _, part := range []struct {
 		name string
 		a, b any

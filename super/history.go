@@ -116,6 +116,9 @@ func decideRollback(v *state.View, r kbroker.RollbackRequest, now time.Time) (de
 			WithHint("it has %s; `kbroker history %s` says what they are", versionList(v, k), r.App)
 	}
 	app := old.App
+	if err := unread(rec, app); err != nil {
+		return decision{}, err
+	}
 	app.Services = keepRestarts(app.Services, wanted.App)
 	if sameApp(wanted.App, app) && !rec.Stopped && rec.Rollout.State != kbroker.RolloutFailed {
 		return decision{reply: kbroker.DeployReply{Version: rec.Version, Unchanged: true}}, nil

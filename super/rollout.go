@@ -292,7 +292,7 @@ func lastGood(rec kbroker.AppRecord) int {
 // never changes, so that what carries its number carries its spec.
 func (a *appDraft) relabel(p kbroker.Placement, s kbroker.Service) kbroker.Placement {
 	if p.Version != a.rec.Version {
-		p.Version, p.Spec = a.rec.Version, s
+		p.Version, p.Spec, p.WriteSchemas = a.rec.Version, s, writesOf(a.rec, s)
 		a.put(p)
 	}
 	return p
@@ -329,7 +329,7 @@ func (a *appDraft) place(s kbroker.Service, template string, version int, host k
 		Instance: a.newInstance(s.Name), Template: template, Spec: s,
 	}
 	if len(s.Objects) > 0 {
-		p.ObjectStreams = a.rec.ObjectStreams
+		p.ObjectStreams, p.WriteSchemas = a.rec.ObjectStreams, writesOf(a.rec, s)
 	}
 	if lost := a.lost[s.Name]; len(lost) > 0 {
 		p.Backoff, p.Failed, a.lost[s.Name] = lost[0].Backoff, lost[0].Failed, lost[1:]
@@ -427,6 +427,10 @@ func (a *appDraft) judgeRollout(app kbroker.App) {
 		}
 	}
 	if rollback && r.From > 0 && r.From < a.rec.Version {
+		if err := unread(*a.rec, a.w.View.Versions[a.key][r.From].App); err != nil {
+			r.State, r.Reason = kbroker.RolloutFailed, why+"; not rolled back: "+err.Error()
+			return
+		}
 		failed := a.rec.Version
 		a.rec.Version = r.From
 		*r = kbroker.Rollout{

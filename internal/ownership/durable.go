@@ -29,6 +29,15 @@ type unsaved struct {
 	away  bool   // it is to be put away then
 }
 
+// appear is for an object that is never stored: there is nothing to load.
+func (x *object) appear(now time.Duration) {
+	if !x.durability().Volatile || x.phase != cold {
+		return
+	}
+	x.loadedAt, x.activation = now, x.owner().next()
+	x.activate(now)
+}
+
 // answersEarly reports whether a turn is answered before it is stored.
 func (x *object) answersEarly(t Turn) bool {
 	d := x.durability()

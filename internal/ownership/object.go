@@ -126,15 +126,6 @@ func (x *object) begin() {
 	x.read()
 }
 
-// appear is for an object that is never stored: there is nothing to load.
-func (x *object) appear(now time.Duration) {
-	if !x.durability().Volatile || x.phase != cold {
-		return
-	}
-	x.loadedAt, x.activation = now, x.owner().next()
-	x.activate(now)
-}
-
 func (x *object) read() {
 	x.phase, x.load = loading, x.owner().next()
 	x.owner().want(Load{x.id, x.load})

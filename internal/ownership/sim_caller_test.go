@@ -132,7 +132,7 @@ func (c *simCaller) answered(a *attempt, r Reply) {
 			c.deny(a)
 		}
 		c.end(a)
-	case Moved, Overloaded, TooLate:
+	case Moved, Overloaded, TooLate, Crossed:
 		a.no++
 		n := a.sent
 		w.after(w.between(time.Millisecond, 20*time.Millisecond), func() {
@@ -178,7 +178,7 @@ func (w *world) took(a *attempt, n int) {
 func (c *simCaller) giveUp(a *attempt) {
 	told := a.no == a.sent
 	if !ruleCallExecuted {
-		told = a.last == Moved || a.last == Overloaded || a.last == TooLate
+		told = a.last == Moved || a.last == Overloaded || a.last == TooLate || a.last == Crossed
 	}
 	if told {
 		c.deny(a)

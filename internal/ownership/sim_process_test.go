@@ -137,6 +137,7 @@ func (w *world) start(host int) {
 	tick = func() {
 		if !o.o.ended {
 			o.o.Tick(o.clock())
+			o.refuse()
 			o.effects()
 			o.after(simTick, tick)
 		}
@@ -150,6 +151,17 @@ func (w *world) start(host int) {
 		o.after(w.between(300*time.Millisecond, 600*time.Millisecond), poll)
 	}
 	o.do(byDecision, poll)
+}
+
+// refuse refuses a call that waits, as one that crosses another.
+func (o *simOwner) refuse() {
+	if !o.w.f.crossing || !o.w.chance(0.1) {
+		return
+	}
+	waiting := o.o.Waiting(o.w.objects[o.w.r.IntN(len(o.w.objects))])
+	if len(waiting) > 0 && o.o.Refuse(o.clock(), waiting[o.w.r.IntN(len(waiting))], "a world") {
+		o.w.refused++
+	}
 }
 
 // hear is a change of the store that was announced.

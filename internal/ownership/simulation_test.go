@@ -38,17 +38,18 @@ func TestNothingBreaksInAnyWorld(t *testing.T) {
 	if testing.Short() {
 		*simCount /= 10
 	}
-	var acked, reads atomic.Int64
+	var acked, reads, refused atomic.Int64
 	broken := search(first, *simCount, nil, func(w *world) {
 		acked.Add(int64(w.acked))
 		reads.Add(int64(w.reads))
+		refused.Add(int64(w.refused))
 	})
 	if broken != nil {
 		t.Fatalf("seed %d (-sim.seed): %s\n%s", broken.seed, broken.failed, strings.Join(broken.last(150), "\n"))
 	}
-	t.Logf("%d worlds from seed %d in %v: %d writes acknowledged, %d reads", *simCount, first, time.Since(began).Round(time.Millisecond), acked.Load(), reads.Load())
-	if n := int64(*simCount); acked.Load() < 10*n || reads.Load() < 10*n {
-		t.Errorf("%d writes and %d reads in %d worlds: there is no life in them", acked.Load(), reads.Load(), n)
+	t.Logf("%d worlds from seed %d in %v: %d writes acknowledged, %d reads, %d refused", *simCount, first, time.Since(began).Round(time.Millisecond), acked.Load(), reads.Load(), refused.Load())
+	if n := int64(*simCount); acked.Load() < 10*n || reads.Load() < 10*n || refused.Load() < n/20 {
+		t.Errorf("%d writes, %d reads, %d refused in %d worlds: there is no life in them", acked.Load(), reads.Load(), refused.Load(), n)
 	}
 }
 
