@@ -13,6 +13,8 @@ const (
 	killedPause = 2 * time.Second // an instance was killed
 	corePause   = 4 * time.Second // an agent was, which is a core
 	hostPause   = 8 * time.Second // a host has died with all that it ran
+	// The leader's host is cut off: callers and the next leader notice it by silence.
+	isolatedPause = 14 * time.Second
 )
 
 // between two faults, for what they did to be over.
