@@ -260,6 +260,10 @@ func (x *object) run(now time.Duration) {
 			o.want(Run{x.id, x.activation, x.shard.epoch, c})
 			continue
 		}
+		if c.removes != 0 && len(x.removal(c)) == 0 { // the object was loaded since
+			o.want(Answer{x.all(c), Reply{Outcome: Unknown, Reason: "the message that it follows is not known"}})
+			continue
+		}
 		if answer, ok := x.known(now, c); ok {
 			x.answer(now, c, answer)
 			continue
