@@ -47,5 +47,5 @@ func TestNetlabObjectsOfAnIsolatedSuper(t *testing.T) {
 		<-time.After(between)
 	}
 	_, n := l.end()
-	n.pauses(t, "N9 the leader cut off", faults, hostPause)
+	n.pauses(t, "N9 the leader cut off", faults, isolatedPause)
 }

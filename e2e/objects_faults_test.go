@@ -13,6 +13,8 @@ const (
 	killedPause = 2 * time.Second // an instance was killed
 	corePause   = 4 * time.Second // an agent was, which is a core
 	hostPause   = 8 * time.Second // a host has died with all that it ran
+	// The leader's host is cut off: callers and the next leader notice it by silence.
+	isolatedPause = 14 * time.Second
 )
 
 // between two faults, for what they did to be over.
@@ -121,23 +123,23 @@ func (c *cluster) withoutAllocators(lasts time.Duration) {
 	}
 }
 
-// TestObjectsOfAKilledAllocator: both allocators are killed while shards are on their way.
+// TestObjectsOfAKilledAllocator: both allocators are killed while shards are on their way,
+// at another step of it each time. They run again at once: an owner that leaves while there
+// is none for long ends with its grace, and what it has not handed over waits.
 func TestObjectsOfAKilledAllocator(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
 	l := c.startObjects(manyCallers)
-	for _, count := range []string{"6", "3", "6", "3"} {
+	for i, count := range []string{"6", "3", "6", "3"} {
 		for _, app := range objectApps {
 			c.must("scale", app, count, "--detach")
 		}
-		for range 4 {
-			<-time.After(500 * time.Millisecond)
-			if c.signal("", allocators, syscall.SIGKILL) == 0 {
-				t.Error("there is no allocator to kill")
-			}
+		<-time.After(time.Duration(i+1) * 300 * time.Millisecond)
+		if c.signal("", allocators, syscall.SIGKILL) == 0 {
+			t.Error("there is no allocator to kill")
 		}
-		<-time.After(between)
+		<-time.After(3 * between)
 	}
 	c.objectsSettled(3)
 	l.endWithoutFailure()

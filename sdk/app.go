@@ -167,6 +167,7 @@ func (a *App) Run(ctx context.Context) error {
 	select {
 	case <-serving.Done():
 		a.log.Info("leaving", "err", context.Cause(serving))
+		a.keeper.handOver(ctx)
 	case <-a.keeper.ends():
 		lost = a.keeper.failure()
 		a.log.Error("leaving: the lease of what this instance owns is lost", "instance", a.identity.Instance, "err", lost)

@@ -29,6 +29,9 @@ const (
 	// handOverShare is the part of its grace for which an app that leaves waits for the
 	// next of its shards to be taken over.
 	handOverShare = 2
+	// handOverWithin is how long an app whose placement has gone, and that nobody else has
+	// asked to end, serves what nobody takes over. Super leaves it its credential for longer.
+	handOverWithin = 90 * time.Second
 )
 
 // keeper keeps the objects of an instance: it drives an ownership.Owner, which decides.
@@ -77,6 +80,7 @@ type keeper struct {
 	asking     asking
 	roots      lane
 	nested     lane
+	handing    bool // it is to own nothing any more, and serves until then
 	leaving    bool
 	holds      int           // shards, while it leaves
 	moved      time.Duration // when one of them was let go last
@@ -201,6 +205,9 @@ func (k *keeper) settle(now time.Duration) {
 	if k.owner.Valid(now) {
 		shut(k.held)
 	}
+	if k.handing && k.owner.Holds() == 0 {
+		shut(k.gone)
+	}
 	if !k.leaving {
 		return
 	}
@@ -242,6 +249,27 @@ func (k *keeper) await(ctx context.Context) bool {
 		return false
 	case <-k.held:
 		return true
+	}
+}
+
+// handOver has the cluster move everything to others, and serves on until it has, at most
+// until ctx ends, the lease is lost or handOverWithin is over. Of an app whose agent is there
+// ctx ends soon: its agent has seen that it must leave, too. That of a lost host has only
+// itself to ask: if it left while no allocator is there, nobody would own what it does.
+func (k *keeper) handOver(ctx context.Context) {
+	if k == nil {
+		return
+	}
+	k.post(func(now time.Duration) {
+		k.owner.Leave(now)
+		k.handing = true
+	})
+	ctx, cancel := context.WithTimeout(ctx, handOverWithin)
+	defer cancel()
+	select {
+	case <-k.gone:
+	case <-k.lost:
+	case <-ctx.Done():
 	}
 }
 

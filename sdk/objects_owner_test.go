@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -109,6 +110,46 @@ func TestAnOwnerThatLeavesHandsOver(t *testing.T) {
 	if one, two := c.balance(t, "1"), c.balance(t, "2"); one != 1 || two != done.Load() {
 		t.Errorf("balances are %d and %d, want 1 and %d", one, two, done.Load())
 	}
+}
+
+// An owner whose placement has gone serves what nobody takes over, longer than its grace:
+// its agent may be dead, and there may be no allocator.
+func TestAnOwnerWithoutPlacementServesUntilOthersDo(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	a := bank(s.URL, "a", nil, Grace(100*time.Millisecond))
+	r := start(t, a)
+	start(t, bank(s.URL, "b", nil))
+	c := dial(t, s.URL)
+	c.deposit(t, "1", 1)
+	own := a.identity
+	gone, err := json.Marshal(kbroker.Placement{Tenant: own.Tenant, Instance: own.Instance, Host: own.Host, Epoch: own.Epoch + 1, Stop: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Connect(t).Publish(subjects.Changed(subjects.KeyPlacement(own.Host, own.Tenant, own.Instance)), gone); err != nil {
+		t.Fatal(err)
+	}
+	wait.Until(t, patience, func() error {
+		if l := get[ownership.Lease](core, subjects.KeyLease(incarnation("a"))); !l.Leaving {
+			return fmt.Errorf("the lease %+v does not say that its holder leaves", l)
+		}
+		return nil
+	})
+	for left := time.Now(); time.Since(left) < 300*time.Millisecond; {
+		c.deposit(t, "1", 1)
+	}
+	select {
+	case err := <-r.done:
+		t.Fatalf("Run has returned %v, and nobody owns its object", err)
+	default:
+	}
+	core.handOver(incarnation("a"), incarnation("b"), acc("1"))
+	if err := r.ended(t); err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	c.deposit(t, "1", 1)
 }
 
 // An owner that moves to another server subscribes its shards there first: no request of

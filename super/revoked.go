@@ -188,11 +188,21 @@ func givenUp(v *state.View, stopFor map[state.PlacementKey]time.Duration, life t
 	return slices.Compact(out)
 }
 
-// maxLeave bounds what an instance of a lost host gets to leave.
-const maxLeave = time.Minute
+const (
+	// maxLeave bounds what an instance of a lost host gets to leave.
+	maxLeave = time.Minute
+	// ownerLeave is what one gets that may own objects: it serves them for as long as no
+	// allocator is there to give them to another (handOverWithin in sdk, and its grace).
+	ownerLeave = 2 * time.Minute
+)
 
 // leaveTime is how long an instance that is to stop may take: as on a host that is there.
-func leaveTime(p kbroker.Placement) time.Duration { return min(p.Spec.Stop.Grace, maxLeave) }
+func leaveTime(p kbroker.Placement) time.Duration {
+	if len(p.Spec.Objects) > 0 {
+		return ownerLeave
+	}
+	return min(p.Spec.Stop.Grace, maxLeave)
+}
 
 // clocksDiffer by no more, between cores.
 const clocksDiffer = 10 * time.Minute

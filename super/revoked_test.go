@@ -29,6 +29,8 @@ func TestCredentialsThatAreGivenUp(t *testing.T) {
 	stopped.Stop, stopped.Epoch = true, 4
 	patient := stopped
 	patient.Spec.Stop.Grace = time.Hour
+	owner := stopped
+	owner.Spec.Objects = []kbroker.KindName{"account"}
 	for name, c := range map[string]struct {
 		host  kbroker.Host
 		place *kbroker.Placement
@@ -45,6 +47,8 @@ func TestCredentialsThatAreGivenUp(t *testing.T) {
 		"one of a lost host that may still be leaving":                      {host(kbroker.HostLost, 0), &stopped, 3, "U", false, 9 * time.Second, false},
 		"one that has had its time to leave":                                {host(kbroker.HostLost, 0), &stopped, 3, "U", false, 10 * time.Second, true},
 		"one whose time to leave is very long":                              {host(kbroker.HostLost, 0), &patient, 3, "U", false, maxLeave, true},
+		"one that may own objects":                                          {host(kbroker.HostLost, 0), &owner, 3, "U", false, 119 * time.Second, false},
+		"one that may have given them to others by now":                     {host(kbroker.HostLost, 0), &owner, 3, "U", false, 2 * time.Minute, true},
 		"the same, taken back before":                                       {host(kbroker.HostLost, 0), &stopped, 3, "U", true, longAgo, false},
 		"one of a lost host that is not: it works on when the host returns": {host(kbroker.HostLost, 0), &runs, 3, "U", false, longAgo, false},
 		"one of a lost host whose placement is not known here":              {host(kbroker.HostLost, 0), nil, 3, "U", false, longAgo, false},

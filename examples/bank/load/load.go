@@ -51,8 +51,10 @@ type load struct {
 	journal  *journal
 	accounts int
 	callers  int
-	duration time.Duration
-	failed   func(m move, err error)
+	// transfers is how many of a hundred movements are from one account to another.
+	transfers int
+	duration  time.Duration
+	failed    func(m move, err error)
 }
 
 // run sends until the time or ctx is over, and waits for the last answer. The verdict is
@@ -80,9 +82,11 @@ func (l load) run(ctx context.Context) (Report, error) {
 // any is a movement between, into or out of some accounts.
 func (l load) any() move {
 	m := move{from: rand.N(l.accounts), to: rand.N(l.accounts), cents: 1 + rand.N(int64(mostCents))}
-	if rand.N(2) == 0 {
+	switch {
+	case rand.N(100) < l.transfers && m.from != m.to:
+	case rand.N(2) == 0:
 		m.from = outside
-	} else {
+	default:
 		m.to = outside
 	}
 	return m

@@ -59,7 +59,7 @@ func runAgainst(t *testing.T, b *ledger) (Report, verdict, []move) {
 		t.Fatal(err)
 	}
 	b.balances = make([]int64, 20)
-	l := load{bank: b, journal: j, accounts: 20, callers: 5, duration: 400 * time.Millisecond, failed: func(move, error) {}}
+	l := load{bank: b, journal: j, accounts: 20, callers: 5, transfers: 40, duration: 400 * time.Millisecond, failed: func(move, error) {}}
 	r, err := l.run(t.Context())
 	if err := errors.Join(err, j.close()); err != nil {
 		t.Fatal(err)
