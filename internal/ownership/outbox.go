@@ -56,6 +56,9 @@ type Message struct {
 	Send
 }
 
+// IsOutbox reports whether a request id is that of a message of an outbox.
+func IsOutbox(id string) bool { return ordered(id) }
+
 // ordered reports whether the requests of a session are those of an outbox.
 func ordered(session string) bool { return strings.HasPrefix(session, OutboxSession) }
 
