@@ -166,6 +166,7 @@ type call struct {
 	linearizable bool
 	sequence     uint64        // that it has of the client's; 0: it has an id of its own
 	begun        time.Duration // as its owner is told, on the boottime clock
+	since        time.Duration // when it may have run first, of a message of an outbox; 0: it has not
 	unclear      int           // attempts of which it was said that nobody knows
 	crossed      bool          // an attempt was taken back, as it crossed another call
 

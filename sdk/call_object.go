@@ -179,6 +179,9 @@ func (c *call) stamp(now time.Time) {
 	since := boottime.Now()
 	if c.begun == 0 || c.unanswered() == 0 {
 		c.begun = since
+		if c.since != 0 {
+			c.begun = c.since
+		}
 		c.header[subjects.HeaderSent] = []string{strconv.FormatInt(now.UnixMilli(), 10)}
 	}
 	c.header[subjects.HeaderAge] = []string{strconv.FormatInt((since - c.begun).Milliseconds(), 10)}

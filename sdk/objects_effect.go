@@ -49,6 +49,16 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 		})
 	case ownership.Inspect:
 		k.inspect(e)
+	case ownership.ScanOut:
+		k.scanOut(e)
+	case ownership.LoadOut:
+		k.loadOut(e)
+	case ownership.Relay:
+		k.relay(e)
+	case ownership.Remove:
+		k.write(e.Writes, writeWithin, func(now time.Duration, w ownership.Written, _ kbroker.Revision) {
+			k.owner.Removed(now, e.Stream, e.Number, w)
+		})
 	case ownership.Activate:
 		k.activate(now, e)
 	case ownership.Put:
@@ -100,7 +110,7 @@ func (k *keeper) inspect(e ownership.Inspect) {
 		var all []ownership.Found
 		for _, s := range found {
 			f := ownership.Found{Revision: s.Revision}
-			if s.Exists() {
+			if s.Exists() && subjects.ParseOwnKey(s.Key).Table == subjects.OwnState {
 				r, err := ownership.Decode(s.Value)
 				if err != nil {
 					k.log.Error("object not readable", "object", s.Key, "rev", s.Revision, "err", err)

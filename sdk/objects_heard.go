@@ -40,6 +40,7 @@ type heard struct {
 	crossed bool // a call of its turn was refused, as it crossed another
 	waits   waits
 	timer   *timer // that has begun it; nil: it was heard
+	follows bool   // the refusal of a message: nobody waits for its answer
 }
 
 // heads are the headers of replies; shared, never changed.
@@ -215,6 +216,13 @@ func (k *keeper) answer(now time.Duration, call *ownership.Call, a ownership.Ans
 		c.method.count(c.busy, e)
 		return
 	}
+	if c.follows {
+		if e != nil {
+			k.log.Warn("the turn that follows a refusal failed, and is tried again", "object", call.Object, "method", c.method.name, "err", e)
+		}
+		c.method.count(c.busy, e)
+		return
+	}
 	if e != nil {
 		reply := errorReply(c.reply, k.heads[c.method.readOnly], e)
 		markCrossing(reply, e, a.Answer.Outcome == ownership.Crossed || a.Calls[0].Data.(*heard).crossed)
@@ -237,6 +245,9 @@ func failureOf(call *ownership.Call, a ownership.Answer) *kbroker.Error {
 	case ownership.Done, ownership.Failed:
 		return ran.failure
 	case ownership.Again:
+		if a.Answer.Refused != nil {
+			return refusedBefore(a.Answer.Refused)
+		}
 		if a.Answer.Cut {
 			return of(kbroker.ExecutedYes, kbroker.Errorf(kbroker.AnswerLost, "%s of %s took effect before, and its answer was too large to be kept", method, o))
 		}

@@ -27,6 +27,9 @@ type turn struct {
 
 	mu     sync.Mutex
 	timers []timerSet
+	tells  []*tell
+	// toldBytes are those of their arguments.
+	toldBytes int
 }
 
 // turnOf is the turn that a context belongs to, or nil.
@@ -134,9 +137,10 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 	if e != nil {
 		return fail(e)
 	}
+	as.turn.Sends = ctx.turn.sends()
 	if ctx.turn.deleted.Load() {
 		as.turn.Reply.Data = reply
-		as.turn.Changed, as.turn.Exists, as.turn.State = a.exists, false, nil
+		as.turn.Changed, as.turn.Exists, as.turn.State = a.exists || len(as.turn.Sends) > 0, false, nil
 		as.turn.Schema = 0
 		return as
 	}
@@ -150,7 +154,7 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		k.log.Warn("objects of a kind are large; each turn that changes one writes all of it", "kind", a.kind.name, "object", a.object, "bytes", len(state))
 	}
 	as.turn.Reply.Data, as.spoiled = reply, false
-	if as.turn.Changed = !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
+	if as.turn.Changed = !a.exists || in != a.schema || !bytes.Equal(state, a.raw) || len(as.turn.Sends) > 0; as.turn.Changed {
 		as.turn.Exists, as.turn.State, as.turn.Schema = true, state, in
 	}
 	return as
@@ -241,6 +245,7 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 	l.running--
 	l.next()
 	c.failure, c.busy, c.crossed = did.failure, busy, did.crossed
+	c.judge(&did)
 	k.crossings.over(c)
 	k.timers.apply(now, e.Object, k.own.Incarnation, did.activated, true)
 	if did.panicked {

@@ -130,7 +130,11 @@ func shardToken(s kbroker.Shard) string { return strconv.Itoa(int(s)) }
 // kbroker.OwnReadRequest.
 func MatchStates(s kbroker.Shard) string { return shardToken(s) + "." + tableState }
 func MatchOuts(s kbroker.Shard) string   { return shardToken(s) + "." + tableOut }
-func MatchDues(s kbroker.Shard) string   { return shardToken(s) + "." + tableDue }
+
+// MatchOutsOf is what the keys of the messages of one object begin with.
+func MatchOutsOf(o kbroker.Object) string { return keyOfObject(tableOut, o) }
+
+func MatchDues(s kbroker.Shard) string { return shardToken(s) + "." + tableDue }
 
 const (
 	MatchLeases   = tableOwnLease

@@ -29,6 +29,7 @@ type item struct {
 	activation uint64
 	next       Record
 	writes     []kbroker.Write
+	sends      []Send // the first of the writes
 	claim      bool
 	call       *Call
 	reply      Reply
@@ -152,13 +153,13 @@ func (c *committer) retry(now time.Duration) {
 
 func (f *flight) inspect(c *committer) {
 	var keys []string
-	for _, at := range f.at {
-		keys = append(keys, f.writes[at].Key)
+	for _, w := range f.writes {
+		keys = append(keys, w.Key)
 	}
 	c.owner.want(Inspect{c.stream, f.number, keys})
 }
 
-// Found is the record of an object as it was read.
+// Found is what was read of a key: the record, if it is that of an object.
 type Found struct {
 	Record   Record
 	Revision kbroker.Revision
@@ -166,7 +167,7 @@ type Found struct {
 
 // Inspected is the answer to Inspect: what was found, in the order of the keys. ok is false
 // if it could not be read, which is tried again.
-func (o *Owner) Inspected(now time.Duration, stream int, number uint64, found []Found, ok bool) {
+func (o *Owner) Inspected(now time.Duration, stream int, number uint64, all []Found, ok bool) {
 	c := &o.commits[stream]
 	f := c.flight
 	if o.ended || f == nil || f.number != number {
@@ -175,7 +176,7 @@ func (o *Owner) Inspected(now time.Duration, stream int, number uint64, found []
 	if o.lookBack(now); o.ended {
 		return
 	}
-	if !ok || len(found) != len(f.items) {
+	if !ok || len(all) != len(f.writes) {
 		again := f.backoff
 		f.backoff = min(2*f.backoff, retryMost)
 		o.later(now+again, func(time.Duration) {
@@ -185,12 +186,19 @@ func (o *Owner) Inspected(now time.Duration, stream int, number uint64, found []
 		})
 		return
 	}
+	var found []Found // by item
+	for _, at := range f.at {
+		found = append(found, all[at])
+	}
 	// One record that has the batch's name proves that all of it was written.
 	written := slices.ContainsFunc(found, func(r Found) bool { return r.Record.Commit == f.commit })
 	moved := func(i int) bool { return found[i].Revision != f.writes[f.at[i]].Expected }
 	anyMoved := false
 	for i := range f.items {
 		anyMoved = anyMoved || moved(i)
+	}
+	if !written && !anyMoved {
+		f.overwrite(all)
 	}
 	if !written && !anyMoved && f.unknown {
 		c.retry(now) // a copy may still be written, and then it was this batch
@@ -213,6 +221,16 @@ func (o *Owner) Inspected(now time.Duration, stream int, number uint64, found []
 		}
 	}
 	c.send(now)
+}
+
+// overwrite has messages take the place of those that a batch has left that was not
+// written to its end, as their objects' records are where they were.
+func (f *flight) overwrite(all []Found) {
+	for i, w := range f.writes {
+		if len(w.Value) > 0 && !slices.Contains(f.at, i) && w.Guard == "" {
+			f.writes[i].Expected = all[i].Revision
+		}
+	}
 }
 
 // superseded is for an object whose record is not where its owner has left it.

@@ -57,6 +57,30 @@ type (
 		Number uint64
 		Keys   []string
 	}
+	// ScanOut has the objects of a shard found that have messages stored: ScannedOut.
+	ScanOut struct {
+		Shard kbroker.Shard
+		Epoch uint64
+	}
+	// LoadOut has the messages of an object read: OutLoaded.
+	LoadOut struct {
+		Object kbroker.Object
+		Number uint64
+	}
+	// Relay has a message sent to its receiver, under the session of the object's outbox
+	// and its number: Relayed.
+	Relay struct {
+		Object     kbroker.Object
+		Activation uint64
+		Message    Message
+		First      bool // nobody has relayed it before
+	}
+	// Remove has messages removed that were taken: Removed.
+	Remove struct {
+		Stream int
+		Number uint64
+		Writes []kbroker.Write
+	}
 	// Activate gives an object the state that it goes on from.
 	Activate struct {
 		Object     kbroker.Object
@@ -93,6 +117,10 @@ func (WriteRelease) effect() {}
 func (Load) effect()         {}
 func (Commit) effect()       {}
 func (Inspect) effect()      {}
+func (ScanOut) effect()      {}
+func (LoadOut) effect()      {}
+func (Relay) effect()        {}
+func (Remove) effect()       {}
 func (Activate) effect()     {}
 func (Run) effect()          {}
 func (Put) effect()          {}
@@ -112,6 +140,7 @@ type Call struct {
 	Linearizable bool
 	Expires      time.Duration // on the clock of the owner
 	Data         any           // the driver's own
+	removes      uint64        // the message whose refusal it follows
 }
 
 // Reply is the outcome of a call.
@@ -119,6 +148,7 @@ type Reply struct {
 	Outcome Outcome
 	Data    []byte // of Done and Failed: what the application answered; of Again: what it answered then
 	Cut     bool   // of Again: the answer was too large to be kept
+	Refused []byte // of Done and Again: what a message of an outbox was refused with
 	Reason  string
 }
 

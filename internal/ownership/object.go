@@ -42,6 +42,7 @@ type object struct {
 	running *Call // the turn
 	placed  bool  // it has one of the places of those that are loaded
 	unsaved unsaved
+	out     outbox
 	gone    bool
 }
 
@@ -178,6 +179,7 @@ func (o *Owner) Loaded(now time.Duration, id kbroker.Object, number uint64, r Re
 	x.activation = o.next()
 	if !ruleClaim || was && rev != 0 && away == (putAway{x.shard.epoch, rev}) && r.Epoch == x.shard.epoch && r.Owner == me {
 		x.activate(now)
+		x.openOutbox(false)
 		return
 	}
 	x.phase = claiming
@@ -220,7 +222,7 @@ func (x *object) reload(now time.Duration, running Outcome, why string) {
 	}
 	x.running, x.queue = nil, nil
 	x.remove()
-	if len(queue) == 0 {
+	if len(queue) == 0 && x.rec.Sent == 0 && !x.out.maybe { // else it may have something to send
 		s.settle(now)
 		return
 	}
@@ -258,6 +260,10 @@ func (x *object) run(now time.Duration) {
 			o.want(Run{x.id, x.activation, x.shard.epoch, c})
 			continue
 		}
+		if c.removes != 0 && len(x.removal(c)) == 0 { // the object was loaded since
+			o.want(Answer{x.all(c), Reply{Outcome: Unknown, Reason: "the message that it follows is not known"}})
+			continue
+		}
 		if answer, ok := x.known(now, c); ok {
 			x.answer(now, c, answer)
 			continue
@@ -278,7 +284,7 @@ func (x *object) known(now time.Duration, c *Call) (Reply, bool) {
 	v, e := x.rec.knows(c, x.age(now), x.owner().cfg.Times)
 	switch v {
 	case isKnown:
-		return Reply{Outcome: Again, Data: e.Reply, Cut: e.Cut}, true
+		return Reply{Outcome: Again, Data: e.Reply, Cut: e.Cut, Refused: e.Refused}, true
 	case isOther:
 		return Reply{Outcome: Misused, Reason: "another call took effect under its id"}, true
 	case isExpired:
@@ -333,7 +339,8 @@ type Turn struct {
 	Exists  bool            // false: it is deleted
 	State   []byte          // the whole state
 	Schema  int             // of the state
-	Sent    uint64          // messages that it has put into its outbox
+	Sends   []Send          // messages to others
+	Refused []byte          // what a message of an outbox is refused with, if it is: known from then on
 	Writes  []kbroker.Write // further records of the shard, stored with the state
 }
 
@@ -347,7 +354,7 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		return
 	}
 	c := x.running
-	if x.durability().Volatile && len(t.Writes) > 0 {
+	if x.durability().Volatile && len(t.Writes)+len(t.Sends) > 0 {
 		t = Turn{Reply: Reply{Outcome: Broken, Reason: "it is to be stored, which nothing of its kind is"}}
 	}
 	switch {
@@ -355,7 +362,7 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		x.running = nil
 		x.answer(now, c, t.Reply)
 		x.takeBack(now)
-	case !t.Changed && (!c.Linearizable || x.durability().Volatile):
+	case !t.Changed && !c.leavesMark() && (!c.Linearizable || x.durability().Volatile):
 		x.running, x.phase = nil, idle
 		x.answer(now, c, t.Reply)
 		x.run(now)
@@ -365,10 +372,11 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 			next.Age = x.age(now)
 		} else {
 			next = x.rec.after(c, x.age(now), o.cfg.Times)
-			next.remember(c, t.Reply.Data)
+			next.remember(c, t.Reply.Data, t.Refused)
 		}
 		next.State, next.Exists, next.Schema = t.State, t.Exists, t.Schema
-		next.Sent += t.Sent
+		next.Sent += uint64(len(t.Sends))
+		t.Reply.Refused = t.Refused
 		next.Epoch, next.Owner = x.shard.epoch, o.cfg.Incarnation
 		if !next.fits() {
 			x.running = nil
@@ -381,7 +389,9 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 			return
 		}
 		x.unsaved, x.phase = unsaved{}, committing
-		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: t.Writes, call: c, reply: t.Reply})
+		x.out.maybe = x.out.maybe || len(t.Sends) > 0
+		writes := append(x.outWrites(next.Sent, t.Sends), append(x.removal(c), t.Writes...)...)
+		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: writes, sends: t.Sends, call: c, reply: t.Reply})
 	}
 }
 
@@ -393,6 +403,7 @@ func (x *object) stored(now time.Duration, it *item, rev kbroker.Revision) {
 	x.rev, x.rec = rev, it.next
 	if it.claim {
 		x.activate(now)
+		x.openOutbox(true)
 		return
 	}
 	x.rec.State = nil
@@ -403,5 +414,6 @@ func (x *object) stored(now time.Duration, it *item, rev kbroker.Revision) {
 		return
 	}
 	x.answer(now, it.call, it.reply)
+	x.sent(now, it, rev-kbroker.Revision(len(it.writes)))
 	x.run(now)
 }

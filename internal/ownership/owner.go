@@ -61,6 +61,13 @@ type Owner struct {
 	waiting []*object // for a place among the loads
 	retries []retry
 	away    map[kbroker.Object]putAway
+
+	relays   int       // messages under way
+	stalled  []*object // that wait for a place among them
+	cooling  map[outKey]int
+	removals []removals // by stream
+	scans    int
+	toScan   []*shard
 }
 
 // putAway is where an object was left by this incarnation.
@@ -81,7 +88,7 @@ func NewOwner(cfg OwnerConfig) *Owner {
 	o := &Owner{
 		cfg: cfg, term: term{times: cfg.Times}, shards: map[kbroker.Shard]*shard{}, renewal: map[uint64]time.Duration{},
 		lease: Lease{Incarnation: cfg.Incarnation, Service: cfg.Service, Host: cfg.Host},
-		away:  map[kbroker.Object]putAway{},
+		away:  map[kbroker.Object]putAway{}, cooling: map[outKey]int{}, removals: make([]removals, cfg.Streams),
 	}
 	for s := range cfg.Streams {
 		o.commits = append(o.commits, committer{owner: o, stream: s})
@@ -97,9 +104,13 @@ func (o *Owner) Effects() []Effect {
 }
 
 func (o *Owner) want(e Effect) {
-	if !o.ended {
-		o.effects = append(o.effects, e)
+	if o.ended {
+		return
 	}
+	if a, ok := e.(Answer); ok && a.Calls[0].removes != 0 && a.Answer.Outcome != Done {
+		o.notFollowed(a.Calls[0])
+	}
+	o.effects = append(o.effects, e)
 }
 
 func (o *Owner) next() uint64 {
@@ -349,6 +360,9 @@ func (o *Owner) Listening(now time.Duration, n kbroker.Shard, number uint64) {
 	if s := o.shards[n]; s != nil && !o.ended && s.subscription == number && s.hearing == tuning {
 		s.hearing = listening
 		s.settle(now)
+		if s.role == owning && s.scanned != s.epoch {
+			s.scan(now)
+		}
 	}
 }
 
@@ -402,7 +416,7 @@ func (o *Owner) object(id kbroker.Object) *object {
 // one that is not stored yet is saved first, and put away then.
 func (o *Owner) PutAway(id kbroker.Object) bool {
 	x := o.object(id)
-	if x == nil || x.phase != idle || x.readers > 0 || len(x.queue) > 0 {
+	if x == nil || x.phase != idle || x.readers > 0 || len(x.queue) > 0 || !x.out.known || len(x.out.messages) > 0 {
 		return false
 	}
 	if x.unsaved.is {

@@ -82,7 +82,7 @@ func (r Record) fits() bool {
 		most += 6*len(e.Session) + 2*len(e.Reply) + 128
 	}
 	for _, m := range r.Marks {
-		most += 6*len(m.Session) + 96
+		most += 6*len(m.Session) + 2*len(m.Refused) + 96
 	}
 	return most <= maxRecordBytes || len(Encode(r)) <= maxRecordBytes
 }

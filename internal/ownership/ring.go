@@ -9,6 +9,8 @@ import (
 const (
 	// maxRing bounds the requests that are known to have taken effect.
 	maxRing = 1024
+	// maxMarks bounds the sessions of which it is known up to where their requests are over.
+	maxMarks = 4096
 	// maxRingBytes bounds their answers.
 	maxRingBytes = 128 << 10
 	// maxReplyBytes bounds the answer that is kept of one; of a larger one it is known
@@ -24,6 +26,7 @@ type Entry struct {
 	At       time.Duration `json:"t"` // the object's age then
 	Reply    []byte        `json:"r,omitempty"`
 	Cut      bool          `json:"c,omitempty"` // the reply is too large to be kept
+	Refused  []byte        `json:"-"`           // of a message of an outbox
 }
 
 // Mark is up to where the requests of a session are over: none below it takes effect.
@@ -31,6 +34,16 @@ type Mark struct {
 	Session string        `json:"s"`
 	Below   uint64        `json:"n"`
 	At      time.Duration `json:"t"` // the object's age when the session was last heard of
+	// Refused, of an outbox: what the last of its messages was refused with.
+	Refused []byte `json:"r,omitempty"`
+}
+
+// window is how long the requests of a session are known.
+func window(session string, times Times) time.Duration {
+	if ordered(session) {
+		return outboxWindow
+	}
+	return times.Window
 }
 
 // verdict of what is known of a request.
@@ -55,10 +68,17 @@ func (r *Record) knows(c *Call, age time.Duration, times Times) (verdict, Entry)
 		}
 		return isKnown, e
 	}
-	if i := slices.IndexFunc(r.Marks, func(m Mark) bool { return m.Session == c.Session }); i >= 0 && c.Sequence < r.Marks[i].Below {
+	i := slices.IndexFunc(r.Marks, func(m Mark) bool { return m.Session == c.Session })
+	switch {
+	case i < 0 || c.Sequence >= r.Marks[i].Below:
+	case ordered(c.Session) && ruleOutboxMark && c.Sequence == r.Marks[i].Below-1:
+		return isKnown, Entry{Refused: r.Marks[i].Refused}
+	case ordered(c.Session) && ruleOutboxMark:
+		return isKnown, Entry{} // its outbox has gone on
+	case !ordered(c.Session):
 		return isExpired, Entry{}
 	}
-	if c.Age > times.Window-times.WindowMargin {
+	if c.Age > window(c.Session, times)-times.WindowMargin {
 		return isExpired, Entry{}
 	}
 	kept := r.after(c, age, times)
@@ -66,7 +86,7 @@ func (r *Record) knows(c *Call, age time.Duration, times Times) (verdict, Entry)
 	for _, e := range kept.Ring {
 		size += len(e.Reply)
 	}
-	if len(kept.Ring) >= maxRing || size > maxRingBytes-maxReplyBytes {
+	if len(kept.Ring) >= maxRing || size > maxRingBytes-maxReplyBytes || len(kept.Marks) >= maxMarks {
 		return isTooMany, Entry{}
 	}
 	return isNew, Entry{}
@@ -82,7 +102,7 @@ func (r *Record) after(c *Call, age time.Duration, times Times) Record {
 	mark := func(session string, below uint64, at time.Duration) {
 		i := slices.IndexFunc(out.Marks, func(m Mark) bool { return m.Session == session })
 		if i < 0 {
-			out.Marks = append(out.Marks, Mark{session, below, at})
+			out.Marks = append(out.Marks, Mark{Session: session, Below: below, At: at})
 			return
 		}
 		out.Marks[i].Below, out.Marks[i].At = max(out.Marks[i].Below, below), max(out.Marks[i].At, at)
@@ -101,12 +121,25 @@ func (r *Record) after(c *Call, age time.Duration, times Times) Record {
 			out.Ring = append(out.Ring, e)
 		}
 	}
-	out.Marks = slices.DeleteFunc(out.Marks, func(m Mark) bool { return age-m.At > 2*times.Window })
+	out.Marks = slices.DeleteFunc(out.Marks, func(m Mark) bool { return age-m.At > 2*window(m.Session, times) })
 	return out
 }
 
-// remember adds a call that takes effect.
-func (r *Record) remember(c *Call, reply []byte) {
+// leavesMark reports whether a call is remembered whatever it does: a message has one
+// outcome.
+func (c *Call) leavesMark() bool { return ordered(c.Session) || c.removes != 0 }
+
+// remember adds a call that takes effect, or a message that is refused.
+func (r *Record) remember(c *Call, reply, refused []byte) {
+	if ordered(c.Session) {
+		m := Mark{Session: c.Session, Below: c.Sequence + 1, At: r.Age, Refused: refused}
+		if i := slices.IndexFunc(r.Marks, func(m Mark) bool { return m.Session == c.Session }); i >= 0 {
+			r.Marks[i] = m
+		} else {
+			r.Marks = append(r.Marks, m)
+		}
+		return
+	}
 	e := Entry{Session: c.Session, Sequence: c.Sequence, Hash: c.Hash, At: r.Age, Reply: reply}
 	if len(reply) > maxReplyBytes {
 		e.Reply, e.Cut = nil, true

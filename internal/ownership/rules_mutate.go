@@ -25,4 +25,7 @@ var (
 	ruleCallExecuted  = true
 	ruleIncarnation   = true
 	ruleUnchangedTerm = true
+	ruleOutboxSent    = true
+	ruleOutboxMark    = true
+	ruleOutboxClaim   = true
 )

@@ -60,6 +60,8 @@ type shard struct {
 	backoff       time.Duration
 	asked         time.Duration // when the assignment was asked for last
 
+	scanned uint64 // the epoch for which it was looked through for messages
+
 	objects map[kbroker.Object]*object
 	// calls has all objects for which calls wait, and some for which none do any more.
 	calls map[*object]bool
@@ -172,6 +174,9 @@ func (s *shard) settle(now time.Duration) {
 	case releasing:
 		if s.assignment.Next == "" && s.writing == nil { // it was called off
 			s.role = owning
+			for _, x := range s.sorted() {
+				x.relay(now)
+			}
 			s.settle(now)
 			return
 		}

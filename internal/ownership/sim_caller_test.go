@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -33,6 +34,7 @@ type attempt struct {
 	last    Outcome
 	over    bool
 	expires time.Duration
+	message *told // it is one of an outbox, or follows one that was refused
 }
 
 func (w *world) caller(n int) *simCaller {
@@ -166,7 +168,7 @@ func (w *world) took(a *attempt, n int) {
 	}
 	w.acked++
 	switch {
-	case n < 1 || n > len(has) || has[n-1] != a.id:
+	case n < 1 || n > len(has) || !strings.HasPrefix(has[n-1]+">", a.id+">"):
 		w.fail("P2 %s on %s was acknowledged as number %d, but the store has %v", a.id, a.object, n, has)
 	case n <= a.floor:
 		w.fail("P3 %s on %s is number %d, but %d was shown before it was sent", a.id, a.object, n, a.floor)
@@ -194,7 +196,7 @@ func (c *simCaller) deny(a *attempt) {
 	}
 	w.say("%s is told that %s was not executed", c.name, a.id)
 	w.denied[a.id] = true
-	if slices.Contains(w.store.now(a.object), a.id) {
+	if slices.ContainsFunc(w.store.now(a.object), func(did string) bool { return strings.HasPrefix(did+">", a.id+">") }) {
 		w.fail("P2 %s took effect on %s, although its caller is told that it did not", a.id, a.object)
 	}
 }

@@ -275,6 +275,23 @@ func (o *simOwner) effect(e Effect) {
 			o.o.Inspected(o.clock(), e.Stream, e.Number, found, ok)
 			o.effects()
 		})
+	case ScanOut:
+		w.store.read(o.proc, simWithin, "", func(_ storedRecord, ok bool) {
+			o.o.ScannedOut(o.clock(), e.Shard, e.Epoch, w.senders(e.Shard), ok)
+			o.effects()
+		})
+	case LoadOut:
+		w.store.read(o.proc, simWithin, "", func(_ storedRecord, ok bool) {
+			o.o.OutLoaded(o.clock(), e.Object, e.Number, w.outbox(e.Object), ok)
+			o.effects()
+		})
+	case Relay:
+		o.relay(e)
+	case Remove:
+		w.store.write(o.proc, simWithin, e.Writes, func(out Written, _ kbroker.Revision) {
+			o.o.Removed(o.clock(), e.Stream, e.Number, out)
+			o.effects()
+		})
 	case Activate:
 		w.say("%s activates %s [%s]", o.name, e.Object, e.Record.State)
 		o.state[e.Object] = &activation{e.Activation, list(e.Record.State)}
@@ -310,6 +327,10 @@ func (o *simOwner) run(e Run) {
 		return
 	}
 	call := e.Call.Data.(*attempt)
+	if call.message != nil {
+		o.take(e, a, call)
+		return
+	}
 	takes := w.between(0, 2*time.Millisecond)
 	if w.chance(0.02) {
 		takes = w.between(0, 400*time.Millisecond)
@@ -327,8 +348,10 @@ func (o *simOwner) run(e Run) {
 	o.after(takes, func() {
 		turn := Turn{Reply: Reply{Outcome: Failed}}
 		if !w.chance(0.03) {
-			a.list = append(a.list[:len(a.list):len(a.list)], call.id)
+			did, sends := w.sends(call.id)
+			a.list = append(a.list[:len(a.list):len(a.list)], did)
 			turn = Turn{
+				Sends: sends,
 				Reply: Reply{Outcome: Done, Data: []byte(fmt.Sprint(len(a.list)))}, Changed: true, Exists: true, State: []byte(strings.Join(a.list, ",")),
 			}
 		}
@@ -342,6 +365,10 @@ func (o *simOwner) answer(c *Call, r Reply) {
 	w, a := o.w, c.Data.(*attempt)
 	w.say("%s answers %s: %s %s", o.name, a.id, r.Outcome, r.Data)
 	if w.f.lost && w.chance(w.rare(0.05)) {
+		return
+	}
+	if m := a.message; m != nil {
+		w.after(w.hop(), func() { m.from.do(byAnswer, func() { m.from.toldAnswer(a, r) }) })
 		return
 	}
 	w.after(w.hop(), func() { a.caller.answered(a, r) })

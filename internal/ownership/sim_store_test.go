@@ -100,6 +100,10 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 			s.w.say("store: %s is now %s @%d (%s)", x.Key, x.Value, s.seq, from)
 		}
 		s.recs[x.Key] = storedRecord{x.Value, s.seq}
+		if len(x.Value) == 0 {
+			delete(s.recs, x.Key)
+			continue
+		}
 		if x.Key != allocKey {
 			for _, hear := range s.heard {
 				hear(x.Key, x.Value, s.seq)
@@ -194,7 +198,7 @@ func (w *world) check(from string, x kbroker.Write, before storedRecord) {
 		if slices.Contains(was, id) {
 			w.fail("P1 %s took effect twice on %s", id, x.Key)
 		}
-		if w.denied[id] {
+		if name, _, _ := strings.Cut(id, ">"); w.denied[name] {
 			w.fail("P2 %s took effect on %s, although its caller was told that it did not", id, x.Key)
 		}
 	}

@@ -31,6 +31,7 @@ type faults struct {
 	busy                    bool // more callers
 	solo                    bool // owners are paused one at a time, and for long
 	interval                bool // objects are stored a while after the answer
+	tells                   bool // turns send messages to other objects
 	crossing                bool // calls that wait are refused, as they cross others
 	stall                   bool // a commit is under way for as long as who has sent it is paused
 }
@@ -85,6 +86,7 @@ type world struct {
 	decoded map[*byte]any
 	starts  [hosts]int
 	shown   map[kbroker.Object]int // what callers have seen
+	told    int                    // messages that had their outcome
 	denied  map[string]bool        // calls of which it was said that they were not executed
 	early   []early                // what was answered and may not be stored
 	ends    []time.Duration        // when owners ended
@@ -146,7 +148,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
-		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, // not drawn: the worlds of seeds stay what they were
+		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, tells: seed%3 == 1 && seed%10 != 7, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only
@@ -274,6 +276,7 @@ func (w *world) run() string {
 	w.steps(simTime + healTime)
 	w.rest()
 	w.lost()
+	w.delivered()
 	return w.failed
 }
 

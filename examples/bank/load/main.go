@@ -35,7 +35,7 @@ func main() {
 	duration := flag.Duration("duration", time.Minute, "how long to send")
 	callers := flag.Int("callers", 100, "movements under way at a time")
 	accounts := flag.Int("accounts", 1000, "accounts")
-	transfers := flag.Int("transfers", 0, "of a hundred movements, so many are transfers between accounts; the bank must have the method")
+	transfers := flag.Int("transfers", 40, "of a hundred movements, so many are transfers between accounts")
 	at := flag.String("at", "", "the cluster: a directory, a context or nats:// URLs (default: as for kbroker)")
 	keep := flag.String("journal", "", "write the journal to this new file, and keep it")
 	flag.Parse()
