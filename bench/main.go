@@ -31,8 +31,18 @@ import (
 )
 
 func main() {
-	if child.Is(os.Args[1:]) {
-		os.Exit(child.Main(os.Args[1], peers()...))
+	switch args := os.Args[1:]; {
+	case child.Is(args):
+		os.Exit(child.Main(args[0], everybody()...))
+	case len(args) == 1 && args[0] == objectsRole:
+		serveObjects()
+		return
+	case len(args) == 2 && args[0] == natsServerRole:
+		if err := serveNATS(args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := runAll(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -50,6 +60,8 @@ func main() {
 type settings struct {
 	bin, before string
 	servers     []string
+	objects     bool
+	stores      []string
 	ups         int
 	plan        Plan // without sides
 }
@@ -62,6 +74,8 @@ func parse(args []string) (s settings, err error) {
 	callers := f.String("callers", "1,16,128", "concurrent callers, comma-separated; empty: no requests")
 	sizes := f.String("sizes", "128,1024", "payload sizes of requests in bytes, comma-separated")
 	connects := f.String("connects", "1,16", "connections made at once, comma-separated; empty: none")
+	objects := f.String("objects", "", "measure these of objects instead, comma-separated: update, read, cold")
+	stores := f.String("stores", "kv,postgres,redis", "what updates of objects are compared with, comma-separated")
 	f.IntVar(&s.ups, "ups", 0, "how often a cluster is started for the time that it takes")
 	f.IntVar(&s.plan.Rounds, "rounds", 5, "rounds of each side, of which medians are taken")
 	f.DurationVar(&s.plan.Length, "time", 2*time.Second, "length of a round")
@@ -81,6 +95,17 @@ func parse(args []string) (s settings, err error) {
 		return s, errors.New("-before and -ups need -bin: they start clusters")
 	case s.ups < 0:
 		return s, fmt.Errorf("-ups is %d, want 0 or more", s.ups)
+	}
+	if s.objects = *objects != ""; s.objects {
+		if s.bin == "" {
+			return s, errors.New("-objects needs -bin: it starts a cluster")
+		}
+		s.stores = strings.Split(*stores, ",")
+		if *stores == "" {
+			s.stores = nil
+		}
+		s.plan.Loads, err = objectLoads(*callers, *objects)
+		return s, err
 	}
 	s.plan.Loads, err = loadsOf(*callers, *sizes, *connects)
 	if err == nil && len(s.plan.Loads) == 0 && s.ups == 0 {
@@ -150,7 +175,11 @@ func runAll(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	var results []Result
 	if len(s.plan.Loads) > 0 {
-		if results, err = s.measureLoads(ctx, progress); err != nil {
+		measure := s.measureLoads
+		if s.objects {
+			measure = s.measureObjects
+		}
+		if results, err = measure(ctx, progress); err != nil {
 			return err
 		}
 	}

@@ -36,8 +36,8 @@ const (
 // validate reports what of the plan cannot be measured.
 func (p Plan) validate() error {
 	switch {
-	case len(p.Sides) < 2:
-		return fmt.Errorf("%d sides, want two or more to compare", len(p.Sides))
+	case len(p.Sides) < 1:
+		return errors.New("nobody to measure")
 	case slices.ContainsFunc(p.Sides, func(s Side) bool { return len(s.Servers) == 0 }):
 		return errors.New("a side without servers")
 	case len(p.Loads) == 0:

@@ -17,6 +17,7 @@ type Side struct {
 	Name    string // in the keys of the result
 	Peer    string // that its children are
 	Program string // of its children; empty: this one
+	Served  bool   // by others: it has no responders of its own
 	Cluster
 }
 
@@ -34,6 +35,12 @@ var others = []child.Peer{natsgoPeer{}}
 
 // peers are all of them, our own first.
 func peers() []child.Peer { return append([]child.Peer{own}, others...) }
+
+// everybody is what a child may be asked to be.
+func everybody() []child.Peer {
+	return append(peers(), objectPeer{whatUpdate}, objectPeer{whatRead}, objectPeer{whatCold}, statelessPeer{},
+		kvPeer{}, postgresPeer{}, redisPeer{})
+}
 
 // sidesOn are all peers, as children of this program, on one cluster.
 func sidesOn(c Cluster) []Side {
@@ -73,6 +80,9 @@ type responders struct {
 }
 
 func (s *responders) start(ctx context.Context) error {
+	if s.side.Served {
+		return nil
+	}
 	for i := range s.side.Servers {
 		c, err := startChild(ctx, s.side, child.Serve, child.Job{Env: fromHost(s.side.Servers, i)})
 		if err != nil {
