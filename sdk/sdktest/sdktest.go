@@ -103,7 +103,11 @@ func (c *Cluster) Advance(d time.Duration) {
 		by := min(d, step)
 		boottime.Advance(by)
 		d -= by
-		time.Sleep(pause)
+		select {
+		case <-time.After(pause):
+		case <-c.t.Context().Done():
+			return
+		}
 	}
 }
 
