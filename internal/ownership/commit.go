@@ -29,7 +29,9 @@ type item struct {
 	activation uint64
 	next       Record
 	writes     []kbroker.Write
-	sends      []Send // the first of the writes
+	sends      []Send          // the first of the writes
+	after      []kbroker.Write // removals
+	unsure     bool            // whether those were made
 	claim      bool
 	call       *Call
 	reply      Reply
@@ -87,14 +89,15 @@ func (c *committer) send(now time.Duration) {
 		for _, w := range it.writes {
 			bytes += len(w.Value) + len(w.Key)
 		}
-		if len(f.items) > 0 && (len(f.writes)+1+len(it.writes) > kbroker.MaxBatchWrites || size+bytes > kbroker.MaxBatchBytes) {
+		if len(f.items) > 0 && (len(f.writes)+1+len(it.writes)+len(it.after) > kbroker.MaxBatchWrites || size+bytes > kbroker.MaxBatchBytes) {
 			break
 		}
 		c.wait = c.wait[1:]
-		// The record comes last: where a batch may be cut off (one core), what it leaves
-		// without the record is known to be no part of the object.
+		// Where a batch may be cut off (one core): what it leaves before the record is known
+		// to be no part of the object, and what it has not removed behind it is known to be
+		// done with.
 		f.items, f.at = append(f.items, it), append(f.at, len(f.writes)+len(it.writes))
-		f.writes = append(append(f.writes, it.writes...), record)
+		f.writes = append(append(append(f.writes, it.writes...), record), it.after...)
 		if size += bytes; it.refused > 1 {
 			break
 		}
@@ -190,7 +193,8 @@ func (o *Owner) Inspected(now time.Duration, stream int, number uint64, all []Fo
 	for _, at := range f.at {
 		found = append(found, all[at])
 	}
-	// One record that has the batch's name proves that all of it was written.
+	// One record that has the batch's name proves that all of it was written, where it cannot
+	// be cut off; there it proves that no more of it will be.
 	written := slices.ContainsFunc(found, func(r Found) bool { return r.Record.Commit == f.commit })
 	moved := func(i int) bool { return found[i].Revision != f.writes[f.at[i]].Expected }
 	anyMoved := false
@@ -208,9 +212,10 @@ func (o *Owner) Inspected(now time.Duration, stream int, number uint64, all []Fo
 	for i, it := range f.items {
 		switch r := found[i]; {
 		case it.x.gone || it.x.activation != it.activation:
-		case written && (it.claim || r.Record.Commit == f.commit) && r.Record.Owner == o.cfg.Incarnation && r.Record.Epoch == it.next.Epoch:
+		case written && moved(i) && (it.claim || r.Record.Commit == f.commit) && r.Record.Owner == o.cfg.Incarnation && r.Record.Epoch == it.next.Epoch:
+			it.unsure = true
 			it.x.stored(now, it, r.Revision)
-		case written || moved(i):
+		case moved(i):
 			it.x.superseded(now, r)
 		default:
 			if it.refused++; it.refused >= maxRefused {

@@ -390,8 +390,8 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		}
 		x.unsaved, x.phase = unsaved{}, committing
 		x.out.maybe = x.out.maybe || len(t.Sends) > 0
-		writes := append(x.outWrites(next.Sent, t.Sends), append(x.removal(c), t.Writes...)...)
-		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: writes, sends: t.Sends, call: c, reply: t.Reply})
+		writes := append(x.outWrites(next.Sent, t.Sends), t.Writes...)
+		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: writes, sends: t.Sends, after: x.removal(c), call: c, reply: t.Reply})
 	}
 }
 

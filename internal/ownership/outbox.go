@@ -140,8 +140,11 @@ func (o *Owner) OutLoaded(now time.Duration, id kbroker.Object, number uint64, f
 
 // sent notes what a turn has stored in the outbox, first at a revision, and removed from it.
 func (x *object) sent(now time.Duration, it *item, first kbroker.Revision) {
-	if it.call.removes != 0 {
-		x.removed(it.call.removes)
+	if n := it.call.removes; n != 0 {
+		if it.unsure {
+			x.owner().remove(now, x.id, Message{Number: n, Revision: it.after[0].Expected})
+		}
+		x.removed(n)
 	}
 	for i, s := range it.sends {
 		m := Message{Number: it.next.Sent - uint64(len(it.sends)-1-i), Revision: first + kbroker.Revision(i), Send: s}
@@ -228,8 +231,17 @@ func (x *object) wait(now time.Duration, m *message) {
 }
 
 // notFollowed is for a call that was to follow a refusal, and did not come to be stored:
-// the message is relayed again, and has the same outcome.
-func (o *Owner) notFollowed(c *Call) {
+// the message is relayed again, and has the same outcome. Of one that has followed before
+// the message is left, where a batch may be cut off.
+func (o *Owner) notFollowed(c *Call, r Reply) {
+	if r.Outcome == Again || r.Outcome == Expired {
+		o.later(0, func(now time.Duration) {
+			if x := o.object(c.Object); x != nil {
+				x.follow(now, c.removes)
+			}
+		})
+		return
+	}
 	tries := o.tried(outKey{c.Object, c.removes})
 	o.later(0, func(now time.Duration) {
 		x := o.object(c.Object)
@@ -243,6 +255,18 @@ func (o *Owner) notFollowed(c *Call) {
 			}
 		}
 	})
+}
+
+// follow removes a message whose refusal was followed before.
+func (x *object) follow(now time.Duration, number uint64) {
+	for _, m := range x.out.messages {
+		if m.Number == number {
+			x.owner().remove(now, x.id, m.Message)
+			x.removed(number)
+			x.relay(now)
+			return
+		}
+	}
 }
 
 // tried counts a try of a message.

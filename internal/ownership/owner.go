@@ -108,7 +108,7 @@ func (o *Owner) want(e Effect) {
 		return
 	}
 	if a, ok := e.(Answer); ok && a.Calls[0].removes != 0 && a.Answer.Outcome != Done {
-		o.notFollowed(a.Calls[0])
+		o.notFollowed(a.Calls[0], a.Answer)
 	}
 	o.effects = append(o.effects, e)
 }

@@ -28,5 +28,4 @@ const (
 	ruleUnchangedTerm = true // a lease is judged by its revision, not by a wall clock
 	ruleOutboxSent    = true // a message behind the record's number was never sent
 	ruleOutboxMark    = true // a message that was taken, or refused, is known
-	ruleOutboxClaim   = true // who relays has claimed the object
 )

@@ -27,5 +27,4 @@ var (
 	ruleUnchangedTerm = true
 	ruleOutboxSent    = true
 	ruleOutboxMark    = true
-	ruleOutboxClaim   = true
 )

@@ -59,7 +59,7 @@ func (s *simStore) write(p *proc, timeout time.Duration, writes []kbroker.Write,
 			return
 		}
 		first, ok := s.apply(p.name, writes)
-		if w.f.lost && w.chance(0.04) {
+		if ok && first == 0 || w.f.lost && w.chance(0.04) {
 			w.say("store: the answer to %s is lost", p.name)
 			return
 		}
@@ -92,6 +92,10 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 		}
 	}
 	first = s.seq + 1
+	if w := s.w; w.f.cut && subjects.ParseOwnKey(writes[0].Key).OfObject() && len(writes) > 1 && w.chance(0.1) {
+		writes, first = writes[:1+w.r.IntN(len(writes)-1)], 0
+		w.say("store: a batch of %s is cut off behind %d", from, len(writes))
+	}
 	for _, x := range writes {
 		s.seq++
 		if subjects.ParseOwnKey(x.Key).Table == subjects.OwnState {

@@ -32,6 +32,7 @@ type faults struct {
 	solo                    bool // owners are paused one at a time, and for long
 	interval                bool // objects are stored a while after the answer
 	tells                   bool // turns send messages to other objects
+	cut                     bool // batches are cut off before their first record, as on one core
 	crossing                bool // calls that wait are refused, as they cross others
 	stall                   bool // a commit is under way for as long as who has sent it is paused
 }
@@ -148,7 +149,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
-		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, tells: seed%3 == 1 && seed%10 != 7, // not drawn: the worlds of seeds stay what they were
+		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, tells: seed%3 == 1 && seed%10 != 7, cut: seed%2 == 0, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only
