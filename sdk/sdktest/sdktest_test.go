@@ -78,23 +78,3 @@ func TestWhatAnInstanceOwnsSurvivesIt(t *testing.T) {
 		})
 	}
 }
-
-func TestServicesAnswerByAllInstances(t *testing.T) {
-	c := New(t)
-	waiting := map[string]bool{}
-	for range 2 {
-		waiting[c.Run("test/counters", serve).Name()] = true
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for len(waiting) > 0 {
-		who, err := sdk.Call[string](ctx, c.Service("test/counters"), "who", nil)
-		if err != nil {
-			t.Fatalf("%v do not answer: %v", waiting, err)
-		}
-		delete(waiting, who)
-	}
-	if s := c.Client().Stats(); s.Calls < 2 {
-		t.Errorf("the client has made %d calls", s.Calls)
-	}
-}
