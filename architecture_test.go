@@ -66,7 +66,7 @@ var mayImport = map[string][]string{
 
 // testOnly are the packages that nothing but tests, and they themselves, may
 // import.
-var testOnly = []string{"internal/archivetest", "internal/metricstest", "internal/natstest", "internal/wait", "e2e/netlab", "sdk/sdktest"}
+var testOnly = []string{"internal/archivetest", "internal/metricstest", "internal/natstest", "internal/wait", "e2e/netlab"}
 
 // confined are modules that only these packages may import, in tests too.
 var confined = map[string][]string{
