@@ -39,8 +39,8 @@ var mayImport = map[string][]string{
 	"super":                {"state", "subjects", "spec"},
 	"node":                 {"broker", "agent", "allocator", "super", "state", "spec", "subjects", "internal/connect", "internal/credential", "internal/durable", "internal/grants", "internal/pki"},
 	"client":               {"subjects", "internal/connect", "internal/flow", "internal/pki"},
-	"sdk":                  {"spec", "subjects", "internal/ownership", "internal/boottime", "internal/connect", "internal/credential", "internal/inprocess", "internal/pulse"},
-	"sdk/sdktest":          {"allocator", "sdk", "spec", "subjects", "super", "internal/boottime", "internal/inprocess", "internal/natstest", "internal/wait"},
+	"sdk":                  {"spec", "subjects", "internal/ownership", "internal/boottime", "internal/connect", "internal/credential", "internal/pulse"},
+	"sdk/sdktest":          {"node", "sdk"},
 	"cmd/kbroker":          {"node", "client", "spec", "sdk", "internal/credential", "internal/durable", "internal/program", "internal/unpack"},
 	"e2e":                  {"client", "sdk", "internal/credential", "internal/grants", "internal/pki"}, // to forge what is to be refused
 	"e2e/netlab":           {},
@@ -51,7 +51,6 @@ var mayImport = map[string][]string{
 	"internal/grants":      {"subjects"},
 	"internal/durable":     {},
 	"internal/flow":        {},
-	"internal/inprocess":   {},
 	"internal/pki":         {"internal/durable"},
 	"internal/program":     {},
 	"internal/pulse":       {},

@@ -31,8 +31,7 @@ type App struct {
 	kinds    []*kind
 	keeper   *keeper // of the objects; nil: it has none
 	leases   func(*kbroker.InstanceFile) ownership.Times
-	hold     func() // blocks for as long as the app stands still, in a test; nil: it never does
-	err      error  // what New and Handle found wrong
+	err      error // what New and Handle found wrong
 	started  time.Time
 	phase    atomic.Int32
 }

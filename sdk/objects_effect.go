@@ -185,9 +185,7 @@ func (k *keeper) silence(ctx context.Context, e *ear) {
 	<-e.made
 	if e.sub != nil {
 		if err := e.sub.drain(ctx); err != nil && !errors.Is(err, errNotConnected) && !errors.Is(err, nats.ErrConnectionClosed) {
-			if !errors.Is(err, context.Canceled) { // else the app has ended
-				k.log.Warn("subscription of a shard not drained", "shard", int(e.shard), "err", err)
-			}
+			k.log.Warn("subscription of a shard not drained", "shard", int(e.shard), "err", err)
 			return
 		}
 	}

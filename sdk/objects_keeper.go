@@ -157,7 +157,6 @@ func (k *keeper) run(ctx context.Context) {
 	defer tick.Stop()
 	var last time.Duration
 	for {
-		k.hold()
 		if now := k.now(); last == 0 || now-last >= tickLeast {
 			last = now
 			k.tick(now)
@@ -169,19 +168,11 @@ func (k *keeper) run(ctx context.Context) {
 			continue
 		case <-k.wake:
 		}
-		k.hold()
 		for _, do := range k.take() {
 			now := k.now()
 			do(now)
 			k.settle(now)
 		}
-	}
-}
-
-// hold has the loop stand still as a test wants it to.
-func (k *keeper) hold() {
-	if k.app.hold != nil {
-		k.app.hold()
 	}
 }
 
@@ -292,7 +283,6 @@ func (k *keeper) leave(ctx context.Context) {
 	select {
 	case <-k.gone:
 	case <-k.lost:
-	case <-k.app.client.ended:
 	case <-ctx.Done():
 		k.log.Warn("what this instance owns was not taken over within the grace", "instance", k.own.Instance)
 	}

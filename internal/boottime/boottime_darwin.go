@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine is the time of this machine. On macOS CLOCK_MONOTONIC_RAW goes on
+// Now is the time of this machine. On macOS CLOCK_MONOTONIC_RAW goes on
 // while the machine sleeps, as CLOCK_BOOTTIME does on Linux.
-func machine() time.Duration {
+func Now() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &ts); err != nil {
 		panic(fmt.Sprintf("boottime: read the clock: %v", err))

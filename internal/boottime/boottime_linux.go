@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine is the time of this machine. It goes on while the machine is
+// Now is the time of this machine. It goes on while the machine is
 // suspended and knows nothing of the wall clock.
-func machine() time.Duration {
+func Now() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
 		panic(fmt.Sprintf("boottime: read the clock: %v", err))
