@@ -44,9 +44,14 @@ func (a *account) balance(context.Context, struct{}) (account, error) { return *
 
 func main() {
 	app := sdk.New()
+	serve(app)
+	app.Main() // signals, drain, exit code
+}
+
+// serve declares what the bank serves, to the cluster and to its test.
+func serve(app *sdk.App) {
 	accounts := sdk.Objects[account](app, "account")
 	sdk.Method(accounts, "deposit", (*account).deposit) // request and reply types are inferred
 	sdk.Method(accounts, "withdraw", (*account).withdraw)
 	sdk.ReadOnly(accounts, "balance", (*account).balance)
-	app.Main() // signals, drain, exit code
 }
