@@ -63,9 +63,10 @@ type Cluster struct {
 	ahead   atomic.Int64 // of the machine's clock
 	number  atomic.Int64 // of instances
 
-	turning sync.Mutex // by one at a time
-	running sync.WaitGroup
-	ctx     context.Context // of all that runs: ends with the test
+	turning sync.Mutex      // by one at a time
+	running sync.WaitGroup  // instances and allocators
+	ctx     context.Context // of allocators: ends with the test
+	core    sync.WaitGroup  // what these need, to the last
 
 	deploying sync.Mutex
 	apps      map[kbroker.AppName]*app
@@ -88,8 +89,9 @@ func New(t testing.TB) *Cluster {
 	c.log = slog.New(slog.NewTextHandler(c.written, nil))
 	c.conn = server.Connect(t)
 	ctx, stop := context.WithCancel(context.Background())
-	c.ctx = ctx
-	t.Cleanup(func() { c.end(stop) })
+	var leave context.CancelFunc
+	c.ctx, leave = context.WithCancel(ctx)
+	t.Cleanup(func() { c.end(leave, stop) })
 	core, err := super.New(super.Config{
 		Host: host, Process: process, Found: true, Dir: t.TempDir(), Conn: c.conn,
 		Members: func() super.Members { return super.Members{} }, Log: c.log.With("component", "core"),
@@ -97,7 +99,7 @@ func New(t testing.TB) *Cluster {
 	if err != nil {
 		t.Fatalf("sdktest: %v", err)
 	}
-	c.running.Go(func() {
+	c.core.Go(func() {
 		if err := core.Answer(ctx); err != nil && ctx.Err() == nil {
 			t.Errorf("sdktest: the core ended: %v", err)
 		}
@@ -175,8 +177,8 @@ func (c *Cluster) owned(m *nats.Msg) {
 	}
 }
 
-// end ends everything, as power that fails would.
-func (c *Cluster) end(stop func()) {
+// end ends everything: instances as power that fails would, then allocators, then the core.
+func (c *Cluster) end(leave, stop func()) {
 	c.mu.Lock()
 	all := c.instances
 	c.mu.Unlock()
@@ -186,15 +188,18 @@ func (c *Cluster) end(stop func()) {
 	if c.client != nil {
 		c.client.Close()
 	}
-	stop()
+	leave()
 	ended := make(chan struct{})
 	go func() {
 		c.running.Wait()
+		stop()
+		c.core.Wait()
 		close(ended)
 	}()
 	select {
 	case <-ended:
 	case <-time.After(patience):
+		stop()
 		c.t.Errorf("sdktest: handlers still run %v after their contexts have ended", patience)
 	}
 	if c.t.Failed() {

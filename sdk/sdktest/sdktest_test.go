@@ -2,9 +2,11 @@ package sdktest_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
+	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/sdk"
 	"github.com/kbroker/kbroker/sdk/sdktest"
 )
@@ -16,11 +18,14 @@ type counter struct {
 }
 
 func serve(app *sdk.App) {
-	counters := sdk.Objects[counter](app, "counter")
+	counters := sdk.Objects[counter](app, "counter", sdk.IdleAfter(30*time.Second))
 	sdk.Method(counters, "add", func(c *counter, _ context.Context, n int) (int, error) {
 		c.Count += n
 		c.memory += n
 		return c.Count, nil
+	})
+	sdk.Method(counters, "later", func(_ *counter, ctx context.Context, n int) (int, error) {
+		return 0, sdk.Timer(ctx, time.Minute, "add", n)
 	})
 	sdk.ReadOnly(counters, "count", func(c *counter, _ context.Context, _ struct{}) (int, error) { return c.Count, nil })
 	sdk.ReadOnly(counters, "memory", func(c *counter, _ context.Context, _ struct{}) (int, error) { return c.memory, nil })
@@ -122,10 +127,10 @@ func TestTheClockIsTurned(t *testing.T) {
 		t.Fatalf("the field that is not stored is %d, want 1", got)
 	}
 	began := time.Now()
-	c.Advance(6 * time.Minute)
-	t.Logf("6 minutes took %v", time.Since(began))
+	c.Advance(40 * time.Second)
+	t.Logf("40 seconds took %v", time.Since(began))
 	if got := call(t, c, "memory", nil); got != 0 {
-		t.Errorf("after six minutes without a call it is in memory: %d, want 0", got)
+		t.Errorf("after 40 s without a call it is in memory: %d, want 0", got)
 	}
 	if got := call(t, c, "count", nil); got != 1 {
 		t.Errorf("the counter is %d, want 1", got)
@@ -133,6 +138,24 @@ func TestTheClockIsTurned(t *testing.T) {
 	if i := c.Owner(one); i != only {
 		t.Errorf("the owner is %s", i.Name())
 	}
+}
+
+func TestTimersGoByTheClock(t *testing.T) {
+	t.Parallel()
+	c := sdktest.New(t)
+	c.Run("shop/cart", serve)
+	call(t, c, "later", 7)
+	c.Advance(30 * time.Second)
+	if got := call(t, c, "count", nil); got != 0 {
+		t.Errorf("after half a minute the counter is %d, want 0", got)
+	}
+	c.Advance(31 * time.Second)
+	wait.Until(t, 5*time.Second, func() error {
+		if got := call(t, c, "count", nil); got != 7 {
+			return fmt.Errorf("after a minute the counter is %d, want 7", got)
+		}
+		return nil
+	})
 }
 
 // One that is cut off for less than a term goes on as if nothing had been.
