@@ -21,7 +21,7 @@ const (
 	// writeWithin bounds one message to a browser: who does not read is let go.
 	writeWithin = 5 * time.Second
 	// byeWithin is how long a server that ends waits for its last pages.
-	byeWithin = 2 * time.Second
+	byeWithin = time.Second
 )
 
 //go:embed index.html
@@ -64,6 +64,9 @@ func (f *front) run(ctx context.Context, listener net.Listener) error {
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), byeWithin)
 	defer cancel()
 	err := server.Shutdown(bye)
+	if errors.Is(err, context.DeadlineExceeded) { // browsers connect in advance, and ask nothing
+		err = server.Close()
+	}
 	if e := <-ended; !errors.Is(e, http.ErrServerClosed) {
 		err = errors.Join(err, e)
 	}
