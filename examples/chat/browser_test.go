@@ -55,7 +55,7 @@ func chromium(t *testing.T) (address string) {
 			t.Logf("chromium said:\n%s", &out)
 		}
 	})
-	wait.Until(t, 2*patience, func() error {
+	wait.Until(t, patience, func() error {
 		b, err := os.ReadFile(filepath.Join(dir, "DevToolsActivePort"))
 		port, _, _ := strings.Cut(string(b), "\n")
 		if address = "127.0.0.1:" + port; err == nil && port == "" {

@@ -34,6 +34,7 @@ type feed struct {
 	mu      sync.Mutex
 	here    map[string]int // connections of each member here
 	news    bool           // here has changed since it was said
+	looked  bool           // what is below is known
 	last    int
 	history []message
 	others  []string
@@ -108,9 +109,10 @@ func (f *feed) look(ctx context.Context) {
 	for n := range f.here {
 		f.news = f.news || !slices.Contains(p.Here, n) // the room was taken over
 	}
-	if len(p.Messages) == 0 && slices.Equal(p.Here, f.others) {
+	if f.looked && len(p.Messages) == 0 && slices.Equal(p.Here, f.others) {
 		return
 	}
+	f.looked = true
 	f.last, f.others = p.Last, p.Here
 	f.history = append(f.history, p.Messages...)
 	f.history = slices.Clone(f.history[max(len(f.history)-keep, 0):])
@@ -118,8 +120,9 @@ func (f *feed) look(ctx context.Context) {
 	f.changed = make(chan struct{})
 }
 
-// after is what a browser has not seen yet, and what is closed when there is more.
-func (f *feed) after(number int) (p page, more <-chan struct{}) {
+// after is what a browser has not seen yet, if that is known, and what is closed when there
+// is more.
+func (f *feed) after(number int) (p page, known bool, more <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p = page{Last: f.last, Here: f.others, Messages: []message{}}
@@ -128,7 +131,7 @@ func (f *feed) after(number int) (p page, more <-chan struct{}) {
 			p.Messages = append(p.Messages, m)
 		}
 	}
-	return p, f.changed
+	return p, f.looked, f.changed
 }
 
 func (f *feed) unsaid() bool {

@@ -20,7 +20,7 @@ import (
 )
 
 // patience bounds what must happen soon.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // serveFront runs a web server until the test ends, or stop is called.
 func serveFront(t *testing.T, c *sdktest.Cluster, name string) (address string, stop func()) {

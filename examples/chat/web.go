@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -95,9 +96,11 @@ func (f *front) visit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	var sides sync.WaitGroup
 	defer sides.Wait()
 	defer leave()
+	rooms := make(chan []string, 1)
+	sides.Go(func() { f.note(ctx, name, room, rooms) })
 	sides.Go(func() {
 		defer leave()
-		f.show(ctx, conn, feed, name)
+		f.show(ctx, conn, feed, rooms)
 	})
 	f.listen(ctx, conn, feed, name)
 }
@@ -109,24 +112,43 @@ type shown struct {
 	Error string   `json:"error,omitempty"`
 }
 
-// show sends a room to a browser as it changes.
-func (f *front) show(ctx context.Context, conn *websocket.Conn, feed *feed, name string) {
-	var rooms []string
-	if m, err := sdk.Call[member](ctx, f.client.Object("chat/member:"+name), "visit", feed.name); err == nil {
-		rooms = m.Rooms
-	}
-	seen := 0
-	for {
-		p, more := feed.after(seen)
-		if err := send(ctx, conn, shown{page: p, Rooms: rooms}); err != nil {
+// note has a member know that it visits a room, and learns which others it has visited.
+func (f *front) note(ctx context.Context, name, room string, rooms chan<- []string) {
+	for ctx.Err() == nil {
+		m, err := sdk.Call[member](ctx, f.client.Object("chat/member:"+name), "visit", room)
+		if err == nil {
+			rooms <- m.Rooms
 			return
 		}
-		seen, rooms = p.Last, nil
+		if errors.Is(err, sdk.Invalid) {
+			return
+		}
+		slog.Warn("a member does not hear where it is; it is told again", "member", name, "room", room, "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(lookEvery):
+		}
+	}
+}
+
+// show sends a room to a browser as it changes.
+func (f *front) show(ctx context.Context, conn *websocket.Conn, feed *feed, rooms <-chan []string) {
+	seen := 0
+	var visited []string
+	for {
+		p, known, more := feed.after(seen)
+		if known {
+			if err := send(ctx, conn, shown{page: p, Rooms: visited}); err != nil {
+				return
+			}
+			seen, visited = p.Last, nil
+		}
 		select {
 		case <-ctx.Done():
 			_ = conn.Close(websocket.StatusGoingAway, "the server ends") // best effort
 			return
 		case <-more:
+		case visited = <-rooms:
 		}
 	}
 }
