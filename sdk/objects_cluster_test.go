@@ -98,3 +98,37 @@ func TestAnOwnerThatLeavesHandsOver(t *testing.T) {
 	}
 	l.stop()
 }
+
+// No call is lost or runs twice, and none fails, when an owner is killed, stands still for
+// longer than its lease, or is cut off, and comes back.
+func TestOwnersAreLostUnderLoad(t *testing.T) {
+	for name, lose := range map[string]func(*sdktest.Cluster, *sdktest.Instance) (back func()){
+		"killed": func(c *sdktest.Cluster, i *sdktest.Instance) func() {
+			c.Kill(i)
+			return func() {}
+		},
+		"paused": func(c *sdktest.Cluster, i *sdktest.Instance) func() {
+			c.Pause(i)
+			c.Advance(7 * time.Second)
+			return func() { c.Resume(i) }
+		},
+		"cut off": func(c *sdktest.Cluster, i *sdktest.Instance) func() {
+			c.Partition(i)
+			c.Advance(7 * time.Second)
+			return func() { c.Heal(i) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := sdktest.New(t)
+			c.Run("shop/till", purses)
+			c.Run("shop/till", purses)
+			l := newLoad(t, c)
+			back := lose(c, c.Owner("shop/purse:0"))
+			l.goesOn()
+			back()
+			l.goesOn()
+			l.stop()
+		})
+	}
+}

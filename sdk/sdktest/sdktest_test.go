@@ -3,6 +3,7 @@ package sdktest_test
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -191,4 +192,61 @@ func TestServicesCallEachOther(t *testing.T) {
 	if got, err := sdk.Call[string](t.Context(), c.Service("shop/cart"), "who", nil); err != nil || got != "shop-cart-1" {
 		t.Errorf("who: %q, %v", got, err)
 	}
+}
+
+// What a turn does after its instance was killed has no effect, and its context has ended.
+func TestATurnOfWhoIsKilledHasNoEffect(t *testing.T) {
+	t.Parallel()
+	c := sdktest.New(t)
+	entered, ended, over := make(chan struct{}, 2), make(chan struct{}, 2), make(chan struct{})
+	with := func(app *sdk.App) {
+		k := sdk.Objects[counter](app, "counter")
+		sdk.Method(k, "add", func(c *counter, ctx context.Context, n int) (int, error) {
+			entered <- struct{}{}
+			select {
+			case <-ctx.Done():
+				ended <- struct{}{}
+			case <-over:
+			}
+			c.Count += n
+			return c.Count, nil
+		})
+	}
+	first := c.Run("shop/cart", with)
+	answer := make(chan int, 1)
+	go func() {
+		n, err := sdk.Call[int](context.Background(), c.Object(one), "add", 1)
+		if err != nil {
+			t.Errorf("add: %v", err)
+		}
+		answer <- n
+	}()
+	<-entered
+	c.Kill(first)
+	<-ended
+	c.Run("shop/cart", with)
+	<-entered // the same call, sent again
+	close(over)
+	if got := <-answer; got != 1 {
+		t.Errorf("a call that ran at one who was killed, and at another, leaves %d, want 1", got)
+	}
+}
+
+func TestNothingIsLeftBehind(t *testing.T) {
+	use := func(t *testing.T) {
+		c := sdktest.New(t)
+		i := c.Run("shop/cart", serve)
+		call(t, c, "add", 1)
+		c.Partition(i)
+		c.Pause(c.Run("shop/cart", serve))
+	}
+	t.Run("first", use) // what the process has once
+	before := runtime.NumGoroutine()
+	t.Run("second", use)
+	wait.Until(t, 5*time.Second, func() error {
+		if now := runtime.NumGoroutine(); now > before {
+			return fmt.Errorf("%d goroutines, before there were %d", now, before)
+		}
+		return nil
+	})
 }
