@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/boottime"
 	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/internal/wait"
@@ -250,7 +251,7 @@ func TestWhoHasLostTheLeaseRefusesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	own := instance("", "a")
-	k := &keeper{t: end, own: &own, log: slog.New(slog.DiscardHandler), heads: headsOf(&own)}
+	k := &keeper{app: &App{clock: boottime.Now}, t: end, own: &own, log: slog.New(slog.DiscardHandler), heads: headsOf(&own)}
 	for _, tc := range []struct {
 		until time.Duration // from now
 		want  int
