@@ -39,8 +39,8 @@ var mayImport = map[string][]string{
 	"super":                {"state", "subjects", "spec"},
 	"node":                 {"broker", "agent", "allocator", "super", "state", "spec", "subjects", "internal/connect", "internal/credential", "internal/durable", "internal/grants", "internal/pki"},
 	"client":               {"subjects", "internal/connect", "internal/flow", "internal/pki"},
-	"sdk":                  {"spec", "subjects", "internal/ownership", "internal/boottime", "internal/connect", "internal/credential", "internal/pulse"},
-	"sdk/sdktest":          {"node", "sdk"},
+	"sdk":                  {"spec", "subjects", "internal/ownership", "internal/boottime", "internal/connect", "internal/credential", "internal/pulse", "internal/sdkseam"},
+	"sdk/sdktest":          {"sdk", "allocator", "state", "super", "subjects", "internal/natstest", "internal/ownership", "internal/sdkseam", "internal/wait"}, // not node: a host has processes, files and ports
 	"cmd/kbroker":          {"node", "client", "spec", "sdk", "internal/credential", "internal/durable", "internal/program", "internal/unpack"},
 	"e2e":                  {"client", "sdk", "internal/credential", "internal/grants", "internal/pki"}, // to forge what is to be refused
 	"e2e/netlab":           {},
@@ -54,6 +54,7 @@ var mayImport = map[string][]string{
 	"internal/pki":         {"internal/durable"},
 	"internal/program":     {},
 	"internal/pulse":       {},
+	"internal/sdkseam":     {},
 	"internal/stamp":       {},
 	"internal/unpack":      {},
 	"internal/metricstest": {},
@@ -65,7 +66,7 @@ var mayImport = map[string][]string{
 
 // testOnly are the packages that nothing but tests, and they themselves, may
 // import.
-var testOnly = []string{"internal/archivetest", "internal/metricstest", "internal/natstest", "internal/wait", "e2e/netlab"}
+var testOnly = []string{"internal/archivetest", "internal/metricstest", "internal/natstest", "internal/wait", "e2e/netlab", "sdk/sdktest"}
 
 // confined are modules that only these packages may import, in tests too.
 var confined = map[string][]string{

@@ -47,10 +47,12 @@ type Config struct {
 	Instance kbroker.InstanceFile
 	// Conn stays the caller's, who closes it after Run has returned. It should
 	// reconnect for ever: a closed one ends Run.
-	Conn   *nats.Conn
-	Times  state.Times // zero: state.Tuned
-	Clock  state.Clock // nil: the boottime clock
-	Policy Policy      // nil: Keep
+	Conn  *nats.Conn
+	Times state.Times // zero: state.Tuned
+	Clock state.Clock // nil: the boottime clock
+	// Judge is the clock by which leases of incarnations, and moves, are late; nil: Clock.
+	Judge  state.Clock
+	Policy Policy // nil: Keep
 	Log    *slog.Logger
 }
 
@@ -70,6 +72,9 @@ func (c *Config) validate() error {
 	}
 	if c.Clock == nil {
 		c.Clock = state.Boottime
+	}
+	if c.Judge == nil {
+		c.Judge = c.Clock
 	}
 	if c.Policy == nil {
 		c.Policy = Keep
@@ -178,6 +183,10 @@ func (a *Allocator) Run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Look reads the leases of incarnations now, as Run does every second anyway: for whoever
+// turns the clock Judge, between two turns. Safe for concurrent use, while Run runs.
+func (a *Allocator) Look(ctx context.Context) error { return a.shards.readLeases(ctx) }
 
 // askLease asks a core for the lease once.
 func (a *Allocator) askLease(ctx context.Context, r kbroker.LeaseRequest) (reply kbroker.LeaseReply, err error) {

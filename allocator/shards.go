@@ -76,7 +76,7 @@ func (s *shards) readLeases(ctx context.Context) error {
 	if len(s.kinds()) == 0 {
 		return nil
 	}
-	asked := s.alloc.cfg.Clock()
+	asked := s.alloc.cfg.Judge()
 	found, err := s.alloc.readBelow(ctx, subjects.MatchLeases)
 	if err == nil {
 		var named []kbroker.Stored
@@ -86,7 +86,7 @@ func (s *shards) readLeases(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := s.alloc.cfg.Clock()
+	at := s.alloc.cfg.Judge()
 	if err != nil {
 		if ctx.Err() == nil {
 			s.assigner.Outage(at)
@@ -134,7 +134,7 @@ func (s *shards) readShards(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := s.alloc.cfg.Clock()
+	at := s.alloc.cfg.Judge()
 	for _, r := range append(assigns, releases...) {
 		s.see(0, at, r)
 	}
@@ -160,7 +160,7 @@ func (s *shards) onOwned(m *nats.Msg) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.see(0, s.alloc.cfg.Clock(), kbroker.Stored{Key: key, Revision: kbroker.Revision(rev), Value: m.Data}) {
+	if s.see(0, s.alloc.cfg.Judge(), kbroker.Stored{Key: key, Revision: kbroker.Revision(rev), Value: m.Data}) {
 		s.now.ring()
 	}
 }
@@ -224,7 +224,7 @@ func (s *shards) plan(epoch uint64) ownership.Batch {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := s.alloc.cfg.Clock()
+	at := s.alloc.cfg.Judge()
 	// Where nobody is to have a shard it stays, and a move that has begun comes to its end.
 	want := s.assigner.Owners()
 	live := s.assigner.Live(at, func(l ownership.Lease) bool { return kinds[l.Service] })
@@ -278,7 +278,7 @@ func (s *shards) assign(ctx context.Context, h *state.AllocatorHolding) {
 func (s *shards) wrote(b ownership.Batch, reply kbroker.OwnWriteReply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := s.alloc.cfg.Clock()
+	at := s.alloc.cfg.Judge()
 	for i, w := range b.Writes {
 		s.see(0, at, kbroker.Stored{Key: w.Key, Revision: reply.At(i), Value: w.Value})
 	}
@@ -293,14 +293,14 @@ func (s *shards) again(ctx context.Context, b ownership.Batch) error {
 	for _, i := range b.Leases {
 		keys = append(keys, subjects.KeyLease(i))
 	}
-	asked := s.alloc.cfg.Clock()
+	asked := s.alloc.cfg.Judge()
 	found, err := s.alloc.readKeys(ctx, keys)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := s.alloc.cfg.Clock()
+	at := s.alloc.cfg.Judge()
 	for _, r := range found {
 		s.see(asked, at, r)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/boottime"
 	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -31,7 +32,10 @@ type App struct {
 	kinds    []*kind
 	keeper   *keeper // of the objects; nil: it has none
 	leases   func(*kbroker.InstanceFile) ownership.Times
-	err      error // what New and Handle found wrong
+	clock    func() time.Duration // of leases, idle times and timers
+	due      <-chan struct{}      // the clock was turned; nil: nobody turns it
+	cut      <-chan struct{}      // closed: end at once, as if killed; nil: nobody does
+	err      error                // what New and Handle found wrong
 	started  time.Time
 	phase    atomic.Int32
 }
@@ -61,7 +65,7 @@ const (
 // returned by Run. It does not connect; Run and the first call do.
 func New(opts ...Option) *App {
 	o := collect(opts)
-	a := &App{log: o.log, grace: o.grace, started: time.Now(), leases: timesOf}
+	a := &App{log: o.log, grace: o.grace, started: time.Now(), leases: timesOf, clock: boottime.Now}
 	client, target, err := o.client("dev")
 	if err != nil {
 		a.err = err
@@ -171,6 +175,9 @@ func (a *App) Run(ctx context.Context) error {
 	case <-a.keeper.ends():
 		lost = a.keeper.failure()
 		a.log.Error("leaving: the lease of what this instance owns is lost", "instance", a.identity.Instance, "err", lost)
+	case <-a.cut:
+		a.keeper.giveUp()
+		return nil
 	case <-a.client.ended:
 		lost = kbroker.Errorf(kbroker.Unavailable, "the connection to the cluster was closed for good").WithHint("was the instance's credential revoked?")
 	}

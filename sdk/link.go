@@ -131,6 +131,7 @@ type network struct {
 	own    *credential.Kept // of the process; nil: it has none that comes to an end
 	name   string
 	log    *slog.Logger
+	extra  []nats.Option
 }
 
 // newNetwork makes the network of one process. Home is the own host's core; for
@@ -202,7 +203,7 @@ func (n *network) options(l *link, on linkEvents) []nats.Option {
 	if n.own != nil {
 		identity = n.own.Options(l.show)
 	}
-	return append(identity,
+	return append(append(identity, n.extra...),
 		nats.ConnectHandler(func(*nats.Conn) {
 			// Called for every first connection, some time later. It is news
 			// only of one that was made in the background; to a call that was

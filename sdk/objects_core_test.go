@@ -261,19 +261,6 @@ func (c *core) move(to kbroker.Incarnation, o kbroker.Object) {
 	c.put(map[string]any{key: ownership.Assignment{Owner: to, Epoch: a.NextEpoch}})
 }
 
-// handOver is an allocator that does nothing but to move what is of who leaves.
-func (c *core) handOver(from, to kbroker.Incarnation, objects ...kbroker.Object) {
-	wait.Until(c.t, patience, func() error {
-		if !get[ownership.Lease](c, subjects.KeyLease(from)).Leaving {
-			return fmt.Errorf("%s does not say that it leaves", from)
-		}
-		return nil
-	})
-	for _, o := range objects {
-		c.move(to, o)
-	}
-}
-
 // quick are times with which a test is over soon.
 var quick = ownership.Times{
 	Renew: 100 * time.Millisecond, RenewAttempt: 100 * time.Millisecond, HolderStops: 2 * time.Second, ObserverActs: 2500 * time.Millisecond,

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
-	"github.com/kbroker/kbroker/internal/boottime"
 	"github.com/kbroker/kbroker/internal/ownership"
 )
 
@@ -118,7 +117,7 @@ func timesOf(i *kbroker.InstanceFile) ownership.Times {
 	return ownership.Tuned
 }
 
-func (k *keeper) now() time.Duration { return boottime.Now() }
+func (k *keeper) now() time.Duration { return k.app.clock() }
 
 // post has the loop do something soon, in the order of the posts.
 func (k *keeper) post(do func(now time.Duration)) { k.add(do, false) }
@@ -165,6 +164,9 @@ func (k *keeper) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			continue
+		case <-k.app.due:
+			last = 0 // tick, however little has passed
 			continue
 		case <-k.wake:
 		}

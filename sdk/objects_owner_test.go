@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/boottime"
 	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/internal/wait"
@@ -73,45 +74,6 @@ func TestShardsMoveUnderLoad(t *testing.T) {
 	t.Logf("%d calls over %d moves", calls.Load(), len(to)*len(objects))
 }
 
-func TestAnOwnerThatLeavesHandsOver(t *testing.T) {
-	s := natstest.Start(t)
-	core := newCore(t, s)
-	core.give(incarnation("a"), acc("1"), acc("2"))
-	r := start(t, bank(s.URL, "a", nil))
-	start(t, bank(s.URL, "b", nil))
-	c := dial(t, s.URL)
-	c.deposit(t, "1", 1)
-	ctx, stop := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	var done atomic.Int64
-	wg.Go(func() {
-		for ctx.Err() == nil {
-			if _, err := Call[int64](context.Background(), c.Object("bank/account:2"), "deposit", 1); err != nil {
-				t.Errorf("deposit while the owner leaves: %v", err)
-				return
-			}
-			done.Add(1)
-		}
-	})
-	r.stop()
-	core.handOver(incarnation("a"), incarnation("b"), acc("1"), acc("2"))
-	if err := r.ended(t); err != nil {
-		t.Errorf("Run: %v", err)
-	}
-	at := done.Load()
-	wait.Until(t, patience, func() error {
-		if done.Load() < at+20 {
-			return errors.New("no load behind the hand-over")
-		}
-		return nil
-	})
-	stop()
-	wg.Wait()
-	if one, two := c.balance(t, "1"), c.balance(t, "2"); one != 1 || two != done.Load() {
-		t.Errorf("balances are %d and %d, want 1 and %d", one, two, done.Load())
-	}
-}
-
 // An owner whose placement has gone serves what nobody takes over, longer than its grace:
 // its agent may be dead, and there may be no allocator.
 func TestAnOwnerWithoutPlacementServesUntilOthersDo(t *testing.T) {
@@ -145,7 +107,7 @@ func TestAnOwnerWithoutPlacementServesUntilOthersDo(t *testing.T) {
 		t.Fatalf("Run has returned %v, and nobody owns its object", err)
 	default:
 	}
-	core.handOver(incarnation("a"), incarnation("b"), acc("1"))
+	core.move(incarnation("b"), acc("1"))
 	if err := r.ended(t); err != nil {
 		t.Errorf("Run: %v", err)
 	}
@@ -330,7 +292,7 @@ func TestWhoHasLostTheLeaseRefusesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	own := instance("", "a")
-	k := &keeper{t: end, own: &own, log: slog.New(slog.DiscardHandler), heads: headsOf(&own)}
+	k := &keeper{app: &App{clock: boottime.Now}, t: end, own: &own, log: slog.New(slog.DiscardHandler), heads: headsOf(&own)}
 	for _, tc := range []struct {
 		until time.Duration // from now
 		want  int

@@ -177,8 +177,12 @@ func TestTellsThatCannotBe(t *testing.T) {
 			}
 			return nil
 		}
-		Method(k, "tell", func(_ *account, ctx context.Context, what string) (struct{}, error) { return struct{}{}, tell(ctx, what) })
-		ReadOnly(k, "look", func(_ *account, ctx context.Context, what string) (struct{}, error) { return struct{}{}, tell(ctx, what) })
+		Method(k, "tell", func(_ *account, ctx context.Context, what string) (struct{}, error) {
+			return struct{}{}, tell(ctx, what)
+		})
+		ReadOnly(k, "look", func(_ *account, ctx context.Context, what string) (struct{}, error) {
+			return struct{}{}, tell(ctx, what)
+		})
 	}))
 	c := dial(t, s.URL)
 	for _, what := range []string{"name", "method", "follow", "large", "many"} {

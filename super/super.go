@@ -140,7 +140,13 @@ const openRetry = 100 * time.Millisecond
 
 // Run hears, answers and campaigns until ctx ends, then returns nil.
 // Heartbeats are heard from the first moment, before the store can be opened.
-func (s *Super) Run(ctx context.Context) error {
+func (s *Super) Run(ctx context.Context) error { return s.run(ctx, true) }
+
+// Answer is Run of a core that never leads: it answers agents, instances and allocators by
+// what is stored, and nothing is planned. A cluster inside a test writes its own plan.
+func (s *Super) Answer(ctx context.Context) error { return s.run(ctx, false) }
+
+func (s *Super) run(ctx context.Context, leads bool) error {
 	stop, err := s.hear()
 	if err != nil {
 		return err
@@ -168,7 +174,9 @@ func (s *Super) Run(ctx context.Context) error {
 	run("journal", func(ctx context.Context) error { return s.journal.run(ctx, store) })
 	run("audit", func(ctx context.Context) error { return s.auditor.run(ctx, store) })
 	run("desk", newDesk(s, store).run)
-	run("leader", func(ctx context.Context) error { return newLeader(s, store).run(ctx) })
+	if leads {
+		run("leader", func(ctx context.Context) error { return newLeader(s, store).run(ctx) })
+	}
 	all.Wait()
 	select {
 	case err := <-errs:

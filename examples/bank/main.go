@@ -84,7 +84,13 @@ func (a *account) shut(context.Context, struct{}) (account, error) {
 
 func (a *account) balance(context.Context, struct{}) (account, error) { return *a, nil }
 
-// serve declares what the bank serves.
+func main() {
+	app := sdk.New()
+	serve(app)
+	app.Main() // signals, drain, exit code
+}
+
+// serve declares what the bank serves, to the cluster and to its test.
 func serve(app *sdk.App) {
 	accounts := sdk.Objects[account](app, "account")
 	sdk.Method(accounts, "deposit", (*account).deposit) // request and reply types are inferred
@@ -94,10 +100,4 @@ func serve(app *sdk.App) {
 	sdk.Method(accounts, "refund", (*account).refund)
 	sdk.Method(accounts, "close", (*account).shut)
 	sdk.ReadOnly(accounts, "balance", (*account).balance)
-}
-
-func main() {
-	app := sdk.New()
-	serve(app)
-	app.Main() // signals, drain, exit code
 }
