@@ -56,6 +56,9 @@ type Record struct {
 	Age   time.Duration `json:"age,omitempty"`
 	Ring  []Entry       `json:"ring,omitempty"`
 	Marks []Mark        `json:"marks,omitempty"`
+	// Forgot is the age at which the last mark of an outbox was made that is forgotten, and
+	// a nanosecond; 0: none is.
+	Forgot time.Duration `json:"forgot,omitempty"`
 	// Exists: it has a state. Without one it was never written, or deleted.
 	Exists bool   `json:"exists,omitempty"`
 	Schema int    `json:"schema,omitempty"` // of the state, as the application counts

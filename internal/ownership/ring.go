@@ -38,7 +38,7 @@ type Mark struct {
 	Refused []byte `json:"r,omitempty"`
 }
 
-// window is how long the requests of a session are known.
+// window is half of how long the mark of a session is kept.
 func window(session string, times Times) time.Duration {
 	if ordered(session) {
 		return outboxWindow
@@ -78,7 +78,7 @@ func (r *Record) knows(c *Call, age time.Duration, times Times) (verdict, Entry)
 	case !ordered(c.Session):
 		return isExpired, Entry{}
 	}
-	if c.Age > window(c.Session, times)-times.WindowMargin {
+	if !ordered(c.Session) && c.Age > times.Window-times.WindowMargin || ordered(c.Session) && i < 0 && r.forgot(c, age, times) {
 		return isExpired, Entry{}
 	}
 	kept := r.after(c, age, times)
@@ -90,6 +90,13 @@ func (r *Record) knows(c *Call, age time.Duration, times Times) (verdict, Entry)
 		return isTooMany, Entry{}
 	}
 	return isNew, Entry{}
+}
+
+// forgot reports whether a message of an outbox of which there is no mark may have had its
+// outcome, and the mark of that was forgotten: then it is older than what was forgotten last.
+// An object's age is less than the time that has passed since.
+func (r *Record) forgot(c *Call, age time.Duration, times Times) bool {
+	return r.Forgot > 0 && c.Age+times.WindowMargin >= age-r.Forgot
 }
 
 // after is the record without what need not be known any more when a call is taken: what
@@ -121,7 +128,13 @@ func (r *Record) after(c *Call, age time.Duration, times Times) Record {
 			out.Ring = append(out.Ring, e)
 		}
 	}
-	out.Marks = slices.DeleteFunc(out.Marks, func(m Mark) bool { return age-m.At > 2*window(m.Session, times) })
+	out.Marks = slices.DeleteFunc(out.Marks, func(m Mark) bool {
+		old := age-m.At > 2*window(m.Session, times)
+		if old && ordered(m.Session) {
+			out.Forgot = max(out.Forgot, m.At+1)
+		}
+		return old
+	})
 	return out
 }
 
