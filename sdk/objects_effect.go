@@ -38,6 +38,7 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 		delete(k.ears, e.Number)
 		k.quarantine.release(e.Shard)
 		k.timers.release(e.Shard)
+		k.reminders.release(e.Shard)
 		k.work.Go(func() { k.silence(k.base, ear) })
 	case ownership.WriteRelease:
 		k.releases.add(e)
@@ -51,6 +52,7 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 		k.inspect(e)
 	case ownership.ScanOut:
 		k.scanOut(e)
+		k.scanDue(e.Shard)
 	case ownership.LoadOut:
 		k.loadOut(e)
 	case ownership.Relay:

@@ -34,13 +34,15 @@ type heard struct {
 	probes   bool // who asks hears who waits for whom
 
 	// Of the keeper's loop.
-	turn    *turn          // that runs it; nil: none does yet
-	failure *kbroker.Error // that its turn has ended with
-	busy    time.Duration
-	crossed bool // a call of its turn was refused, as it crossed another
-	waits   waits
-	timer   *timer // that has begun it; nil: it was heard
-	follows bool   // the refusal of a message: nobody waits for its answer
+	turn      *turn          // that runs it; nil: none does yet
+	failure   *kbroker.Error // that its turn has ended with
+	busy      time.Duration
+	crossed   bool // a call of its turn was refused, as it crossed another
+	waits     waits
+	timer     *timer          // that has begun it; nil: it was heard
+	reminder  *reminder       // likewise
+	reminders map[string]*due // that its turn sets, and ends
+	follows   bool            // the refusal of a message: nobody waits for its answer
 }
 
 // heads are the headers of replies; shared, never changed.
@@ -210,9 +212,15 @@ func (k *keeper) answer(now time.Duration, call *ownership.Call, a ownership.Ans
 	e := failureOf(call, a)
 	if a.Answer.Outcome == ownership.Done && e == nil && call == a.Calls[0] {
 		k.turnedWell(now, call.Object, c.turn)
+		k.reminders.apply(call.Object, c.reminders)
 	}
 	if c.timer != nil {
 		k.fired(now, c, a.Answer.Outcome, e)
+		c.method.count(c.busy, e)
+		return
+	}
+	if c.reminder != nil {
+		k.reminded(c, a.Answer.Outcome, e)
 		c.method.count(c.busy, e)
 		return
 	}

@@ -71,6 +71,7 @@ type keeper struct {
 	idle       idling
 	quarantine quarantine
 	crossings  crossings
+	reminders  reminders
 	timers     timers
 	pressure   pressure
 	eased      time.Duration // when it was said last that memory is short
@@ -90,7 +91,7 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	k := &keeper{
 		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
 		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
-		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(), pressure: newPressure(),
+		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(), reminders: newReminders(), pressure: newPressure(),
 		asking: asking{shards: map[kbroker.Shard]bool{}}, roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
 	}
 	mailboxes, durable := map[kbroker.KindName]int{}, map[kbroker.KindName]ownership.Durability{}
@@ -185,6 +186,7 @@ func (k *keeper) tick(now time.Duration) {
 	k.relieve(now)
 	k.lookForCrossings(now)
 	k.fire(now)
+	k.remind(now)
 	k.settle(now)
 }
 

@@ -5,6 +5,7 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"maps"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,12 @@ type turn struct {
 	heard    *heard
 	waits    atomic.Int64 // calls that it waits for
 
-	mu     sync.Mutex
-	timers []timerSet
-	tells  []*tell
+	mu       sync.Mutex
+	timers   []timerSet
+	tells    []*tell
+	reminded []string // the reminders that there are, as it begins
+	// reminders are those that it sets, and, as nil, those that it ends.
+	reminders map[string]*due
 	// toldBytes are those of their arguments.
 	toldBytes int
 }
@@ -103,6 +107,7 @@ type outcome struct {
 	crossed  bool // a call of the turn was refused, as it crossed another
 	// activated are the timers that OnActivate has set.
 	activated []timerSet
+	reminders map[string]*due // that it sets, and, as nil, ends
 }
 
 // perform runs a call on an object.
@@ -123,6 +128,9 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 			return notRun(kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of %s of %s passed before its turn", c.method.name, a.object))
 		}
 		as.spoiled = !c.method.readOnly
+		if c.reminder != nil && (!a.exists || c.reminder.due.missed(time.Now())) {
+			return nil // the object was deleted since, or the time was missed
+		}
 		reply, e = c.method.run(ctx, a.value, c.data)
 		return e
 	})
@@ -137,10 +145,13 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 	if e != nil {
 		return fail(e)
 	}
-	as.turn.Sends = ctx.turn.sends()
+	if as.finish(ctx.turn, c, a); c.reminder != nil && !a.exists {
+		as.spoiled = false
+		return as
+	}
 	if ctx.turn.deleted.Load() {
 		as.turn.Reply.Data = reply
-		as.turn.Changed, as.turn.Exists, as.turn.State = a.exists || len(as.turn.Sends) > 0, false, nil
+		as.turn.Changed, as.turn.Exists, as.turn.State = as.turn.Changed || a.exists, false, nil
 		as.turn.Schema = 0
 		return as
 	}
@@ -154,7 +165,7 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		k.log.Warn("objects of a kind are large; each turn that changes one writes all of it", "kind", a.kind.name, "object", a.object, "bytes", len(state))
 	}
 	as.turn.Reply.Data, as.spoiled = reply, false
-	if as.turn.Changed = !a.exists || in != a.schema || !bytes.Equal(state, a.raw) || len(as.turn.Sends) > 0; as.turn.Changed {
+	if as.turn.Changed = as.turn.Changed || !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
 		as.turn.Exists, as.turn.State, as.turn.Schema = true, state, in
 	}
 	return as
@@ -165,6 +176,27 @@ func tooLarge(o kbroker.Object, what string) *kbroker.Error {
 		WithHint("the turn was taken back; keep less in one object")
 	e.Executed = kbroker.ExecutedYes
 	return e
+}
+
+// finish adds to a turn what it leaves behind, beside the state.
+func (as *outcome) finish(t *turn, c *heard, a *active) {
+	as.reminders = t.wantedReminders()
+	if t.deleted.Load() {
+		as.reminders = map[string]*due{}
+		for _, name := range t.reminded { // others are found to be of no object when they are due
+			as.reminders[name] = nil
+		}
+	}
+	as.turn.Sends, as.turn.Writes = t.sends(), reminderWrites(a.object, as.reminders)
+	if c.reminder != nil {
+		done := c.rescheduled(as.reminders, a.exists && !t.deleted.Load())
+		as.turn.After = reminderWrites(a.object, done)
+		if as.reminders == nil {
+			as.reminders = map[string]*due{}
+		}
+		maps.Copy(as.reminders, done)
+	}
+	as.turn.Changed = len(as.turn.Sends)+len(as.turn.Writes)+len(as.turn.After) > 0
 }
 
 // guarded runs the application's part; its panic is an answer.
@@ -187,7 +219,7 @@ func (k *keeper) begin(e ownership.Run) {
 		return // it was put away: the machine has asked for nothing of it since
 	}
 	k.idle.use(a, k.now())
-	c.turn = &turn{object: e.Object, epoch: e.Epoch, readOnly: c.method.readOnly, keeper: k, heard: c}
+	c.turn = &turn{object: e.Object, epoch: e.Epoch, readOnly: c.method.readOnly, keeper: k, heard: c, reminded: k.reminders.names(e.Object)}
 	k.crossings.begun(c)
 	l := k.lane(c)
 	l.waiting = append(l.waiting, func() { k.turn(e, a, c) })
@@ -244,7 +276,7 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 	l := k.lane(c)
 	l.running--
 	l.next()
-	c.failure, c.busy, c.crossed = did.failure, busy, did.crossed
+	c.failure, c.busy, c.crossed, c.reminders = did.failure, busy, did.crossed, did.reminders
 	c.judge(&did)
 	k.crossings.over(c)
 	k.timers.apply(now, e.Object, k.own.Incarnation, did.activated, true)

@@ -42,7 +42,7 @@ func (x *object) appear(now time.Duration) {
 // answersEarly reports whether a turn is answered before it is stored.
 func (x *object) answersEarly(t Turn) bool {
 	d := x.durability()
-	return d.Volatile || d.Interval > 0 && len(t.Writes)+len(t.Sends) == 0 && !x.running.leavesMark() && !x.running.Linearizable && !x.owner().lease.Leaving
+	return d.Volatile || d.Interval > 0 && len(t.Writes)+len(t.After)+len(t.Sends) == 0 && !x.running.leavesMark() && !x.running.Linearizable && !x.owner().lease.Leaving
 }
 
 // keep ends a turn that is stored later, or never.

@@ -342,6 +342,7 @@ type Turn struct {
 	Sends   []Send          // messages to others
 	Refused []byte          // what a message of an outbox is refused with, if it is: known from then on
 	Writes  []kbroker.Write // further records of the shard, stored with the state
+	After   []kbroker.Write // likewise, of what is done with: stored behind it
 }
 
 // Turned is the end of a Run.
@@ -354,7 +355,7 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		return
 	}
 	c := x.running
-	if x.durability().Volatile && len(t.Writes)+len(t.Sends) > 0 {
+	if x.durability().Volatile && len(t.Writes)+len(t.After)+len(t.Sends) > 0 {
 		t = Turn{Reply: Reply{Outcome: Broken, Reason: "it is to be stored, which nothing of its kind is"}}
 	}
 	switch {
@@ -391,7 +392,7 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		x.unsaved, x.phase = unsaved{}, committing
 		x.out.maybe = x.out.maybe || len(t.Sends) > 0
 		writes := append(x.outWrites(next.Sent, t.Sends), t.Writes...)
-		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: writes, sends: t.Sends, after: x.removal(c), call: c, reply: t.Reply})
+		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: writes, sends: t.Sends, after: append(x.removal(c), t.After...), call: c, reply: t.Reply})
 	}
 }
 

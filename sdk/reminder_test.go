@@ -1,0 +1,172 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/natstest"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+func TestWhenAReminderIsDueNext(t *testing.T) {
+	now := time.UnixMilli(1_000_000)
+	for name, c := range map[string]struct {
+		d      due
+		next   int64 // 0: it is over
+		missed bool
+	}{
+		"once":                        {due{Due: 999_000}, 0, false},
+		"in time":                     {due{Due: 999_500, Every: time.Second, CatchUp: CatchUpOne}, 1_000_500, false},
+		"late, one for all":           {due{Due: 700_200, Every: time.Second, CatchUp: CatchUpOne}, 1_000_200, false},
+		"late, one for each":          {due{Due: 700_200, Every: time.Second, CatchUp: CatchUpAll}, 701_200, false},
+		"late, none":                  {due{Due: 700_200, Every: time.Second, CatchUp: CatchUpNone}, 1_000_200, true},
+		"a little late, none":         {due{Due: 999_900, Every: time.Hour, CatchUp: CatchUpNone}, 4_599_900, false},
+		"exactly at the next, not it": {due{Due: 999_000, Every: time.Second, CatchUp: CatchUpOne}, 1_001_000, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var at int64
+			if n := c.d.next(now); n != nil {
+				at = n.Due
+			}
+			if missed := c.d.missed(now); at != c.next || missed != c.missed {
+				t.Errorf("next at %d, missed %t, want %d, %t", at, missed, c.next, c.missed)
+			}
+		})
+	}
+}
+
+// remindable gives accounts interest and a payment that is due.
+func remindable(k *Kind[account]) {
+	Method(k, "remind", func(_ *account, ctx context.Context, r Reminder) (struct{}, error) {
+		r.Method = "due"
+		r.In = 5
+		return struct{}{}, SetReminder(ctx, "the one", r)
+	})
+	Method(k, "cancel", func(_ *account, ctx context.Context, _ struct{}) (struct{}, error) {
+		return struct{}{}, CancelReminder(ctx, "the one")
+	})
+	Method(k, "close", func(_ *account, ctx context.Context, _ struct{}) (struct{}, error) {
+		Delete(ctx)
+		return struct{}{}, nil
+	})
+	var failed atomic.Bool
+	Method(k, "due", func(a *account, _ context.Context, cents int64) (struct{}, error) {
+		if !failed.Swap(true) {
+			return struct{}{}, Errorf("not yet", "it fails once")
+		}
+		a.Cents += cents
+		return struct{}{}, nil
+	})
+}
+
+// dues are the reminders that are stored.
+func (c *core) dues() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, s := range c.recs {
+		if s.Exists() && subjects.ParseOwnKey(key).Table == subjects.OwnDue {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *core) awaitDues(t *testing.T, want int) {
+	t.Helper()
+	wait.Until(t, patience, func() error {
+		if n := c.dues(); n != want {
+			return fmt.Errorf("%d reminders are stored, want %d", n, want)
+		}
+		return nil
+	})
+}
+
+func TestAReminderRunsOnceForEachTime(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"), acc("2"), acc("3"))
+	start(t, bank(s.URL, "a", remindable))
+	c := dial(t, s.URL)
+	call := func(id, method string, in any) {
+		t.Helper()
+		if _, err := Call[struct{}](within(t, patience), c.Object("bank/account:"+id), method, in); err != nil {
+			t.Fatalf("%s of %s: %v", method, id, err)
+		}
+	}
+	call("1", "remind", Reminder{After: 50 * time.Millisecond}) // its first turn fails
+	call("2", "remind", Reminder{At: time.Now().Add(-3500 * time.Millisecond), Every: time.Second, CatchUp: CatchUpAll})
+	call("3", "remind", Reminder{After: time.Hour})
+	wait.Until(t, patience, func() error {
+		if one, two := c.balance(t, "1"), c.balance(t, "2"); one != 5 || two < 20 {
+			return fmt.Errorf("the accounts have %d and %d, want 5, and 20 at least", one, two)
+		}
+		return nil
+	})
+	core.awaitDues(t, 2) // the first is over
+	call("2", "cancel", nil)
+	core.awaitDues(t, 1)
+	call("3", "close", nil)
+	core.awaitDues(t, 0)
+	if two := c.balance(t, "2"); two > 30 {
+		t.Errorf("account 2 has %d after a few times of 5", two)
+	}
+}
+
+// A reminder needs nobody to call its object: the next owner of its shard finds it.
+func TestTheNextOwnerReminds(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	a := start(t, bank(s.URL, "a", remindable))
+	c := dial(t, s.URL)
+	if _, err := Call[struct{}](within(t, patience), c.Object("bank/account:1"), "remind", Reminder{After: 700 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	start(t, bank(s.URL, "b", remindable))
+	core.move(incarnation("b"), acc("1"))
+	a.stop()
+	core.awaitDues(t, 0)
+	if got := c.balance(t, "1"); got != 5 {
+		t.Errorf("the account has %d, want 5", got)
+	}
+}
+
+func TestRemindersThatCannotBe(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	start(t, bank(s.URL, "a", func(k *Kind[account]) {
+		Method(k, "set", func(_ *account, ctx context.Context, what string) (struct{}, error) {
+			r := Reminder{Method: "deposit", In: 1}
+			name := "x"
+			switch what {
+			case "name":
+				name = ""
+			case "method":
+				r.Method = "nothing"
+			case "read":
+				r.Method = "balance"
+			case "every":
+				r.Every = time.Millisecond
+			case "catch up":
+				r.CatchUp = "some"
+			case "large":
+				r.In = make([]byte, maxTellBytes+1)
+			}
+			return struct{}{}, SetReminder(ctx, name, r)
+		})
+	}))
+	c := dial(t, s.URL)
+	for _, what := range []string{"name", "method", "read", "every", "catch up", "large"} {
+		_, err := Call[struct{}](within(t, patience), c.Object("bank/account:1"), "set", what)
+		wantError(t, err, Invalid, kbroker.ExecutedYes)
+	}
+	if n := core.dues(); n != 0 {
+		t.Errorf("%d reminders are stored", n)
+	}
+}
