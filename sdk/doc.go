@@ -55,6 +55,13 @@
 //
 // Items come in order; one that is lost ends the stream with an error. See docs/streams.md.
 //
+// # Events
+//
+//	err := sdk.Publish(ctx, "orders", order)
+//	sdk.Subscribe(app, "shop/orders", func(ctx context.Context, o Order) error { ... })
+//
+// Who is there hears them; nothing is stored. See docs/events.md.
+//
 // # Objects
 //
 //	accounts := sdk.Objects[Account](app, "account")

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/ownership"
 )
@@ -27,6 +29,7 @@ type turn struct {
 
 	mu     sync.Mutex
 	timers []timerSet
+	events []*nats.Msg // that leave when it is stored
 }
 
 // turnOf is the turn that a context belongs to, or nil.
