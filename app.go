@@ -34,9 +34,12 @@ type Service struct {
 	Env      map[string]string `json:"env,omitempty"`
 	// Calls are the services of other apps that it may call: "app/service", "app/*" or
 	// "*". Those of its own app it may call without.
-	Calls     []string  `json:"calls,omitempty"`
-	Count     Count     `json:"count"`
-	Resources Resources `json:"resources"`
+	Calls []string `json:"calls,omitempty"`
+	// Subscribes are the topics of other apps that it may hear: "app/topic", "app/*" or
+	// "*". Those of its own app it may hear without.
+	Subscribes []string  `json:"subscribes,omitempty"`
+	Count      Count     `json:"count"`
+	Resources  Resources `json:"resources"`
 	// Objects are the kinds of objects that its instances own. One service of an app has
 	// objects.
 	Objects []KindName `json:"objects,omitempty"`

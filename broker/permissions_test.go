@@ -68,7 +68,10 @@ var may = map[string][]string{
 	// and calls those of the apps that it may call. Discovery tells services
 	// apart, not the instances of one.
 	"instance shop-web-1, calls all": slices.Concat(answering, discovering, []string{
-		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish evt.shop.{orders,web}",
+		"subscribe evt.*.*",
+		"subscribe exactly evt.{*,shop,bank}.>",
+		"publish svc.{shop.web,shop.mail,bank.api}.{m,m.p_1.s.1}",
 		"publish obj.{shop,bank}.{0,1023}.account.m",
 		"subscribe obj.shop.>",
 		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
@@ -86,7 +89,9 @@ var may = map[string][]string{
 		"publish kb.renew.<own>",
 	}),
 	"instance bank-api-1, calls shop.web": slices.Concat(answering, discovering, []string{
-		"publish svc.shop.web.m",
+		"publish evt.bank.orders",
+		"subscribe evt.shop.web",
+		"publish svc.shop.web.{m,m.p_1.s.1}",
 		"publish obj.shop.{0,1023}.account.m",
 		"subscribe obj.bank.>",
 		"publish kb.endpoints.default.shop.web",
@@ -106,7 +111,10 @@ var may = map[string][]string{
 
 	// One whose spec names nothing calls the services of its own app.
 	"instance shop-mail-1, calls its own app": slices.Concat(answering, discovering, []string{
-		"publish svc.{shop.web,shop.mail}.m",
+		"publish evt.shop.{orders,web}",
+		"subscribe evt.shop.*",
+		"subscribe exactly evt.shop.>",
+		"publish svc.{shop.web,shop.mail}.{m,m.p_1.s.1}",
 		"publish obj.shop.{0,1023}.account.m",
 		"subscribe obj.shop.>",
 		"publish kb.endpoints.default.{shop.web,shop.mail}",
@@ -128,7 +136,10 @@ var may = map[string][]string{
 	// discovery are the other's, though they have the same names: they are in accounts
 	// apart (TestAccountsAreApart).
 	"instance shop-web-1 of tenant other": slices.Concat(answering, discovering, []string{
-		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish evt.shop.{orders,web}",
+		"subscribe evt.*.*",
+		"subscribe exactly evt.{*,shop,bank}.>",
+		"publish svc.{shop.web,shop.mail,bank.api}.{m,m.p_1.s.1}",
 		"publish obj.{shop,bank}.{0,1023}.account.m",
 		"subscribe obj.shop.>",
 		"publish kb.endpoints.other.{shop.web,bank.web}",
@@ -197,7 +208,7 @@ var (
 		"publish kb.super.{deploy,scale,stop,rollback,restart}.default.<own>",
 		"publish kb.core.{put,get,develop}.default",
 		"publish kb.artifact.{w1,w2,c1}.default.s",
-		"publish svc.{shop.web,shop.mail,bank.api}.m",
+		"publish svc.{shop.web,shop.mail,bank.api}.{m,m.p_1.s.1}",
 		"publish obj.{shop,bank}.{0,1023}.account.m",
 	}
 	// Who may reach into an instance asks a core; only cores ask the agent.
@@ -366,7 +377,7 @@ func callers(t *testing.T) []caller {
 		tags := map[string][]string{
 			grants.TagTenant: {tenant}, grants.TagHost: {host}, grants.TagApp: {app}, grants.TagService: {service},
 			grants.TagInstance: {instance}, grants.TagIncarnation: {instance + ".1"}, grants.TagCall: {call},
-			grants.TagObjects: {strings.Split(call, ".")[0]},
+			grants.TagObjects: {strings.Split(call, ".")[0]}, grants.TagTopic: {call},
 		}
 		return tags
 	}

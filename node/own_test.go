@@ -50,7 +50,7 @@ func TestACredentialOwnsAsItself(t *testing.T) {
 	const me, other = kbroker.Incarnation("shop-web-1.a"), kbroker.Incarnation("shop-web-2.b")
 	nc := dialAs(t, m, grants.Instance, map[string][]string{
 		grants.TagTenant: {"default"}, grants.TagHost: {"h1"}, grants.TagApp: {"shop"}, grants.TagService: {"web"},
-		grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {string(me)}, grants.TagCall: {"shop.*"}, grants.TagObjects: {"shop"},
+		grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {string(me)}, grants.TagCall: {"shop.*"}, grants.TagObjects: {"shop"}, grants.TagTopic: {"shop.*"},
 	})
 	heard, err := nc.SubscribeSync(subjects.OwnedOf(kbroker.DefaultTenant, "shop") + ">")
 	if err == nil {
@@ -127,7 +127,7 @@ func TestAnAllocatorHearsWhichStartsHaveEnded(t *testing.T) {
 		instance := string(app) + "-" + string(service) + "-1"
 		return map[string][]string{
 			grants.TagTenant: {"default"}, grants.TagHost: {"h1"}, grants.TagApp: {string(app)}, grants.TagService: {string(service)},
-			grants.TagInstance: {instance}, grants.TagIncarnation: {instance + ".a"}, grants.TagCall: {"shop.*"}, grants.TagObjects: {"shop"},
+			grants.TagInstance: {instance}, grants.TagIncarnation: {instance + ".a"}, grants.TagCall: {"shop.*"}, grants.TagObjects: {"shop"}, grants.TagTopic: {"shop.*"},
 		}
 	}
 	subject := subjects.Reaped(kbroker.DefaultTenant, "shop")

@@ -44,7 +44,7 @@ func (c *core) signed(t *testing.T, host kbroker.HostID, at time.Time, life time
 	}
 	jwt, err := c.id.grants.Sign(grants.User{Role: grants.Instance, Name: "shop-web-1.1", Key: own.Key(), Life: life, Tags: map[string][]string{
 		grants.TagTenant: {string(kbroker.DefaultTenant)}, grants.TagHost: {string(host)}, grants.TagApp: {"shop"}, grants.TagService: {"web"},
-		grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {"shop-web-1.1"}, grants.TagCall: {"*.*"}, grants.TagObjects: {"*"},
+		grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {"shop-web-1.1"}, grants.TagCall: {"*.*"}, grants.TagObjects: {"*"}, grants.TagTopic: {"*.*"},
 	}}, at)
 	if err != nil {
 		t.Fatal(err)

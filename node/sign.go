@@ -36,6 +36,7 @@ func (i *identity) start(p kbroker.Placement, incarnation kbroker.Incarnation, k
 		Tags: map[string][]string{
 			grants.TagTenant: {string(p.Tenant)}, grants.TagHost: {string(p.Host)}, grants.TagApp: {string(p.App)}, grants.TagService: {string(p.Service)},
 			grants.TagInstance: {string(p.Instance)}, grants.TagIncarnation: {string(incarnation)}, grants.TagCall: callsOf(p), grants.TagObjects: objectsOf(p),
+			grants.TagTopic: topicsOf(p),
 		},
 	}
 }
@@ -75,6 +76,7 @@ func (i *identity) signProgram(r kbroker.DevelopRequest, asks string, revoked fu
 	}
 	p := kbroker.Placement{Tenant: r.Tenant, App: r.App, Service: r.Service, Instance: r.Instance, Host: developmentHost}
 	p.Spec.Calls = []string{spec.AllServices}
+	p.Spec.Subscribes = p.Spec.Calls
 	u := i.start(p, r.Incarnation, r.Key)
 	u.By, u.Until = by, until
 	return i.grants.Sign(u, i.now())
@@ -101,15 +103,20 @@ func (i *identity) signUser(u kbroker.User, r kbroker.UserRequest) (string, erro
 // callsOf is what an instance may call, as in subjects.Methods: its own app, and what
 // its spec names. A program that a person runs beside the cluster may call what that
 // person may.
-func callsOf(p kbroker.Placement) []string {
-	calls := []string{string(p.App) + ".*"}
-	for _, c := range p.Spec.Calls {
+func callsOf(p kbroker.Placement) []string { return namesOf(p.App, p.Spec.Calls) }
+
+// topicsOf is what an instance may hear, likewise, as in subjects.Topics.
+func topicsOf(p kbroker.Placement) []string { return namesOf(p.App, p.Spec.Subscribes) }
+
+func namesOf(own kbroker.AppName, others []string) []string {
+	names := []string{string(own) + ".*"}
+	for _, c := range others {
 		if c == spec.AllServices {
 			c = "*/*"
 		}
-		calls = append(calls, strings.ReplaceAll(c, "/", "."))
+		names = append(names, strings.ReplaceAll(c, "/", "."))
 	}
-	return calls
+	return names
 }
 
 // objectsOf are the apps whose objects an instance may call: of whose services it may call

@@ -119,7 +119,7 @@ func TestAProgramHoldsAsLongAsWhoRunsIt(t *testing.T) {
 		if role == grants.Instance {
 			tags = map[string][]string{
 				grants.TagTenant: {"default"}, grants.TagHost: {"_"}, grants.TagApp: {"shop"}, grants.TagService: {"web"},
-				grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {"shop-web-1.1"}, grants.TagCall: {"*.*"}, grants.TagObjects: {"*"},
+				grants.TagInstance: {"shop-web-1"}, grants.TagIncarnation: {"shop-web-1.1"}, grants.TagCall: {"*.*"}, grants.TagObjects: {"*"}, grants.TagTopic: {"*.*"},
 			}
 		}
 		signed, err := by.grants.Sign(grants.User{Role: role, Name: "ann", Key: key, Life: life, Tags: tags}, at)

@@ -30,6 +30,7 @@ type App struct {
 	grace    time.Duration
 	methods  []*method
 	kinds    []*kind
+	topics   []*topic
 	keeper   *keeper // of the objects; nil: it has none
 	leases   func(*kbroker.InstanceFile) ownership.Times
 	clock    func() time.Duration // of leases, idle times and timers
@@ -74,9 +75,10 @@ func New(opts ...Option) *App {
 	a.client = client
 	if target.Instance != nil {
 		a.identity = *target.Instance
-		return a
+	} else {
+		a.identity, a.err = developer(o.as, target)
 	}
-	a.identity, a.err = developer(o.as, target)
+	client.app = a.identity.App
 	return a
 }
 
@@ -167,9 +169,13 @@ func (a *App) Run(ctx context.Context) error {
 		wg.Go(func() { w.run(serving, func() { leave(errLeave) }) })
 	}
 	wg.Go(func() { a.becomeReady(serving, t) })
+	wg.Go(func() { a.watchTopics(serving, leave) })
 	var lost error
 	select {
 	case <-serving.Done():
+		if refused, ok := errors.AsType[refusedTopic](context.Cause(serving)); ok {
+			lost = refused
+		}
 		a.log.Info("leaving", "err", context.Cause(serving))
 		a.keeper.handOver(ctx)
 	case <-a.keeper.ends():
@@ -198,6 +204,13 @@ func (a *App) subscribe(handlers context.Context, t transport) ([]subscription, 
 		sub, err := m.serve(a, handlers, t)
 		if err != nil {
 			return nil, fmt.Errorf("serve method %s: %w", m.name, err)
+		}
+		subs = append(subs, sub)
+	}
+	for _, topic := range a.topics {
+		sub, err := topic.listen(a, handlers, t)
+		if err != nil {
+			return nil, fmt.Errorf("subscribe to %s: %w", topic, err)
 		}
 		subs = append(subs, sub)
 	}
@@ -296,6 +309,11 @@ func (a *App) idle(ctx context.Context) error {
 	}
 	for _, m := range a.methods {
 		if err := m.idle(ctx); err != nil {
+			return err
+		}
+	}
+	for _, topic := range a.topics {
+		if err := topic.close(ctx); err != nil {
 			return err
 		}
 	}

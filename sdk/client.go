@@ -19,7 +19,8 @@ type Client struct {
 	log     *slog.Logger
 	dial    dialFunc
 	tenant  kbroker.TenantID
-	session string // of the request ids: random, one per client
+	app     kbroker.AppName // whose events it publishes; empty: of none
+	session string          // of the request ids: random, one per client
 	seq     atomic.Uint64
 	inWork  inWork
 	budget  *budget

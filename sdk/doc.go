@@ -48,6 +48,20 @@
 // another one without losing a request; when its own host's is back, it
 // returns.
 //
+// # Streams
+//
+//	sdk.HandleStream(app, "tail", func(ctx context.Context, in Tail, send func(Line) error) error { ... })
+//	for line, err := range sdk.Stream[Line](ctx, sdk.Service("logs"), "tail", in) { ... }
+//
+// Items come in order; one that is lost ends the stream with an error. See docs/streams.md.
+//
+// # Events
+//
+//	err := sdk.Publish(ctx, "orders", order)
+//	sdk.Subscribe(app, "shop/orders", func(ctx context.Context, o Order) error { ... })
+//
+// Who is there hears them; nothing is stored. See docs/events.md.
+//
 // # Objects
 //
 //	accounts := sdk.Objects[Account](app, "account")

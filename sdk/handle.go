@@ -70,6 +70,7 @@ type method struct {
 	idempotent  bool
 	concurrency int
 	run         func(ctx context.Context, data []byte) ([]byte, *kbroker.Error)
+	streams     *streams // in place of run; nil: it answers once
 
 	// Set by serve.
 	app    *App
@@ -100,6 +101,12 @@ func (m *method) check() error {
 func (m *method) serve(app *App, base context.Context, t transport) (subscription, error) {
 	m.app, m.out, m.base = app, t, base
 	m.crew = newCrew(m.concurrency, m.handle)
+	if m.streams != nil {
+		m.crew = newCrew(m.concurrency, m.handleStream)
+		if _, err := t.subscribe(subjects.StreamsTaken(app.identity.App, app.identity.Service, m.name, app.identity.Incarnation), "", m.streams.heard); err != nil {
+			return nil, err
+		}
+	}
 	m.header = nats.Header{subjects.HeaderInstance: {string(app.identity.Incarnation)}}
 	if m.idempotent {
 		m.header[subjects.HeaderIdempotent] = []string{"1"}

@@ -243,6 +243,9 @@ func (n *network) options(l *link, on linkEvents) []nats.Option {
 				n.log.Warn("messages dropped", "subject", s.Subject, "err", err)
 				return
 			}
+			if subject, ok := refusedSubscription(err); ok && on.refused != nil {
+				on.refused(subject)
+			}
 			if subject, ok := refusedSubject(err); ok && on.refused != nil {
 				on.refused(subject)
 			}
@@ -261,6 +264,19 @@ func refusedSubject(err error) (subject string, ok bool) {
 		return "", false
 	}
 	return strings.CutSuffix(rest, `"`)
+}
+
+// refusedSubscription is the subject that a server did not let this process hear.
+func refusedSubscription(err error) (subject string, ok bool) {
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return "", false
+	}
+	_, rest, ok := strings.Cut(err.Error(), `for Subscription to "`)
+	if !ok {
+		return "", false
+	}
+	subject, _, ok = strings.Cut(rest, `"`)
+	return subject, ok
 }
 
 // never is how long a link that is given up waits before it reconnects; it is

@@ -199,6 +199,11 @@ func (t *timers) has(o kbroker.Object) bool { return len(t.of[o]) > 0 }
 
 // turnedWell is for a turn that has ended without an error, and is stored.
 func (k *keeper) turnedWell(now time.Duration, o kbroker.Object, t *turn) {
+	for _, event := range t.said() {
+		if err := k.t.publish(event); err != nil {
+			k.log.Warn("event not sent", "object", o, "err", err)
+		}
+	}
 	if t.deleted.Load() {
 		k.timers.dropAll(o)
 		return

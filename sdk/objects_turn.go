@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/ownership"
 )
@@ -34,6 +36,7 @@ type turn struct {
 	reminders map[string]*due
 	// toldBytes are those of their arguments.
 	toldBytes int
+	events    []*nats.Msg // that leave when it is stored
 }
 
 // turnOf is the turn that a context belongs to, or nil.

@@ -21,7 +21,7 @@ type transport interface {
 	// request sends m with a reply subject of the transport's own and hands
 	// the first answer to deliver, with the slot that the request has; the
 	// answer can come before request returns. m is the caller's again then.
-	// Probes before it are delivered, too. errNotConnected: m was not sent.
+	// Probes before it are delivered, too, and all of a stream. errNotConnected: m was not sent.
 	request(m *nats.Msg, deliver func(slot uint64, m *nats.Msg)) (slot uint64, err error)
 	// forget gives up a slot that was not answered. An answer that was on its
 	// way may still be delivered. Slots are never used again, and none is 0.
@@ -98,7 +98,7 @@ func (t *natsTransport) receive(m *nats.Msg) {
 	}
 	t.mu.Lock()
 	deliver := t.slots[slot]
-	if !isProbe(m) { // the answer is still to come
+	if !isProbe(m) && !isOfStream(m) { // the answer is still to come
 		delete(t.slots, slot)
 	}
 	t.mu.Unlock()

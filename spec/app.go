@@ -137,6 +137,13 @@ func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 				s.Calls = append(s.Calls, c)
 			})
 		}},
+		field{name: "subscribes", read: func(v value) {
+			d.list(v, "a list of topics such as shop/orders", func(item value) {
+				var topic string
+				d.text(&topic)(item)
+				s.Subscribes = append(s.Subscribes, topic)
+			})
+		}},
 		field{name: "objects", read: func(v value) { d.objects(&s, v) }},
 		field{name: "on_disconnect", unsupported: "remove it: in this build a service that loses the cluster keeps running"},
 	)

@@ -106,6 +106,10 @@ func serviceSchema() schema {
 			"type": "array", "description": "services of other apps that it may call; those of its own app need not be named", "maxItems": MaxCalls, "uniqueItems": true,
 			"items": schema{"type": "string", "pattern": `^(\*|[^/]+/[^/]+)$`, "examples": []string{"bank/ledger", "bank/*"}},
 		},
+		"subscribes": {
+			"type": "array", "description": "topics of other apps that it may hear; those of its own app need not be named", "maxItems": MaxCalls, "uniqueItems": true,
+			"items": schema{"type": "string", "pattern": `^(\*|[^/]+/[^/]+)$`, "examples": []string{"shop/orders", "shop/*"}},
+		},
 		"spread": enum("host: prefer hosts with fewer instances of the service", SpreadHost, SpreadNone),
 		"require": {
 			"type": "array", "description": "constraints on the labels of a host; all must hold", "maxItems": MaxRequire,

@@ -149,6 +149,8 @@ func TestParseFindings(t *testing.T) {
 		{"a call of no name", in("calls: [bank/*, ba*k/x]"), []string{`4:21: app name "ba*k" is not valid`}, ""},
 		{"a call of two services", in("calls: [bank/a/b]"), []string{`4:13: service name "a/b" is not valid`}, ""},
 		{"a call twice", in("calls: [bank/a, bank/a]"), []string{`4:21: services.a.calls[1]: "bank/a" is there twice`}, ""},
+		{"a topic of no app", in("subscribes: [orders]"), []string{`4:18: services.a.subscribes[0] is "orders", want an app and a topic`}, "app/*"},
+		{"a topic of no name", in("subscribes: [shop/*, shop/Or]"), []string{`4:26: topic name "Or" is not valid`}, ""},
 		{"calls that are no list", in("calls: bank/a"), []string{`4:12: services.a.calls is "bank/a", want a list`}, "[item, item]"},
 
 		{"a kind with a bad name", in("objects: [account, My.Room]"), []string{`4:24: kind name "My.Room" is not valid`}, "without a dot"},

@@ -178,7 +178,8 @@ func (c *checker) service(path string, s *kbroker.Service, uploaded bool) {
 			c.add(at, e.Hint, "%s: %s", label(at), e.Message)
 		}
 	}
-	c.calls(path+".calls", s.Calls)
+	c.calls(path+".calls", "service", s.Calls)
+	c.calls(path+".subscribes", "topic", s.Subscribes)
 	if b, err := json.Marshal(s); err != nil || len(b) > MaxServiceBytes {
 		c.add(path, "shorten its arguments and variables", "%s takes %d bytes, at most %d are allowed", label(path), len(b), MaxServiceBytes)
 	}
@@ -240,12 +241,14 @@ func (c *checker) schemas(path string, s kbroker.Service) {
 	}
 }
 
-// AllServices is the entry of calls that allows all of them, of all apps.
+// AllServices is the entry of calls that allows all of them, of all apps; of subscribes, all
+// topics.
 const AllServices = "*"
 
-func (c *checker) calls(path string, calls []string) {
+// calls checks a list of what a service may call, or hear: what is the noun.
+func (c *checker) calls(path, what string, calls []string) {
 	if len(calls) > MaxCalls {
-		c.add(path, `"app/*" allows all services of an app`, "%s has %d services, at most %d are allowed", label(path), len(calls), MaxCalls)
+		c.add(path, fmt.Sprintf(`"app/*" allows all %ss of an app`, what), "%s has %d %ss, at most %d are allowed", label(path), len(calls), what, MaxCalls)
 		return
 	}
 	for i, call := range calls {
@@ -254,11 +257,11 @@ func (c *checker) calls(path string, calls []string) {
 		switch {
 		case call == AllServices:
 		case !ok:
-			c.add(at, `name the service, too: app/service, or "app/*" for all of the app`, "%s is %s, want an app and a service", label(at), quote(call))
+			c.add(at, fmt.Sprintf(`name the %[1]s, too: app/%[1]s, or "app/*" for all of the app`, what), "%s is %s, want an app and a %s", label(at), quote(call), what)
 		default:
 			c.name(finding{path: at}, "app", app)
 			if service != AllServices {
-				c.name(finding{path: at}, "service", service)
+				c.name(finding{path: at}, what, service)
 			}
 		}
 		if slices.Contains(calls[:i], call) {

@@ -39,6 +39,10 @@ const (
 	// HeaderCrossing is "1" on an error of a call that was refused, or whose turn was, as it
 	// crossed another: it may succeed when it is sent again.
 	HeaderCrossing = "Kb-Crossing"
+	// HeaderStream is on the messages of a stream. On its request: how many items may be on
+	// their way. From who serves it: "item <n>", "alive <n>" or "end <n>", where n counts the
+	// items. To who serves it: "end", nobody wants more.
+	HeaderStream = "Kb-Stream"
 	// HeaderSequence is the revision of a record that is republished: of the server.
 	HeaderSequence = "Nats-Sequence"
 	// HeaderOffset is on a chunk of an upload: where in the file it begins. A

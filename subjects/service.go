@@ -1,6 +1,8 @@
 package subjects
 
 import (
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kbroker/kbroker"
@@ -17,6 +19,28 @@ func Methods(service string) string { return "svc." + service + ".>" }
 
 // AllMethods are the subjects of Method.
 const AllMethods = "svc.>"
+
+// StreamTaken is where the one process that serves a stream hears that its first n items
+// were taken: below the method, so that who may call it may say so.
+func StreamTaken(app kbroker.AppName, service kbroker.ServiceName, method string, i kbroker.Incarnation, stream string, n uint64) string {
+	return Method(app, service, method) + "." + MicroID(i) + "." + stream + "." + strconv.FormatUint(n, 10)
+}
+
+// StreamsTaken are the subjects of StreamTaken of all streams of a process.
+func StreamsTaken(app kbroker.AppName, service kbroker.ServiceName, method string, i kbroker.Incarnation) string {
+	return Method(app, service, method) + "." + MicroID(i) + ".*.*"
+}
+
+// ParseStreamTaken splits a subject of StreamTaken: prefix is all of it but n, with the last
+// dot.
+func ParseStreamTaken(subject string) (prefix, stream string, n uint64, ok bool) {
+	t := strings.Split(subject, ".")
+	if len(t) != 7 || t[0] != "svc" || slices.Contains(t, "") {
+		return "", "", 0, false
+	}
+	n, err := strconv.ParseUint(t[6], 10, 64)
+	return subject[:len(subject)-len(t[6])], t[5], n, err == nil
+}
 
 // CheckMethod reports why a method name is not one subject token, or nil.
 func CheckMethod(method string) error {

@@ -3,6 +3,8 @@
 // literal subject.
 //
 //	svc.<app>.<service>.<method>            application requests (queue group svc)
+//	svc.<app>.<service>.<method>.<process>.<stream>.<n>  how much of a stream was taken, to who serves it
+//	evt.<app>.<topic>                       events of an app: who may hears them
 //	obj.<app>.<shard>.<kind>.<method>       requests to objects: the shard's owner hears them
 //	kb.super.<verb>.<tenant>.<key>          writes, with the key of who asks: only the leader answers
 //	kb.join                                 a host asks to be admitted, likewise

@@ -21,7 +21,7 @@ var tagsOf = map[grants.Role][]string{
 	grants.Core:      nil,
 	grants.Gate:      nil,
 	grants.Worker:    {grants.TagHost},
-	grants.Instance:  {grants.TagTenant, grants.TagHost, grants.TagApp, grants.TagService, grants.TagInstance, grants.TagIncarnation, grants.TagCall, grants.TagObjects},
+	grants.Instance:  {grants.TagTenant, grants.TagHost, grants.TagApp, grants.TagService, grants.TagInstance, grants.TagIncarnation, grants.TagCall, grants.TagObjects, grants.TagTopic},
 	grants.Allocator: {grants.TagTenant, grants.TagHost, grants.TagApp, grants.TagService, grants.TagInstance, grants.TagIncarnation},
 	grants.Viewer:    {grants.TagTenant},
 	grants.Deployer:  {grants.TagTenant},
@@ -30,7 +30,7 @@ var tagsOf = map[grants.Role][]string{
 }
 
 func tokensOf(tag string) int {
-	if tag == grants.TagIncarnation || tag == grants.TagCall {
+	if tag == grants.TagIncarnation || tag == grants.TagCall || tag == grants.TagTopic {
 		return 2
 	}
 	return 1
@@ -40,7 +40,7 @@ func tokensOf(tag string) int {
 func plain(role grants.Role) map[string][]string {
 	all := map[string]string{
 		grants.TagTenant: "default", grants.TagHost: "w1", grants.TagApp: "shop", grants.TagService: "web",
-		grants.TagInstance: "shop-web-1", grants.TagIncarnation: "shop-web-1.00112233aabbccdd", grants.TagCall: "shop.web", grants.TagObjects: "shop",
+		grants.TagInstance: "shop-web-1", grants.TagIncarnation: "shop-web-1.00112233aabbccdd", grants.TagCall: "shop.web", grants.TagObjects: "shop", grants.TagTopic: "shop.orders",
 	}
 	tags := map[string][]string{}
 	for _, tag := range tagsOf[role] {
@@ -93,7 +93,7 @@ func TestSignRefusesWhatIsNotAPartOfASubject(t *testing.T) {
 			if tag == grants.TagObjects {
 				delete(bad, "a wildcard")
 			}
-			if tag != grants.TagCall {
+			if tag != grants.TagCall && tag != grants.TagTopic {
 				bad["everything"], bad["a wildcard of two"] = "*.*", "a.*"
 			}
 			var taken []string
@@ -233,6 +233,9 @@ func TestPermissionsAreAsWideAsTheirTemplates(t *testing.T) {
 			wide := strings.Count(template, "*") + strings.Count(template, ">")
 			if strings.Contains(template, "{{tag("+grants.TagCall+")}}") {
 				wide += strings.Count(tags[grants.TagCall][0], "*")
+			}
+			if strings.Contains(template, "{{tag("+grants.TagTopic+")}}") {
+				wide += strings.Count(tags[grants.TagTopic][0], "*")
 			}
 			if strings.Contains(template, "{{tag("+grants.TagObjects+")}}") {
 				wide += strings.Count(tags[grants.TagObjects][0], "*")

@@ -23,7 +23,7 @@ const (
 	// Worker is the agent of a host that is no core. Tags: host.
 	Worker Role = "worker"
 	// Instance is one incarnation of an application's service. Tags: tenant, host,
-	// app, service, instance, incarnation, call, objects.
+	// app, service, instance, incarnation, call, objects, topic.
 	Instance Role = "instance"
 	// Allocator is that of an allocator, which is an instance as well.
 	Allocator Role = "allocator"
@@ -55,6 +55,8 @@ const (
 	TagUntil = "until"
 	// TagCall is <app>.<service>, <app>.* or *.*, that an instance may call.
 	TagCall = "call"
+	// TagTopic is <app>.<topic>, <app>.* or *.*, that an instance may hear.
+	TagTopic = "topic"
 	// TagObjects is an app whose objects an instance may call, or *.
 	TagObjects = "objects"
 )
@@ -101,11 +103,11 @@ var (
 		answers: true,
 	}
 	instance = placed.and(permissions{
-		tags:    []string{TagCall, TagObjects},
-		publish: []string{subjects.Methods(tag(TagCall)), subjects.ObjectMethods(kbroker.AppName(tag(TagObjects))), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)), subjects.Discovery + ".>"},
+		tags:    []string{TagCall, TagObjects, TagTopic},
+		publish: []string{subjects.Methods(tag(TagCall)), subjects.ObjectMethods(kbroker.AppName(tag(TagObjects))), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)), subjects.Topic(kbroker.AppName(tag(TagApp)), "*"), subjects.Discovery + ".>"},
 		// The server drops a template with a queue, and takes a last * for a >.
 		subscribe: slices.Concat(
-			[]string{subjects.Methods(tag(TagApp) + "." + tag(TagService)), subjects.Shards(kbroker.AppName(tag(TagApp)))}, subjects.Discoveries,
+			[]string{subjects.Methods(tag(TagApp) + "." + tag(TagService)), subjects.Shards(kbroker.AppName(tag(TagApp))), subjects.Topics(tag(TagTopic))}, subjects.Discoveries,
 			each(subjects.Discoveries, func(question string) string {
 				return question + "." + subjects.MicroName(kbroker.AppName(tag(TagApp)), kbroker.ServiceName(tag(TagService)))
 			}),
@@ -222,12 +224,13 @@ func (p permissions) template() jwt.UserPermissionLimits {
 }
 
 // forms are what the values of tags look like: one token of a subject each, but for
-// incarnations, calls and apps with objects.
+// incarnations, calls, topics and apps with objects.
 var (
 	token = regexp.MustCompile(`^[a-z0-9_-]+$`)
 	forms = map[string]*regexp.Regexp{
 		TagIncarnation: regexp.MustCompile(`^[a-z0-9_-]+\.[a-z0-9_-]+$`),
 		TagObjects:     regexp.MustCompile(`^([a-z0-9_-]+|\*)$`),
+		TagTopic:       regexp.MustCompile(`^([a-z0-9_-]+\.([a-z0-9_-]+|\*)|\*\.\*)$`),
 		TagCall:        regexp.MustCompile(`^([a-z0-9_-]+\.([a-z0-9_-]+|\*)|\*\.\*)$`),
 	}
 )
