@@ -40,6 +40,8 @@ type heard struct {
 	crossed bool // a call of its turn was refused, as it crossed another
 	waits   waits
 	timer   *timer // that has begun it; nil: it was heard
+	// done is told the outcome in place of an answer; nil: it was heard.
+	done func(*kbroker.Error)
 }
 
 // heads are the headers of replies; shared, never changed.
@@ -213,6 +215,10 @@ func (k *keeper) answer(now time.Duration, call *ownership.Call, a ownership.Ans
 	if c.timer != nil {
 		k.fired(now, c, a.Answer.Outcome, e)
 		c.method.count(c.busy, e)
+		return
+	}
+	if c.done != nil {
+		c.done(e)
 		return
 	}
 	if e != nil {
