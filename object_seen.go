@@ -53,6 +53,7 @@ type ObjectOwnersReply struct {
 	Kinds       []ObjectKindRow    `json:"kinds"`
 	Owners      []ObjectOwnerRow   `json:"owners"`
 	Unowned     int                `json:"unowned"` // shards without an owner
+	Moving      []ObjectMoving     `json:"moving"`
 	Hot         []ObjectHot        `json:"hot"`
 	Quarantined []ObjectQuarantine `json:"quarantined"`
 }
@@ -79,6 +80,15 @@ type ObjectOwnerRow struct {
 	// Seen is what it says itself; nil: it does not answer, for the reason in Silent.
 	Seen   *KeeperSeen `json:"seen,omitempty"`
 	Silent string      `json:"silent,omitempty"`
+}
+
+// ObjectMoving is a shard that is on its way, or is wanted elsewhere.
+type ObjectMoving struct {
+	Shard Shard      `json:"shard"`
+	From  InstanceID `json:"from,omitempty"`
+	To    InstanceID `json:"to"`
+	// Asked: an operator wants it there.
+	Asked bool `json:"asked,omitempty"`
 }
 
 // ObjectHot is a busy object.
@@ -156,6 +166,8 @@ type ObjectActRequest struct {
 	Shard *Shard     `json:"shard,omitempty"`
 	From  InstanceID `json:"from,omitempty"`
 	To    InstanceID `json:"to,omitempty"`
+	// Even drops all wishes of moves before.
+	Even bool `json:"even,omitempty"`
 }
 
 // ObjectActReply says what was done.

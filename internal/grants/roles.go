@@ -101,7 +101,7 @@ var (
 		answers: true,
 	}
 	instance = placed.and(permissions{
-		tags:    []string{TagCall, TagObjects},
+		tags: []string{TagCall, TagObjects},
 		publish: []string{
 			subjects.Methods(tag(TagCall)), subjects.ObjectMethods(kbroker.AppName(tag(TagObjects))), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)), subjects.Discovery + ".>",
 			subjects.Kept(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation)), "*", "*"),
