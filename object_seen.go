@@ -126,6 +126,8 @@ type ObjectDetail struct {
 	Stored      bool        `json:"stored"`
 	// InMemoryS is for how long it has been in memory, all in all, as far as was stored.
 	InMemoryS float64 `json:"in_memory_s"`
+	// AssignedAt is when who owns the shard, or is to own it, was decided last.
+	AssignedAt *time.Time `json:"assigned_at,omitempty"`
 	// Moving is where the shard is moving to.
 	Moving InstanceID `json:"moving,omitempty"`
 	// Wanted is where an operator wants the shard.

@@ -154,6 +154,23 @@ func (s *Store) CountBelow(ctx context.Context, k AppKey, streams int, match str
 	return total, nil
 }
 
+// OwnChanged is when a record of an app's ownership was written, by the clock of the leader
+// of its stream; zero: there is none. Errors: Invalid, Unavailable.
+func (s *Store) OwnChanged(ctx context.Context, k AppKey, key string) (time.Time, error) {
+	at, err := ownPlace(k, 0, []string{key})
+	if err != nil {
+		return time.Time{}, err
+	}
+	m, err := readLast(ctx, s.cfg.Conn, at.stream, at.prefix+key)
+	switch {
+	case err != nil:
+		return time.Time{}, unavailable(err, "read %s", key)
+	case m == nil:
+		return time.Time{}, nil
+	}
+	return m.at.UTC(), nil
+}
+
 func filterOf(kind kbroker.KindName) string {
 	if kind == "" {
 		return subjects.FilterStates

@@ -79,7 +79,7 @@ func (k *keepers) ask(ctx context.Context, tenant kbroker.TenantID, who kbroker.
 	select {
 	case m := <-answer:
 		if m.Header.Get("Status") == noResponders {
-			return silent(kbroker.ExecutedNo, "%s is not there, or its SDK is too old to say what it owns", who)
+			return silent(kbroker.ExecutedNo, "%s does not listen: it has ended, or its SDK is too old to be asked", instanceOf(who))
 		}
 		if m.Header.Get(subjects.HeaderCode) != "" {
 			e := &kbroker.Error{}
@@ -93,8 +93,8 @@ func (k *keepers) ask(ctx context.Context, tenant kbroker.TenantID, who kbroker.
 		}
 		return reply, nil
 	case <-ctx.Done():
-		return silent(kbroker.ExecutedUnknown, "%s did not answer: %v", who, ctx.Err())
+		return silent(kbroker.ExecutedUnknown, "%s did not answer: %v", instanceOf(who), ctx.Err())
 	case <-late.C:
-		return silent(kbroker.ExecutedUnknown, "%s did not answer within %v; an SDK that is older cannot", who, within)
+		return silent(kbroker.ExecutedUnknown, "%s did not answer within %v: it hangs, has ended, or its SDK is too old to be asked", instanceOf(who), within)
 	}
 }

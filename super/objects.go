@@ -284,6 +284,13 @@ func (d *desk) object(withState bool) func(context.Context, kbroker.TenantID, kb
 			ObjectRow: rowOf(r.App, o, own), Incarnation: a.Owner, Host: own.leases[a.Owner].Host, Epoch: a.Epoch,
 			Moving: instanceOf(a.Next), Wanted: instanceOf(own.wished[o.Shard()].To), Lease: own.lease(a.Owner), Reminders: []string{},
 		}
+		at, err := d.store.OwnChanged(ctx, k, subjects.KeyAssign(o.Shard()))
+		if err != nil {
+			return nil, err
+		}
+		if !at.IsZero() {
+			out.AssignedAt = &at
+		}
 		if err := d.stored(ctx, k, app.ObjectStreams, o, withState, &out); err != nil {
 			return nil, err
 		}

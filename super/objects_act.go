@@ -113,7 +113,7 @@ func wishesOf(v *state.View, app kbroker.App, tenant kbroker.TenantID, r kbroker
 		for n := range own.wished {
 			wishes[n] = ""
 		}
-		return wishes, fmt.Sprintf("%d wishes are dropped: the shards of %s are spread evenly", len(wishes), r.App), nil
+		return wishes, fmt.Sprintf("the shards of %s are spread evenly: %d that were moved by hand are free again", r.App, len(wishes)), nil
 	}
 	var to kbroker.Incarnation
 	var err error

@@ -113,12 +113,16 @@ func (c *cli) movingText(w io.Writer, moving []kbroker.ObjectMoving) {
 			asked++
 		}
 	}
+	verb := "are"
+	if len(moving) == 1 {
+		verb = "is"
+	}
 	switch {
 	case len(moving) == 0:
 	case asked == 0:
-		fmt.Fprintf(w, "%s move\n", client.Counted(len(moving), "shard"))
+		fmt.Fprintf(w, "%s %s on the way\n", client.Counted(len(moving), "shard"), verb)
 	default:
-		fmt.Fprintf(w, "%s move, %d of them as somebody has asked for it\n", client.Counted(len(moving), "shard"), asked)
+		fmt.Fprintf(w, "%s %s on the way, %d as somebody has asked for it\n", client.Counted(len(moving), "shard"), verb, asked)
 	}
 }
 

@@ -61,7 +61,7 @@ It needs the role operator, and is in the audit trail.`,
 			}
 			return c.objectAct(cmd.Context(), moveTimeout, r, func(ctx context.Context, api *client.Client, reply kbroker.ObjectActReply) (bool, error) {
 				c.say("%s", reply.Message)
-				if detach {
+				if detach || even { // of the latter nobody can say when it has happened
 					return false, nil
 				}
 				return true, c.awaitMoves(ctx, api, r.App, reply.Moves)
@@ -246,7 +246,7 @@ func (c *cli) objectAct(ctx context.Context, usual time.Duration, r kbroker.Obje
 		}
 	}
 	return c.print(result, func(w io.Writer) {
-		if follow == nil {
+		if follow == nil { // otherwise it was said
 			fmt.Fprintln(w, oneLine(reply.Message))
 		} else if result.Done {
 			fmt.Fprintln(w, "done")
