@@ -2,6 +2,7 @@ package kbroker
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -22,6 +23,24 @@ const DefaultObjectStreams = 4
 // HasObjects reports whether a service of the app has objects.
 func (a *App) HasObjects() bool {
 	return slices.ContainsFunc(a.Services, func(s Service) bool { return len(s.Objects) > 0 })
+}
+
+// CheckKind reports that the app has no objects of a kind, or nil. The error has code
+// NotFound, and the kinds that it has as hint.
+func (a *App) CheckKind(kind KindName) error {
+	var kinds []string
+	for _, s := range a.Services {
+		for _, k := range s.Objects {
+			if k == kind {
+				return nil
+			}
+			kinds = append(kinds, string(k))
+		}
+	}
+	if len(kinds) == 0 {
+		return Errorf(NotFound, "app %q has no objects", a.Name).WithHint("a service of its spec names the kinds that it owns, as in objects: [account]")
+	}
+	return Errorf(NotFound, "app %q has no objects of kind %s", a.Name, kind).WithHint("its kinds: %s", strings.Join(kinds, ", "))
 }
 
 // Service is one program of an app.

@@ -36,7 +36,7 @@ var mayImport = map[string][]string{
 	"agent/output":         {"internal/durable"},
 	"agent/spawn":          {"agent/cgroup"},
 	"allocator":            {"state", "subjects", "internal/ownership", "internal/connect"},
-	"super":                {"state", "subjects", "spec"},
+	"super":                {"state", "subjects", "spec", "internal/ownership"},
 	"node":                 {"broker", "agent", "allocator", "super", "state", "spec", "subjects", "internal/connect", "internal/credential", "internal/durable", "internal/grants", "internal/pki"},
 	"client":               {"subjects", "internal/connect", "internal/flow", "internal/pki"},
 	"sdk":                  {"spec", "subjects", "internal/ownership", "internal/boottime", "internal/connect", "internal/credential", "internal/pulse", "internal/sdkseam"},

@@ -45,12 +45,13 @@ type shards struct {
 	leases     bool // they were read once
 	owners     bool // assignments and releases were
 	unreadable map[kbroker.Shard]bool
+	wishes     map[kbroker.Shard]wish
 }
 
 func newShards(a *Allocator) *shards {
 	t := a.cfg.Times
 	return &shards{
-		alloc: a, now: newBell(), lookLeases: newBell(), lookShards: newBell(), unreadable: map[kbroker.Shard]bool{},
+		alloc: a, now: newBell(), lookLeases: newBell(), lookShards: newBell(), unreadable: map[kbroker.Shard]bool{}, wishes: map[kbroker.Shard]wish{},
 		assigner: ownership.NewAssigner(ownership.AssignerConfig{Times: ownership.Times{
 			Renew: t.LeaseRenew, RenewAttempt: t.RenewAttempt, HolderStops: t.HolderStops, ObserverActs: t.ObserverActs,
 			OutageGrace: t.OutageGrace, MoveDeadline: moveDeadline,
@@ -132,6 +133,10 @@ func (s *shards) readShards(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	known, wishes, err := s.readWishes(ctx)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := s.alloc.cfg.Judge()
@@ -140,6 +145,7 @@ func (s *shards) readShards(ctx context.Context) error {
 	}
 	s.owners = true
 	s.saw()
+	s.sawWishes(known, wishes)
 	return nil
 }
 
@@ -200,6 +206,8 @@ func (s *shards) see(asked, at time.Duration, r kbroker.Stored) bool {
 	case subjects.OwnRelease:
 		release, _ := decode[ownership.Release](s, r)
 		return s.assigner.SawRelease(k.Shard, release, r.Revision)
+	case subjects.OwnWish:
+		return s.sawWish(k.Shard, r)
 	}
 	return false // of this allocator's own lease, or of a later build
 }
@@ -228,7 +236,7 @@ func (s *shards) plan(epoch uint64) ownership.Batch {
 	// Where nobody is to have a shard it stays, and a move that has begun comes to its end.
 	want := s.assigner.Owners()
 	live := s.assigner.Live(at, func(l ownership.Lease) bool { return kinds[l.Service] })
-	maps.Copy(want, ownership.Spread(want, live))
+	maps.Copy(want, ownership.Spread(want, live, s.wished()))
 	maps.DeleteFunc(want, func(n kbroker.Shard, _ kbroker.Incarnation) bool { return s.unreadable[n] })
 	return s.assigner.Plan(at, epoch, want)
 }

@@ -65,8 +65,8 @@ var may = map[string][]string{
 	// An instance serves its own service, calls what it was given leave to and asks where
 	// that listens, answers its agent and hears of its own placement. It asks as itself for
 	// what its app stores of objects, and hears who owns them; it serves objects of its app,
-	// and calls those of the apps that it may call. Discovery tells services
-	// apart, not the instances of one.
+	// answers cores that ask about those, and calls those of the apps that it may call.
+	// Discovery tells services apart, not the instances of one.
 	"instance shop-web-1, calls all": slices.Concat(answering, discovering, []string{
 		"publish evt.shop.{orders,web}",
 		"subscribe evt.*.*",
@@ -77,6 +77,8 @@ var may = map[string][]string{
 		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.shop-web-1.1",
+		"subscribe kb.keeper.default.shop-web-1.1",
+		"publish kb.kept.default.shop-web-1.1.c1.q",
 		"publish kb.own.default.shop.{read,write,new}.shop-web-1.1",
 		"subscribe kb.owned.default.shop.>",
 		"publish kb.pong.default.w1.q",
@@ -97,6 +99,8 @@ var may = map[string][]string{
 		"publish kb.endpoints.default.shop.web",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.bank-api-1.1",
+		"subscribe kb.keeper.default.bank-api-1.1",
+		"publish kb.kept.default.bank-api-1.1.c1.q",
 		"publish kb.own.default.bank.read.bank-api-1.1",
 		"subscribe kb.owned.default.bank.>",
 		"publish kb.pong.default.w2.q",
@@ -120,6 +124,8 @@ var may = map[string][]string{
 		"publish kb.endpoints.default.{shop.web,shop.mail}",
 		"publish kb.core.placement.default",
 		"subscribe kb.ping.default.shop-mail-1.1",
+		"subscribe kb.keeper.default.shop-mail-1.1",
+		"publish kb.kept.default.shop-mail-1.1.c1.q",
 		"publish kb.own.default.shop.{read,write}.shop-mail-1.1",
 		"subscribe kb.owned.default.shop.>",
 		"publish kb.pong.default.w2.q",
@@ -145,6 +151,8 @@ var may = map[string][]string{
 		"publish kb.endpoints.other.{shop.web,bank.web}",
 		"publish kb.core.placement.other",
 		"subscribe kb.ping.other.shop-web-1.1",
+		"subscribe kb.keeper.other.shop-web-1.1",
+		"publish kb.kept.other.shop-web-1.1.c1.q",
 		"publish kb.own.other.shop.write.shop-web-1.1",
 		"subscribe kb.owned.other.shop.>",
 		"publish kb.pong.other.w1.q",
@@ -200,21 +208,22 @@ var (
 	// The SDK hears itself when it moves to another server (docs/protocol.md, Connecting).
 	viewing = slices.Concat(inbox, discovering, []string{
 		"publish _INBOX.<own>.x",
-		"publish kb.core.{apps,ps,hosts,status,appversion,placement,history,plan,events,why,figures}.default",
+		"publish kb.core.{apps,ps,hosts,status,appversion,placement,history,plan,events,why,figures,objects,objectowners,object}.default",
 		"publish kb.host.{w1,w2,c1}.{logs,checkup}.default",
 		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
 	})
 	deploying = []string{
 		"publish kb.super.{deploy,scale,stop,rollback,restart}.default.<own>",
-		"publish kb.core.{put,get,develop}.default",
+		"publish kb.core.{put,get,develop,objectstate}.default",
 		"publish kb.artifact.{w1,w2,c1}.default.s",
 		"publish svc.{shop.web,shop.mail,bank.api}.{m,m.p_1.s.1}",
 		"publish obj.{shop,bank}.{0,1023}.account.m",
 	}
-	// Who may reach into an instance asks a core; only cores ask the agent.
+	// Who may reach into an instance, or has something done with objects, asks a core; only
+	// cores ask the agent, or the owner.
 	operating = []string{
 		"publish kb.super.{drain,remove,maintain}.default.<own>",
-		"publish kb.core.{exec,signal}.default",
+		"publish kb.core.{exec,signal,objectact}.default",
 		"publish kb.host.{w1,w2,c1}.session.default",
 	}
 	admitting = []string{

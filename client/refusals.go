@@ -106,4 +106,6 @@ var deeds = map[string]string{
 	subjects.VerbVersion: "see the apps", subjects.VerbPlacement: "see the instances", subjects.VerbHistory: "see the history", subjects.VerbPlan: "plan",
 	subjects.VerbEvents: "see the events", subjects.VerbWhy: "ask why", subjects.VerbAudit: "read the audit trail",
 	subjects.VerbFigures: "see the figures",
+	subjects.VerbObjects: "see objects", subjects.VerbObjectOwners: "see objects", subjects.VerbObject: "see objects",
+	subjects.VerbObjectState: "see the state of objects", subjects.VerbObjectAct: "move objects, put them away or delete them",
 }

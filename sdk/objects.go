@@ -149,6 +149,7 @@ type objectMethod struct {
 	kind     kbroker.KindName
 	name     string
 	readOnly bool
+	removes  bool // the object, without the application
 	run      func(ctx context.Context, value any, data []byte) ([]byte, *kbroker.Error)
 
 	mu    sync.Mutex

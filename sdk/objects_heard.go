@@ -43,6 +43,8 @@ type heard struct {
 	reminder  *reminder       // likewise
 	reminders map[string]*due // that its turn sets, and ends
 	follows   bool            // the refusal of a message: nobody waits for its answer
+	// done is told the outcome in place of an answer; nil: it was heard.
+	done func(*kbroker.Error)
 }
 
 // heads are the headers of replies; shared, never changed.
@@ -229,6 +231,10 @@ func (k *keeper) answer(now time.Duration, call *ownership.Call, a ownership.Ans
 			k.log.Warn("the turn that follows a refusal failed, and is tried again", "object", call.Object, "method", c.method.name, "err", e)
 		}
 		c.method.count(c.busy, e)
+		return
+	}
+	if c.done != nil {
+		c.done(e)
 		return
 	}
 	if e != nil {

@@ -13,10 +13,15 @@ const maxPutAway = 1000
 // idling are the objects in memory of each kind, the one that was used last in front.
 type idling map[*kind]*list.List
 
-// use is when an object was used last.
+// use is when and how an object was used.
 type use struct {
 	object kbroker.Object
 	at     time.Duration
+	// What is counted since it came into memory, and its last error.
+	turns    uint64
+	rate     rate
+	failure  string
+	failedAt time.Duration
 }
 
 // use notes that an object is used.
@@ -27,7 +32,7 @@ func (i idling) use(a *active, now time.Duration) {
 		i[a.kind] = all
 	}
 	if a.used == nil {
-		a.used = all.PushFront(&use{a.object, now})
+		a.used = all.PushFront(&use{object: a.object, at: now})
 		return
 	}
 	a.used.Value.(*use).at = now

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -233,7 +234,7 @@ func (a *App) keep(t transport, wg *sync.WaitGroup) (end func(), err error) {
 	}
 	boundMemory(&a.identity)
 	k := newKeeper(a, t, a.leases(&a.identity))
-	if err := k.watch(); err != nil {
+	if err := errors.Join(k.watch(), k.beSeen()); err != nil {
 		return nil, err
 	}
 	a.keeper = k

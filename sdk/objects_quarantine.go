@@ -50,7 +50,7 @@ func (q quarantine) refuse(i *kbroker.InstanceFile, o kbroker.Object) *kbroker.E
 		return nil
 	}
 	return notRun(kbroker.Errorf(kbroker.Refused, "%s is in quarantine on %s: its turns have panicked %d times within %v", o, i.Instance, n, panicWindow).
-		WithHint("the instance's log has the stacks; `kbroker restart %s` ends the quarantine", i.App))
+		WithHint("the instance's log has the stacks; `kbroker objects release %s/%s` ends the quarantine", i.App, o))
 }
 
 // release ends the quarantine of a shard's objects.

@@ -120,6 +120,9 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		as.failure = e
 		return as
 	}
+	if c.method.removes {
+		return deleted(ctx, a)
+	}
 	var reply []byte
 	e, panicked := k.guarded(a, c, func() (e *kbroker.Error) {
 		var err error
@@ -283,6 +286,9 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 	c.judge(&did)
 	k.crossings.over(c)
 	k.timers.apply(now, e.Object, k.own.Incarnation, did.activated, true)
+	if u := a.noted(); u != nil && !c.method.removes {
+		u.note(now, did.failure)
+	}
 	if did.panicked {
 		k.quarantine.panicked(now, e.Object)
 	}

@@ -64,6 +64,7 @@ type message struct {
 	seq     uint64
 	header  nats.Header
 	data    []byte
+	at      time.Time // when the leader has stored it, by its clock
 }
 
 // deleted reports whether m only says that its key is gone.
@@ -101,10 +102,11 @@ func leaderRead(ctx context.Context, conn *nats.Conn, stream string, query map[s
 	var reply struct {
 		Error   *jetstream.APIError `json:"error"`
 		Message *struct {
-			Subject string `json:"subject"`
-			Seq     uint64 `json:"seq"`
-			Header  string `json:"hdrs"`
-			Data    []byte `json:"data"`
+			Subject string    `json:"subject"`
+			Seq     uint64    `json:"seq"`
+			Header  string    `json:"hdrs"`
+			Data    []byte    `json:"data"`
+			Time    time.Time `json:"time"`
 		} `json:"message"`
 	}
 	if err := json.Unmarshal(m.Data, &reply); err != nil {
@@ -118,7 +120,7 @@ func leaderRead(ctx context.Context, conn *nats.Conn, stream string, query map[s
 	case reply.Message == nil:
 		return nil, fmt.Errorf("read stream %s through its leader: the reply holds no message", stream)
 	}
-	out := &message{subject: reply.Message.Subject, seq: reply.Message.Seq, data: reply.Message.Data}
+	out := &message{subject: reply.Message.Subject, seq: reply.Message.Seq, data: reply.Message.Data, at: reply.Message.Time}
 	if reply.Message.Header != "" {
 		raw, err := base64.StdEncoding.DecodeString(reply.Message.Header)
 		if err != nil {

@@ -81,6 +81,7 @@ const (
 	tableOwnLease     = "lease"
 	tableAssign       = "assign"
 	tableRelease      = "release"
+	tableWish         = "wish"
 	placed            = "o"
 )
 
@@ -96,6 +97,9 @@ func KeyAssignObject(o kbroker.Object) string {
 
 // KeyRelease says that an owner has let a shard go.
 func KeyRelease(s kbroker.Shard) string { return tableRelease + "." + shardToken(s) }
+
+// KeyWish says which start an operator wants to own a shard.
+func KeyWish(s kbroker.Shard) string { return tableWish + "." + shardToken(s) }
 
 // Keys of an app's objects.
 const (
@@ -130,16 +134,26 @@ func shardToken(s kbroker.Shard) string { return strconv.Itoa(int(s)) }
 // kbroker.OwnReadRequest.
 func MatchStates(s kbroker.Shard) string { return shardToken(s) + "." + tableState }
 func MatchOuts(s kbroker.Shard) string   { return shardToken(s) + "." + tableOut }
+func MatchDues(s kbroker.Shard) string   { return shardToken(s) + "." + tableDue }
 
-// MatchOutsOf is what the keys of the messages of one object begin with.
+// MatchOutsOf and MatchDuesOf are what those of one object begin with.
 func MatchOutsOf(o kbroker.Object) string { return keyOfObject(tableOut, o) }
+func MatchDuesOf(o kbroker.Object) string { return keyOfObject(tableDue, o) }
 
-func MatchDues(s kbroker.Shard) string { return shardToken(s) + "." + tableDue }
+// FilterStates are the keys of the records of all objects, FilterKind of those of a kind,
+// in whichever shard: as a server filters them.
+const FilterStates = "*." + tableState + ".>"
+
+func FilterKind(k kbroker.KindName) string { return "*." + tableState + "." + string(k) + ".*" }
+
+// MatchKind is what the keys of the records of a shard's objects of a kind begin with.
+func MatchKind(s kbroker.Shard, k kbroker.KindName) string { return MatchStates(s) + "." + string(k) }
 
 const (
 	MatchLeases   = tableOwnLease
 	MatchAssigns  = tableAssign
 	MatchReleases = tableRelease
+	MatchWishes   = tableWish
 )
 
 // OwnTable names a kind of key of an app's ownership or of its objects.
@@ -154,6 +168,7 @@ const (
 	OwnAssignObject
 	OwnRelease
 	OwnHead
+	OwnWish
 	OwnState
 	OwnOut
 	OwnDue
@@ -190,11 +205,8 @@ func ParseOwnKey(key string) OwnKey {
 		if o, ok := parseObject(t[2], t[3]); ok {
 			return OwnKey{Table: OwnAssignObject, Shard: o.Shard(), Object: o}
 		}
-	case len(t) == 2 && (t[0] == tableAssign || t[0] == tableRelease):
-		table := OwnAssign
-		if t[0] == tableRelease {
-			table = OwnRelease
-		}
+	case len(t) == 2 && (t[0] == tableAssign || t[0] == tableRelease || t[0] == tableWish):
+		table := map[string]OwnTable{tableAssign: OwnAssign, tableRelease: OwnRelease, tableWish: OwnWish}[t[0]]
 		if s, ok := parseShard(t[1]); ok {
 			return OwnKey{Table: table, Shard: s}
 		}
@@ -261,7 +273,7 @@ func StoredAt(t kbroker.TenantID, a kbroker.AppName, streams int, key string) (s
 		return stream, objectsPrefix(t, a, n), true
 	}
 	stream, _ = Ownership(t, a)
-	return stream, ownershipPrefix(t, a), first == tableOwnLease || first == tableAssign || first == tableRelease || key == KeyOwnershipHead
+	return stream, ownershipPrefix(t, a), first == tableOwnLease || first == tableAssign || first == tableRelease || first == tableWish || key == KeyOwnershipHead
 }
 
 // EscapeID makes one token of a subject of any id: all but letters and digits of ASCII,

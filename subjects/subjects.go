@@ -24,12 +24,14 @@
 //	kb.host.<host>.<verb>.<tenant>          one host's agent answers (logs, checkup; exec, signal: cores alone; session)
 //	kb.ping.<tenant>.<incarnation>          an agent asks one process
 //	kb.pong.<tenant>.<host>.<question>      where it answers
+//	kb.keeper.<tenant>.<incarnation>        a core asks a start of the objects that it owns
+//	kb.kept.<tenant>.<incarnation>.<core>.<question>  where it answers
 //	kb.changed.<key>                        every change of the control store, republished
 //	kb.reported.<key>                       every change of the status store, republished
 //	kb.owned.<tenant>.<app>.<key>           every change of who owns an app's objects, republished
 //	kb.reaped.<tenant>.<app>                starts of an app that have ended, as a core has heard of their agents
 //	own.<tenant>.<app>.<key>                where who owns them is stored; an incarnation is two tokens, an id is escaped:
-//	    lease.alloc  lease.<incarnation>  assign.<shard>  assign.o.<kind>.<id>  release.<shard>  head
+//	    lease.alloc  lease.<incarnation>  assign.<shard>  assign.o.<kind>.<id>  release.<shard>  wish.<shard>  head
 //	obj.<tenant>.<app>.<n>.<key>            where objects are stored, in the n-th stream:
 //	    <shard>.state.<kind>.<id>  <shard>.out.<kind>.<id>.<number>  <shard>.due.<kind>.<id>.<name>
 //	event.<tenant>.<app>.<instance>         one event in the event stream; _ for what it is not about
@@ -91,6 +93,14 @@ const (
 	VerbUsers         = "users"
 	VerbAudit         = "audit"
 	VerbFigures       = "figures"
+	// VerbObjects lists objects of an app, VerbObjectOwners says who owns them, VerbObject
+	// what is known of one, VerbObjectState with its state; VerbObjectAct does something with
+	// one, or moves shards.
+	VerbObjects      = "objects"
+	VerbObjectOwners = "objectowners"
+	VerbObject       = "object"
+	VerbObjectState  = "objectstate"
+	VerbObjectAct    = "objectact"
 )
 
 // Super is where a write is asked for by who has a key: the server lets nobody ask with

@@ -303,6 +303,7 @@ var verbs = map[string]bool{
 	subjects.VerbArtifactGet: true, subjects.VerbHistory: true, subjects.VerbPlan: true, subjects.VerbEvents: true, subjects.VerbWhy: true,
 	subjects.VerbDevelop: true, subjects.VerbTokens: true, subjects.VerbAudit: true, subjects.VerbUser: true, subjects.VerbUserRevoke: true,
 	subjects.VerbUsers: true, subjects.VerbExec: true, subjects.VerbSignal: true, subjects.VerbFigures: true,
+	subjects.VerbObjects: true, subjects.VerbObjectOwners: true, subjects.VerbObject: true, subjects.VerbObjectState: true, subjects.VerbObjectAct: true,
 }
 
 // actionOf is what a request asks for, in the words of the command line.

@@ -164,6 +164,8 @@ func objectOf(m *nats.Msg) string {
 			return "instance " + string(r.Instance)
 		}
 		return ""
+	case subjects.VerbObjectAct:
+		return objectNamed(m.Data)
 	case subjects.VerbUser, subjects.VerbUserRevoke:
 		if kbroker.CheckName("user", r.Name) == nil {
 			return "user " + r.Name

@@ -39,6 +39,7 @@ type desk struct {
 	store   *state.Store
 	uploads *uploads
 	serving *serving
+	keepers *keepers
 	// room is for agents and allocators, owners for the objects of apps, clients for all
 	// else: transfers are slow, and so may be the store.
 	room, owners, clients chan struct{}
@@ -50,7 +51,7 @@ func newDesk(s *Super, store *state.Store) *desk {
 	return &desk{
 		Super: s, store: store, room: make(chan struct{}, maxDesk), owners: make(chan struct{}, maxDesk), clients: make(chan struct{}, maxDesk),
 		planning: make(chan struct{}, 1),
-		uploads:  newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store),
+		uploads:  newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store), keepers: newKeepers(s.cfg.Conn, s.cfg.Host),
 	}
 }
 
@@ -106,6 +107,11 @@ func (d *desk) run(ctx context.Context) error {
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
+	kept, err := d.cfg.Conn.Subscribe(subjects.AllKept(d.cfg.Host), d.keepers.heard)
+	if err != nil {
+		return fmt.Errorf("subscribe to what owners of objects say: %w", err)
+	}
+	defer func() { _ = kept.Unsubscribe() }()
 	d.uploads.expire(ctx)
 	return nil
 }
@@ -187,6 +193,14 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		return reply, err
 	case subjects.VerbExec, subjects.VerbSignal:
 		return d.inside(ctx, m, verb, tenant)
+	case subjects.VerbObjects:
+		return decoded(ctx, m.Data, tenant, d.objects)
+	case subjects.VerbObjectOwners:
+		return decoded(ctx, m.Data, tenant, d.objectOwners)
+	case subjects.VerbObject, subjects.VerbObjectState:
+		return decoded(ctx, m.Data, tenant, d.object(verb == subjects.VerbObjectState))
+	case subjects.VerbObjectAct:
+		return d.objectAct(ctx, m, tenant)
 	case subjects.VerbWhy:
 		return decoded(ctx, m.Data, tenant, d.why)
 	case subjects.VerbAudit:

@@ -33,24 +33,24 @@ const (
 func (c *cli) callCommand() *cobra.Command {
 	var requestID string
 	cmd := &cobra.Command{
-		Use:   "call APP[/SERVICE] METHOD [JSON | KEY=TEXT KEY:=JSON ... | -]",
-		Short: "Call a method of a service and print its answer",
-		Long: `Call a method of a service and print its answer. The argument is JSON, or an
-object made of KEY=TEXT and KEY:=JSON, or (-) what comes from standard input, as
-it is; without one it is an empty object. APP alone means the app's service of
-the same name, or its only one.`,
+		Use:   "call APP[/SERVICE | /KIND:ID] METHOD [JSON | KEY=TEXT KEY:=JSON ... | -]",
+		Short: "Call a method of a service or of an object and print its answer",
+		Long: `Call a method of a service or of an object and print its answer. The argument is
+JSON, or an object made of KEY=TEXT and KEY:=JSON, or (-) what comes from standard
+input, as it is; without one it is an empty object. APP alone means the app's
+service of the same name, or its only one.
+
+A call of an object that is made again with the same --request-id within a minute
+is answered as it was the first time, and takes effect once.`,
 		Example: `  kbroker call hello greet name=World
   kbroker call bank/ledger add '{"cents": 100}'
   kbroker call bank/ledger add cents:=100 note=lunch
+  kbroker call bank/account:alice deposit cents:=100 --request-id lunch:1
   cat text.json | kbroker call wordcount count -`,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: c.completeApps,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if strings.Contains(args[0], ":") {
-				return kbroker.Errorf(kbroker.Invalid, "%s is an object; this build calls services only", args[0]).
-					WithHint("APP/SERVICE METHOD")
-			}
-			app, service, err := serviceName(args[0])
+			target, err := callee(args[0])
 			if err != nil {
 				return err
 			}
@@ -60,14 +60,14 @@ the same name, or its only one.`,
 			}
 			ctx, cancel := c.within(cmd.Context(), callTimeout)
 			defer cancel()
-			if service == "" {
-				if service, err = c.onlyService(ctx, app); err != nil {
+			if target.service == "" && target.object.Kind == "" {
+				if target.service, err = c.onlyService(ctx, target.app); err != nil {
 					return err
 				}
 			}
-			answer, err := c.call(ctx, string(app)+"/"+string(service), args[1], in, requestID)
+			answer, err := c.call(ctx, target, args[1], in, requestID)
 			if err != nil {
-				return c.unserved(cmd.Context(), app, service, args[1], err)
+				return c.unserved(cmd.Context(), target, args[1], err)
 			}
 			return c.printAnswer(answer)
 		},
@@ -76,8 +76,31 @@ the same name, or its only one.`,
 	return cmd
 }
 
+// called is what a call goes to: a service of an app, or one of its objects.
+type called struct {
+	app     kbroker.AppName
+	service kbroker.ServiceName
+	object  kbroker.Object
+}
+
+func callee(name string) (to called, err error) {
+	if strings.Contains(name, ":") {
+		to.app, to.object, err = kbroker.ParseObject(name)
+		return to, err
+	}
+	to.app, to.service, err = serviceName(name)
+	return to, err
+}
+
+func (t called) String() string {
+	if t.object.Kind != "" {
+		return string(t.app) + "/" + t.object.String()
+	}
+	return string(t.app) + "/" + string(t.service)
+}
+
 // call makes one call through the SDK.
-func (c *cli) call(ctx context.Context, service, method string, in []byte, requestID string) ([]byte, error) {
+func (c *cli) call(ctx context.Context, to called, method string, in []byte, requestID string) ([]byte, error) {
 	caller, err := sdk.Dial(ctx, sdk.At(c.server), sdk.Logger(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return nil, err
@@ -87,14 +110,19 @@ func (c *cli) call(ctx context.Context, service, method string, in []byte, reque
 	if requestID != "" {
 		opts = append(opts, sdk.RequestID(requestID))
 	}
-	return sdk.Call[[]byte](ctx, caller.Service(service), method, in, opts...)
+	target := caller.Service
+	if to.object.Kind != "" {
+		target = caller.Object
+	}
+	return sdk.Call[[]byte](ctx, target(to.String()), method, in, opts...)
 }
 
 // unserved is failed, the end of a call, with what the cluster knows of the
 // service when nobody took the call: that there is none, or why none runs.
-func (c *cli) unserved(ctx context.Context, app kbroker.AppName, service kbroker.ServiceName, method string, failed error) error {
+func (c *cli) unserved(ctx context.Context, to called, method string, failed error) error {
 	e := kbroker.AsError(failed)
-	if e.Code != kbroker.Unavailable || e.Executed != kbroker.ExecutedNo || ctx.Err() != nil {
+	nobody := e.Code == kbroker.Unavailable || to.object.Kind != "" && e.Code == kbroker.DeadlineExceeded
+	if !nobody || e.Executed != kbroker.ExecutedNo || ctx.Err() != nil {
 		return failed
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
@@ -104,24 +132,39 @@ func (c *cli) unserved(ctx context.Context, app kbroker.AppName, service kbroker
 		return failed
 	}
 	defer api.Close()
-	row, err := api.App(ctx, app)
+	row, err := api.App(ctx, to.app)
 	var found *kbroker.Error
 	switch {
 	case errors.Is(err, kbroker.NotFound):
 		found = kbroker.AsError(err)
 	case err != nil:
 		return failed
-	case !slices.Contains(row.Services, string(service)):
-		found = kbroker.Errorf(kbroker.NotFound, "app %q has no service %q", app, service).WithHint("it has %s", strings.Join(row.Services, ", "))
+	case to.object.Kind == "" && !slices.Contains(row.Services, string(to.service)):
+		found = kbroker.Errorf(kbroker.NotFound, "app %q has no service %q", to.app, to.service).WithHint("it has %s", strings.Join(row.Services, ", "))
 	case row.Stopped:
-		found = kbroker.Errorf(kbroker.Unavailable, "nobody serves %s/%s %s: the app is stopped", app, service, method).
-			WithHint("`kbroker restart %s` starts it again", app)
-	default:
+		found = kbroker.Errorf(kbroker.Unavailable, "nobody serves %s %s: the app is stopped", to, method).
+			WithHint("`kbroker restart %s` starts it again", to.app)
+	case to.object.Kind != "":
+		found = unknownKind(ctx, api, to)
+	}
+	if found == nil {
 		return failed
 	}
 	answered := *found // a copy: the executed word is that of the call
 	answered.Executed = e.Executed
 	return &answered
+}
+
+// unknownKind says that an app has no objects of a kind; nil: it has, or it is not known.
+func unknownKind(ctx context.Context, api *client.Client, to called) *kbroker.Error {
+	version, err := api.Version(ctx, to.app)
+	if err != nil {
+		return nil
+	}
+	if err := version.App.CheckKind(to.object.Kind); err != nil {
+		return kbroker.AsError(err)
+	}
+	return nil
 }
 
 // onlyService is the service that an app's name alone means. When no core

@@ -52,7 +52,7 @@ func (c *cli) demonstrate(ctx context.Context) (json.RawMessage, error) {
 	if err := c.rollout(ctx, api, demoApp, reply.Version); err != nil {
 		return nil, err
 	}
-	return c.call(ctx, demoApp+"/"+demoApp, "greet", []byte(`{"name": "World"}`), "")
+	return c.call(ctx, called{app: demoApp, service: demoApp}, "greet", []byte(`{"name": "World"}`), "")
 }
 
 // hasHello reports whether there is an app to try a call on.

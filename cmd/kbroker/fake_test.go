@@ -60,7 +60,7 @@ func newFakeCore(t testing.TB) *fakeCore {
 	srv := natstest.Start(t)
 	f := &fakeCore{
 		t: t, url: srv.URL, leader: true,
-		deployed: map[kbroker.AppName]kbroker.App{"hello": helloApp(), "duo": {Name: "duo", Services: []kbroker.Service{{Name: "one"}, {Name: "two"}}}},
+		deployed: map[kbroker.AppName]kbroker.App{"bank": fakeBank(), "hello": helloApp(), "duo": {Name: "duo", Services: []kbroker.Service{{Name: "one"}, {Name: "two"}}}},
 		stopped:  map[kbroker.AppName]bool{}, uploads: map[string][]byte{}, stored: map[string][]byte{},
 		tokens: []kbroker.Token{usedToken()},
 	}
@@ -105,6 +105,9 @@ func (f *fakeCore) encode(v any) []byte {
 func (f *fakeCore) core(m *nats.Msg) (any, error) {
 	verb, _, _ := subjects.ParseAPI(m.Subject)
 	if reply, known, err := f.told(verb, m); known {
+		return reply, err
+	}
+	if reply, known, err := f.objects(verb, m); known {
 		return reply, err
 	}
 	if verb == subjects.VerbArtifactBegin {

@@ -16,19 +16,24 @@ import (
 
 func (c *cli) whyCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "why APP[/INSTANCE]",
-		Short: "Say why an application, or an instance, is where and as it is",
+		Use:   "why APP[/INSTANCE | /KIND:ID]",
+		Short: "Say why an application, an instance or an object is where and as it is",
 		Long: `Say why an application is as it is: who asked for what, how far that is, and for
 each service what every host says to one more instance: in which order they would
 be taken, or what exactly refuses it.
 
 With INSTANCE, also of one that was stopped, moved or is gone: what is demanded of
 it, its state and the reason, and who decided what and when. Any core answers,
-also while no super leads.`,
-		Example:           "  kbroker why hello\n  kbroker why hello/hello-hello-3",
+also while no super leads.
+
+With KIND:ID, of an object: who owns it and since when, or why nobody does.`,
+		Example:           "  kbroker why hello\n  kbroker why hello/hello-hello-3\n  kbroker why bank/account:alice",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeApps,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.Contains(args[0], ":") {
+				return c.whyObject(cmd.Context(), args[0])
+			}
 			name, instance, found := strings.Cut(args[0], "/")
 			app, err := appName(name)
 			if err != nil {

@@ -38,7 +38,7 @@ func asked(t kbroker.TenantID) []string {
 	return []string{
 		subjects.Super("*", t, "*"), subjects.Core("*", t), subjects.Demand(t, "*"), subjects.Upload("*", t, "*"),
 		subjects.Host("*", "*", t), subjects.Lease(t, "*"), subjects.AllRenews, subjects.Pong(t, "*", "*"), subjects.Endpoints(t, "*", "*"),
-		subjects.Own(t, "*", "*", "*.*"),
+		subjects.Own(t, "*", "*", "*.*"), subjects.Kept(t, "*.*", "*", "*"),
 	}
 }
 
@@ -47,7 +47,7 @@ func asked(t kbroker.TenantID) []string {
 // which of their starts have ended.
 func told(t kbroker.TenantID) []string {
 	return []string{
-		subjects.AllInboxes, subjects.Ping(t, ">"),
+		subjects.AllInboxes, subjects.Ping(t, ">"), subjects.Keeper(t, ">"),
 		subjects.Changed(subjects.KeyPlacement("*", t, "*")), subjects.Changed(subjects.KeyApp(t, "*")),
 		subjects.AllOwned(t), subjects.Reaped(t, "*"),
 	}

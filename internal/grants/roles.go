@@ -103,11 +103,18 @@ var (
 		answers: true,
 	}
 	instance = placed.and(permissions{
-		tags:    []string{TagCall, TagObjects, TagTopic},
-		publish: []string{subjects.Methods(tag(TagCall)), subjects.ObjectMethods(kbroker.AppName(tag(TagObjects))), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)), subjects.Topic(kbroker.AppName(tag(TagApp)), "*"), subjects.Discovery + ".>"},
+		tags: []string{TagCall, TagObjects, TagTopic},
+		publish: []string{
+			subjects.Methods(tag(TagCall)), subjects.ObjectMethods(kbroker.AppName(tag(TagObjects))), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)),
+			subjects.Topic(kbroker.AppName(tag(TagApp)), "*"), subjects.Discovery + ".>",
+			subjects.Kept(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation)), "*", "*"),
+		},
 		// The server drops a template with a queue, and takes a last * for a >.
 		subscribe: slices.Concat(
-			[]string{subjects.Methods(tag(TagApp) + "." + tag(TagService)), subjects.Shards(kbroker.AppName(tag(TagApp))), subjects.Topics(tag(TagTopic))}, subjects.Discoveries,
+			[]string{
+				subjects.Methods(tag(TagApp) + "." + tag(TagService)), subjects.Shards(kbroker.AppName(tag(TagApp))), subjects.Topics(tag(TagTopic)),
+				subjects.Keeper(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation))),
+			}, subjects.Discoveries,
 			each(subjects.Discoveries, func(question string) string {
 				return question + "." + subjects.MicroName(kbroker.AppName(tag(TagApp)), kbroker.ServiceName(tag(TagService)))
 			}),
@@ -135,7 +142,8 @@ var (
 		tags: []string{TagTenant},
 		publish: slices.Concat(
 			reads(subjects.VerbApps, subjects.VerbInstances, subjects.VerbHosts, subjects.VerbStatus, subjects.VerbVersion,
-				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy, subjects.VerbFigures),
+				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy, subjects.VerbFigures,
+				subjects.VerbObjects, subjects.VerbObjectOwners, subjects.VerbObject),
 			[]string{
 				subjects.Host("*", subjects.VerbLogs, kbroker.TenantID(tag(TagTenant))), subjects.Host("*", subjects.VerbCheckup, kbroker.TenantID(tag(TagTenant))),
 				subjects.Endpoints(kbroker.TenantID(tag(TagTenant)), "*", "*"), subjects.Discovery + ".>",
@@ -144,12 +152,12 @@ var (
 	}
 	deployer = viewer.and(permissions{publish: slices.Concat(
 		writes(subjects.VerbDeploy, subjects.VerbScale, subjects.VerbStop, subjects.VerbRollback, subjects.VerbRestart),
-		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods, subjects.AllObjectMethods},
+		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop, subjects.VerbObjectState), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods, subjects.AllObjectMethods},
 	)})
 	// What is asked inside an instance goes through a core, who tells the audit trail; a
 	// deployer puts programs there, and has no hands in those that run.
 	operator = deployer.and(permissions{publish: slices.Concat(
-		writes(subjects.VerbDrain, subjects.VerbRemove, subjects.VerbMaintain), reads(subjects.VerbExec, subjects.VerbSignal),
+		writes(subjects.VerbDrain, subjects.VerbRemove, subjects.VerbMaintain), reads(subjects.VerbExec, subjects.VerbSignal, subjects.VerbObjectAct),
 		[]string{subjects.Host("*", subjects.VerbSession, kbroker.TenantID(tag(TagTenant)))},
 	)})
 	// An admin lets hosts and users in, and reads who did what.

@@ -1,0 +1,65 @@
+package client
+
+import (
+	"context"
+	"errors"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// Objects lists objects of an app, of one kind if that is named, in the order of their
+// shards: at most limit, 0 for all. more: there are others. Each page is handed to page,
+// whose error ends it. Errors: NotFound - there is no such app, or it has no such objects;
+// Unavailable.
+func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit int, page func([]kbroker.ObjectRow) error) (more bool, err error) {
+	r.Tenant = c.tenant
+	for got := 0; ; {
+		if r.Limit = 0; limit > 0 {
+			r.Limit = min(limit-got, kbroker.MaxObjectRows)
+		}
+		var reply kbroker.ObjectsReply
+		if err := c.read(ctx, subjects.VerbObjects, r, &reply); err != nil {
+			return false, err
+		}
+		if err := page(reply.Rows); err != nil {
+			return false, err
+		}
+		got += len(reply.Rows)
+		switch r.After = reply.After; {
+		case reply.After == "":
+			return false, nil
+		case limit > 0 && got >= limit:
+			return true, nil
+		}
+	}
+}
+
+// ObjectOwners says who owns the objects of an app. Errors: NotFound, Unavailable.
+func (c *Client) ObjectOwners(ctx context.Context, app kbroker.AppName) (kbroker.ObjectOwnersReply, error) {
+	var r kbroker.ObjectOwnersReply
+	return r, c.read(ctx, subjects.VerbObjectOwners, kbroker.ListRequest{Tenant: c.tenant, App: app}, &r)
+}
+
+// Object says what is known of an object: also of one that is not stored. Its state is
+// with it, if this side may see it. Errors: NotFound - there is no such app, or it has no
+// such kind; Unavailable.
+func (c *Client) Object(ctx context.Context, app kbroker.AppName, o kbroker.Object) (kbroker.ObjectDetail, error) {
+	var r kbroker.ObjectDetail
+	req := kbroker.ObjectRequest{Tenant: c.tenant, App: app, Kind: o.Kind, ID: o.ID}
+	err := c.read(ctx, subjects.VerbObjectState, req, &r)
+	if errors.Is(err, kbroker.Refused) {
+		err = c.read(ctx, subjects.VerbObject, req, &r)
+	}
+	return r, err
+}
+
+// ObjectAct does something with an object, or has shards moved: then it returns when that
+// is wanted, not when it has happened. Errors: NotFound, Invalid; Refused - this side may
+// not, or there is nowhere to move to; Overloaded - the object is busy; Unavailable - it may
+// have been done, unless it says executed no.
+func (c *Client) ObjectAct(ctx context.Context, r kbroker.ObjectActRequest) (kbroker.ObjectActReply, error) {
+	r.Tenant = c.tenant
+	var reply kbroker.ObjectActReply
+	return reply, c.once(ctx, subjects.VerbObjectAct, r, &reply)
+}

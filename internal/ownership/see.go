@@ -1,0 +1,24 @@
+package ownership
+
+import "github.com/kbroker/kbroker"
+
+// Seen is what an owner knows of an object.
+type Seen struct {
+	Serves  bool // it owns the shard
+	Active  bool // the object is in memory
+	Phase   string
+	Waiting int // calls, without the one that runs
+}
+
+// See looks at an object. It changes nothing.
+func (o *Owner) See(id kbroker.Object) Seen {
+	s := o.shards[id.Shard()]
+	if s == nil || o.ended {
+		return Seen{}
+	}
+	seen := Seen{Serves: s.role == owning}
+	if x := s.objects[id]; x != nil {
+		seen.Active, seen.Phase, seen.Waiting = true, x.phase.String(), len(x.queue)
+	}
+	return seen
+}

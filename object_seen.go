@@ -1,0 +1,236 @@
+package kbroker
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// What people see of objects, and what they have done with them: the messages of
+// subjects.VerbObjects and its neighbours, and those between a core and the owner of an
+// object on subjects.Keeper.
+
+// Bounds of a list of objects.
+const (
+	// MaxObjectRows bounds one answer: ask again for what is after its last.
+	MaxObjectRows = 250
+	// MaxHotObjects bounds the objects of each instance that are named as busy, and those
+	// that are in quarantine.
+	MaxHotObjects = 20
+)
+
+// ObjectsRequest lists objects of an app, in the order of their shards, kinds and ids.
+type ObjectsRequest struct {
+	Tenant TenantID `json:"tenant"`
+	App    AppName  `json:"app"`
+	Kind   KindName `json:"kind,omitempty"`   // empty: of all kinds
+	Prefix string   `json:"prefix,omitempty"` // of the id
+	Limit  int      `json:"limit,omitempty"`  // 0, or more than that: MaxObjectRows
+	// After is what the last answer said, to go on.
+	After string `json:"after,omitempty"`
+}
+
+// ObjectsReply has the first of the objects that are stored; After is empty: they are all.
+type ObjectsReply struct {
+	Rows  []ObjectRow `json:"rows"`
+	After string      `json:"after,omitempty"`
+}
+
+// ObjectRow is an object as it is stored, and the owner of its shard.
+type ObjectRow struct {
+	Object string   `json:"object"` // app/kind:id
+	Kind   KindName `json:"kind"`
+	ID     string   `json:"id"`
+	Shard  Shard    `json:"shard"`
+	// Owner is the instance that owns its shard; empty: none does.
+	Owner     InstanceID `json:"owner,omitempty"`
+	SizeBytes int        `json:"size_bytes"` // of its state
+	Schema    int        `json:"schema,omitempty"`
+}
+
+// ObjectOwnersReply says who owns the objects of an app. It is asked for by a ListRequest.
+type ObjectOwnersReply struct {
+	App         AppName            `json:"app"`
+	Kinds       []ObjectKindRow    `json:"kinds"`
+	Owners      []ObjectOwnerRow   `json:"owners"`
+	Unowned     int                `json:"unowned"` // shards without an owner
+	Moving      []ObjectMoving     `json:"moving"`
+	Hot         []ObjectHot        `json:"hot"`
+	Quarantined []ObjectQuarantine `json:"quarantined"`
+}
+
+// ObjectKindRow counts the objects of a kind. Those that were deleted count for as long as
+// their callers are known.
+type ObjectKindRow struct {
+	Kind    KindName    `json:"kind"`
+	Service ServiceName `json:"service"`
+	Stored  int         `json:"stored"`
+	Active  int         `json:"active"` // in memory, of the instances that have answered
+}
+
+// ObjectOwnerRow is an instance that owns shards, or is offered some.
+type ObjectOwnerRow struct {
+	Instance    InstanceID  `json:"instance"`
+	Incarnation Incarnation `json:"incarnation"`
+	Host        HostID      `json:"host,omitempty"`
+	Shards      int         `json:"shards"`
+	Arriving    int         `json:"arriving"` // shards on their way to it
+	Leaving     int         `json:"leaving"`  // shards on their way from it
+	// Lease is held, leaving, revoked or none.
+	Lease string `json:"lease"`
+	// Seen is what it says itself; nil: it does not answer, for the reason in Silent.
+	Seen   *KeeperSeen `json:"seen,omitempty"`
+	Silent string      `json:"silent,omitempty"`
+}
+
+// ObjectMoving is a shard that is on its way, or is wanted elsewhere.
+type ObjectMoving struct {
+	Shard Shard      `json:"shard"`
+	From  InstanceID `json:"from,omitempty"`
+	To    InstanceID `json:"to"`
+	// Asked: an operator wants it there.
+	Asked bool `json:"asked,omitempty"`
+}
+
+// ObjectHot is a busy object.
+type ObjectHot struct {
+	Object    string     `json:"object"`
+	Instance  InstanceID `json:"instance"`
+	TurnsPerS float64    `json:"turns_per_s"`
+	Mailbox   int        `json:"mailbox"`
+}
+
+// ObjectQuarantine is an object whose calls its owner refuses.
+type ObjectQuarantine struct {
+	Object   string     `json:"object"`
+	Instance InstanceID `json:"instance"`
+	Reason   string     `json:"reason"`
+}
+
+// ObjectRequest is about one object.
+type ObjectRequest struct {
+	Tenant TenantID `json:"tenant"`
+	App    AppName  `json:"app"`
+	Kind   KindName `json:"kind"`
+	ID     string   `json:"id"`
+}
+
+// Object is the one that is meant.
+func (r ObjectRequest) Object() Object { return Object{r.Kind, r.ID} }
+
+// ObjectDetail is what is known of an object.
+type ObjectDetail struct {
+	ObjectRow
+	Incarnation Incarnation `json:"incarnation,omitempty"`
+	Host        HostID      `json:"host,omitempty"`
+	Epoch       uint64      `json:"epoch"` // of the shard
+	Stored      bool        `json:"stored"`
+	// InMemoryS is for how long it has been in memory, all in all, as far as was stored.
+	InMemoryS float64 `json:"in_memory_s"`
+	// AssignedAt is when who owns the shard, or is to own it, was decided last.
+	AssignedAt *time.Time `json:"assigned_at,omitempty"`
+	// Moving is where the shard is moving to.
+	Moving InstanceID `json:"moving,omitempty"`
+	// Wanted is where an operator wants the shard.
+	Wanted InstanceID `json:"wanted,omitempty"`
+	// Lease is that of the owner: held, leaving, revoked or none.
+	Lease string `json:"lease"`
+	// Outbox counts messages that wait to be sent, Reminders names those that wait.
+	Outbox    int      `json:"outbox"`
+	Reminders []string `json:"reminders"`
+	// Seen is what its owner knows of it; nil: it does not answer, for the reason in Silent.
+	Seen   *ObjectSeen `json:"seen,omitempty"`
+	Silent string      `json:"silent,omitempty"`
+	// State is the stored state, if it was asked for: as it is, if it is JSON, otherwise a
+	// string in base64.
+	State json.RawMessage `json:"state,omitempty"`
+}
+
+// Verbs of an ObjectActRequest.
+const (
+	ObjectDeactivate = "deactivate"
+	ObjectRelease    = "release"
+	ObjectRemove     = "rm"
+	ObjectMove       = "move"
+)
+
+// ObjectActRequest has something done with an object, or moves shards.
+type ObjectActRequest struct {
+	Tenant TenantID `json:"tenant"`
+	App    AppName  `json:"app"`
+	Verb   string   `json:"verb"`
+	// ID names the request: one that is sent again is done once.
+	ID string `json:"id"`
+	// Kind and Object are what it is done with.
+	Kind   KindName `json:"kind,omitempty"`
+	Object string   `json:"object,omitempty"`
+	// Of a move: the shard of the object, else Shard, or else all shards of From. To is
+	// where to; empty, of From: to all others.
+	Shard *Shard     `json:"shard,omitempty"`
+	From  InstanceID `json:"from,omitempty"`
+	To    InstanceID `json:"to,omitempty"`
+	// Even drops all wishes of moves before.
+	Even bool `json:"even,omitempty"`
+}
+
+// ObjectActReply says what was done.
+type ObjectActReply struct {
+	Message string `json:"message"`
+	// Moves are the shards that are to move, and to which start.
+	Moves map[Shard]Incarnation `json:"moves,omitempty"`
+}
+
+// ObjectWish is where an operator wants a shard: it holds for as long as that start of the
+// instance lives, or until the next wish.
+type ObjectWish struct {
+	To   Incarnation `json:"to"`
+	Time time.Time   `json:"time"`
+}
+
+// KeeperRequest is what a core asks an owner: of all that it owns, or of an object.
+type KeeperRequest struct {
+	// Verb is empty, or one of ObjectDeactivate, ObjectRelease and ObjectRemove.
+	Verb string `json:"verb,omitempty"`
+	// ID is that of the ObjectActRequest.
+	ID   string   `json:"id,omitempty"`
+	Kind KindName `json:"kind,omitempty"`
+	// Object is the id of an object.
+	Object string `json:"object,omitempty"`
+}
+
+// KeeperReply answers it.
+type KeeperReply struct {
+	Keeper *KeeperSeen `json:"keeper,omitempty"`
+	Object *ObjectSeen `json:"object,omitempty"`
+	// Message says what was done.
+	Message string `json:"message,omitempty"`
+}
+
+// KeeperSeen is what an instance says of the objects that it owns.
+type KeeperSeen struct {
+	Shards  int              `json:"shards"` // that it serves
+	Active  map[KindName]int `json:"active"` // in memory
+	Mailbox int              `json:"mailbox"`
+	// TurnsPerS are those of the last seconds.
+	TurnsPerS float64 `json:"turns_per_s"`
+	// Hot and Quarantined are without the instance, MaxHotObjects each.
+	Hot         []ObjectHot        `json:"hot,omitempty"`
+	Quarantined []ObjectQuarantine `json:"quarantined,omitempty"`
+}
+
+// ObjectSeen is what the owner of an object knows of it.
+type ObjectSeen struct {
+	// Serves: the instance owns the shard of the object, as far as it knows.
+	Serves bool `json:"serves"`
+	// Active: it is in memory; Phase is what it does there.
+	Active  bool   `json:"active"`
+	Phase   string `json:"phase,omitempty"`
+	Mailbox int    `json:"mailbox"` // calls that wait
+	// Turns counts those since it was activated, reads among them.
+	Turns     uint64  `json:"turns"`
+	TurnsPerS float64 `json:"turns_per_s"`
+	// LastError is that of the last turn that failed, so long ago.
+	LastError    string  `json:"last_error,omitempty"`
+	LastErrorAgo float64 `json:"last_error_ago_s,omitempty"`
+	// Quarantine is why its calls are refused; empty: they are not.
+	Quarantine string `json:"quarantine,omitempty"`
+}

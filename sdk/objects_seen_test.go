@@ -1,0 +1,157 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/natstest"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// asks asks the owner "a" as a core does.
+func (c *core) asks(r kbroker.KeeperRequest) (reply kbroker.KeeperReply, err error) {
+	c.t.Helper()
+	body, err := json.Marshal(r)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	on := subjects.Kept(kbroker.DefaultTenant, incarnation("a"), "c1", nats.NewInbox()[7:])
+	sub, err := c.nc.SubscribeSync(on)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	if err := c.nc.PublishRequest(subjects.Keeper(kbroker.DefaultTenant, incarnation("a")), on, body); err != nil {
+		c.t.Fatal(err)
+	}
+	m, err := sub.NextMsg(10 * time.Second)
+	if err != nil {
+		c.t.Fatalf("%+v is not answered: %v", r, err)
+	}
+	if m.Header.Get(subjects.HeaderCode) != "" {
+		e := &kbroker.Error{}
+		if err := json.Unmarshal(m.Data, e); err != nil {
+			c.t.Fatal(err)
+		}
+		return reply, e
+	}
+	if err := json.Unmarshal(m.Data, &reply); err != nil {
+		c.t.Fatalf("%+v is answered %q: %v", r, m.Data, err)
+	}
+	return reply, nil
+}
+
+func of(o kbroker.Object, verb string) kbroker.KeeperRequest {
+	return kbroker.KeeperRequest{Verb: verb, ID: "1", Kind: o.Kind, Object: o.ID}
+}
+
+func TestAnOwnerSaysWhatItKnowsOfObjects(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	start(t, bank(s.URL, "a", nil))
+	c := dial(t, s.URL)
+	for range 3 {
+		c.deposit(t, "1", 5)
+	}
+	if _, err := Call[int64](within(t, 5*time.Second), c.Object("bank/account:1"), "deposit", -1); err == nil {
+		t.Fatal("a deposit of -1 is taken")
+	}
+	reply, err := core.asks(of(acc("1"), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := reply.Object; o == nil || !o.Serves || !o.Active || o.Turns != 4 || o.TurnsPerS <= 0 || o.Mailbox != 0 || o.Phase != "idle" ||
+		o.LastError != "no_debts: -1 cents" || o.Quarantine != "" {
+		t.Errorf("the owner says %+v, want it active and idle, with 4 turns and the last error", o)
+	}
+	reply, err = core.asks(kbroker.KeeperRequest{})
+	if k := reply.Keeper; err != nil || k == nil || k.Shards != 1 || k.Active["account"] != 1 || len(k.Hot) != 1 || k.Hot[0].Object != "bank/account:1" {
+		t.Errorf("the owner says %+v (%v) of itself, want one shard, one active object, which is the hot one", k, err)
+	}
+	if _, err := core.asks(kbroker.KeeperRequest{Kind: "room", Object: "1"}); !errors.Is(err, kbroker.NotFound) {
+		t.Errorf("of a kind that it does not have: %v, want NotFound", err)
+	}
+	if reply, err = core.asks(of(acc("1"), kbroker.ObjectDeactivate)); err != nil || reply.Object.Active || !strings.Contains(reply.Message, "not in memory any more") {
+		t.Errorf("deactivate: %+v %v, want it out of memory", reply, err)
+	}
+	if got := c.balance(t, "1"); got != 15 {
+		t.Errorf("after it was put away it has %d cents, want 15", got)
+	}
+	other := acc("2")
+	for n := 3; other.Shard() == acc("1").Shard(); n++ {
+		other = acc(fmt.Sprint(n))
+	}
+	if _, err := core.asks(of(other, kbroker.ObjectRemove)); !errors.Is(err, kbroker.Moved) {
+		t.Errorf("rm of an object that it does not own: %v, want Moved", err)
+	}
+}
+
+func TestAnOwnerDeletesForAnOperator(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	start(t, bank(s.URL, "a", nil))
+	c := dial(t, s.URL)
+	if _, err := core.asks(of(acc("1"), kbroker.ObjectRemove)); !errors.Is(err, kbroker.NotFound) {
+		t.Errorf("rm of what is not stored: %v, want NotFound", err)
+	}
+	c.deposit(t, "1", 5)
+	if reply, err := core.asks(of(acc("1"), kbroker.ObjectRemove)); err != nil || !strings.Contains(reply.Message, "deleted") {
+		t.Fatalf("rm: %+v %v", reply, err)
+	}
+	if core.record(acc("1")).Exists {
+		t.Error("it is still stored")
+	}
+	if got := c.deposit(t, "1", 7); got != 7 {
+		t.Errorf("the first deposit after it was deleted leaves %d, want 7", got)
+	}
+	// The same request, late: what it would delete is another one.
+	if _, err := core.asks(of(acc("1"), kbroker.ObjectRemove)); err != nil {
+		t.Errorf("the same rm again: %v, want the same answer", err)
+	}
+	if got := c.balance(t, "1"); got != 7 {
+		t.Errorf("after the same rm again it has %d cents, want 7", got)
+	}
+}
+
+func TestAnOperatorEndsAQuarantine(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	start(t, bank(s.URL, "a", func(k *Kind[account]) {
+		Method(k, "panic", func(*account, context.Context, struct{}) (int, error) { panic("on purpose") })
+	}))
+	c := dial(t, s.URL)
+	wait.Until(t, patience, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := Call[int](ctx, c.Object("bank/account:1"), "panic", nil); !errors.Is(err, kbroker.Refused) {
+			return fmt.Errorf("the object is not in quarantine: %w", err)
+		}
+		return nil
+	})
+	reply, err := core.asks(of(acc("1"), ""))
+	if err != nil || !strings.Contains(reply.Object.Quarantine, "panicked 6 times") {
+		t.Errorf("the owner says %+v (%v), want the quarantine and why", reply.Object, err)
+	}
+	reply, err = core.asks(kbroker.KeeperRequest{})
+	if err != nil || len(reply.Keeper.Quarantined) != 1 {
+		t.Errorf("the owner says %+v (%v), want one object in quarantine", reply.Keeper, err)
+	}
+	if reply, err = core.asks(of(acc("1"), kbroker.ObjectRelease)); err != nil || reply.Object.Quarantine != "" {
+		t.Fatalf("release: %+v %v", reply, err)
+	}
+	if got := c.deposit(t, "1", 5); got != 5 {
+		t.Errorf("a deposit after the quarantine leaves %d, want 5", got)
+	}
+}

@@ -1,0 +1,185 @@
+package state
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// fewObjects of a stream are listed at once; of more, one shard after another.
+	fewObjects = 20_000
+	// listWithin is how long shards are looked at for one page.
+	listWithin = 600 * time.Millisecond
+	// beyond is an offset at which a list of subjects is empty: what is asked for is their number.
+	beyond = 1 << 40
+)
+
+// ObjectQuery is which objects are wanted.
+type ObjectQuery struct {
+	Kind   kbroker.KindName // empty: of all kinds
+	Prefix string           // of the id
+	After  string           // what Objects has returned last
+	Limit  int
+}
+
+// Objects reads records of objects in the order of their shards, kinds and ids, each through
+// the leader of its stream; those that were deleted are among them for as long as something
+// is stored of them. next is where to go on; empty: that was all. Few objects may be found,
+// or none, where there are more: looking for them takes a while, too.
+//
+// Errors: Invalid - After is none; Unavailable - a leader does not answer.
+func (s *Store) Objects(ctx context.Context, k AppKey, streams int, q ObjectQuery) (found []kbroker.Stored, next string, err error) {
+	first, after := kbroker.Shard(0), ""
+	if q.After != "" {
+		token, rest, _ := strings.Cut(q.After, ".")
+		n, err := strconv.ParseUint(token, 10, 16)
+		if err != nil || n >= kbroker.Shards || rest != "" && subjects.ParseOwnKey(q.After).Table != subjects.OwnState {
+			return nil, "", kbroker.Errorf(kbroker.Invalid, "%.80q is not where a list of objects goes on", q.After)
+		}
+		if first = kbroker.Shard(n); rest != "" {
+			after = q.After
+		}
+	}
+	few, err := s.fewObjects(ctx, k, streams, q)
+	if err != nil {
+		return nil, "", err
+	}
+	began := time.Now()
+	for n := first; n < kbroker.Shards; n++ {
+		keys, listed := few.keys[n], few.streams[int(n)%streams]
+		if !listed {
+			match := subjects.MatchStates(n)
+			if q.Kind != "" {
+				match = subjects.MatchKind(n, q.Kind)
+			}
+			if keys, err = s.keysBelow(ctx, k, streams, match, ""); err != nil {
+				return nil, "", err
+			}
+		}
+		wanted := slices.DeleteFunc(keys, func(key string) bool {
+			return key <= after || !strings.HasPrefix(subjects.ParseOwnKey(key).Object.ID, q.Prefix)
+		})
+		slices.Sort(wanted)
+		after = ""
+		for some := range slices.Chunk(wanted, readsAtOnce) {
+			some = some[:min(len(some), q.Limit-len(found))]
+			at, err := ownPlace(k, streams, some)
+			if err != nil {
+				return nil, "", err
+			}
+			records, err := s.readAll(ctx, at, some)
+			if err != nil {
+				return nil, "", err
+			}
+			for _, r := range records {
+				if r.Exists() {
+					found = append(found, r)
+				}
+			}
+			if len(found) >= q.Limit {
+				return found, some[len(some)-1], nil
+			}
+		}
+		if time.Since(began) > listWithin && n+1 < kbroker.Shards {
+			return found, strconv.Itoa(int(n) + 1), nil
+		}
+	}
+	return found, "", nil
+}
+
+// someKeys are the keys of objects by shard, of the streams that have few of them.
+type someKeys struct {
+	streams map[int]bool
+	keys    map[kbroker.Shard][]string
+}
+
+func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQuery) (someKeys, error) {
+	out := someKeys{map[int]bool{}, map[kbroker.Shard][]string{}}
+	for n := range streams {
+		stream, prefix := objectsAt(k, streams, n)
+		page, total, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), beyond)
+		if err != nil {
+			return out, unavailable(err, "count the objects of app %s", k.App)
+		}
+		if total > fewObjects {
+			continue
+		}
+		out.streams[n] = true
+		if total == 0 {
+			continue
+		}
+		if page, _, err = s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), 0); err != nil {
+			return out, unavailable(err, "list the objects of app %s", k.App)
+		}
+		for subject := range page {
+			if key := subjects.ParseOwnKey(strings.TrimPrefix(subject, prefix)); key.Table == subjects.OwnState {
+				out.keys[key.Shard] = append(out.keys[key.Shard], subjects.KeyState(key.Object))
+			}
+		}
+	}
+	return out, nil
+}
+
+// CountObjects counts what is stored of objects of a kind; those that were deleted count
+// for as long as something is stored of them. Error: Unavailable.
+func (s *Store) CountObjects(ctx context.Context, k AppKey, streams int, kind kbroker.KindName) (int, error) {
+	all := 0
+	for n := range streams {
+		stream, prefix := objectsAt(k, streams, n)
+		_, total, err := s.subjectsOf(ctx, stream, prefix+filterOf(kind), beyond)
+		if err != nil {
+			return 0, unavailable(err, "count the objects of app %s", k.App)
+		}
+		all += total
+	}
+	return all, nil
+}
+
+// CountBelow counts the records whose keys are below the beginning of a key.
+func (s *Store) CountBelow(ctx context.Context, k AppKey, streams int, match string) (int, error) {
+	stream, prefix, ok := subjects.StoredAt(k.Tenant, k.App, streams, match)
+	if !ok {
+		return 0, kbroker.Errorf(kbroker.Invalid, "%.80q is not the beginning of keys of app %s", match, k.App)
+	}
+	_, total, err := s.subjectsOf(ctx, stream, prefix+match+".>", beyond)
+	if err != nil {
+		return 0, unavailable(err, "count the records below %s", match)
+	}
+	return total, nil
+}
+
+// OwnChanged is when a record of an app's ownership was written, by the clock of the leader
+// of its stream; zero: there is none. Errors: Invalid, Unavailable.
+func (s *Store) OwnChanged(ctx context.Context, k AppKey, key string) (time.Time, error) {
+	at, err := ownPlace(k, 0, []string{key})
+	if err != nil {
+		return time.Time{}, err
+	}
+	m, err := readLast(ctx, s.cfg.Conn, at.stream, at.prefix+key)
+	switch {
+	case err != nil:
+		return time.Time{}, unavailable(err, "read %s", key)
+	case m == nil:
+		return time.Time{}, nil
+	}
+	return m.at.UTC(), nil
+}
+
+func filterOf(kind kbroker.KindName) string {
+	if kind == "" {
+		return subjects.FilterStates
+	}
+	return subjects.FilterKind(kind)
+}
+
+// objectsAt is the n-th stream of an app's objects, and what its subjects are but for the key.
+func objectsAt(k AppKey, streams, n int) (stream, prefix string) {
+	stream, prefix, _ = subjects.StoredAt(k.Tenant, k.App, streams, strconv.Itoa(n))
+	return stream, prefix
+}
