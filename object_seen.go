@@ -2,6 +2,7 @@ package kbroker
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -179,11 +180,18 @@ type ObjectActReply struct {
 	Moves map[Shard]Incarnation `json:"moves,omitempty"`
 }
 
-// ObjectWish is where an operator wants a shard: it holds for as long as that start of the
-// instance lives, or until the next wish.
-type ObjectWish struct {
-	To   Incarnation `json:"to"`
-	Time time.Time   `json:"time"`
+// ObjectWishes are where operators want shards of an app: each at a start of an instance,
+// for as long as that lives.
+type ObjectWishes map[Incarnation][]Shard
+
+// Of is where a shard is wanted; empty: anywhere.
+func (w ObjectWishes) Of(n Shard) Incarnation {
+	for to, shards := range w {
+		if slices.Contains(shards, n) {
+			return to
+		}
+	}
+	return ""
 }
 
 // KeeperRequest is what a core asks an owner: of all that it owns, or of an object.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -45,13 +46,14 @@ type shards struct {
 	leases     bool // they were read once
 	owners     bool // assignments and releases were
 	unreadable map[kbroker.Shard]bool
-	wishes     map[kbroker.Shard]wish
+	wishes     kbroker.ObjectWishes
+	wishedAt   kbroker.Revision
 }
 
 func newShards(a *Allocator) *shards {
 	t := a.cfg.Times
 	return &shards{
-		alloc: a, now: newBell(), lookLeases: newBell(), lookShards: newBell(), unreadable: map[kbroker.Shard]bool{}, wishes: map[kbroker.Shard]wish{},
+		alloc: a, now: newBell(), lookLeases: newBell(), lookShards: newBell(), unreadable: map[kbroker.Shard]bool{},
 		assigner: ownership.NewAssigner(ownership.AssignerConfig{Times: ownership.Times{
 			Renew: t.LeaseRenew, RenewAttempt: t.RenewAttempt, HolderStops: t.HolderStops, ObserverActs: t.ObserverActs,
 			OutageGrace: t.OutageGrace, MoveDeadline: moveDeadline,
@@ -133,19 +135,18 @@ func (s *shards) readShards(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	known, wishes, err := s.readWishes(ctx)
-	if err != nil {
+	wishes, err := s.alloc.readKeys(ctx, []string{subjects.KeyWishes})
+	if err != nil && !errors.Is(err, kbroker.Invalid) { // that is a core of an earlier build, which has none
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := s.alloc.cfg.Judge()
-	for _, r := range append(assigns, releases...) {
+	for _, r := range slices.Concat(assigns, releases, wishes) {
 		s.see(0, at, r)
 	}
 	s.owners = true
 	s.saw()
-	s.sawWishes(known, wishes)
 	return nil
 }
 
@@ -206,8 +207,8 @@ func (s *shards) see(asked, at time.Duration, r kbroker.Stored) bool {
 	case subjects.OwnRelease:
 		release, _ := decode[ownership.Release](s, r)
 		return s.assigner.SawRelease(k.Shard, release, r.Revision)
-	case subjects.OwnWish:
-		return s.sawWish(k.Shard, r)
+	case subjects.OwnWishes:
+		return s.sawWishes(r)
 	}
 	return false // of this allocator's own lease, or of a later build
 }

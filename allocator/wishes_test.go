@@ -3,27 +3,24 @@ package allocator
 import (
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
 
-// wishes stores that shards are wanted at a start; empty: that they are no more.
-func (w *world) wishes(revs map[kbroker.Shard]kbroker.Revision, to kbroker.Incarnation, shards ...kbroker.Shard) {
+// wish stores that shards are wanted at a start; none: that nothing is wanted any more.
+func (w *world) wish(at kbroker.Revision, to kbroker.Incarnation, shards ...kbroker.Shard) kbroker.Revision {
 	w.t.Helper()
-	for _, n := range shards {
-		one := kbroker.Write{Key: subjects.KeyWish(n), Expected: revs[n]}
-		if to != "" {
-			one.Value = encoded(kbroker.ObjectWish{To: to, Time: time.Now()})
-		}
-		reply, err := w.put(one)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		revs[n] = reply.First
+	one := kbroker.Write{Key: subjects.KeyWishes, Expected: at}
+	if len(shards) > 0 {
+		one.Value = encoded(kbroker.ObjectWishes{to: shards})
 	}
+	reply, err := w.put(one)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return reply.First
 }
 
 // at waits until shards are at a start, and none is on its way.
@@ -58,8 +55,7 @@ func TestShardsMoveWhereAnOperatorWantsThem(t *testing.T) {
 			mine = append(mine, n)
 		}
 	}
-	revs := map[kbroker.Shard]kbroker.Revision{}
-	w.wishes(revs, webB, mine...)
+	w.wish(0, webB, mine...)
 	w.at(webB, mine...)
 	after := w.shared(webA, webB) // still even: others have moved in their place
 	for _, n := range mine {
@@ -91,36 +87,8 @@ func TestAnInstanceIsEmptied(t *testing.T) {
 	for n := range kbroker.Shard(kbroker.Shards) {
 		all = append(all, n)
 	}
-	revs := map[kbroker.Shard]kbroker.Revision{}
-	w.wishes(revs, webB, all...)
+	at := w.wish(0, webB, all...)
 	w.at(webB, all...)
-	w.wishes(revs, "", all...)
+	w.wish(at, "")
 	w.shared(webA, webB)
-}
-
-// TestAWishThatWasTakenBackUnheard: what is read says that it is not there any more.
-func TestAWishThatWasTakenBackUnheard(t *testing.T) {
-	w := newObjects(t)
-	w.fake(webA, "web")
-	w.fake(webB, "web")
-	a := w.start("shop-allocator-1", objectPace)
-	w.shared(webA, webB)
-	s := newShards(a.alloc)
-	s.wishes[3] = wish{webB, 7}
-	if err := s.readShards(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if len(s.wishes) != 0 {
-		t.Errorf("wishes are %v, want none: the store has none", s.wishes)
-	}
-	// One that is heard meanwhile is newer than what was read.
-	known, found, err := s.readWishes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.sawWish(4, kbroker.Stored{Key: subjects.KeyWish(4), Revision: 9, Value: encoded(kbroker.ObjectWish{To: webA})})
-	s.sawWishes(known, found)
-	if s.wished()[4] != webA {
-		t.Errorf("wishes are %v, want the one that was just heard", s.wishes)
-	}
 }

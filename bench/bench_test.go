@@ -156,7 +156,7 @@ func TestPlanIsChecked(t *testing.T) {
 		t.Fatalf("a good plan is refused: %v", err)
 	}
 	for name, spoil := range map[string]func(*Plan){
-		"one side":     func(p *Plan) { p.Sides = sides[:1] },
+		"no side":      func(p *Plan) { p.Sides = nil },
 		"no servers":   func(p *Plan) { p.Sides = sidesOn(Cluster{}) },
 		"no loads":     func(p *Plan) { p.Loads = nil },
 		"zero callers": func(p *Plan) { p.Loads = []Load{{whatRequest, 4, 1}, {whatRequest, 0, 1}} },

@@ -3,10 +3,21 @@ package client
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
 )
+
+// objectsAttempt is how long a core may take to read who owns what.
+const objectsAttempt = 4 * time.Second
+
+// look reads what takes a core a while.
+func (c *Client) look(ctx context.Context, verb string, req, reply any) error {
+	q := c.readOf(verb)
+	q.attempt, q.budget = max(q.attempt, objectsAttempt), max(q.budget, 2*objectsAttempt)
+	return c.ask(ctx, q, req, reply)
+}
 
 // Objects lists objects of an app, of one kind if that is named, in the order of their
 // shards: at most limit, 0 for all. more: there are others. Each page is handed to page,
@@ -19,7 +30,7 @@ func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit in
 			r.Limit = min(limit-got, kbroker.MaxObjectRows)
 		}
 		var reply kbroker.ObjectsReply
-		if err := c.read(ctx, subjects.VerbObjects, r, &reply); err != nil {
+		if err := c.look(ctx, subjects.VerbObjects, r, &reply); err != nil {
 			return false, err
 		}
 		if err := page(reply.Rows); err != nil {
@@ -38,7 +49,7 @@ func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit in
 // ObjectOwners says who owns the objects of an app. Errors: NotFound, Unavailable.
 func (c *Client) ObjectOwners(ctx context.Context, app kbroker.AppName) (kbroker.ObjectOwnersReply, error) {
 	var r kbroker.ObjectOwnersReply
-	return r, c.read(ctx, subjects.VerbObjectOwners, kbroker.ListRequest{Tenant: c.tenant, App: app}, &r)
+	return r, c.look(ctx, subjects.VerbObjectOwners, kbroker.ListRequest{Tenant: c.tenant, App: app}, &r)
 }
 
 // Object says what is known of an object: also of one that is not stored. Its state is
@@ -47,9 +58,9 @@ func (c *Client) ObjectOwners(ctx context.Context, app kbroker.AppName) (kbroker
 func (c *Client) Object(ctx context.Context, app kbroker.AppName, o kbroker.Object) (kbroker.ObjectDetail, error) {
 	var r kbroker.ObjectDetail
 	req := kbroker.ObjectRequest{Tenant: c.tenant, App: app, Kind: o.Kind, ID: o.ID}
-	err := c.read(ctx, subjects.VerbObjectState, req, &r)
+	err := c.look(ctx, subjects.VerbObjectState, req, &r)
 	if errors.Is(err, kbroker.Refused) {
-		err = c.read(ctx, subjects.VerbObject, req, &r)
+		err = c.look(ctx, subjects.VerbObject, req, &r)
 	}
 	return r, err
 }

@@ -78,11 +78,12 @@ func objectsPrefix(t kbroker.TenantID, a kbroker.AppName, n int) string {
 const (
 	KeyAllocatorLease = tableOwnLease + ".alloc"
 	KeyOwnershipHead  = "head"
-	tableOwnLease     = "lease"
-	tableAssign       = "assign"
-	tableRelease      = "release"
-	tableWish         = "wish"
-	placed            = "o"
+	// KeyWishes says where operators want shards.
+	KeyWishes     = "wishes"
+	tableOwnLease = "lease"
+	tableAssign   = "assign"
+	tableRelease  = "release"
+	placed        = "o"
 )
 
 // KeyLease is the lease of a start of an instance.
@@ -97,9 +98,6 @@ func KeyAssignObject(o kbroker.Object) string {
 
 // KeyRelease says that an owner has let a shard go.
 func KeyRelease(s kbroker.Shard) string { return tableRelease + "." + shardToken(s) }
-
-// KeyWish says which start an operator wants to own a shard.
-func KeyWish(s kbroker.Shard) string { return tableWish + "." + shardToken(s) }
 
 // Keys of an app's objects.
 const (
@@ -153,7 +151,6 @@ const (
 	MatchLeases   = tableOwnLease
 	MatchAssigns  = tableAssign
 	MatchReleases = tableRelease
-	MatchWishes   = tableWish
 )
 
 // OwnTable names a kind of key of an app's ownership or of its objects.
@@ -168,7 +165,7 @@ const (
 	OwnAssignObject
 	OwnRelease
 	OwnHead
-	OwnWish
+	OwnWishes
 	OwnState
 	OwnOut
 	OwnDue
@@ -199,14 +196,19 @@ func ParseOwnKey(key string) OwnKey {
 		return OwnKey{Table: OwnAllocatorLease}
 	case key == KeyOwnershipHead:
 		return OwnKey{Table: OwnHead}
+	case key == KeyWishes:
+		return OwnKey{Table: OwnWishes}
 	case len(t) == 3 && t[0] == tableOwnLease && isName(t[1]) && isName(t[2]):
 		return OwnKey{Table: OwnLease, Incarnation: kbroker.Incarnation(t[1] + "." + t[2])}
 	case len(t) == 4 && t[0] == tableAssign && t[1] == placed:
 		if o, ok := parseObject(t[2], t[3]); ok {
 			return OwnKey{Table: OwnAssignObject, Shard: o.Shard(), Object: o}
 		}
-	case len(t) == 2 && (t[0] == tableAssign || t[0] == tableRelease || t[0] == tableWish):
-		table := map[string]OwnTable{tableAssign: OwnAssign, tableRelease: OwnRelease, tableWish: OwnWish}[t[0]]
+	case len(t) == 2 && (t[0] == tableAssign || t[0] == tableRelease):
+		table := OwnAssign
+		if t[0] == tableRelease {
+			table = OwnRelease
+		}
 		if s, ok := parseShard(t[1]); ok {
 			return OwnKey{Table: table, Shard: s}
 		}
@@ -273,7 +275,7 @@ func StoredAt(t kbroker.TenantID, a kbroker.AppName, streams int, key string) (s
 		return stream, objectsPrefix(t, a, n), true
 	}
 	stream, _ = Ownership(t, a)
-	return stream, ownershipPrefix(t, a), first == tableOwnLease || first == tableAssign || first == tableRelease || first == tableWish || key == KeyOwnershipHead
+	return stream, ownershipPrefix(t, a), first == tableOwnLease || first == tableAssign || first == tableRelease || key == KeyOwnershipHead || key == KeyWishes
 }
 
 // EscapeID makes one token of a subject of any id: all but letters and digits of ASCII,

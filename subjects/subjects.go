@@ -31,7 +31,7 @@
 //	kb.owned.<tenant>.<app>.<key>           every change of who owns an app's objects, republished
 //	kb.reaped.<tenant>.<app>                starts of an app that have ended, as a core has heard of their agents
 //	own.<tenant>.<app>.<key>                where who owns them is stored; an incarnation is two tokens, an id is escaped:
-//	    lease.alloc  lease.<incarnation>  assign.<shard>  assign.o.<kind>.<id>  release.<shard>  wish.<shard>  head
+//	    lease.alloc  lease.<incarnation>  assign.<shard>  assign.o.<kind>.<id>  release.<shard>  wishes  head
 //	obj.<tenant>.<app>.<n>.<key>            where objects are stored, in the n-th stream:
 //	    <shard>.state.<kind>.<id>  <shard>.out.<kind>.<id>.<number>  <shard>.due.<kind>.<id>.<name>
 //	event.<tenant>.<app>.<instance>         one event in the event stream; _ for what it is not about

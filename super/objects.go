@@ -22,8 +22,22 @@ const maxReminders = 100
 // owners is who owns the shards of an app, as it is stored.
 type owners struct {
 	assigned map[kbroker.Shard]ownership.Assignment
-	wished   map[kbroker.Shard]kbroker.ObjectWish
+	wishes   kbroker.ObjectWishes
+	wishedAt kbroker.Revision
 	leases   map[kbroker.Incarnation]ownership.Lease
+}
+
+func newOwners() owners {
+	return owners{assigned: map[kbroker.Shard]ownership.Assignment{}, leases: map[kbroker.Incarnation]ownership.Lease{}}
+}
+
+// readOwnership reads some records of it.
+func (d *desk) readOwnership(ctx context.Context, k state.AppKey, o *owners, keys ...string) error {
+	reply, err := d.store.OwnRead(ctx, k, 0, kbroker.OwnReadRequest{Keys: keys})
+	for _, r := range reply.Records {
+		o.see(r)
+	}
+	return err
 }
 
 // objectsOf is an app that has objects, of a kind if one is named.
@@ -46,8 +60,11 @@ func (d *desk) objectsOf(ctx context.Context, tenant kbroker.TenantID, name kbro
 
 // readOwners reads all of it.
 func (d *desk) readOwners(ctx context.Context, k state.AppKey) (owners, error) {
-	o := owners{map[kbroker.Shard]ownership.Assignment{}, map[kbroker.Shard]kbroker.ObjectWish{}, map[kbroker.Incarnation]ownership.Lease{}}
-	for _, match := range []string{subjects.MatchAssigns, subjects.MatchWishes, subjects.MatchLeases} {
+	o := newOwners()
+	if err := d.readOwnership(ctx, k, &o, subjects.KeyWishes); err != nil {
+		return o, err
+	}
+	for _, match := range []string{subjects.MatchAssigns, subjects.MatchLeases} {
 		for after := ""; ; {
 			reply, err := d.store.OwnRead(ctx, k, 0, kbroker.OwnReadRequest{Match: match, After: after})
 			if err != nil {
@@ -66,7 +83,10 @@ func (d *desk) readOwners(ctx context.Context, k state.AppKey) (owners, error) {
 }
 
 // see takes a record; one that is not readable says nothing.
-func (o owners) see(r kbroker.Stored) {
+func (o *owners) see(r kbroker.Stored) {
+	if r.Key == subjects.KeyWishes {
+		o.wishedAt = r.Revision
+	}
 	if !r.Exists() {
 		return
 	}
@@ -76,10 +96,10 @@ func (o owners) see(r kbroker.Stored) {
 		if json.Unmarshal(r.Value, &a) == nil {
 			o.assigned[key.Shard] = a
 		}
-	case subjects.OwnWish:
-		var w kbroker.ObjectWish
+	case subjects.OwnWishes:
+		var w kbroker.ObjectWishes
 		if json.Unmarshal(r.Value, &w) == nil {
-			o.wished[key.Shard] = w
+			o.wishes = w
 		}
 	case subjects.OwnLease:
 		var l ownership.Lease
@@ -224,15 +244,20 @@ func ownerRows(o owners) []kbroker.ObjectOwnerRow {
 
 // movingRows are the shards that are on their way, or wanted elsewhere.
 func movingRows(o owners) []kbroker.ObjectMoving {
-	rows := []kbroker.ObjectMoving{}
+	rows, wished := []kbroker.ObjectMoving{}, map[kbroker.Shard]kbroker.Incarnation{}
+	for to, shards := range o.wishes {
+		for _, n := range shards {
+			wished[n] = to
+		}
+	}
 	for n := range kbroker.Shard(kbroker.Shards) {
-		a, w := o.assigned[n], o.wished[n]
-		asked := w.To != "" && w.To != a.Owner && o.lease(w.To) == "held"
+		a, to := o.assigned[n], wished[n]
+		asked := to != "" && to != a.Owner && o.lease(to) == "held"
 		switch {
 		case a.Next != "":
-			rows = append(rows, kbroker.ObjectMoving{Shard: n, From: instanceOf(a.Owner), To: instanceOf(a.Next), Asked: asked && a.Next == w.To})
+			rows = append(rows, kbroker.ObjectMoving{Shard: n, From: instanceOf(a.Owner), To: instanceOf(a.Next), Asked: asked && a.Next == to})
 		case asked:
-			rows = append(rows, kbroker.ObjectMoving{Shard: n, From: instanceOf(a.Owner), To: instanceOf(w.To), Asked: true})
+			rows = append(rows, kbroker.ObjectMoving{Shard: n, From: instanceOf(a.Owner), To: instanceOf(to), Asked: true})
 		}
 	}
 	return rows
@@ -282,7 +307,7 @@ func (d *desk) object(withState bool) func(context.Context, kbroker.TenantID, kb
 		a := own.assigned[o.Shard()]
 		out := kbroker.ObjectDetail{
 			ObjectRow: rowOf(r.App, o, own), Incarnation: a.Owner, Host: own.leases[a.Owner].Host, Epoch: a.Epoch,
-			Moving: instanceOf(a.Next), Wanted: instanceOf(own.wished[o.Shard()].To), Lease: own.lease(a.Owner), Reminders: []string{},
+			Moving: instanceOf(a.Next), Wanted: instanceOf(own.wishes.Of(o.Shard())), Lease: own.lease(a.Owner), Reminders: []string{},
 		}
 		at, err := d.store.OwnChanged(ctx, k, subjects.KeyAssign(o.Shard()))
 		if err != nil {
@@ -308,21 +333,12 @@ func (d *desk) object(withState bool) func(context.Context, kbroker.TenantID, kb
 
 // shardOf reads who owns one shard.
 func (d *desk) shardOf(ctx context.Context, k state.AppKey, n kbroker.Shard) (owners, error) {
-	o := owners{map[kbroker.Shard]ownership.Assignment{}, map[kbroker.Shard]kbroker.ObjectWish{}, map[kbroker.Incarnation]ownership.Lease{}}
-	read := func(keys ...string) error {
-		reply, err := d.store.OwnRead(ctx, k, 0, kbroker.OwnReadRequest{Keys: keys})
-		for _, r := range reply.Records {
-			o.see(r)
-		}
-		return err
+	o := newOwners()
+	err := d.readOwnership(ctx, k, &o, subjects.KeyAssign(n), subjects.KeyWishes)
+	if owner := o.assigned[n].Owner; err == nil && owner != "" {
+		err = d.readOwnership(ctx, k, &o, subjects.KeyLease(owner))
 	}
-	if err := read(subjects.KeyAssign(n), subjects.KeyWish(n)); err != nil {
-		return o, err
-	}
-	if owner := o.assigned[n].Owner; owner != "" {
-		return o, read(subjects.KeyLease(owner))
-	}
-	return o, nil
+	return o, err
 }
 
 // stored reads what is stored of an object.

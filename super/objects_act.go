@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -53,7 +52,7 @@ func (d *desk) objectAct(ctx context.Context, m *nats.Msg, tenant kbroker.Tenant
 		if err := tell(message); err != nil {
 			return nil, err
 		}
-		return kbroker.ObjectActReply{Message: message, Moves: wishes}, d.wish(ctx, k, wishes)
+		return kbroker.ObjectActReply{Message: message, Moves: wishes}, d.wish(ctx, k, own, wishes)
 	}
 	own, err := d.shardOf(ctx, k, o.Shard())
 	if err != nil {
@@ -110,8 +109,10 @@ func checkAct(r kbroker.ObjectActRequest, o kbroker.Object) error {
 func wishesOf(v *state.View, app kbroker.App, tenant kbroker.TenantID, r kbroker.ObjectActRequest, o kbroker.Object, own owners) (map[kbroker.Shard]kbroker.Incarnation, string, error) {
 	if r.Even {
 		wishes := map[kbroker.Shard]kbroker.Incarnation{}
-		for n := range own.wished {
-			wishes[n] = ""
+		for _, shards := range own.wishes {
+			for _, n := range shards {
+				wishes[n] = ""
+			}
 		}
 		return wishes, fmt.Sprintf("the shards of %s are spread evenly: %d that were moved by hand are free again", r.App, len(wishes)), nil
 	}
@@ -199,34 +200,35 @@ func runsAs(v *state.View, tenant kbroker.TenantID, i kbroker.Incarnation) bool 
 	return ok && !p.Stop && v.Statuses[keyOf(p)].Incarnation == i
 }
 
-// wish stores wishes: the app's allocator moves the shards, one after another. Empty takes
-// one away. Who comes later wins.
-func (d *desk) wish(ctx context.Context, k state.AppKey, wishes map[kbroker.Shard]kbroker.Incarnation) error {
-	now := time.Now().UTC()
-	for shards := range slices.Chunk(slices.Sorted(maps.Keys(wishes)), kbroker.MaxReadKeys) {
-		var keys []string
+// wish stores wishes, among those that were there and whose starts live: the app's allocator
+// moves the shards, one after another. Empty takes one away. Conflict: somebody else has
+// wished meanwhile, and nothing was stored.
+func (d *desk) wish(ctx context.Context, k state.AppKey, own owners, moves map[kbroker.Shard]kbroker.Incarnation) error {
+	all := kbroker.ObjectWishes{}
+	for to, shards := range own.wishes {
+		if own.lease(to) != "held" {
+			continue
+		}
 		for _, n := range shards {
-			keys = append(keys, subjects.KeyWish(n))
-		}
-		found, err := d.store.OwnRead(ctx, k, 0, kbroker.OwnReadRequest{Keys: keys})
-		if err != nil {
-			return err
-		}
-		var writes []kbroker.Write
-		for i, n := range shards {
-			w := kbroker.Write{Key: keys[i], Expected: found.Records[i].Revision}
-			if wishes[n] != "" {
-				if w.Value, err = json.Marshal(kbroker.ObjectWish{To: wishes[n], Time: now}); err != nil {
-					return kbroker.Errorf(kbroker.Internal, "encode a wish: %v", err)
-				}
+			if _, anew := moves[n]; !anew {
+				all[to] = append(all[to], n)
 			}
-			writes = append(writes, w)
-		}
-		if _, err := d.store.OwnWrite(ctx, k, 0, kbroker.OwnWriteRequest{Writes: writes}); err != nil {
-			return err
 		}
 	}
-	return nil
+	for _, n := range slices.Sorted(maps.Keys(moves)) {
+		if to := moves[n]; to != "" {
+			all[to] = append(all[to], n)
+		}
+	}
+	w := kbroker.Write{Key: subjects.KeyWishes, Expected: own.wishedAt}
+	if len(all) > 0 {
+		var err error
+		if w.Value, err = json.Marshal(all); err != nil {
+			return kbroker.Errorf(kbroker.Internal, "encode wishes: %v", err)
+		}
+	}
+	_, err := d.store.OwnWrite(ctx, k, 0, kbroker.OwnWriteRequest{Writes: []kbroker.Write{w}})
+	return err
 }
 
 // objectNamed is the object, or the app, that a request is about, in words; empty: none.

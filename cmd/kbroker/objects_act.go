@@ -19,7 +19,7 @@ import (
 const (
 	// moveTimeout is how long a move is waited for, and movePoll how often it is looked at.
 	moveTimeout = 30 * time.Second
-	movePoll    = 200 * time.Millisecond
+	movePoll    = 400 * time.Millisecond
 )
 
 // objectResult is what commands that do something with objects print.
