@@ -69,6 +69,7 @@ type keeper struct {
 	active     map[kbroker.Object]*active
 	idle       idling
 	quarantine quarantine
+	turns      rate // of all objects
 	crossings  crossings
 	timers     timers
 	pressure   pressure

@@ -106,7 +106,7 @@ func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQ
 	out := someKeys{map[int]bool{}, map[kbroker.Shard][]string{}}
 	for n := range streams {
 		stream, prefix := objectsAt(k, streams, n)
-		page, total, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), beyond)
+		_, total, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), beyond)
 		if err != nil {
 			return out, unavailable(err, "count the objects of app %s", k.App)
 		}
@@ -117,7 +117,8 @@ func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQ
 		if total == 0 {
 			continue
 		}
-		if page, _, err = s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), 0); err != nil {
+		page, _, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), 0)
+		if err != nil {
 			return out, unavailable(err, "list the objects of app %s", k.App)
 		}
 		for subject := range page {
