@@ -71,6 +71,7 @@ type keeper struct {
 	active     map[kbroker.Object]*active
 	idle       idling
 	quarantine quarantine
+	turns      rate // of all objects
 	crossings  crossings
 	reminders  reminders
 	timers     timers

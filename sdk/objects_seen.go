@@ -18,6 +18,9 @@ import (
 const (
 	// rateOver is the time over which turns are counted for their rate.
 	rateOver = 5 * time.Second
+	// maxRecent bounds the objects of a kind, those that were used last, of which the busy
+	// ones are named.
+	maxRecent = 1000
 	// maxErrorBytes bounds an error of a turn that is kept.
 	maxErrorBytes = 300
 	// removeWithin bounds a deletion that somebody has asked for.
@@ -128,7 +131,7 @@ func (k *keeper) attend(now time.Duration, to string, r kbroker.KeeperRequest) {
 	case "":
 	case kbroker.ObjectDeactivate:
 		if said = k.deactivate(now, o); said == "" {
-			k.tell(to, nil, notRun(kbroker.Errorf(kbroker.Overloaded, "%s is busy: it stays in memory", o).WithHint("it can be put away when no call of it runs or waits")))
+			k.tell(to, nil, notRun(kbroker.Errorf(kbroker.Overloaded, "%s is busy, or not stored yet: it stays in memory", o).WithHint("it can be put away when no call of it runs or waits")))
 			return
 		}
 	case kbroker.ObjectRelease:
@@ -199,23 +202,30 @@ func (k *keeper) remove(now time.Duration, to string, kind *kind, o kbroker.Obje
 	}
 }
 
-// look is what the instance owns.
+// look is what the instance owns. It is asked for on the loop: what it takes must not grow
+// with the objects in memory.
 func (k *keeper) look(now time.Duration) *kbroker.KeeperSeen {
-	seen := &kbroker.KeeperSeen{Shards: len(k.owner.Owned()), Active: map[kbroker.KindName]int{}}
-	for name := range k.kinds {
-		seen.Active[name] = 0
+	seen := &kbroker.KeeperSeen{
+		Shards: len(k.owner.Owned()), Active: map[kbroker.KindName]int{}, Mailbox: k.owner.Mailboxes(), TurnsPerS: k.turns.perSecond(now),
 	}
 	var hot []kbroker.ObjectHot
-	for o, a := range k.active {
-		seen.Active[o.Kind]++
-		row := kbroker.ObjectHot{Object: string(k.own.App) + "/" + o.String(), Mailbox: k.owner.See(o).Waiting}
-		if u := a.noted(); u != nil {
-			row.TurnsPerS = u.rate.perSecond(now)
+	for name, kind := range k.kinds {
+		used := k.idle[kind]
+		if used == nil {
+			seen.Active[name] = 0
+			continue
 		}
-		seen.Mailbox += row.Mailbox
-		seen.TurnsPerS += row.TurnsPerS
-		if row.Mailbox > 0 || row.TurnsPerS > 0 {
-			hot = append(hot, row)
+		seen.Active[name] = used.Len()
+		at := used.Front()
+		for range maxRecent {
+			if at == nil || now-at.Value.(*use).at > 2*rateOver {
+				break
+			}
+			u := at.Value.(*use)
+			hot = append(hot, kbroker.ObjectHot{
+				Object: string(k.own.App) + "/" + u.object.String(), TurnsPerS: u.rate.perSecond(now), Mailbox: k.owner.See(u.object).Waiting,
+			})
+			at = at.Next()
 		}
 	}
 	slices.SortFunc(hot, func(a, b kbroker.ObjectHot) int {

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strconv"
@@ -26,6 +27,8 @@ type ObjectQuery struct {
 	Prefix string           // of the id
 	After  string           // what Objects has returned last
 	Limit  int
+
+	few int // of a stream that are listed at once; 0: fewObjects
 }
 
 // Objects reads records of objects in the order of their shards, kinds and ids, each through
@@ -107,7 +110,7 @@ func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQ
 		if err != nil {
 			return out, unavailable(err, "count the objects of app %s", k.App)
 		}
-		if total > fewObjects {
+		if total > cmp.Or(q.few, fewObjects) {
 			continue
 		}
 		out.streams[n] = true

@@ -145,7 +145,7 @@ func (c *cli) unserved(ctx context.Context, to called, method string, failed err
 		found = kbroker.Errorf(kbroker.Unavailable, "nobody serves %s %s: the app is stopped", to, method).
 			WithHint("`kbroker restart %s` starts it again", to.app)
 	case to.object.Kind != "":
-		found = unknownKind(ctx, api, to)
+		found = unowned(ctx, api, to, row, e)
 	}
 	if found == nil {
 		return failed
@@ -155,16 +155,19 @@ func (c *cli) unserved(ctx context.Context, to called, method string, failed err
 	return &answered
 }
 
-// unknownKind says that an app has no objects of a kind; nil: it has, or it is not known.
-func unknownKind(ctx context.Context, api *client.Client, to called) *kbroker.Error {
-	version, err := api.Version(ctx, to.app)
-	if err != nil {
+// unowned is the end of a call to an object with what keeps its owner from it: the app has
+// no objects of the kind, nobody owns the shard, or who does is not there; nil: nothing is
+// known to.
+func unowned(ctx context.Context, api *client.Client, to called, row kbroker.AppRow, ended *kbroker.Error) *kbroker.Error {
+	d, err := api.Object(ctx, to.app, to.object)
+	switch {
+	case errors.Is(err, kbroker.NotFound):
+		return kbroker.AsError(err)
+	case err != nil || d.Owner != "" && d.Seen != nil && d.Seen.Serves:
 		return nil
 	}
-	if err := version.App.CheckKind(to.object.Kind); err != nil {
-		return kbroker.AsError(err)
-	}
-	return nil
+	why := *ended
+	return why.WithHint("%s", strings.Join(append(whyOwned(d, row, time.Now()), whySo(d)...), " "))
 }
 
 // onlyService is the service that an app's name alone means. When no core

@@ -267,7 +267,9 @@ func (c *cli) objectText(w io.Writer, d kbroker.ObjectDetail, now time.Time) {
 	if len(d.Reminders) > 0 {
 		line("reminders", "%s", strings.Join(d.Reminders, ", "))
 	}
-	if d.State != nil {
-		line("state", "%s", d.State)
+	if d.State == nil {
+		line("state", "not shown: it needs the role deployer")
+		return
 	}
+	line("state", "%s", d.State)
 }
