@@ -102,9 +102,12 @@ func TestAnOwnerDeletesForAnOperator(t *testing.T) {
 	core.give(incarnation("a"), acc("1"))
 	start(t, bank(s.URL, "a", nil))
 	c := dial(t, s.URL)
-	if _, err := core.asks(of(acc("1"), kbroker.ObjectRemove)); !errors.Is(err, kbroker.NotFound) {
-		t.Errorf("rm of what is not stored: %v, want NotFound", err)
-	}
+	wait.Until(t, patience, func() error { // until it owns it
+		if _, err := core.asks(of(acc("1"), kbroker.ObjectRemove)); !errors.Is(err, kbroker.NotFound) {
+			return fmt.Errorf("rm of what is not stored: %w, want NotFound", err)
+		}
+		return nil
+	})
 	c.deposit(t, "1", 5)
 	if reply, err := core.asks(of(acc("1"), kbroker.ObjectRemove)); err != nil || !strings.Contains(reply.Message, "deleted") {
 		t.Fatalf("rm: %+v %v", reply, err)

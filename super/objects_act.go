@@ -4,15 +4,24 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// movedWithin is how long the owner of an object that moves is looked for, movedAgain the
+	// pause between.
+	movedWithin = 2 * time.Second
+	movedAgain  = 100 * time.Millisecond
 )
 
 // objectAct does something with an object, or says where shards are wanted. It is in the
@@ -54,25 +63,44 @@ func (d *desk) objectAct(ctx context.Context, m *nats.Msg, tenant kbroker.Tenant
 		}
 		return kbroker.ObjectActReply{Message: message, Moves: wishes}, d.wish(ctx, k, own, wishes)
 	}
-	own, err := d.shardOf(ctx, k, o.Shard())
-	if err != nil {
-		return nil, err
-	}
-	owner := own.assigned[o.Shard()].Owner
-	if owner == "" {
-		e := kbroker.Errorf(kbroker.Unavailable, "no instance owns shard %d, in which %s is: nothing is done", o.Shard(), o).
-			WithHint("`kbroker why %s` says what its instances wait for", r.App)
-		e.Executed = kbroker.ExecutedNo
-		return nil, e
-	}
-	if err := tell(fmt.Sprintf("%s, by its owner %s", r.Verb, instanceOf(owner))); err != nil {
-		return nil, err
-	}
-	reply, err := d.keepers.ask(ctx, tenant, owner, kbroker.KeeperRequest{Verb: r.Verb, ID: r.ID, Kind: o.Kind, Object: o.ID}, actWithin)
+	reply, err := d.byOwner(ctx, k, r, o, tell)
 	if err != nil {
 		return nil, err
 	}
 	return kbroker.ObjectActReply{Message: string(r.App) + "/" + reply.Message}, nil
+}
+
+// byOwner has the owner of an object do something: the next one, where it has just moved.
+func (d *desk) byOwner(ctx context.Context, k state.AppKey, r kbroker.ObjectActRequest, o kbroker.Object, tell func(string) error) (kbroker.KeeperReply, error) {
+	var told kbroker.Incarnation
+	for began := time.Now(); ; {
+		own, err := d.shardOf(ctx, k, o.Shard())
+		if err != nil {
+			return kbroker.KeeperReply{}, err
+		}
+		owner := own.assigned[o.Shard()].Owner
+		if owner == "" {
+			e := kbroker.Errorf(kbroker.Unavailable, "no instance owns shard %d, in which %s is: nothing is done", o.Shard(), o).
+				WithHint("`kbroker why %s` says what its instances wait for", r.App)
+			e.Executed = kbroker.ExecutedNo
+			return kbroker.KeeperReply{}, e
+		}
+		if owner != told {
+			if err := tell(fmt.Sprintf("%s, by its owner %s", r.Verb, instanceOf(owner))); err != nil {
+				return kbroker.KeeperReply{}, err
+			}
+			told = owner
+		}
+		reply, err := d.keepers.ask(ctx, k.Tenant, owner, kbroker.KeeperRequest{Verb: r.Verb, ID: r.ID, Kind: o.Kind, Object: o.ID}, actWithin)
+		if !errors.Is(err, kbroker.Moved) || time.Since(began) > movedWithin {
+			return reply, err
+		}
+		select {
+		case <-ctx.Done():
+			return reply, err
+		case <-time.After(movedAgain):
+		}
+	}
 }
 
 func checkAct(r kbroker.ObjectActRequest, o kbroker.Object) error {

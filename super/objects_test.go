@@ -72,6 +72,7 @@ func TestWhatIsKnownOfObjects(t *testing.T) {
 		len(is.Reminders) != 1 || is.Reminders[0] != "tick tock" || is.State != nil || is.AssignedAt == nil || time.Since(*is.AssignedAt) > time.Minute || is.Seen != nil || is.Silent == "" {
 		t.Errorf("alice is %+v, want what is stored, without her state, and that her owner is silent", is)
 	}
+	moved := 0
 	asked := d.owner(webStart, func(r kbroker.KeeperRequest) (any, *kbroker.Error) {
 		switch {
 		case r.Kind == "":
@@ -79,8 +80,11 @@ func TestWhatIsKnownOfObjects(t *testing.T) {
 				Shards: 1, Active: map[kbroker.KindName]int{"account": 1}, Hot: []kbroker.ObjectHot{{Object: "shop/account:alice", TurnsPerS: 5}},
 				Quarantined: []kbroker.ObjectQuarantine{{Object: "shop/account:eve"}},
 			}}, nil
-		case r.Verb == kbroker.ObjectRelease:
-			return nil, kbroker.Errorf(kbroker.Moved, "it has moved")
+		case r.Verb == kbroker.ObjectRelease && moved < 2:
+			moved++
+			return nil, kbroker.Errorf(kbroker.Moved, "it is on its way")
+		case r.Verb == kbroker.ObjectRemove:
+			return nil, kbroker.Errorf(kbroker.NotFound, "it is not stored")
 		}
 		return kbroker.KeeperReply{Object: &kbroker.ObjectSeen{Active: true, Turns: 4}, Message: "account:alice is away"}, nil
 	})
@@ -101,7 +105,11 @@ func TestWhatIsKnownOfObjects(t *testing.T) {
 		t.Errorf("the owner was asked %+v", r)
 	}
 	act.Verb = kbroker.ObjectRelease
-	if err := d.askAs("ME", subjects.VerbObjectAct, act, &did); !errors.Is(err, kbroker.Moved) {
+	if err := d.askAs("ME", subjects.VerbObjectAct, act, &did); err != nil {
+		t.Errorf("release, while it moves: %v", err)
+	}
+	act.Verb = kbroker.ObjectRemove
+	if err := d.askAs("ME", subjects.VerbObjectAct, act, &did); !errors.Is(err, kbroker.NotFound) {
 		t.Errorf("an error of the owner arrives as %v", err)
 	}
 	d.awaitTrail("what was done", func(r kbroker.AuditRecord) bool {
