@@ -306,11 +306,22 @@ func (l *Leader) publish(ctx context.Context, msgs []*nats.Msg) (uint64, error) 
 	}
 }
 
-// publishBatch writes msgs in one atomic batch and returns its last sequence.
+// publishBatch writes msgs in one atomic batch and returns its last sequence. Its first
+// message is acknowledged before the others are sent.
 func publishBatch(ctx context.Context, js jetstream.JetStream, msgs []*nats.Msg) (uint64, error) {
+	return publishBatchWith(ctx, js, msgs, jetstreamext.BatchFlowControl{AckFirst: true, AckTimeout: batchOpened})
+}
+
+// publishBatchAtOnce does so without that acknowledgement, in one round trip: what would be
+// refused by it is an incomplete batch at its end.
+func publishBatchAtOnce(ctx context.Context, js jetstream.JetStream, msgs []*nats.Msg) (uint64, error) {
+	return publishBatchWith(ctx, js, msgs, jetstreamext.BatchFlowControl{})
+}
+
+func publishBatchWith(ctx context.Context, js jetstream.JetStream, msgs []*nats.Msg, flow jetstreamext.BatchFlowControl) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, batchAttempt)
 	defer cancel()
-	ack, err := jetstreamext.PublishMsgBatch(ctx, js, msgs, jetstreamext.BatchFlowControl{AckFirst: true, AckTimeout: batchOpened})
+	ack, err := jetstreamext.PublishMsgBatch(ctx, js, msgs, flow)
 	if err != nil {
 		return 0, fmt.Errorf("publish a batch of %d: %w", len(msgs), err)
 	}

@@ -105,7 +105,7 @@ func (s *Store) OwnWrite(ctx context.Context, k AppKey, streams int, r kbroker.O
 			return kbroker.OwnWriteReply{}, err
 		}
 	}
-	last, err := answered(ctx, func() (uint64, error) { return publishBatch(ctx, s.js, msgs) })
+	last, err := answered(ctx, func() (uint64, error) { return publishBatchAtOnce(ctx, s.js, msgs) })
 	if err != nil {
 		return kbroker.OwnWriteReply{}, ownError(err, k, r.Writes)
 	}
