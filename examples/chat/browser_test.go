@@ -40,6 +40,7 @@ func chromium(t *testing.T) (address string) {
 	cmd := exec.CommandContext(ctx, path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage",
 		"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 		"--remote-debugging-port=0", "--user-data-dir="+dir, "about:blank")
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir) // what it leaves goes with the test
 	var out bytes.Buffer
 	cmd.Stderr = &out
 	// A group of its own, so that what it starts ends with it.
