@@ -107,7 +107,7 @@ type Stored struct {
 	Key      string   `json:"key"`
 	Revision Revision `json:"revision,omitempty"` // 0: there is none
 	// Value is never empty, but where the record was taken away, by the write at Revision.
-	// An hour later there is none.
+	// An hour later, of messages and reminders a minute, there is none.
 	Value []byte `json:"-"`
 }
 

@@ -117,8 +117,8 @@ func (k *keeper) relayed(now time.Duration, e ownership.Relay, m *tell, err erro
 // sent again.
 func isFinal(e *kbroker.Error) bool {
 	switch e.Code {
-	case kbroker.Unavailable, kbroker.Overloaded, kbroker.DeadlineExceeded, kbroker.Moved, kbroker.Deadlock, kbroker.Internal:
-		return false
+	case kbroker.Unavailable, kbroker.Overloaded, kbroker.DeadlineExceeded, kbroker.Moved, kbroker.Deadlock:
+		return false // an Internal that has run is any error of a method; a panic is not known to have
 	case kbroker.Expired:
 		return true
 	case kbroker.NotFound, kbroker.Invalid:

@@ -188,6 +188,10 @@ func (k *keeper) remind(now time.Duration) {
 			k.reminders.later(x)
 			continue
 		}
+		if k.quarantine.in[x.id.object] > 0 {
+			k.reminders.later(x)
+			continue
+		}
 		sum := sha256.Sum256([]byte(x.id.object.String() + "\x00" + x.id.name))
 		session, sequence := "r."+hex.EncodeToString(sum[:16]), uint64(max(x.due.Due, 0))
 		id := session + ":" + strconv.FormatUint(sequence, 10)

@@ -274,7 +274,7 @@ func (q quarantine) reason(o kbroker.Object) string {
 }
 
 // deleted is the turn of a removal.
-func deleted(ctx *request, a *active) outcome {
+func deleted(ctx *request, a *active, c *heard) outcome {
 	as := outcome{turn: ownership.Turn{Exists: a.exists, State: a.raw, Schema: a.schema}}
 	if ctx.Err() != nil {
 		as.failure = notRun(kbroker.Errorf(kbroker.DeadlineExceeded, "the deadline of the deletion of %s passed before its turn", a.object))
@@ -285,7 +285,8 @@ func deleted(ctx *request, a *active) outcome {
 		as.failure.Executed = kbroker.ExecutedNo
 		return as
 	}
-	ctx.turn.deleted.Store(true) // its timers go as well
+	ctx.turn.deleted.Store(true) // its timers and reminders go as well
+	as.leaves(ctx.turn, c, a)
 	as.turn.Changed, as.turn.Exists, as.turn.State, as.turn.Schema = true, false, nil, 0
 	return as
 }

@@ -121,7 +121,7 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		return as
 	}
 	if c.method.removes {
-		return deleted(ctx, a)
+		return deleted(ctx, a, c)
 	}
 	var reply []byte
 	e, panicked := k.guarded(a, c, func() (e *kbroker.Error) {
@@ -151,13 +151,13 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 	if e != nil {
 		return fail(e)
 	}
-	if as.finish(ctx.turn, c, a); c.reminder != nil && !a.exists {
-		as.spoiled = false
+	switch gone := ctx.turn.deleted.Load(); {
+	case c.reminder != nil && !a.exists:
+		as.spoiled, as.turn.Changed = false, as.leaves(ctx.turn, c, a)
 		return as
-	}
-	if ctx.turn.deleted.Load() {
+	case gone:
 		as.turn.Reply.Data = reply
-		as.turn.Changed, as.turn.Exists, as.turn.State = as.turn.Changed || a.exists, false, nil
+		as.turn.Changed, as.turn.Exists, as.turn.State = as.leaves(ctx.turn, c, a) || a.exists, false, nil
 		as.turn.Schema = 0
 		return as
 	}
@@ -171,7 +171,7 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		k.log.Warn("objects of a kind are large; each turn that changes one writes all of it", "kind", a.kind.name, "object", a.object, "bytes", len(state))
 	}
 	as.turn.Reply.Data, as.spoiled = reply, false
-	if as.turn.Changed = as.turn.Changed || !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
+	if as.turn.Changed = as.leaves(ctx.turn, c, a) || !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
 		as.turn.Exists, as.turn.State, as.turn.Schema = true, state, in
 	}
 	return as
@@ -184,8 +184,9 @@ func tooLarge(o kbroker.Object, what string) *kbroker.Error {
 	return e
 }
 
-// finish adds to a turn what it leaves behind, beside the state.
-func (as *outcome) finish(t *turn, c *heard, a *active) {
+// leaves adds to a turn that has come to its end what it leaves beside the state, and reports
+// whether there is something.
+func (as *outcome) leaves(t *turn, c *heard, a *active) bool {
 	as.reminders = t.wantedReminders()
 	if t.deleted.Load() {
 		as.reminders = map[string]*due{}
@@ -202,7 +203,7 @@ func (as *outcome) finish(t *turn, c *heard, a *active) {
 		}
 		maps.Copy(as.reminders, done)
 	}
-	as.turn.Changed = len(as.turn.Sends)+len(as.turn.Writes)+len(as.turn.After) > 0
+	return len(as.turn.Sends)+len(as.turn.Writes)+len(as.turn.After) > 0
 }
 
 // guarded runs the application's part; its panic is an answer.

@@ -170,3 +170,19 @@ func TestRemindersThatCannotBe(t *testing.T) {
 		t.Errorf("%d reminders are stored", n)
 	}
 }
+
+// One that operators delete is not reminded in its next life.
+func TestWhatOperatorsDeleteIsRemindedNoMore(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	start(t, bank(s.URL, "a", remindable))
+	c := dial(t, s.URL)
+	if _, err := Call[struct{}](within(t, patience), c.Object("bank/account:1"), "remind", Reminder{After: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := core.asks(of(acc("1"), kbroker.ObjectRemove)); err != nil {
+		t.Fatal(err)
+	}
+	core.awaitDues(t, 0)
+}

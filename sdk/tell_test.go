@@ -2,7 +2,9 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -199,5 +201,60 @@ func TestTellsThatCannotBe(t *testing.T) {
 	}
 	if n := core.outbox(); n != 0 {
 		t.Errorf("%d messages are stored", n)
+	}
+}
+
+// A turn that fails behind its method has told nothing, and set nothing.
+func TestATurnThatIsTooLargeTellsNothing(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"), acc("2"))
+	start(t, bank(s.URL, "a", func(k *Kind[account]) {
+		Method(k, "grow", func(a *account, ctx context.Context, _ struct{}) (struct{}, error) {
+			a.Filler = strings.Repeat("x", kbroker.MaxObjectBytes+1)
+			return struct{}{}, errors.Join(Tell(ctx, Object("bank/account:2"), "deposit", 1),
+				SetReminder(ctx, "x", Reminder{Method: "deposit", In: 1, After: time.Hour}))
+		})
+	}))
+	c := dial(t, s.URL)
+	_, err := Call[struct{}](within(t, patience), c.Object("bank/account:1"), "grow", nil)
+	wantError(t, err, kbroker.Failed, kbroker.ExecutedYes)
+	if out, due, two := core.outbox(), core.dues(), c.balance(t, "2"); out != 0 || due != 0 || two != 0 {
+		t.Errorf("%d messages, %d reminders, and the other account has %d: want nothing of a turn that was taken back", out, due, two)
+	}
+}
+
+// Any error of the receiver's method is a refusal, and comes back once; a panic is not.
+func TestAPlainErrorComesBack(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"), acc("2"))
+	var panicked atomic.Bool
+	start(t, bank(s.URL, "a", func(k *Kind[account]) {
+		Method(k, "send", func(_ *account, ctx context.Context, method string) (struct{}, error) {
+			return struct{}{}, Tell(ctx, Object("bank/account:2"), method, 5, OnFailure("back"))
+		})
+		Method(k, "plain", func(*account, context.Context, int64) (struct{}, error) { return struct{}{}, fmt.Errorf("no") })
+		Method(k, "panics", func(a *account, _ context.Context, cents int64) (struct{}, error) {
+			if !panicked.Swap(true) {
+				panic("once")
+			}
+			a.Cents += cents
+			return struct{}{}, nil
+		})
+		Method(k, "back", func(a *account, _ context.Context, _ Failure) (struct{}, error) {
+			a.Cents++
+			return struct{}{}, nil
+		})
+	}))
+	c := dial(t, s.URL)
+	for _, method := range []string{"plain", "panics"} {
+		if _, err := Call[struct{}](within(t, patience), c.Object("bank/account:1"), "send", method); err != nil {
+			t.Fatal(err)
+		}
+	}
+	core.awaitSent(t)
+	if one, two := c.balance(t, "1"), c.balance(t, "2"); one != 1 || two != 5 {
+		t.Errorf("the accounts have %d and %d, want 1: one came back, and 5: the other was tried again", one, two)
 	}
 }

@@ -122,8 +122,8 @@ func TestWhatWasTakenAwayIsCollected(t *testing.T) {
 	mustOwn(t, s, kbroker.Write{Key: key, Expected: reply.First})
 	stream, prefix, _ := subjects.StoredAt("default", "shop", shopStreams, key)
 	m, err := readLast(t.Context(), srv.Connect(t), stream, prefix+key)
-	if err != nil || m == nil || !deleted(m.header) || m.header.Get(jetstream.MsgTTLHeader) != markerTTL.String() {
-		t.Fatalf("the marker is %+v (%v), want one that is collected after %v", m, err, markerTTL)
+	if err != nil || m == nil || !deleted(m.header) || m.header.Get(jetstream.MsgTTLHeader) != workMarkerTTL.String() {
+		t.Fatalf("the marker is %+v (%v), want one that is collected after %v", m, err, workMarkerTTL)
 	}
 	if got := ownRead(t, s, kbroker.OwnReadRequest{Match: subjects.MatchOuts(alice(1).Shard())}); len(got.Records) != 0 || got.More {
 		t.Errorf("what was taken away is listed: %+v", got)

@@ -188,10 +188,12 @@ func newRecord(subject string, v any) *nats.Msg {
 
 // newMarker is a message that deletes a key; the marker itself is collected
 // after markerTTL.
-func newMarker(subject string) *nats.Msg {
+func newMarker(subject string) *nats.Msg { return newMarkerFor(subject, markerTTL) }
+
+func newMarkerFor(subject string, ttl time.Duration) *nats.Msg {
 	m := newMsg(subject, nil)
 	m.Header.Set(headerOperation, operationDelete)
-	m.Header.Set(jetstream.MsgTTLHeader, markerTTL.String())
+	m.Header.Set(jetstream.MsgTTLHeader, ttl.String())
 	return m
 }
 

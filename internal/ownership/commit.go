@@ -85,10 +85,7 @@ func (c *committer) send(now time.Duration) {
 			it.next.Commit = f.commit
 		}
 		record := kbroker.Write{Key: subjects.KeyState(it.x.id), Expected: it.x.rev, Value: stored(it)}
-		bytes := len(record.Value)
-		for _, w := range it.writes {
-			bytes += len(w.Value) + len(w.Key)
-		}
+		bytes := bytesOf(record) + bytesOf(it.writes...) + bytesOf(it.after...)
 		if len(f.items) > 0 && (len(f.writes)+1+len(it.writes)+len(it.after) > kbroker.MaxBatchWrites || size+bytes > kbroker.MaxBatchBytes) {
 			break
 		}
@@ -104,6 +101,20 @@ func (c *committer) send(now time.Duration) {
 	}
 	c.flight = f
 	o.want(Commit{c.stream, f.number, f.tries, f.writes})
+}
+
+// fits reports whether it is a batch of its own at most.
+func (it *item) fits() bool {
+	record := len(it.next.State) + recordHead(it.next) + kbroker.MaxKeyBytes
+	return 1+len(it.writes)+len(it.after) <= kbroker.MaxBatchWrites && record+bytesOf(it.writes...)+bytesOf(it.after...) <= kbroker.MaxBatchBytes
+}
+
+// bytesOf are what writes count for, of kbroker.MaxBatchBytes.
+func bytesOf(writes ...kbroker.Write) (n int) {
+	for _, w := range writes {
+		n += len(w.Key) + len(w.Guard) + len(w.Value)
+	}
+	return n
 }
 
 // stored is an item's record, as it is written.

@@ -21,6 +21,9 @@ type mutation struct {
 // everything is what most are looked for in.
 var everything = faults{busy: true, crash: true, pause: true, late: true, lost: true, slowNet: true, often: true, patient: true, moves: true, drift: true}
 
+// telling is what those are looked for in that objects send messages.
+var telling = with(everything, func(f *faults) { f.tells, f.cut, f.dup, f.busy = true, true, true, false })
+
 func with(f faults, change func(*faults)) faults { change(&f); return f }
 
 var mutations = []mutation{
@@ -42,6 +45,8 @@ var mutations = []mutation{
 	{"answers that are not stored", []*bool{&ruleRing}, "P1", everything},
 	{"no mark of what is confirmed", []*bool{&ruleMark}, "P1", faults{dup: true, crash: true, busy: true}},
 	{"no mark of what is old", []*bool{&ruleWindowMark}, "P1", faults{dup: true, crash: true, busy: true}},
+	{"a message that a batch has left is sent", []*bool{&ruleOutboxSent}, "P1 P5", telling},
+	{"a receiver that knows no message", []*bool{&ruleOutboxMark}, "P1", telling},
 	{"executed no, of an attempt", []*bool{&ruleCallExecuted}, "P2", with(everything, func(f *faults) { f.dup = true })},
 	{"a start without a name of its own", []*bool{&ruleIncarnation}, "P0 P4 P5", with(everything, func(f *faults) { f.pause = false })},
 }

@@ -389,10 +389,17 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 			x.keep(now, next, t.Reply)
 			return
 		}
+		it := &item{x: x, activation: x.activation, next: next, sends: t.Sends, call: c, reply: t.Reply}
+		it.writes, it.after = append(x.outWrites(next.Sent, t.Sends), t.Writes...), append(x.removal(c), t.After...)
+		if !it.fits() {
+			x.running = nil
+			x.answer(now, c, Reply{Outcome: TooLarge, Reason: fmt.Sprintf("a state of %d bytes, with %d messages and reminders", len(next.State), len(it.writes)+len(it.after))})
+			x.takeBack(now)
+			return
+		}
 		x.unsaved, x.phase = unsaved{}, committing
 		x.out.maybe = x.out.maybe || len(t.Sends) > 0
-		writes := append(x.outWrites(next.Sent, t.Sends), t.Writes...)
-		o.committer(x).add(now, &item{x: x, activation: x.activation, next: next, writes: writes, sends: t.Sends, after: append(x.removal(c), t.After...), call: c, reply: t.Reply})
+		o.committer(x).add(now, it)
 	}
 }
 

@@ -67,6 +67,7 @@ type outbox struct {
 	known    bool   // all of it
 	maybe    bool   // a turn has sent something, which may be stored
 	claimed  uint64 // the record's Sent when it was claimed: what is below was another owner's
+	stalled  bool   // it waits for a place among those under way
 	load     uint64 // number of the LoadOut under way
 	backoff  time.Duration
 	messages []*message // by number
@@ -178,7 +179,10 @@ func (x *object) relay(now time.Duration) {
 			continue
 		}
 		if o.relays >= maxRelays {
-			o.stalled = append(o.stalled, x)
+			if !x.out.stalled {
+				x.out.stalled = true
+				o.stalled = append(o.stalled, x)
+			}
 			return
 		}
 		o.relays++
@@ -299,6 +303,7 @@ func (o *Owner) unstall(now time.Duration) {
 	for len(o.stalled) > 0 && o.relays < maxRelays && !o.ended {
 		x := o.stalled[0]
 		o.stalled = o.stalled[1:]
+		x.out.stalled = false
 		x.relay(now)
 	}
 }

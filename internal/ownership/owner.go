@@ -360,8 +360,8 @@ func (o *Owner) Listening(now time.Duration, n kbroker.Shard, number uint64) {
 	if s := o.shards[n]; s != nil && !o.ended && s.subscription == number && s.hearing == tuning {
 		s.hearing = listening
 		s.settle(now)
-		if s.role == owning && s.scanned != s.epoch {
-			s.scan(now)
+		if s.role == owning {
+			s.scan(now) // whatever it knew of what the shard's objects have to do may be gone
 		}
 	}
 }

@@ -80,14 +80,20 @@ const maxRecordBytes = kbroker.MaxObjectBytes - 4<<10
 
 // fits reports whether a record can be stored.
 func (r Record) fits() bool {
-	most := len(r.State) + 1<<10 // counted as if all had to be escaped: mostly that is enough to know
+	return len(r.State)+recordHead(r) <= maxRecordBytes || len(Encode(r)) <= maxRecordBytes
+}
+
+// recordHead is how many bytes a record has at most beside its state: counted as if all had
+// to be escaped.
+func recordHead(r Record) int {
+	most := 1 << 10
 	for _, e := range r.Ring {
 		most += 6*len(e.Session) + 2*len(e.Reply) + 128
 	}
 	for _, m := range r.Marks {
 		most += 6*len(m.Session) + 2*len(m.Refused) + 96
 	}
-	return most <= maxRecordBytes || len(Encode(r)) <= maxRecordBytes
+	return most
 }
 
 // Decode reads what Encode made; the state shares the memory of b.

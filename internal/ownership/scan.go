@@ -6,9 +6,9 @@ import (
 	"github.com/kbroker/kbroker"
 )
 
-// scan looks through a shard that is served from now on for objects with something to send.
+// scan looks through a shard that is heard from now on for objects with something to send:
+// also one that is heard again, as its move was called off.
 func (s *shard) scan(now time.Duration) {
-	s.scanned = s.epoch
 	s.scanNow(now)
 	epoch := s.epoch
 	s.owner.later(now+scanAgain*s.owner.cfg.Times.ObserverActs, func(now time.Duration) {

@@ -60,8 +60,6 @@ type shard struct {
 	backoff       time.Duration
 	asked         time.Duration // when the assignment was asked for last
 
-	scanned uint64 // the epoch for which it was looked through for messages
-
 	objects map[kbroker.Object]*object
 	// calls has all objects for which calls wait, and some for which none do any more.
 	calls map[*object]bool
