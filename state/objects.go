@@ -145,17 +145,23 @@ func (s *Store) CountObjects(ctx context.Context, k AppKey, streams int, kind kb
 	return all, nil
 }
 
-// CountBelow counts the records whose keys are below the beginning of a key.
+// maxCounted is up to where CountBelow counts.
+const maxCounted = 1000
+
+// CountBelow counts the records that exist and whose keys are below the beginning of a key, up
+// to maxCounted: what is taken away is not among them.
 func (s *Store) CountBelow(ctx context.Context, k AppKey, streams int, match string) (int, error) {
-	stream, prefix, ok := subjects.StoredAt(k.Tenant, k.App, streams, match)
-	if !ok {
-		return 0, kbroker.Errorf(kbroker.Invalid, "%.80q is not the beginning of keys of app %s", match, k.App)
+	r := kbroker.OwnReadRequest{Match: match}
+	for n := 0; ; {
+		page, err := s.OwnRead(ctx, k, streams, r)
+		if err != nil {
+			return 0, err
+		}
+		if n += len(page.Records); !page.More || n >= maxCounted || len(page.Records) == 0 {
+			return min(n, maxCounted), nil
+		}
+		r.After = page.Records[len(page.Records)-1].Key
 	}
-	_, total, err := s.subjectsOf(ctx, stream, prefix+match+".>", beyond)
-	if err != nil {
-		return 0, unavailable(err, "count the records below %s", match)
-	}
-	return total, nil
 }
 
 // OwnChanged is when a record of an app's ownership was written, by the clock of the leader

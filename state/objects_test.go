@@ -69,6 +69,9 @@ func TestObjectsAreListedPageByPage(t *testing.T) {
 			t.Errorf("%d objects of kind %s are counted (%v), want %d", n, kind, err, want)
 		}
 	}
+	taken := subjects.KeyOut(alice(1), 9)
+	reply := mustOwn(t, s, kbroker.Write{Key: taken, Value: []byte("sent since")})
+	mustOwn(t, s, kbroker.Write{Key: taken, Expected: reply.First})
 	if n, err := s.CountBelow(testContext(t, 5*time.Second), shopKey, shopStreams, subjects.MatchOutsOf(alice(1))); err != nil || n != 1 {
 		t.Errorf("%d messages (%v), want 1", n, err)
 	}
