@@ -172,7 +172,7 @@ type call struct {
 
 	deadline time.Time
 	sent     int            // attempts so far
-	inARow   int            // attempts in a row that certainly did not run
+	inARow   int            // attempts that certainly did not run
 	paused   bool           // the next attempt goes at the next wake-up
 	last     *kbroker.Error // why the latest attempt did not run
 	asked    *lookup        // discovery under way for the retry table
@@ -408,6 +408,9 @@ func (c *call) givenUp(ctx context.Context) error {
 	var e *kbroker.Error
 	last := kbroker.ExecutedNo
 	switch {
+	case c.unanswered() == 1 && c.sent > 1 && c.inARow == c.sent-1 && c.last == nil && !c.lacksMethod():
+		e = c.nobody()
+		e.Hint += fmt.Sprintf("; the last of %d attempts, made just before the deadline, was not answered", c.sent)
 	case c.unanswered() > 0:
 		e = kbroker.Errorf(kbroker.Unavailable, "no answer from %s %s to %d sent", c.to, c.method, c.sent)
 		e.Hint = "it may have run, or may run yet"

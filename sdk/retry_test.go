@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -436,6 +437,33 @@ func TestACancelledCallSaysWhy(t *testing.T) {
 		wantError(t, err, kbroker.Unavailable, kbroker.ExecutedUnknown)
 		if took := time.Since(began); took != time.Second {
 			t.Errorf("a call over a client that was closed took %v, want 1s", took)
+		}
+	})
+}
+
+// TestTheLastAttemptMayBeOnItsWay: nobody took the ones before, so the call says that nobody
+// serves the method, though what became of the last nobody knows.
+func TestTheLastAttemptMayBeOnItsWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus()
+		server := b.connect(connEvents{connected: func() {}, closed: func() {}})
+		took := 0
+		if _, err := server.subscribe(subjects.Method("echo", "echo", "m"), subjects.QueueService, func(m *nats.Msg) {
+			if took++; took < 4 {
+				_ = server.publish(&nats.Msg{Subject: m.Reply, Header: nats.Header{headerStatus: {noResponders}}})
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		client, err := Dial(t.Context(), on(b, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		_, err = Call[string](t.Context(), client.Service("echo"), "m", nil, Timeout(100*time.Millisecond))
+		wantError(t, err, kbroker.Unavailable, kbroker.ExecutedUnknown)
+		if said := kbroker.AsError(err); !strings.HasPrefix(said.Message, "nobody serves echo/echo m") || !strings.Contains(said.Hint, "last of 4 attempts") {
+			t.Errorf("error %q, hint %q, want that nobody serves it and of the last of 4 attempts", said.Message, said.Hint)
 		}
 	})
 }

@@ -118,11 +118,12 @@ func (c *cli) call(ctx context.Context, to called, method string, in []byte, req
 }
 
 // unserved is failed, the end of a call, with what the cluster knows of the
-// service when nobody took the call: that there is none, or why none runs.
+// service when nobody took the call, or none is known to have: that there is none, or why
+// none runs.
 func (c *cli) unserved(ctx context.Context, to called, method string, failed error) error {
 	e := kbroker.AsError(failed)
 	nobody := e.Code == kbroker.Unavailable || to.object.Kind != "" && e.Code == kbroker.DeadlineExceeded
-	if !nobody || e.Executed != kbroker.ExecutedNo || ctx.Err() != nil {
+	if !nobody || e.Executed == kbroker.ExecutedYes || ctx.Err() != nil {
 		return failed
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
@@ -144,7 +145,7 @@ func (c *cli) unserved(ctx context.Context, to called, method string, failed err
 	case row.Stopped:
 		found = kbroker.Errorf(kbroker.Unavailable, "nobody serves %s %s: the app is stopped", to, method).
 			WithHint("`kbroker restart %s` starts it again", to.app)
-	case to.object.Kind != "":
+	case to.object.Kind != "" && e.Executed == kbroker.ExecutedNo:
 		found = unowned(ctx, api, to, row, e)
 	}
 	if found == nil {
