@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/kbroker/kbroker"
-	"github.com/kbroker/kbroker/subjects"
 )
 
 // role of an incarnation in a shard.
@@ -57,6 +56,7 @@ type shard struct {
 	// releasedEpoch is the highest that was released, or may have been: never served again.
 	releasedEpoch uint64
 	writing       *WriteRelease // the release under way
+	silenced      time.Duration // when it was begun to be released
 	backoff       time.Duration
 	asked         time.Duration // when the assignment was asked for last
 
@@ -162,8 +162,8 @@ func (s *shard) settle(now time.Duration) {
 			s.listen()
 		}
 	case owning:
-		if s.assignment.Owner == o.cfg.Incarnation && s.assignment.Next != "" {
-			s.role = releasing
+		if s.offered() && o.mayRelease(now) {
+			s.role, s.silenced = releasing, now
 			s.deafen()
 			s.settle(now)
 			return
@@ -197,45 +197,6 @@ func (s *shard) busy() bool {
 	return false
 }
 
-// giveUp writes the release of a shard that is at rest.
-func (s *shard) giveUp(now time.Duration) {
-	s.dropObjects()
-	a := s.assignment
-	w := kbroker.Write{
-		Key: subjects.KeyRelease(s.number), Value: encode(Release{Epoch: s.epoch, To: a.Next, ToEpoch: a.NextEpoch}),
-		Guard: subjects.KeyAssign(s.number), GuardAt: s.rev,
-	}
-	if !ruleReleaseGuard {
-		w.Guard, w.GuardAt, w.Expected = "", 0, s.releaseRev
-	}
-	s.role, s.releasedEpoch = released, s.epoch
-	s.writing, s.backoff = &WriteRelease{s.number, s.owner.next(), w}, retryLeast
-	s.owner.want(*s.writing)
-}
-
-func (s *shard) releaseWritten(now time.Duration, w Written) {
-	switch w {
-	case Accepted:
-		s.writing = nil
-		s.again(now)
-	case Refused:
-		// The assignment has changed. If it still names this incarnation at this epoch,
-		// the release is not there and never will be.
-		s.writing = nil
-		s.releasedEpoch--
-		s.role, s.epoch = none, 0
-		s.ask(now)
-	case NotKnown, NotAttempted:
-		again, write := s.backoff, s.writing
-		s.backoff = min(2*s.backoff, retryMost)
-		s.owner.later(now+again, func(time.Duration) {
-			if s.writing == write {
-				s.owner.want(*write)
-			}
-		})
-	}
-}
-
 // again looks at an assignment that was seen while a release was under way.
 func (s *shard) again(now time.Duration) { s.assigned(now, s.assignment, s.rev) }
 
@@ -250,7 +211,7 @@ func (s *shard) tick(now time.Duration) {
 	for _, x := range s.queued() {
 		x.tick(now)
 	}
-	if s.role == releasing {
+	if s.role == releasing || s.role == owning && s.offered() {
 		s.settle(now)
 	}
 	unclear := s.role == waiting || s.role == none && s.assignment.Owner == s.owner.cfg.Incarnation && s.assignment.Epoch > s.releasedEpoch

@@ -138,3 +138,40 @@ func TestAKindHasItsOwnMailbox(t *testing.T) {
 		t.Errorf("call %d is answered %s, want overloaded for the third that waits", a.Calls[0].Sequence, a.Answer.Outcome)
 	}
 }
+
+// TestShardsAreReleasedAFewAtATime: the others are served until their turn comes.
+func TestShardsAreReleasedAFewAtATime(t *testing.T) {
+	d := drive(t)
+	const all = 3 * maxSilent
+	for n := range kbroker.Shard(all) {
+		d.Assigned(d.now, n, Assignment{Owner: "a.1", Epoch: 1}, 10)
+		d.Listening(d.now, n, take[Listen](d).Number)
+		take[ScanOut](d)
+		d.ScannedOut(d.now, n, 1, nil, true)
+	}
+	for n := range kbroker.Shard(all) {
+		d.Assigned(d.now, n, Assignment{Owner: "a.1", Epoch: 1, Next: "b.1", NextEpoch: 2}, 11)
+	}
+	silent := func() (some []Deafen) {
+		for _, e := range d.Effects() {
+			if e, ok := e.(Deafen); ok {
+				some = append(some, e)
+			}
+		}
+		return some
+	}
+	first := silent()
+	if len(first) != maxSilent || len(d.Owned()) != all-maxSilent {
+		t.Fatalf("%d shards fall silent and %d are served, want %d and %d", len(first), len(d.Owned()), maxSilent, all-maxSilent)
+	}
+	d.Silent(d.now, first[0].Shard, first[0].Number)
+	d.ReleaseWritten(d.now, first[0].Shard, take[WriteRelease](d).Number, Accepted)
+	if next := silent(); len(next) != 1 || d.Owned()[next[0].Shard] != 0 {
+		t.Errorf("%d shards fall silent behind the first that was released, want 1: %v", len(next), next)
+	}
+	d.now += silentFor
+	d.Tick(d.now)
+	if next := silent(); len(next) != maxSilent {
+		t.Errorf("%d shards fall silent when those before take long, want %d", len(next), maxSilent)
+	}
+}
