@@ -165,6 +165,9 @@ type call struct {
 	// Of a call of an object.
 	linearizable bool
 	sequence     uint64        // that it has of the client's; 0: it has an id of its own
+	turn         *turn         // that makes it; nil: none does
+	once         string        // what it is known by when that is repeated
+	reads        bool          // its method does, as the answer says
 	begun        time.Duration // as its owner is told, on the boottime clock
 	since        time.Duration // when it may have run first, of a message of an outbox; 0: it has not
 	unclear      int           // attempts of which it was said that nobody knows
@@ -362,11 +365,13 @@ func (c *call) patience() time.Duration {
 	return d
 }
 
-// remember notes what a reply says of its method; that of an object is the owner's affair.
+// remember notes what a reply says of its method; whether that of an object may be sent
+// again is the owner's affair.
 func (c *call) remember(m *nats.Msg) {
 	if !c.to.isObject() {
 		c.client.remember(c.subject, m.Header)
 	}
+	c.reads = m.Header.Get(subjects.HeaderIdempotent) == "1"
 }
 
 // idempotence is what is known of the method now.

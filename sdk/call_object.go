@@ -111,7 +111,7 @@ func (c *call) identify(r *request) *kbroker.Error {
 			root = []string{r.root.String()}
 		}
 		if c.id == "" && r.turn != nil {
-			c.id = nestedID(r, c.to, c.method)
+			c.once = nestedID(r, c.to, c.method)
 		}
 	}
 	if !c.to.isObject() {
@@ -121,7 +121,10 @@ func (c *call) identify(r *request) *kbroker.Error {
 				c.header[subjects.HeaderRoot] = root
 			}
 		}
-		if c.id == "" {
+		switch {
+		case c.once != "":
+			c.id = c.once + ":1"
+		case c.id == "":
 			c.id = c.client.session + ":" + strconv.FormatUint(c.client.seq.Add(1), 10)
 		}
 		return nil
@@ -140,11 +143,13 @@ func (c *call) identify(r *request) *kbroker.Error {
 	if c.linearizable {
 		c.header[subjects.HeaderLinearizable] = []string{"1"}
 	}
-	if c.id == "" {
-		sequence, confirmed := c.client.inWork.begin(&c.client.seq)
-		c.sequence = sequence
-		c.id = c.client.session + ":" + strconv.FormatUint(sequence, 10)
-		c.header[subjects.HeaderConfirmed] = []string{strconv.FormatUint(confirmed, 10)}
+	switch {
+	case c.once != "":
+		c.turn = r.turn
+		c.header[subjects.HeaderOnce] = []string{c.once}
+		c.numbered(c.client.session+nestedSession, &c.client.nested)
+	case c.id == "":
+		c.numbered(c.client.session, &c.client.inWork)
 	}
 	if _, _, ok := splitID(c.id); !ok {
 		return notRun(kbroker.Errorf(kbroker.Invalid, "the request id %.80q is none of a call to an object", c.id).
@@ -153,21 +158,40 @@ func (c *call) identify(r *request) *kbroker.Error {
 	return nil
 }
 
-// done says that the call is over.
+// numbered gives the call the next sequence of a session.
+func (c *call) numbered(session string, work *inWork) {
+	next := &c.client.seq
+	if work == &c.client.nested {
+		next = &c.client.nestedSeq
+	}
+	sequence, confirmed := work.begin(next)
+	c.sequence = sequence
+	c.id = session + ":" + strconv.FormatUint(sequence, 10)
+	c.header[subjects.HeaderConfirmed] = []string{strconv.FormatUint(confirmed, 10)}
+}
+
+// done says that the call is over. That of a turn is not before the turn cannot be repeated,
+// but for one that reads: its owner does not remember it.
 func (c *call) done() {
-	if c.sequence != 0 {
+	switch {
+	case c.sequence == 0:
+	case c.once == "":
 		c.client.inWork.end(c.sequence)
+	case c.reads:
+		c.client.nested.end(c.sequence)
+	default:
+		c.turn.made(nestedCall{c.client, c.sequence})
 	}
 }
 
-// nestedID is the id of a call that a turn makes: when the turn is repeated, elsewhere
-// too, its calls have the same ones.
+// nestedID names a call that a turn makes: when the turn is repeated, elsewhere too, its
+// calls have the same names, and the owners of the objects know them by those.
 func nestedID(r *request, to Target, method string) string {
 	h := sha256.New()
 	for _, part := range []string{r.id, strconv.FormatUint(r.turn.calls.Add(1), 10), to.String(), method} {
 		_, _ = h.Write(append([]byte(part), 0)) // never fails
 	}
-	return hex.EncodeToString(h.Sum(nil)[:16]) + ":1"
+	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // stamp tells the owner how old the call is: as long as it is certain that no attempt has

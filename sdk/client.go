@@ -23,6 +23,9 @@ type Client struct {
 	session string          // of the request ids: random, one per client
 	seq     atomic.Uint64
 	inWork  inWork
+	// nested are the calls of objects that turns make: they are over much later.
+	nested    inWork
+	nestedSeq atomic.Uint64
 	budget  *budget
 	refused broadcast // fires when the servers have refused a subject
 	// refusals has when they did so last, by subject (string to time.Time).

@@ -136,6 +136,44 @@ func TestCallsOfATurnHaveTheSameIDsAgain(t *testing.T) {
 	}
 }
 
+// TestTurnsCallOneObjectAsOftenAsTheyLike: what it knows of their calls is forgotten when they
+// are stored, also of those that changed nothing else. Of those that failed it is known.
+func TestTurnsCallOneObjectAsOftenAsTheyLike(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"), acc("2"))
+	start(t, bank(s.URL, "a", func(k *Kind[account]) {
+		Method(k, "pass", func(_ *account, ctx context.Context, fail bool) (int64, error) {
+			for range 50 {
+				if _, err := Call[int64](ctx, Object("bank/account:2"), "deposit", 1); err != nil {
+					return 0, err
+				}
+			}
+			if fail {
+				return 0, Errorf("again", "run me again")
+			}
+			return 0, nil
+		})
+	}))
+	c := dial(t, s.URL)
+	const turns = 30 // 1,500 calls: an object remembers 1,024
+	for n := range turns {
+		if _, err := Call[int64](within(t, 10*time.Second), c.Object("bank/account:1"), "pass", false); err != nil {
+			t.Fatalf("turn %d: %v", n+1, err)
+		}
+	}
+	for range 2 {
+		_, err := Call[int64](within(t, 10*time.Second), c.Object("bank/account:1"), "pass", true, RequestID("program-7:1"))
+		wantError(t, err, "again", kbroker.ExecutedYes)
+	}
+	if got := c.balance(t, "2"); got != 50*(turns+1) {
+		t.Errorf("the other account has %d cents, want %d: the deposits of the turn that failed once", got, 50*(turns+1))
+	}
+	if n := len(core.record(acc("2")).Ring); n > 110 {
+		t.Errorf("%d calls are remembered, want those of the last turns: 110 at most", n)
+	}
+}
+
 func TestAForeignClientCallsAnObject(t *testing.T) {
 	s := natstest.Start(t)
 	core := newCore(t, s)

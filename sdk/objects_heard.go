@@ -128,7 +128,13 @@ func (k *keeper) request(m *nats.Msg) (*ownership.Call, *kbroker.Error) {
 	if err != nil {
 		return invalid("%v", err)
 	}
-	c.id = session + ":" + strconv.FormatUint(sequence, 10)
+	once := m.Header.Get(subjects.HeaderOnce)
+	if len(once) > maxSessionBytes {
+		return invalid("the header %s has %d bytes, at most %d are allowed", subjects.HeaderOnce, len(once), maxSessionBytes)
+	}
+	if c.id = session + ":" + strconv.FormatUint(sequence, 10); once != "" {
+		c.id = once + ":1" // the calls that its turn makes are named by this
+	}
 	if c.root, ok = parseRoot(m.Header.Get(subjects.HeaderRoot)); !ok {
 		c.root = root{time.Now().UnixMicro(), c.id}
 	}
@@ -141,7 +147,7 @@ func (k *keeper) request(m *nats.Msg) (*ownership.Call, *kbroker.Error) {
 	c.deadline = now.Add(timeout)
 	confirmed, _ := strconv.ParseUint(m.Header.Get(subjects.HeaderConfirmed), 10, 64)
 	return &ownership.Call{
-		Object: o, Session: session, Sequence: sequence, Hash: hashOf(method, m.Data), Confirmed: confirmed,
+		Object: o, Session: session, Sequence: sequence, Once: once, Hash: hashOf(method, m.Data), Confirmed: confirmed,
 		Age: ageOf(m, now), ReadOnly: c.method.readOnly, Linearizable: c.method.readOnly && m.Header.Get(subjects.HeaderLinearizable) == "1",
 		Expires: k.now() + max(timeout, 1), Data: c,
 	}, nil
@@ -214,6 +220,7 @@ func (k *keeper) answer(now time.Duration, call *ownership.Call, a ownership.Ans
 	e := failureOf(call, a)
 	if a.Answer.Outcome == ownership.Done && e == nil && call == a.Calls[0] {
 		k.turnedWell(now, call.Object, c.turn)
+		c.turn.stored()
 		k.reminders.apply(call.Object, c.reminders)
 	}
 	if c.timer != nil {

@@ -37,6 +37,7 @@ type turn struct {
 	// toldBytes are those of their arguments.
 	toldBytes int
 	events    []*nats.Msg // that leave when it is stored
+	nested    nested
 }
 
 // turnOf is the turn that a context belongs to, or nil.
@@ -171,7 +172,7 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		k.log.Warn("objects of a kind are large; each turn that changes one writes all of it", "kind", a.kind.name, "object", a.object, "bytes", len(state))
 	}
 	as.turn.Reply.Data, as.spoiled = reply, false
-	if as.turn.Changed = as.leaves(ctx.turn, c, a) || !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
+	if as.turn.Changed = as.leaves(ctx.turn, c, a) || ctx.turn.nested.some() || !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
 		as.turn.Exists, as.turn.State, as.turn.Schema = true, state, in
 	}
 	return as
@@ -272,6 +273,7 @@ func (k *keeper) turn(e ownership.Run, a *active, c *heard) {
 	did := outcome{turn: ownership.Turn{Reply: ownership.Reply{Outcome: ownership.Broken}}}
 	defer func() { // also if the method ends its goroutine
 		ctx.end()
+		c.turn.nested.end()
 		did.crossed = ctx.crossed.Load()
 		k.post(func(now time.Duration) { k.turned(now, e, a, c, did, time.Since(began)) })
 	}()

@@ -18,6 +18,9 @@ const (
 	// HeaderConfirmed is up to where the calls of a session are over: no answer to one
 	// with a lower sequence is waited for.
 	HeaderConfirmed = "Kb-Confirmed"
+	// HeaderOnce names a call that a turn makes of an object, the same if the turn is repeated:
+	// one that has taken effect is known by it, whatever its request id.
+	HeaderOnce = "Kb-Once"
 	// HeaderAge is how long before an attempt the first one was sent that may have run, in
 	// milliseconds, by a clock of the caller that nobody sets; 0: this is the first.
 	HeaderAge = "Kb-Age-Ms"

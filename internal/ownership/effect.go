@@ -132,6 +132,7 @@ type Call struct {
 	Object    kbroker.Object
 	Session   string
 	Sequence  uint64
+	Once      string // what it is known by as well, if a turn makes it that may be repeated
 	Hash      uint64 // of method and payload
 	Confirmed uint64 // all of the session below it are over
 	Age       time.Duration

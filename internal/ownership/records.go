@@ -88,7 +88,7 @@ func (r Record) fits() bool {
 func recordHead(r Record) int {
 	most := 1 << 10
 	for _, e := range r.Ring {
-		most += 6*len(e.Session) + 2*len(e.Reply) + 128
+		most += 6*(len(e.Session)+len(e.Once)) + 2*len(e.Reply) + 128
 	}
 	for _, m := range r.Marks {
 		most += 6*len(m.Session) + 2*len(m.Refused) + 96

@@ -22,6 +22,7 @@ const (
 type Entry struct {
 	Session  string        `json:"s"`
 	Sequence uint64        `json:"n"`
+	Once     string        `json:"o,omitempty"`
 	Hash     uint64        `json:"h"` // of what was asked
 	At       time.Duration `json:"t"` // the object's age then
 	Reply    []byte        `json:"r,omitempty"`
@@ -36,6 +37,12 @@ type Mark struct {
 	At      time.Duration `json:"t"` // the object's age when the session was last heard of
 	// Refused, of an outbox: what the last of its messages was refused with.
 	Refused []byte `json:"r,omitempty"`
+}
+
+// is reports whether a call is the one that has taken effect: also if its turn was repeated,
+// by which it has another session.
+func (e Entry) is(c *Call) bool {
+	return e.Session == c.Session && e.Sequence == c.Sequence || c.Once != "" && e.Once == c.Once
 }
 
 // window is half of how long the mark of a session is kept.
@@ -60,7 +67,7 @@ const (
 // knows says what the record knows of a call.
 func (r *Record) knows(c *Call, age time.Duration, times Times) (verdict, Entry) {
 	for _, e := range r.Ring {
-		if e.Session != c.Session || e.Sequence != c.Sequence {
+		if !e.is(c) {
 			continue
 		}
 		if e.Hash != c.Hash {
@@ -153,7 +160,7 @@ func (r *Record) remember(c *Call, reply, refused []byte) {
 		}
 		return
 	}
-	e := Entry{Session: c.Session, Sequence: c.Sequence, Hash: c.Hash, At: r.Age, Reply: reply}
+	e := Entry{Session: c.Session, Sequence: c.Sequence, Once: c.Once, Hash: c.Hash, At: r.Age, Reply: reply}
 	if len(reply) > maxReplyBytes {
 		e.Reply, e.Cut = nil, true
 	}
