@@ -87,6 +87,14 @@ type (
 		Activation uint64
 		Record     Record
 	}
+	// Lend has calls that only read come to an object by its gate from now on, where that is
+	// open: ReadersLeft.
+	Lend struct {
+		Object     kbroker.Object
+		Activation uint64
+		Epoch      uint64
+		Gate       *Gate
+	}
 	// Run has a call executed: Turned, or ReadDone for one that only reads.
 	Run struct {
 		Object     kbroker.Object
@@ -122,6 +130,7 @@ func (LoadOut) effect()      {}
 func (Relay) effect()        {}
 func (Remove) effect()       {}
 func (Activate) effect()     {}
+func (Lend) effect()         {}
 func (Run) effect()          {}
 func (Put) effect()          {}
 func (Answer) effect()       {}

@@ -35,6 +35,7 @@ var mutations = []mutation{
 	{"a judgement by a wall clock", []*bool{&ruleUnchangedTerm}, "P4 P2", faults{lost: true, often: true, busy: true}},
 	{"turns and reads beside a commit", []*bool{&ruleQuietCommit, &ruleQuietRead}, "P4 P2 P1 P3", everything},
 	{"reads beside a commit", []*bool{&ruleQuietRead}, "P4", everything},
+	{"turns beside who has come to read", []*bool{&ruleGate}, "P4", everything},
 	{"a cancel without the release", []*bool{&ruleCancelGuard}, "P0 P4 P5", with(everything, func(f *faults) { f.crash = false })},
 	{"a move to who is out taken back without the release", []*bool{&ruleUndoGuard}, "P5", with(everything, func(f *faults) { f.duel = true })},
 	{"an allocator without compare-and-set", []*bool{&ruleAssignCAS}, "P0 P4 P5", with(everything, func(f *faults) { f.duel = true })},

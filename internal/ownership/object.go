@@ -39,6 +39,7 @@ type object struct {
 	queue   []*Call // that wait
 	joined  map[*Call][]*Call
 	readers int
+	gate    *Gate // nil: nobody has read it yet
 	running *Call // the turn
 	placed  bool  // it has one of the places of those that are loaded
 	unsaved unsaved
@@ -200,6 +201,9 @@ func (x *object) activate(now time.Duration) {
 // remove takes the object out of memory.
 func (x *object) remove() {
 	x.gone = true
+	if x.gate != nil {
+		x.gate.kill()
+	}
 	if x.activation != 0 && x.phase >= idle {
 		x.owner().want(Put{x.id, x.activation})
 	}
@@ -244,7 +248,7 @@ func (x *object) run(now time.Duration) {
 			quiet = quiet || x.phase == committing
 		}
 		c := x.queue[0]
-		if !quiet || !c.ReadOnly && x.readers > 0 {
+		if !quiet || !c.ReadOnly && x.readers > 0 || ruleGate && (!c.ReadOnly || c.Linearizable) && !x.empty() {
 			return
 		}
 		if ruleTurnLease && !o.Valid(now) {
@@ -271,6 +275,7 @@ func (x *object) run(now time.Duration) {
 		x.phase, x.running = turning, c
 		o.want(Run{x.id, x.activation, x.shard.epoch, c})
 	}
+	x.reopen()
 	if len(x.queue) == 0 && x.phase == idle && x.readers == 0 && x.shard.role == releasing {
 		x.shard.settle(now)
 	}
@@ -328,6 +333,7 @@ func (o *Owner) ReadDone(now time.Duration, id kbroker.Object, activation uint64
 		return
 	}
 	x.readers--
+	x.lend()
 	x.answer(now, c, r)
 	x.run(now)
 }

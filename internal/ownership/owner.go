@@ -416,7 +416,7 @@ func (o *Owner) object(id kbroker.Object) *object {
 // one that is not stored yet is saved first, and put away then.
 func (o *Owner) PutAway(id kbroker.Object) bool {
 	x := o.object(id)
-	if x == nil || x.phase != idle || x.readers > 0 || len(x.queue) > 0 || !x.out.known || len(x.out.messages) > 0 {
+	if x == nil || x.phase != idle || x.readers > 0 || len(x.queue) > 0 || !x.out.known || len(x.out.messages) > 0 || !x.empty() {
 		return false
 	}
 	if x.unsaved.is {

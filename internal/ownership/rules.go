@@ -13,6 +13,7 @@ const (
 	ruleMargin        = true // an observer waits longer than a holder counts
 	ruleQuietCommit   = true // no turn and no read while a commit is outstanding
 	ruleQuietRead     = true // no read while a commit is outstanding
+	ruleGate          = true // no turn while calls that read are in
 	ruleCancelGuard   = true // a cancel is refused by a release that came first
 	ruleUndoGuard     = true // a move whose next is out is taken back by the same guard
 	ruleAssignCAS     = true // an assignment takes the place of the one that was seen, by who is active

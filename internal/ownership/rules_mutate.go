@@ -12,6 +12,7 @@ var (
 	ruleMargin        = true
 	ruleQuietCommit   = true
 	ruleQuietRead     = true
+	ruleGate          = true
 	ruleCancelGuard   = true
 	ruleUndoGuard     = true
 	ruleAssignCAS     = true

@@ -179,6 +179,7 @@ func (s *shard) settle(now time.Duration) {
 			return
 		}
 		s.deafen()
+		s.shutGates()
 		s.saveAll(now)
 		if s.hearing == deaf && !s.busy() && s.writing == nil {
 			s.giveUp(now)
@@ -190,7 +191,7 @@ func (s *shard) settle(now time.Duration) {
 // busy reports whether a call is in work or waits, or a write is under way.
 func (s *shard) busy() bool {
 	for _, x := range s.objects {
-		if x.phase != idle || x.readers > 0 || len(x.queue) > 0 || x.unsaved.is {
+		if x.phase != idle || x.readers > 0 || x.gate != nil && x.gate.readers() > 0 || len(x.queue) > 0 || x.unsaved.is {
 			return true
 		}
 	}

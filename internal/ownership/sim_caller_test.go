@@ -105,6 +105,9 @@ func (w *world) deliver(c *Call, sent time.Duration, ageing bool) {
 						if ageing {
 							arrived.Age = w.now - sent
 						}
+						if o.readNow(&arrived) {
+							return
+						}
 						o.o.Arrived(o.clock(), number, &arrived)
 						o.effects()
 					})

@@ -99,6 +99,7 @@ type simOwner struct {
 	me    kbroker.Incarnation
 	o     *Owner
 	state map[kbroker.Object]*activation
+	lent  map[kbroker.Object]Lend
 	subs  map[uint64]kbroker.Shard // that the network delivers
 	last  map[uint64]time.Duration // when the last message of each arrives
 }
@@ -118,7 +119,7 @@ func (w *world) start(host int) {
 		name = fmt.Sprintf("%c", 'A'+host)
 	}
 	o := &simOwner{
-		proc: w.proc(name), host: host, me: kbroker.Incarnation(name), state: map[kbroker.Object]*activation{},
+		proc: w.proc(name), host: host, me: kbroker.Incarnation(name), state: map[kbroker.Object]*activation{}, lent: map[kbroker.Object]Lend{},
 		subs: map[uint64]kbroker.Shard{}, last: map[uint64]time.Duration{},
 	}
 	mailbox := 8
@@ -295,6 +296,8 @@ func (o *simOwner) effect(e Effect) {
 	case Activate:
 		w.say("%s activates %s [%s]", o.name, e.Object, e.Record.State)
 		o.state[e.Object] = &activation{e.Activation, list(e.Record.State)}
+	case Lend:
+		o.lent[e.Object] = e
 	case Put:
 		if a := o.state[e.Object]; a != nil && a.number == e.Activation {
 			delete(o.state, e.Object)
@@ -358,6 +361,27 @@ func (o *simOwner) run(e Run) {
 		o.o.Turned(o.clock(), e.Object, e.Activation, turn)
 		o.effects()
 	})
+}
+
+// readNow has a call read past the owner, if it can.
+func (o *simOwner) readNow(c *Call) bool {
+	l, a := o.lent[c.Object], o.state[c.Object]
+	if !c.ReadOnly || l.Gate == nil || a == nil || a.number != l.Activation || !o.o.Valid(o.clock()) || !l.Gate.Enter() {
+		return false
+	}
+	w, seen := o.w, len(a.list)
+	w.say("%s reads %s by its gate: %d", o.name, c.Object, seen)
+	w.gated++
+	o.after(w.between(0, 3*time.Millisecond), func() {
+		if o.o.Valid(o.clock()) && !l.Gate.Dead() {
+			o.answer(c, Reply{Outcome: Done, Data: []byte(fmt.Sprint(seen))})
+		}
+		if l.Gate.Leave() {
+			o.o.ReadersLeft(o.clock(), c.Object, l.Activation)
+			o.effects()
+		}
+	})
+	return true
 }
 
 // answer sends a reply.

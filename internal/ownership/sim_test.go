@@ -95,6 +95,7 @@ type world struct {
 	refused int                    // calls that cross others
 	acked   int
 	reads   int
+	gated   int // of them, by the gates of objects
 
 	failed  string
 	tracing bool

@@ -39,18 +39,19 @@ func TestNothingBreaksInAnyWorld(t *testing.T) {
 	if testing.Short() {
 		*simCount /= 10
 	}
-	var acked, reads, refused, told atomic.Int64
+	var acked, reads, gated, refused, told atomic.Int64
 	broken := search(first, *simCount, nil, func(w *world) {
 		acked.Add(int64(w.acked))
 		reads.Add(int64(w.reads))
+		gated.Add(int64(w.gated))
 		refused.Add(int64(w.refused))
 		told.Add(int64(w.told))
 	})
 	if broken != nil {
 		t.Fatalf("seed %d (-sim.seed): %s\n%s", broken.seed, broken.failed, strings.Join(broken.last(150), "\n"))
 	}
-	t.Logf("%d worlds from seed %d in %v: %d writes acknowledged, %d reads, %d refused, %d messages", *simCount, first, time.Since(began).Round(time.Millisecond), acked.Load(), reads.Load(), refused.Load(), told.Load())
-	if n := int64(*simCount); acked.Load() < 10*n || reads.Load() < 10*n || refused.Load() < n/20 || told.Load() < n {
+	t.Logf("%d worlds from seed %d in %v: %d writes acknowledged, %d reads, %d by gates, %d refused, %d messages", *simCount, first, time.Since(began).Round(time.Millisecond), acked.Load(), reads.Load(), gated.Load(), refused.Load(), told.Load())
+	if n := int64(*simCount); acked.Load() < 10*n || reads.Load() < 10*n || gated.Load() < n || refused.Load() < n/20 || told.Load() < n {
 		t.Errorf("%d writes, %d reads, %d refused, %d messages in %d worlds: there is no life in them", acked.Load(), reads.Load(), refused.Load(), told.Load(), n)
 	}
 }
