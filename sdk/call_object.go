@@ -107,7 +107,7 @@ func (c *call) identify(r *request) *kbroker.Error {
 	var within chain
 	var root []string
 	if r != nil {
-		if within = r.chain; within != "" && r.root.id != "" {
+		if within = r.waiting(); within != "" && r.root.id != "" {
 			root = []string{r.root.String()}
 		}
 		if c.id == "" && r.turn != nil {

@@ -26,8 +26,8 @@ type Client struct {
 	// nested are the calls of objects that turns make: they are over much later.
 	nested    inWork
 	nestedSeq atomic.Uint64
-	budget  *budget
-	refused broadcast // fires when the servers have refused a subject
+	budget    *budget
+	refused   broadcast // fires when the servers have refused a subject
 	// refusals has when they did so last, by subject (string to time.Time).
 	refusals sync.Map
 	back     broadcast // fires when the connection is (again) there, or will never be

@@ -97,7 +97,7 @@ func (c *call) goOnAs() {
 }
 
 // inChain reports whether objects wait for what the request does.
-func (r *request) inChain() bool { return r != nil && r.chain != "" }
+func (r *request) inChain() bool { return r != nil && (r.turn != nil || r.chain != "") }
 
 // crosses notes that a call of the request was refused, as it crossed another.
 func (r *request) crosses() {
@@ -111,6 +111,9 @@ func (r *request) wait(more int64) {
 	t := r.turn
 	if t == nil || t.waits.Add(more) == 0 || more < 0 {
 		return
+	}
+	if t.apart.CompareAndSwap(true, false) {
+		t.keeper.post(func(time.Duration) { t.keeper.crossings.begun(t.heard) })
 	}
 	t.keeper.post(func(now time.Duration) { t.keeper.chase(now, t.object) })
 }

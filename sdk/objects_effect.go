@@ -66,7 +66,13 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 	case ownership.Put:
 		if a := k.active[e.Object]; a != nil && a.number == e.Activation {
 			k.idle.forget(a)
+			k.gates.forget(e.Object)
 			delete(k.active, e.Object)
+		}
+	case ownership.Lend:
+		if a := k.active[e.Object]; a != nil && a.number == e.Activation {
+			k.gates.owned[e.Object] = e
+			k.gates.lend(a)
 		}
 	case ownership.Run:
 		k.begin(e)
@@ -129,6 +135,7 @@ func (k *keeper) inspect(e ownership.Inspect) {
 func (k *keeper) activate(now time.Duration, e ownership.Activate) {
 	kind := k.kinds[e.Object.Kind]
 	a := &active{object: e.Object, number: e.Activation, kind: kind, raw: e.Record.State, schema: e.Record.Schema, exists: e.Record.Exists}
+	k.gates.forget(e.Object)
 	k.active[e.Object] = a
 	k.idle.use(a, now)
 	if kind.maxActive > 0 {
@@ -137,7 +144,10 @@ func (k *keeper) activate(now time.Duration, e ownership.Activate) {
 }
 
 // replace makes a the one that is in memory.
-func (k *keeper) replace(a *active) { k.active[a.object] = a }
+func (k *keeper) replace(a *active) {
+	k.gates.withdraw(a.object)
+	k.active[a.object] = a
+}
 
 // ear is a subscription to the requests of a shard.
 type ear struct {

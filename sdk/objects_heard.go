@@ -41,6 +41,7 @@ type heard struct {
 	waits     waits
 	timer     *timer          // that has begun it; nil: it was heard
 	reminder  *reminder       // likewise
+	overtaken bool            // it was ended, or set anew, while its turn waited
 	reminders map[string]*due // that its turn sets, and ends
 	follows   bool            // the refusal of a message: nobody waits for its answer
 	// done is told the outcome in place of an answer; nil: it was heard.
@@ -68,6 +69,9 @@ func (k *keeper) hear(number uint64) func(*nats.Msg) {
 		call, e := k.request(m)
 		if e != nil {
 			k.refuse(m.Reply, e)
+			return
+		}
+		if k.readNow(call) {
 			return
 		}
 		taken := k.add(func(now time.Duration) {

@@ -69,6 +69,7 @@ type keeper struct {
 	owner      *ownership.Owner
 	ears       map[uint64]*ear
 	active     map[kbroker.Object]*active
+	gates      gates
 	idle       idling
 	quarantine quarantine
 	turns      rate // of all objects
@@ -93,7 +94,7 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	k := &keeper{
 		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
 		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
-		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(), reminders: newReminders(), pressure: newPressure(),
+		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, gates: newGates(), idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(), reminders: newReminders(), pressure: newPressure(),
 		asking: asking{shards: map[kbroker.Shard]bool{}}, roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
 	}
 	mailboxes, durable := map[kbroker.KindName]int{}, map[kbroker.KindName]ownership.Durability{}
@@ -183,6 +184,7 @@ func (k *keeper) run(ctx context.Context) {
 
 // tick does what is due by the clock.
 func (k *keeper) tick(now time.Duration) {
+	k.collect(now)
 	k.owner.Tick(now)
 	k.sweep(now)
 	k.relieve(now)
@@ -317,7 +319,7 @@ func (k *keeper) rest(ctx context.Context) error {
 	for {
 		idle := make(chan bool, 1)
 		k.post(func(time.Duration) {
-			idle <- k.roots.idle() && k.nested.idle() && (closed(k.lost) || !k.owner.Busy())
+			idle <- k.roots.idle() && k.nested.idle() && k.gates.running.Load() == 0 && (closed(k.lost) || !k.owner.Busy())
 		})
 		select {
 		case <-ctx.Done():
@@ -348,6 +350,7 @@ func (k *keeper) over(reason string) {
 	k.deaf.Store(true)
 	k.stop()
 	clear(k.active)
+	k.gates.clear()
 	for _, e := range k.ears {
 		k.work.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), silenceWithin)

@@ -35,9 +35,9 @@ type rate struct {
 	count, last uint64        // now, and in the window before
 }
 
-func (r *rate) add(now time.Duration) {
+func (r *rate) add(now time.Duration, n uint64) {
 	r.roll(now)
-	r.count++
+	r.count += n
 }
 
 func (r *rate) roll(now time.Duration) {
@@ -60,8 +60,17 @@ func (r *rate) perSecond(now time.Duration) float64 {
 
 // note takes that a turn of the object has ended.
 func (u *use) note(now time.Duration, e *kbroker.Error) {
-	u.turns++
-	u.rate.add(now)
+	u.ended(now, 1)
+	u.failed(now, e)
+}
+
+// ended counts turns.
+func (u *use) ended(now time.Duration, n uint64) {
+	u.turns += n
+	u.rate.add(now, n)
+}
+
+func (u *use) failed(now time.Duration, e *kbroker.Error) {
 	if e != nil {
 		text := strings.ToValidUTF8(e.Message[:min(len(e.Message), maxErrorBytes)], "")
 		u.failure, u.failedAt = fmt.Sprintf("%s: %s", e.Code, text), now

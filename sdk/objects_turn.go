@@ -27,6 +27,7 @@ type turn struct {
 	keeper   *keeper
 	heard    *heard
 	waits    atomic.Int64 // calls that it waits for
+	apart    atomic.Bool  // the loop does not know of it yet
 
 	mu       sync.Mutex
 	timers   []timerSet
@@ -121,7 +122,10 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		as.failure = e
 		return as
 	}
-	if c.method.removes {
+	switch {
+	case c.overtaken:
+		return as
+	case c.method.removes:
 		return deleted(ctx, a, c)
 	}
 	var reply []byte
@@ -228,6 +232,7 @@ func (k *keeper) begin(e ownership.Run) {
 	}
 	k.idle.use(a, k.now())
 	c.turn = &turn{object: e.Object, epoch: e.Epoch, readOnly: c.method.readOnly, keeper: k, heard: c, reminded: k.reminders.names(e.Object)}
+	c.overtaken = c.reminder != nil && k.reminders.get(c.reminder.id) != c.reminder
 	k.crossings.begun(c)
 	l := k.lane(c)
 	l.waiting = append(l.waiting, func() { k.turn(e, a, c) })
@@ -267,7 +272,7 @@ func (l *lane) idle() bool { return l.running == 0 && len(l.waiting) == 0 }
 func (k *keeper) turn(e ownership.Run, a *active, c *heard) {
 	began := time.Now()
 	ctx := &request{
-		base: k.base, client: k.app.client, id: c.id, deadline: c.deadline, chain: c.chain.with(k.own.App, e.Object), root: c.root,
+		base: k.base, client: k.app.client, id: c.id, deadline: c.deadline, chain: c.chain, root: c.root,
 		turn: c.turn,
 	}
 	did := outcome{turn: ownership.Turn{Reply: ownership.Reply{Outcome: ownership.Broken}}}
@@ -289,12 +294,13 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 	c.judge(&did)
 	k.crossings.over(c)
 	k.timers.apply(now, e.Object, k.own.Incarnation, did.activated, true)
-	k.turns.add(now)
+	k.turns.add(now, 1)
 	if u := a.noted(); u != nil && !c.method.removes {
 		u.note(now, did.failure)
 	}
 	if did.panicked {
 		k.quarantine.panicked(now, e.Object)
+		k.gates.forget(e.Object)
 	}
 	if current := k.active[e.Object]; current == a {
 		switch {
@@ -310,6 +316,9 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 		}
 	}
 	if c.method.readOnly && !e.Call.Linearizable {
+		if k.active[e.Object] == a {
+			k.gates.lend(a)
+		}
 		k.owner.ReadDone(now, e.Object, e.Activation, e.Call, did.turn.Reply)
 		return
 	}

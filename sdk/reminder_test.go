@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -62,6 +63,53 @@ func remindable(k *Kind[account]) {
 		a.Cents += cents
 		return struct{}{}, nil
 	})
+}
+
+// TestAReminderThatIsCancelledWhileItWaitsIsOver: its turn is behind the one that ends it.
+func TestAReminderThatIsCancelledWhileItWaitsIsOver(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	held, free := make(chan struct{}), make(chan struct{})
+	var ran atomic.Int64
+	start(t, bank(s.URL, "a", func(k *Kind[account]) {
+		Method(k, "hold", func(_ *account, ctx context.Context, _ struct{}) (struct{}, error) {
+			close(held)
+			<-free
+			return struct{}{}, nil
+		})
+		Method(k, "due", func(*account, context.Context, struct{}) (struct{}, error) {
+			ran.Add(1)
+			return struct{}{}, nil
+		})
+		Method(k, "remind", func(_ *account, ctx context.Context, after time.Duration) (struct{}, error) {
+			return struct{}{}, SetReminder(ctx, "the one", Reminder{Method: "due", After: after, Every: time.Second})
+		})
+		Method(k, "cancel", func(_ *account, ctx context.Context, _ struct{}) (struct{}, error) {
+			return struct{}{}, CancelReminder(ctx, "the one")
+		})
+	}))
+	c := dial(t, s.URL)
+	var all sync.WaitGroup
+	call := func(method string, in any) {
+		all.Go(func() {
+			if _, err := Call[struct{}](within(t, patience), c.Object("bank/account:1"), method, in); err != nil {
+				t.Errorf("%s: %v", method, err)
+			}
+		})
+	}
+	call("remind", 300*time.Millisecond)
+	core.awaitDues(t, 1)
+	call("hold", nil)
+	<-held
+	call("cancel", nil)
+	<-time.After(500 * time.Millisecond) // its turn waits now
+	close(free)
+	all.Wait()
+	<-time.After(200 * time.Millisecond)
+	if n := core.dues(); n != 0 || ran.Load() != 0 {
+		t.Errorf("%d reminders are stored, and it ran %d times, want none", n, ran.Load())
+	}
 }
 
 // dues are the reminders that are stored.

@@ -17,7 +17,7 @@ type request struct {
 	client   *Client
 	id       string
 	deadline time.Time
-	chain    chain // objects whose turns wait for it, with that of its own turn
+	chain    chain // objects whose turns wait for it, without that of its own turn
 	root     root  // of the chain; none: whoever made it does not know of it
 	turn     *turn // nil: of no object
 
@@ -32,6 +32,14 @@ type request struct {
 }
 
 type requestKey struct{}
+
+// waiting are the objects whose turns wait for what the request calls.
+func (r *request) waiting() chain {
+	if r.turn == nil {
+		return r.chain
+	}
+	return r.chain.with(r.turn.keeper.own.App, r.turn.object)
+}
 
 func (r *request) Deadline() (time.Time, bool) { return r.deadline, true }
 
