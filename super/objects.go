@@ -65,18 +65,12 @@ func (d *desk) readOwners(ctx context.Context, k state.AppKey) (owners, error) {
 		return o, err
 	}
 	for _, match := range []string{subjects.MatchAssigns, subjects.MatchLeases} {
-		for after := ""; ; {
-			reply, err := d.store.OwnRead(ctx, k, 0, kbroker.OwnReadRequest{Match: match, After: after})
-			if err != nil {
-				return o, err
-			}
-			for _, r := range reply.Records {
-				o.see(r)
-			}
-			if !reply.More || len(reply.Records) == 0 {
-				break
-			}
-			after = reply.Records[len(reply.Records)-1].Key
+		below, err := d.store.OwnBelow(ctx, k, match)
+		if err != nil {
+			return o, err
+		}
+		for _, r := range below {
+			o.see(r)
 		}
 	}
 	return o, nil
