@@ -135,9 +135,11 @@ type ObjectDetail struct {
 	Wanted InstanceID `json:"wanted,omitempty"`
 	// Lease is that of the owner: held, leaving, revoked or none.
 	Lease string `json:"lease"`
-	// Outbox counts messages that wait to be sent, Reminders names those that wait.
-	Outbox    int      `json:"outbox"`
-	Reminders []string `json:"reminders"`
+	// Outbox counts messages that wait to be sent, Reminders names those that wait; Due has
+	// those of them whose record is readable, the next one first.
+	Outbox    int              `json:"outbox"`
+	Reminders []string         `json:"reminders"`
+	Due       []ObjectReminder `json:"due,omitempty"`
 	// Seen is what its owner knows of it; nil: it does not answer, for the reason in Silent.
 	Seen   *ObjectSeen `json:"seen,omitempty"`
 	Silent string      `json:"silent,omitempty"`
@@ -145,6 +147,24 @@ type ObjectDetail struct {
 	// string in base64.
 	State json.RawMessage `json:"state,omitempty"`
 }
+
+// ObjectReminder is a call that an object makes to itself.
+type ObjectReminder struct {
+	Name   string    `json:"name"`
+	Method string    `json:"method"`
+	Due    time.Time `json:"due"`
+	// EveryS is how much later it is due again, and again; 0: once.
+	EveryS float64 `json:"every_s,omitempty"`
+	// CatchUp is what becomes of the times that nobody could run it: one, none or all.
+	CatchUp string `json:"catch_up,omitempty"`
+}
+
+// When an object is stored, as its owner says it: ObjectInterval has a time behind it.
+const (
+	ObjectEach     = "each" // before each answer
+	ObjectInterval = "interval "
+	ObjectNever    = "none"
+)
 
 // Verbs of an ObjectActRequest.
 const (
@@ -241,4 +261,7 @@ type ObjectSeen struct {
 	LastErrorAgo float64 `json:"last_error_ago_s,omitempty"`
 	// Quarantine is why its calls are refused; empty: they are not.
 	Quarantine string `json:"quarantine,omitempty"`
+	// Durable is when the kind is stored: ObjectEach, ObjectInterval and a time, ObjectNever;
+	// empty, of an SDK of an earlier build: it is not known.
+	Durable string `json:"durable,omitempty"`
 }

@@ -71,7 +71,7 @@ func TestAnOwnerSaysWhatItKnowsOfObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o := reply.Object; o == nil || !o.Serves || !o.Active || o.Turns != 4 || o.TurnsPerS <= 0 || o.Mailbox != 0 || o.Phase != "idle" ||
-		o.LastError != "no_debts: -1 cents" || o.Quarantine != "" {
+		o.LastError != "no_debts: -1 cents" || o.Quarantine != "" || o.Durable != kbroker.ObjectEach {
 		t.Errorf("the owner says %+v, want it active and idle, with 4 turns and the last error", o)
 	}
 	reply, err = core.asks(kbroker.KeeperRequest{})
