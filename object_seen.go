@@ -245,6 +245,30 @@ type KeeperSeen struct {
 	Quarantined []ObjectQuarantine `json:"quarantined,omitempty"`
 }
 
+// ObjectFigures are what an instance has counted of its objects since it started, at most a
+// second ago.
+type ObjectFigures struct {
+	Turns       uint64 `json:"turns"`
+	Reads       uint64 `json:"reads"`
+	Refused     uint64 `json:"refused"`     // calls that were not executed, or are too old to tell
+	Activations uint64 `json:"activations"` // objects that came into memory
+	// Commits are batches that were written, each with what some turns did, or claims;
+	// CommitsRefused those that were not, as something was not where it was expected.
+	Commits        uint64 `json:"commits"`
+	CommitsRefused uint64 `json:"commits_refused"`
+	// ShardsTaken are those that it has begun to serve, TakingS how long that took in all, from
+	// when it was to serve them till it heard their requests; ShardsReleased are those that it
+	// has left to another, ReleasingS how long, from when it heard no more till that was stored.
+	ShardsTaken    uint64  `json:"shards_taken"`
+	ShardsReleased uint64  `json:"shards_released"`
+	TakingS        float64 `json:"taking_s"`
+	ReleasingS     float64 `json:"releasing_s"`
+	// Of now: shards that it serves, objects in memory, their messages that wait to be taken.
+	Shards int `json:"shards"`
+	Active int `json:"active"`
+	Outbox int `json:"outbox"`
+}
+
 // ObjectSeen is what the owner of an object knows of it.
 type ObjectSeen struct {
 	// Serves: the instance owns the shard of the object, as far as it knows.
