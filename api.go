@@ -485,4 +485,6 @@ type PingReply struct {
 	// counts.
 	Requests *uint64 `json:"requests,omitempty"`
 	Errors   *uint64 `json:"errors,omitempty"`
+	// Objects are those that it owns; nil: it has none.
+	Objects *ObjectFigures `json:"objects,omitempty"`
 }

@@ -135,9 +135,11 @@ type ObjectDetail struct {
 	Wanted InstanceID `json:"wanted,omitempty"`
 	// Lease is that of the owner: held, leaving, revoked or none.
 	Lease string `json:"lease"`
-	// Outbox counts messages that wait to be sent, Reminders names those that wait.
-	Outbox    int      `json:"outbox"`
-	Reminders []string `json:"reminders"`
+	// Outbox counts messages that wait to be sent, Reminders names those that wait; Due has
+	// those of them whose record is readable, the next one first.
+	Outbox    int              `json:"outbox"`
+	Reminders []string         `json:"reminders"`
+	Due       []ObjectReminder `json:"due,omitempty"`
 	// Seen is what its owner knows of it; nil: it does not answer, for the reason in Silent.
 	Seen   *ObjectSeen `json:"seen,omitempty"`
 	Silent string      `json:"silent,omitempty"`
@@ -145,6 +147,24 @@ type ObjectDetail struct {
 	// string in base64.
 	State json.RawMessage `json:"state,omitempty"`
 }
+
+// ObjectReminder is a call that an object makes to itself.
+type ObjectReminder struct {
+	Name   string    `json:"name"`
+	Method string    `json:"method"`
+	Due    time.Time `json:"due"`
+	// EveryS is how much later it is due again, and again; 0: once.
+	EveryS float64 `json:"every_s,omitempty"`
+	// CatchUp is what becomes of the times that nobody could run it: one, none or all.
+	CatchUp string `json:"catch_up,omitempty"`
+}
+
+// When an object is stored, as its owner says it: ObjectInterval has a time behind it.
+const (
+	ObjectEach     = "each" // before each answer
+	ObjectInterval = "interval "
+	ObjectNever    = "none"
+)
 
 // Verbs of an ObjectActRequest.
 const (
@@ -225,6 +245,30 @@ type KeeperSeen struct {
 	Quarantined []ObjectQuarantine `json:"quarantined,omitempty"`
 }
 
+// ObjectFigures are what an instance has counted of its objects since it started, at most a
+// second ago.
+type ObjectFigures struct {
+	Turns       uint64 `json:"turns"`
+	Reads       uint64 `json:"reads"`
+	Refused     uint64 `json:"refused"`     // calls that were not executed, or are too old to tell
+	Activations uint64 `json:"activations"` // objects that came into memory
+	// Commits are batches that were written, each with what some turns did, or claims;
+	// CommitsRefused those that were not, as something was not where it was expected.
+	Commits        uint64 `json:"commits"`
+	CommitsRefused uint64 `json:"commits_refused"`
+	// ShardsTaken are those that it has begun to serve, TakingS how long that took in all, from
+	// when it was to serve them till it heard their requests; ShardsReleased are those that it
+	// has left to another, ReleasingS how long, from when it heard no more till that was stored.
+	ShardsTaken    uint64  `json:"shards_taken"`
+	ShardsReleased uint64  `json:"shards_released"`
+	TakingS        float64 `json:"taking_s"`
+	ReleasingS     float64 `json:"releasing_s"`
+	// Of now: shards that it serves, objects in memory, their messages that wait to be taken.
+	Shards int `json:"shards"`
+	Active int `json:"active"`
+	Outbox int `json:"outbox"`
+}
+
 // ObjectSeen is what the owner of an object knows of it.
 type ObjectSeen struct {
 	// Serves: the instance owns the shard of the object, as far as it knows.
@@ -241,4 +285,7 @@ type ObjectSeen struct {
 	LastErrorAgo float64 `json:"last_error_ago_s,omitempty"`
 	// Quarantine is why its calls are refused; empty: they are not.
 	Quarantine string `json:"quarantine,omitempty"`
+	// Durable is when the kind is stored: ObjectEach, ObjectInterval and a time, ObjectNever;
+	// empty, of an SDK of an earlier build: it is not known.
+	Durable string `json:"durable,omitempty"`
 }

@@ -35,6 +35,7 @@ type told struct {
 	ready, live failing
 	// Two answers of its SDK, from which a rate follows.
 	from, last tally
+	objects    *kbroker.ObjectFigures // that it said last; nil: it owns none
 }
 
 // failing are checks in a row that have not said that all is well.
@@ -80,6 +81,16 @@ func (i *instance) watched() watched {
 	return w
 }
 
+// objectsOf is what an instance that has a process said last of its objects.
+func (s *sampler) objectsOf(k kbroker.StatusKey) *kbroker.ObjectFigures {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.told[k]; t.incarnation == s.watched[k].incarnation {
+		return t.objects
+	}
+	return nil
+}
+
 func (s *sampler) watchedOf(k kbroker.StatusKey) (watched, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,10 +125,12 @@ func (s *sampler) lives(r record, bad int, why string) {
 
 // answered notes what an SDK has counted.
 func (s *sampler) answered(r record, reply kbroker.PingReply, now time.Duration) {
-	if reply.Requests == nil || reply.Errors == nil {
-		return
-	}
-	s.tell(r, func(t *told) { t.count(tally{now, *reply.Requests, *reply.Errors}) })
+	s.tell(r, func(t *told) {
+		t.objects = reply.Objects
+		if reply.Requests != nil && reply.Errors != nil {
+			t.count(tally{now, *reply.Requests, *reply.Errors})
+		}
+	})
 }
 
 // count takes an answer: the rate is that of the last two seconds or so.

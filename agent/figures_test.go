@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
@@ -61,13 +62,19 @@ func busy() {
 	began := time.Now()
 	_, err = conn.Subscribe(subjects.Ping(f.Tenant, f.Incarnation), func(m *nats.Msg) {
 		n := uint64(time.Since(began) / (10 * time.Millisecond))
-		body, _ := json.Marshal(kbroker.PingReply{Incarnation: f.Incarnation, Ready: true, Requests: &n, Errors: new(n / 10)})
+		body, _ := json.Marshal(kbroker.PingReply{Incarnation: f.Incarnation, Ready: true, Requests: &n, Errors: new(n / 10), Objects: &busyObjects})
 		_ = m.Respond(body)
 	})
 	if err != nil {
 		panic(err)
 	}
 	note(fmt.Sprint(child.Process.Pid))
+}
+
+// busyObjects are what it says of objects.
+var busyObjects = kbroker.ObjectFigures{
+	Turns: 1, Reads: 2, Refused: 3, Activations: 4, Commits: 5, CommitsRefused: 6, ShardsTaken: 7, ShardsReleased: 8, TakingS: 0.5, ReleasingS: 0.25,
+	Shards: 9, Active: 10, Outbox: 11,
 }
 
 // listener has the figures that agents have published last.
@@ -140,6 +147,19 @@ func TestFiguresSayWhatAnInstanceUses(t *testing.T) {
 		}
 		return nil
 	})
+	values := metricsOf(t, a.Agent)
+	for name, want := range map[string]float64{
+		"object_turns_total": 1, "object_reads_total": 2, "object_refused_total": 3, "object_activations_total": 4, "object_commits_total": 5,
+		"object_commits_refused_total": 6, "object_shards_taken_total": 7, "object_shards_released_total": 8, "object_shards_taking_seconds_total": 0.5,
+		"object_shards_releasing_seconds_total": 0.25, "object_shards": 9, "objects_active": 10, "object_outbox_messages": 11,
+	} {
+		if got, there := values["kbroker_agent_instance_"+name+" shop-web-1"]; !there || got != want {
+			t.Errorf("%s is %v (there: %t), want %v", name, got, there, want)
+		}
+	}
+	if problems, err := testutil.CollectAndLint(a.Collector()); err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v %v", problems, err)
+	}
 	f, n := l.get()
 	m := f.Machine
 	if f.Host != testHost || m.CPUCores == nil || *m.CPUCores < 0.1 || m.MemoryBytes == nil || *m.MemoryBytes < 64<<20 || m.MemoryFreeBytes == nil || m.Load == nil ||

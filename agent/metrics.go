@@ -102,6 +102,9 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	} {
 		out <- d
 	}
+	for _, m := range objectMetrics {
+		out <- m.desc
+	}
 }
 
 func (c collector) own() []prometheus.Collector {
@@ -146,6 +149,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			measured(gauge, descFiles, u.openFiles, labels)
 			if u.cpu != nil {
 				count(descCPU, u.cpu.Seconds(), labels...)
+			}
+			if f := c.sampler.objectsOf(k); f != nil {
+				for _, m := range objectMetrics {
+					out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.of(f), labels...)
+				}
 			}
 		}
 	}

@@ -241,6 +241,7 @@ var catalogue = []entry{
 	{"ArtifactChunk", each1(tenants, func(t kbroker.TenantID) string { return subjects.ArtifactChunk(t, "u", 1) })},
 	{"ArtifactChunks", each1(tenants, func(t kbroker.TenantID) string { return subjects.ArtifactChunks(t, "u") })},
 	{"LeaderRead", each1(streams, subjects.LeaderRead)},
+	{"AnyRead", each1(streams, subjects.AnyRead)},
 	{"Event", slices.Concat(each2(tenants, instances, func(t kbroker.TenantID, i kbroker.InstanceID) string { return subjects.Event(t, "shop", i) }), []string{subjects.Event("", "", "")})},
 	{"EventAll", []string{subjects.EventAll}},
 	{"EventsOf", []string{subjects.EventsOf("default", "", ""), subjects.EventsOf("default", "shop", ""), subjects.EventsOf("default", "shop", "shop-web-1")}},

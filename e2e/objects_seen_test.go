@@ -109,3 +109,35 @@ func TestObjectsAreSeenAndMoved(t *testing.T) {
 	}
 	l.endWithoutFailure()
 }
+
+// TestObjectsAfterARestart: a deploy, and a restart of an app that was stopped, end when every
+// shard has an owner, and its objects answer then.
+func TestObjectsAfterARestart(t *testing.T) {
+	needLong(t)
+	c := up(t, 1)
+	c.deployObjects(2)
+	check := func(after string) {
+		t.Helper()
+		began := time.Now()
+		var r kbroker.ObjectOwnersReply
+		if c.into(&r, "objects", "bank"); r.Unowned != 0 || len(r.Owners) < 2 {
+			t.Errorf("after %s %d shards have no owner, the owners are %+v", after, r.Unowned, r.Owners)
+		}
+		for i := range 8 {
+			c.must("call", fmt.Sprintf("bank/account:%s-%d", strings.ReplaceAll(after, " ", "-"), i), "deposit", "cents:=1", "--timeout", "3s")
+		}
+		t.Logf("RESULT after %s: looked at and called 8 objects in %v", after, time.Since(began))
+	}
+	check("the deploy")
+	for range 2 {
+		began := time.Now()
+		c.must("stop", "bank")
+		stopped := time.Since(began)
+		began = time.Now()
+		c.must("restart", "bank")
+		t.Logf("RESULT stopped in %v, restarted in %v", stopped, time.Since(began))
+		check("a stop and a restart")
+	}
+	c.must("restart", "bank")
+	check("a restart")
+}

@@ -39,6 +39,7 @@ type App struct {
 	err      error                // what New and Handle found wrong
 	started  time.Time
 	phase    atomic.Int32
+	figures  atomic.Pointer[kbroker.ObjectFigures] // of the objects; nil: it has none
 }
 
 // Phases of an app.
@@ -249,7 +250,7 @@ func (a *App) pong(t transport, m *nats.Msg) {
 	requests, errs := a.counted()
 	b, err := json.Marshal(kbroker.PingReply{
 		Incarnation: a.identity.Incarnation,
-		Requests:    &requests, Errors: &errs,
+		Requests:    &requests, Errors: &errs, Objects: a.figures.Load(),
 		Ready:    phase == phaseReady,
 		Draining: phase == phaseDraining,
 	})

@@ -46,13 +46,13 @@ func (k *kind) checkDurable() error {
 	return nil
 }
 
-// durability is for people, in the metadata of a kind's methods.
+// durability is for people, of an object and in the metadata of a kind's methods.
 func durability(d ownership.Durability) string {
 	switch {
 	case d.Volatile:
-		return "none"
+		return kbroker.ObjectNever
 	case d.Interval > 0:
-		return "interval " + d.Interval.String()
+		return kbroker.ObjectInterval + d.Interval.String()
 	}
-	return "each"
+	return kbroker.ObjectEach
 }

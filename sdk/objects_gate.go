@@ -180,6 +180,7 @@ func (k *keeper) collect(now time.Duration) {
 		l.noted.Store(false)
 		n := uint64(l.count.Swap(0))
 		k.turns.add(now, n)
+		k.owner.ReadByGates(n)
 		if k.active[l.Object] == l.active {
 			k.idle.use(l.active, now)
 			if u := l.active.noted(); u != nil {

@@ -88,6 +88,7 @@ type keeper struct {
 	holds      int           // shards, while it leaves
 	moved      time.Duration // when one of them was let go last
 	complained time.Duration // about a core that refuses
+	figured    time.Duration // when the figures were told last
 }
 
 func newKeeper(a *App, t transport, times ownership.Times) *keeper {
@@ -192,6 +193,7 @@ func (k *keeper) tick(now time.Duration) {
 	k.fire(now)
 	k.remind(now)
 	k.settle(now)
+	k.figure(now)
 }
 
 // close takes no more events.

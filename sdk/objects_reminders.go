@@ -195,9 +195,9 @@ func (k *keeper) remind(now time.Duration) {
 		sum := sha256.Sum256([]byte(x.id.object.String() + "\x00" + x.id.name))
 		session, sequence := "r."+hex.EncodeToString(sum[:16]), uint64(max(x.due.Due, 0))
 		id := session + ":" + strconv.FormatUint(sequence, 10)
-		c := &heard{id: id, method: m, data: x.due.data, deadline: time.Now().Add(remindWithin), root: root{time.Now().UnixMicro(), id}, reminder: x}
+		c := &heard{id: id, method: m, data: x.due.Data, deadline: time.Now().Add(remindWithin), root: root{time.Now().UnixMicro(), id}, reminder: x}
 		if !k.owner.Begin(now, &ownership.Call{
-			Object: x.id.object, Session: session, Sequence: sequence, Hash: hashOf(m.name, x.due.data), Confirmed: sequence,
+			Object: x.id.object, Session: session, Sequence: sequence, Hash: hashOf(m.name, x.due.Data), Confirmed: sequence,
 			Expires: now + remindWithin, Data: c,
 		}) {
 			k.reminders.drop(x) // the shard is served no more

@@ -254,6 +254,7 @@ func (k *keeper) lookAt(now time.Duration, o kbroker.Object) *kbroker.ObjectSeen
 	is := k.owner.See(o)
 	seen := &kbroker.ObjectSeen{
 		Serves: is.Serves && k.owner.Valid(now), Active: is.Active, Phase: is.Phase, Mailbox: is.Waiting, Quarantine: k.quarantine.reason(o),
+		Durable: durability(k.kinds[o.Kind].durable),
 	}
 	if a := k.active[o]; a != nil {
 		if u := a.noted(); u != nil {

@@ -71,7 +71,7 @@ func TestAnOwnerSaysWhatItKnowsOfObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o := reply.Object; o == nil || !o.Serves || !o.Active || o.Turns != 4 || o.TurnsPerS <= 0 || o.Mailbox != 0 || o.Phase != "idle" ||
-		o.LastError != "no_debts: -1 cents" || o.Quarantine != "" {
+		o.LastError != "no_debts: -1 cents" || o.Quarantine != "" || o.Durable != kbroker.ObjectEach {
 		t.Errorf("the owner says %+v, want it active and idle, with 4 turns and the last error", o)
 	}
 	reply, err = core.asks(kbroker.KeeperRequest{})
@@ -93,6 +93,46 @@ func TestAnOwnerSaysWhatItKnowsOfObjects(t *testing.T) {
 	}
 	if _, err := core.asks(of(other, kbroker.ObjectRemove)); !errors.Is(err, kbroker.Moved) {
 		t.Errorf("rm of an object that it does not own: %v, want Moved", err)
+	}
+}
+
+// TestAnInstanceCountsForItsAgent: what objects do is in the answer to the agent's ping.
+func TestAnInstanceCountsForItsAgent(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	r := start(t, bank(s.URL, "a", nil))
+	c := dial(t, s.URL)
+	for range 3 {
+		c.deposit(t, "1", 5)
+	}
+	c.balance(t, "1")
+	nc := s.Connect(t)
+	figures := func(holds func(kbroker.ObjectFigures) bool) (f kbroker.ObjectFigures) {
+		t.Helper()
+		wait.Until(t, patience, func() error {
+			m, err := nc.Request(subjects.Ping(r.identity.Tenant, r.identity.Incarnation), nil, patience)
+			if err != nil {
+				return err
+			}
+			p := kbroker.PingReply{Objects: &f}
+			if err := json.Unmarshal(m.Data, &p); err != nil || p.Objects == nil || !holds(f) {
+				return fmt.Errorf("ping says %s (%v)", m.Data, err)
+			}
+			return nil
+		})
+		return f
+	}
+	f := figures(func(f kbroker.ObjectFigures) bool { return f.Turns == 3 && f.Reads == 1 })
+	if f.Commits != 4 || f.CommitsRefused != 0 || f.Refused != 0 || f.Activations != 1 || f.Active != 1 || f.Shards != 1 || f.ShardsTaken != 1 ||
+		f.TakingS <= 0 || f.TakingS > 1 || f.ShardsReleased != 0 || f.ReleasingS != 0 || f.Outbox != 0 {
+		t.Errorf("after three turns and a read the instance has counted %+v", f)
+	}
+	start(t, bank(s.URL, "b", nil))
+	core.move(incarnation("b"), acc("1"))
+	f = figures(func(f kbroker.ObjectFigures) bool { return f.ShardsReleased == 1 })
+	if f.ReleasingS <= 0 || f.ReleasingS > 5 || f.Shards != 0 || f.Active != 0 {
+		t.Errorf("after it was moved away the instance has counted %+v", f)
 	}
 }
 

@@ -1,14 +1,15 @@
 package sdk
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 	"unicode/utf8"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/ownership"
 )
 
 // maxReminders bounds the reminders that one turn sets and cancels.
@@ -59,10 +60,7 @@ func SetReminder(ctx context.Context, name string, r Reminder) error {
 	if err != nil {
 		return invalidReminder(name, "its argument: %v", err)
 	}
-	d := due{Method: r.Method, Every: r.Every, CatchUp: r.CatchUp, data: data}
-	if d.CatchUp == "" {
-		d.CatchUp = CatchUpOne
-	}
+	d := due{Method: r.Method, Every: r.Every, CatchUp: string(cmp.Or(r.CatchUp, CatchUpOne)), Data: data}
 	at := r.At
 	if at.IsZero() {
 		at = time.Now().Add(max(r.After, 0))
@@ -76,8 +74,8 @@ func SetReminder(ctx context.Context, name string, r Reminder) error {
 		return invalidReminder(name, "objects of kind %s have no Method %.80q", kind.name, r.Method)
 	case r.Every != 0 && r.Every < time.Second:
 		return invalidReminder(name, "every %v, want a second or more", r.Every)
-	case d.CatchUp != CatchUpOne && d.CatchUp != CatchUpNone && d.CatchUp != CatchUpAll:
-		return invalidReminder(name, "catch up %q, want one, none or all", d.CatchUp)
+	case !slices.Contains([]CatchUp{"", CatchUpOne, CatchUpNone, CatchUpAll}, r.CatchUp):
+		return invalidReminder(name, "catch up %q, want one, none or all", r.CatchUp)
 	case len(data) > maxTellBytes:
 		return invalidReminder(name, "an argument of %d bytes, at most %d are allowed", len(data), maxTellBytes)
 	}
@@ -111,7 +109,7 @@ func (t *turn) remind(name string, d *due) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if d != nil {
-		t.toldBytes += len(d.data)
+		t.toldBytes += len(d.Data)
 	}
 	if _, again := t.reminders[name]; !again && len(t.reminders) >= maxReminders || t.toldBytes > maxTellBytes {
 		return invalidReminder(name, "a turn sets more than %d of them, or %d bytes", maxReminders, maxTellBytes)
@@ -123,30 +121,15 @@ func (t *turn) remind(name string, d *due) error {
 	return nil
 }
 
-// due is a reminder as it is stored: a line of JSON, then the argument.
-type due struct {
-	Method  string        `json:"method"`
-	Due     int64         `json:"due"` // milliseconds of Unix
-	Every   time.Duration `json:"every,omitempty"`
-	CatchUp CatchUp       `json:"catch_up"`
-	data    []byte
-}
+// due is a reminder as it is stored.
+type due ownership.Reminder
 
-func (d *due) encode() []byte {
-	head, err := json.Marshal(d)
-	if err != nil {
-		panic("sdk: a reminder does not marshal: " + err.Error()) // strings and numbers
-	}
-	return append(append(head, '\n'), d.data...)
-}
+func (d *due) encode() []byte { return ownership.Reminder(*d).Encode() }
 
 func decodeDue(b []byte) (*due, error) {
-	head, data, ok := bytes.Cut(b, []byte("\n"))
-	d := &due{data: data}
-	if !ok {
-		return nil, fmt.Errorf("a reminder of %d bytes has no first line", len(b))
-	}
-	return d, json.Unmarshal(head, d)
+	r, err := ownership.DecodeReminder(b)
+	d := due(r)
+	return &d, err
 }
 
 // next is the reminder after a time at which it was due, or nil if it is over. Pure.
@@ -156,7 +139,7 @@ func (d *due) next(now time.Time) *due {
 	}
 	n := *d
 	every := max(d.Every.Milliseconds(), 1)
-	if n.Due += every; d.CatchUp != CatchUpAll {
+	if n.Due += every; d.CatchUp != string(CatchUpAll) {
 		if late := now.UnixMilli() - n.Due; late >= 0 {
 			n.Due += (late/every + 1) * every
 		}
@@ -166,5 +149,5 @@ func (d *due) next(now time.Time) *due {
 
 // missed reports whether it is not run for the time at which it was due. Pure.
 func (d *due) missed(now time.Time) bool {
-	return d.CatchUp == CatchUpNone && now.Sub(time.UnixMilli(d.Due)) > missedAfter
+	return d.CatchUp == string(CatchUpNone) && now.Sub(time.UnixMilli(d.Due)) > missedAfter
 }

@@ -22,12 +22,12 @@ func TestWhenAReminderIsDueNext(t *testing.T) {
 		missed bool
 	}{
 		"once":                        {due{Due: 999_000}, 0, false},
-		"in time":                     {due{Due: 999_500, Every: time.Second, CatchUp: CatchUpOne}, 1_000_500, false},
-		"late, one for all":           {due{Due: 700_200, Every: time.Second, CatchUp: CatchUpOne}, 1_000_200, false},
-		"late, one for each":          {due{Due: 700_200, Every: time.Second, CatchUp: CatchUpAll}, 701_200, false},
-		"late, none":                  {due{Due: 700_200, Every: time.Second, CatchUp: CatchUpNone}, 1_000_200, true},
-		"a little late, none":         {due{Due: 999_900, Every: time.Hour, CatchUp: CatchUpNone}, 4_599_900, false},
-		"exactly at the next, not it": {due{Due: 999_000, Every: time.Second, CatchUp: CatchUpOne}, 1_001_000, false},
+		"in time":                     {due{Due: 999_500, Every: time.Second, CatchUp: string(CatchUpOne)}, 1_000_500, false},
+		"late, one for all":           {due{Due: 700_200, Every: time.Second, CatchUp: string(CatchUpOne)}, 1_000_200, false},
+		"late, one for each":          {due{Due: 700_200, Every: time.Second, CatchUp: string(CatchUpAll)}, 701_200, false},
+		"late, none":                  {due{Due: 700_200, Every: time.Second, CatchUp: string(CatchUpNone)}, 1_000_200, true},
+		"a little late, none":         {due{Due: 999_900, Every: time.Hour, CatchUp: string(CatchUpNone)}, 4_599_900, false},
+		"exactly at the next, not it": {due{Due: 999_000, Every: time.Second, CatchUp: string(CatchUpOne)}, 1_001_000, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var at int64

@@ -61,7 +61,7 @@ func (s *Store) Objects(ctx context.Context, k AppKey, streams int, q ObjectQuer
 			if q.Kind != "" {
 				match = subjects.MatchKind(n, q.Kind)
 			}
-			if keys, err = s.keysBelow(ctx, k, streams, match, ""); err != nil {
+			if keys, _, err = s.keysBelow(ctx, k, streams, match, ""); err != nil {
 				return nil, "", err
 			}
 		}
@@ -70,17 +70,16 @@ func (s *Store) Objects(ctx context.Context, k AppKey, streams int, q ObjectQuer
 		})
 		slices.Sort(wanted)
 		after = ""
-		for some := range slices.Chunk(wanted, readsAtOnce) {
-			some = some[:min(len(some), q.Limit-len(found))]
+		for len(wanted) > 0 {
+			some := wanted[:min(len(wanted), q.Limit-len(found))]
 			at, err := ownPlace(k, streams, some)
 			if err != nil {
 				return nil, "", err
 			}
-			records, err := s.readAll(ctx, at, some)
-			if err != nil {
-				return nil, "", err
-			}
-			for _, r := range records {
+			for r, err := range s.readMany(ctx, at, some, 0) {
+				if err != nil {
+					return nil, "", err
+				}
 				if r.Exists() {
 					found = append(found, r)
 				}
@@ -88,6 +87,7 @@ func (s *Store) Objects(ctx context.Context, k AppKey, streams int, q ObjectQuer
 			if len(found) >= q.Limit {
 				return found, some[len(some)-1], nil
 			}
+			wanted = wanted[len(some):]
 		}
 		if time.Since(began) > listWithin && n+1 < kbroker.Shards {
 			return found, strconv.Itoa(int(n) + 1), nil
@@ -106,22 +106,22 @@ func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQ
 	out := someKeys{map[int]bool{}, map[kbroker.Shard][]string{}}
 	for n := range streams {
 		stream, prefix := objectsAt(k, streams, n)
-		_, total, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), beyond)
+		counted, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), beyond)
 		if err != nil {
 			return out, unavailable(err, "count the objects of app %s", k.App)
 		}
-		if total > cmp.Or(q.few, fewObjects) {
+		if counted.Total > cmp.Or(q.few, fewObjects) {
 			continue
 		}
 		out.streams[n] = true
-		if total == 0 {
+		if counted.Total == 0 {
 			continue
 		}
-		page, _, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), 0)
+		page, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), 0)
 		if err != nil {
 			return out, unavailable(err, "list the objects of app %s", k.App)
 		}
-		for subject := range page {
+		for subject := range page.State.Subjects {
 			if key := subjects.ParseOwnKey(strings.TrimPrefix(subject, prefix)); key.Table == subjects.OwnState {
 				out.keys[key.Shard] = append(out.keys[key.Shard], subjects.KeyState(key.Object))
 			}
@@ -136,11 +136,11 @@ func (s *Store) CountObjects(ctx context.Context, k AppKey, streams int, kind kb
 	all := 0
 	for n := range streams {
 		stream, prefix := objectsAt(k, streams, n)
-		_, total, err := s.subjectsOf(ctx, stream, prefix+filterOf(kind), beyond)
+		counted, err := s.subjectsOf(ctx, stream, prefix+filterOf(kind), beyond)
 		if err != nil {
 			return 0, unavailable(err, "count the objects of app %s", k.App)
 		}
-		all += total
+		all += counted.Total
 	}
 	return all, nil
 }

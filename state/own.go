@@ -29,7 +29,7 @@ const (
 )
 
 // OwnRead reads records of the ownership or of the objects of an app, which has so many
-// streams of objects, each through the leader of its stream; see kbroker.OwnReadRequest.
+// streams of objects, as they are at the leader of their stream; see kbroker.OwnReadRequest.
 // They are not of one moment: what is decided by several is written with their revisions.
 // A leader that is cut off from the others answers for a while, with what it knows: what is
 // read says what to try, and an accepted write who was right.
@@ -40,13 +40,13 @@ func (s *Store) OwnRead(ctx context.Context, k AppKey, streams int, r kbroker.Ow
 	if err := r.Check(); err != nil {
 		return kbroker.OwnReadReply{}, err
 	}
-	keys, total := r.Keys, len(r.Keys)
+	keys, total, floor := r.Keys, len(r.Keys), uint64(0)
 	if r.Match != "" {
-		below, err := s.keysBelow(ctx, k, streams, r.Match, r.After)
+		below, named, err := s.keysBelow(ctx, k, streams, r.Match, r.After)
 		if err != nil {
 			return kbroker.OwnReadReply{}, err
 		}
-		keys, total = below[:min(len(below), kbroker.MaxReadKeys)], len(below)
+		keys, total, floor = below[:min(len(below), kbroker.MaxReadKeys)], len(below), named
 	}
 	at, err := ownPlace(k, streams, keys)
 	if err != nil || len(keys) == 0 {
@@ -54,20 +54,17 @@ func (s *Store) OwnRead(ctx context.Context, k AppKey, streams int, r kbroker.Ow
 	}
 	var out kbroker.OwnReadReply
 	read, size := 0, 0
-	for some := range slices.Chunk(keys, readsAtOnce) {
-		records, err := s.readAll(ctx, at, some)
+	for rec, err := range s.readMany(ctx, at, keys, floor) {
 		if err != nil {
 			return kbroker.OwnReadReply{}, err
 		}
-		for _, rec := range records {
-			if size += len(rec.Key) + len(rec.Value); size > maxReadBytes && read > 0 {
-				out.More = true
-				return out, nil
-			}
-			read++
-			if r.Match == "" || rec.Exists() {
-				out.Records = append(out.Records, rec)
-			}
+		if size += len(rec.Key) + len(rec.Value); size > maxReadBytes && read > 0 {
+			out.More = true
+			return out, nil
+		}
+		read++
+		if r.Match == "" || rec.Exists() {
+			out.Records = append(out.Records, rec)
 		}
 	}
 	if out.More = read < total; out.More && len(out.Records) == 0 {
@@ -210,38 +207,48 @@ func (s *Store) readAll(ctx context.Context, at ownAt, keys []string) ([]kbroker
 }
 
 // keysBelow are the keys below match that come after one, sorted: what is deleted is among
-// them for as long as its marker.
-func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, after string) ([]string, error) {
+// them for as long as its marker. floor is the last sequence that the leader has named.
+func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, after string) (keys []string, floor uint64, err error) {
 	stream, prefix, ok := subjects.StoredAt(k.Tenant, k.App, streams, match)
 	if !ok {
-		return nil, kbroker.Errorf(kbroker.Invalid, "%.80q is not the beginning of keys of app %s, which has %d streams of objects", match, k.App, streams)
+		return nil, 0, kbroker.Errorf(kbroker.Invalid, "%.80q is not the beginning of keys of app %s, which has %d streams of objects", match, k.App, streams)
 	}
-	var keys []string
 	for offset, total := 0, 1; offset < total; {
-		page, n, err := s.subjectsOf(ctx, stream, prefix+match+".>", offset)
+		page, err := s.subjectsOf(ctx, stream, prefix+match+".>", offset)
 		if err != nil {
-			return nil, unavailable(err, "list the records below %s", match)
+			return nil, 0, unavailable(err, "list the records below %s", match)
 		}
-		for subject := range page {
+		for subject := range page.State.Subjects {
 			key := strings.TrimPrefix(subject, prefix)
 			if key > after && subjects.ParseOwnKey(key).Table != subjects.OwnUnknown {
 				keys = append(keys, key)
 			}
 		}
-		offset, total = offset+len(page), n
-		if len(page) == 0 {
+		offset, total, floor = offset+len(page.State.Subjects), page.Total, page.State.Last
+		if len(page.State.Subjects) == 0 {
 			break // what there was has gone
 		}
 	}
 	slices.Sort(keys)
-	return slices.Compact(keys), nil
+	return slices.Compact(keys), floor, nil
 }
 
-// subjectsOf asks the leader of a stream for a page of its subjects, and how many there are.
-func (s *Store) subjectsOf(ctx context.Context, stream, filter string, offset int) (page map[string]uint64, total int, err error) {
+// listing is what the leader of a stream says of its subjects: a page of them, how many there
+// are, and the last sequence of the stream.
+type listing struct {
+	Error *jetstream.APIError `json:"error"`
+	Total int                 `json:"total"`
+	State struct {
+		Subjects map[string]uint64 `json:"subjects"`
+		Last     uint64            `json:"last_seq"`
+	} `json:"state"`
+}
+
+// subjectsOf asks the leader of a stream for a page of its subjects.
+func (s *Store) subjectsOf(ctx context.Context, stream, filter string, offset int) (reply listing, err error) {
 	body, err := json.Marshal(map[string]any{"subjects_filter": filter, "offset": offset})
 	if err != nil {
-		return nil, 0, fmt.Errorf("encode the question: %w", err)
+		return reply, fmt.Errorf("encode the question: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, readAttempt)
 	defer cancel()
@@ -249,20 +256,13 @@ func (s *Store) subjectsOf(ctx context.Context, stream, filter string, offset in
 		return s.cfg.Conn.RequestWithContext(ctx, subjects.LeaderInfo(stream), body)
 	})
 	if err != nil {
-		return nil, 0, fmt.Errorf("ask the leader of stream %s for subjects: %w", stream, err)
-	}
-	var reply struct {
-		Error *jetstream.APIError `json:"error"`
-		Total int                 `json:"total"`
-		State struct {
-			Subjects map[string]uint64 `json:"subjects"`
-		} `json:"state"`
+		return reply, fmt.Errorf("ask the leader of stream %s for subjects: %w", stream, err)
 	}
 	if err := json.Unmarshal(m.Data, &reply); err != nil {
-		return nil, 0, fmt.Errorf("subjects of stream %s: decode the reply: %w", stream, err)
+		return reply, fmt.Errorf("subjects of stream %s: decode the reply: %w", stream, err)
 	}
 	if reply.Error != nil {
-		return nil, 0, fmt.Errorf("subjects of stream %s: %w", stream, reply.Error)
+		return reply, fmt.Errorf("subjects of stream %s: %w", stream, reply.Error)
 	}
-	return reply.State.Subjects, reply.Total, nil
+	return reply, nil
 }

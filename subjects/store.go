@@ -217,3 +217,7 @@ func ParseKey(key string) Key {
 // LeaderRead is the server's API for a read that only the leader of a stream
 // answers.
 func LeaderRead(stream string) string { return "$JS.API.STREAM.MSG.GET." + stream }
+
+// AnyRead is the server's API for a read that any server which has a stream answers: it may be
+// behind the leader.
+func AnyRead(stream string) string { return "$JS.API.DIRECT.GET." + stream }

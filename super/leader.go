@@ -47,7 +47,11 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 	log.Info("leading", "host", l.cfg.Host)
 	defer log.Info("not leading any more", "host", l.cfg.Host)
 
-	t := &term{leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock(), heardAll: make(chan struct{}, 1), guesses: newGuesses(l.cfg.Clock()), telling: telling{stirred: make(chan struct{}, 1)}}
+	t := &term{
+		leader: l, lease: lease, log: log, memory: newMemory(), sawAt: l.cfg.Clock(), heardAll: make(chan struct{}, 1), again: time.NewTimer(0),
+		guesses: newGuesses(l.cfg.Clock()), telling: telling{stirred: make(chan struct{}, 1)},
+	}
+	defer t.again.Stop()
 	t.tell(kbroker.Event{Kind: kbroker.EventLeader, Host: l.cfg.Host, Epoch: lease.Epoch(), Message: fmt.Sprintf("host %s leads", l.cfg.Host)})
 	l.counters.tally.Store(&tally{epoch: lease.Epoch()})
 	defer l.counters.tally.Store(nil)
@@ -91,6 +95,7 @@ func (l *leader) lead(ctx context.Context, lease *state.Leader) error {
 			}
 		case <-changed:
 		case <-t.heardAll: // the slow tick
+		case <-t.again.C:
 		}
 		if err := t.round(ctx); err == nil {
 			planned = l.cfg.Clock()
@@ -116,6 +121,7 @@ type term struct {
 	telling telling
 
 	heardAll chan struct{} // capacity 1: the cores were asked, whoever answered
+	again    *time.Timer   // has a round follow
 
 	mu      sync.Mutex
 	answers []kbroker.HeardReply
@@ -135,6 +141,7 @@ func (t *term) round(ctx context.Context) error {
 	}
 	t.settleDoubt(v)
 	w := t.world(v)
+	w.Unowned = t.unowned(ctx, v)
 	t.counters.stand(t.lease.Epoch(), v, w.Verdict, t.alarming())
 	t.tellSuspects(w.Verdict)
 	changes := Plan(w)

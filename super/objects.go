@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"github.com/kbroker/kbroker"
@@ -65,18 +66,12 @@ func (d *desk) readOwners(ctx context.Context, k state.AppKey) (owners, error) {
 		return o, err
 	}
 	for _, match := range []string{subjects.MatchAssigns, subjects.MatchLeases} {
-		for after := ""; ; {
-			reply, err := d.store.OwnRead(ctx, k, 0, kbroker.OwnReadRequest{Match: match, After: after})
-			if err != nil {
-				return o, err
-			}
-			for _, r := range reply.Records {
-				o.see(r)
-			}
-			if !reply.More || len(reply.Records) == 0 {
-				break
-			}
-			after = reply.Records[len(reply.Records)-1].Key
+		below, err := d.store.OwnBelow(ctx, k, match)
+		if err != nil {
+			return o, err
+		}
+		for _, r := range below {
+			o.see(r)
 		}
 	}
 	return o, nil
@@ -362,8 +357,18 @@ func (d *desk) stored(ctx context.Context, k state.AppKey, streams int, o kbroke
 	}
 	due, err := d.store.OwnRead(ctx, k, streams, kbroker.OwnReadRequest{Match: subjects.MatchDuesOf(o)})
 	for _, r := range due.Records[:min(len(due.Records), maxReminders)] {
-		out.Reminders = append(out.Reminders, subjects.ParseOwnKey(r.Key).Name)
+		name := subjects.ParseOwnKey(r.Key).Name
+		out.Reminders = append(out.Reminders, name)
+		is, err := ownership.DecodeReminder(r.Value)
+		if err != nil {
+			d.log.Warn("a reminder is not readable", "object", o, "reminder", name, "err", err)
+			continue
+		}
+		out.Due = append(out.Due, kbroker.ObjectReminder{
+			Name: name, Method: is.Method, Due: time.UnixMilli(is.Due).UTC(), EveryS: is.Every.Seconds(), CatchUp: is.CatchUp,
+		})
 	}
+	slices.SortStableFunc(out.Due, func(a, b kbroker.ObjectReminder) int { return a.Due.Compare(b.Due) })
 	return err
 }
 

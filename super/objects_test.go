@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,11 +42,14 @@ func TestWhatIsKnownOfObjects(t *testing.T) {
 	})
 	mine := subjects.Own(tenant, "shop", subjects.VerbOwnWrite, webStart)
 	bob := kbroker.Object{Kind: "account", ID: "bob/1"}
+	later := ownership.Reminder{Method: "tick", Due: 1_700_000_500_250, Every: 90 * time.Second, CatchUp: "all", Data: []byte("7")}
+	soon := ownership.Reminder{Method: "dine", Due: 1_700_000_000_000, CatchUp: "one"}
 	stored := func(r ownership.Record) []byte { return ownership.Encode(r) }
 	wait.Until(t, 5*time.Second, func() error { // a core may be behind
 		_, err := d.ownWrite(
 			mine, kbroker.Write{Key: subjects.KeyState(anObject), Value: stored(ownership.Record{Epoch: 3, Exists: true, Schema: 2, State: []byte(`{"cents":7}`), Age: time.Minute})},
-			kbroker.Write{Key: subjects.KeyOut(anObject, 1), Value: []byte("tell")}, kbroker.Write{Key: subjects.KeyDue(anObject, "tick tock"), Value: []byte("due")},
+			kbroker.Write{Key: subjects.KeyOut(anObject, 1), Value: []byte("tell")}, kbroker.Write{Key: subjects.KeyDue(anObject, "tick tock"), Value: later.Encode()},
+			kbroker.Write{Key: subjects.KeyDue(anObject, "noon"), Value: soon.Encode()}, kbroker.Write{Key: subjects.KeyDue(anObject, "broken"), Value: []byte("due")},
 			kbroker.Write{Key: subjects.KeyState(bob), Value: stored(ownership.Record{Epoch: 3})}, // deleted
 		)
 		return err
@@ -67,9 +71,13 @@ func TestWhatIsKnownOfObjects(t *testing.T) {
 		}
 		return r
 	}
+	reminders := []kbroker.ObjectReminder{
+		{Name: "noon", Method: "dine", Due: time.UnixMilli(soon.Due).UTC(), CatchUp: "one"},
+		{Name: "tick tock", Method: "tick", Due: time.UnixMilli(later.Due).UTC(), EveryS: 90, CatchUp: "all"},
+	}
 	is := detail(subjects.VerbObject)
 	if is.Owner != "shop-web-1" || is.Host != "h1" || is.Epoch != 3 || is.Lease != "held" || !is.Stored || is.InMemoryS != 60 || is.Outbox != 1 ||
-		len(is.Reminders) != 1 || is.Reminders[0] != "tick tock" || is.State != nil || is.AssignedAt == nil || time.Since(*is.AssignedAt) > time.Minute || is.Seen != nil || is.Silent == "" {
+		!slices.Equal(is.Reminders, []string{"broken", "noon", "tick tock"}) || !slices.Equal(is.Due, reminders) || is.State != nil || is.AssignedAt == nil || time.Since(*is.AssignedAt) > time.Minute || is.Seen != nil || is.Silent == "" {
 		t.Errorf("alice is %+v, want what is stored, without her state, and that her owner is silent", is)
 	}
 	moved := 0

@@ -39,6 +39,8 @@ type World struct {
 	// TriedFor is how long the leader has seen each instance on its host that failed on
 	// others before.
 	TriedFor map[state.PlacementKey]time.Duration
+	// Unowned says, of apps whose rollout is not done, what of their objects nobody serves yet.
+	Unowned map[state.AppKey]string
 	// Now is the wall clock: for display, and for tokens, which outlive a leader.
 	Now time.Time
 	// Steps has every service rolled in about so many rounds, however few at a
@@ -256,6 +258,7 @@ func (d *draft) planApp(k state.AppKey) {
 			a.keep(s)
 		}
 	}
+	a.awaitOwners(version.App)
 	a.judgeRollout(version.App)
 	if rec.Rollout.State == kbroker.RolloutDone {
 		for _, p := range d.live(k, func(p kbroker.Placement) bool { return !kept[p.Service] }) {

@@ -111,7 +111,7 @@ func fakeObject(o kbroker.Object, state bool) kbroker.ObjectDetail {
 	case "alice":
 		d.Stored, d.SizeBytes, d.InMemoryS, d.Outbox, d.Reminders = true, 13, 90, 1, []string{"interest"}
 		d.Moving, d.Wanted = "bank-ledger-2", "bank-ledger-2"
-		d.Seen = &kbroker.ObjectSeen{Serves: true, Active: true, Phase: "turning", Mailbox: 3, Turns: 17, TurnsPerS: 1200, LastError: "overdrawn: 7 cents are there", LastErrorAgo: 125}
+		d.Seen = &kbroker.ObjectSeen{Serves: true, Active: true, Phase: "turning", Mailbox: 3, Turns: 17, TurnsPerS: 1200, LastError: "overdrawn: 7 cents are there", LastErrorAgo: 125, Durable: "interval 2s"}
 		if state {
 			d.State = json.RawMessage(`{"cents":7}`)
 		}

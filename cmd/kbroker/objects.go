@@ -264,12 +264,36 @@ func (c *cli) objectText(w io.Writer, d kbroker.ObjectDetail, now time.Time) {
 	}
 	line("stored", "%s, schema %d, in memory for %s in all", bytesText(int64(d.SizeBytes)), max(d.Schema, 1), ago(d.InMemoryS))
 	line("outbox", "%s to be sent", client.Counted(d.Outbox, "message"))
-	if len(d.Reminders) > 0 {
-		line("reminders", "%s", strings.Join(d.Reminders, ", "))
+	for i, reminder := range remindersText(d, now) {
+		line([]string{"reminders", ""}[min(i, 1)], "%s", reminder)
 	}
 	if d.State == nil {
 		line("state", "not shown: it needs the role deployer")
 		return
 	}
 	line("state", "%s", d.State)
+}
+
+// remindersText are an object's reminders, the next one first; those of which nothing else is
+// known by name alone.
+func remindersText(d kbroker.ObjectDetail, now time.Time) (lines []string) {
+	known := map[string]bool{}
+	for _, r := range d.Due {
+		known[r.Name] = true
+		text := fmt.Sprintf("%s: %s in %s", r.Name, r.Method, since(&now, r.Due))
+		if r.Due.Before(now) {
+			text = fmt.Sprintf("%s: %s is due since %s", r.Name, r.Method, since(&r.Due, now))
+		}
+		text += r.Due.Local().Format(" (Jan 02 15:04:05)")
+		if r.EveryS > 0 {
+			text += ", then every " + time.Duration(r.EveryS*float64(time.Second)).String()
+		}
+		lines = append(lines, text)
+	}
+	for _, name := range d.Reminders {
+		if !known[name] {
+			lines = append(lines, name)
+		}
+	}
+	return lines
 }

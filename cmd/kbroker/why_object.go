@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -108,7 +109,19 @@ func whySo(d kbroker.ObjectDetail) []string {
 	default:
 		say("It is in memory and %s.", s.Phase)
 	}
-	if !d.Stored {
+	durable := ""
+	if d.Seen != nil {
+		durable = d.Seen.Durable
+	}
+	switch interval, is := strings.CutPrefix(durable, kbroker.ObjectInterval); {
+	case is:
+		say("Its kind is stored up to %s after a call is answered: if its owner dies, what was answered in that time is lost.", interval)
+	case durable == kbroker.ObjectEach:
+		say("Its kind is stored before each answer: what was answered is not lost.")
+	case durable == kbroker.ObjectNever:
+		say("Its kind is never stored: it is gone when its owner ends, when it moves, and when it is put away.")
+	}
+	if !d.Stored && durable != kbroker.ObjectNever {
 		say("Nothing is stored of it: it was never changed, or is deleted.")
 	}
 	return out

@@ -140,11 +140,13 @@ func (o *Owner) Committed(now time.Duration, stream int, number uint64, w Writte
 	switch w {
 	case Accepted:
 		c.flight = nil
+		o.figures.Commits++
 		for i, it := range f.items {
 			it.x.stored(now, it, first+kbroker.Revision(f.at[i]))
 		}
 		c.send(now)
 	case Refused:
+		o.figures.CommitsRefused++
 		f.inspect(c)
 	case NotKnown, NotAttempted:
 		f.unknown = f.unknown || w == NotKnown

@@ -35,6 +35,7 @@ func (x *object) appear(now time.Duration) {
 		return
 	}
 	x.loadedAt, x.activation = now, x.owner().next()
+	x.owner().figures.Activations++
 	x.activate(now)
 	x.out.known = true
 }

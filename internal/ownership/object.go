@@ -178,6 +178,7 @@ func (o *Owner) Loaded(now time.Duration, id kbroker.Object, number uint64, r Re
 	delete(o.away, id)
 	x.loadedAt, x.rec, x.rev = now, r, rev
 	x.activation = o.next()
+	o.figures.Activations++
 	if !ruleClaim || was && rev != 0 && away == (putAway{x.shard.epoch, rev}) && r.Epoch == x.shard.epoch && r.Owner == me {
 		x.activate(now)
 		x.openOutbox(false)
@@ -207,6 +208,8 @@ func (x *object) remove() {
 	if x.activation != 0 && x.phase >= idle {
 		x.owner().want(Put{x.id, x.activation})
 	}
+	x.owner().figures.Messages -= len(x.out.messages)
+	x.out.messages = nil
 	delete(x.shard.objects, x.id)
 	x.leavePlace()
 }
@@ -334,6 +337,7 @@ func (o *Owner) ReadDone(now time.Duration, id kbroker.Object, activation uint64
 	}
 	x.readers--
 	x.lend()
+	o.figures.Reads++
 	x.answer(now, c, r)
 	x.run(now)
 }
@@ -361,6 +365,7 @@ func (o *Owner) Turned(now time.Duration, id kbroker.Object, activation uint64, 
 		return
 	}
 	c := x.running
+	o.figures.Turns++
 	if x.durability().Volatile && len(t.Writes)+len(t.After)+len(t.Sends) > 0 {
 		t = Turn{Reply: Reply{Outcome: Broken, Reason: "it is to be stored, which nothing of its kind is"}}
 	}

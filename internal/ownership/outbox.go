@@ -133,6 +133,7 @@ func (o *Owner) OutLoaded(now time.Duration, id kbroker.Object, number uint64, f
 				x.wait(now, known)
 			}
 			x.out.messages = append(x.out.messages, known)
+			o.figures.Messages++
 		}
 	}
 	slices.SortFunc(x.out.messages, func(a, b *message) int { return cmp.Compare(a.Number, b.Number) })
@@ -150,6 +151,7 @@ func (x *object) sent(now time.Duration, it *item, first kbroker.Revision) {
 	for i, s := range it.sends {
 		m := Message{Number: it.next.Sent - uint64(len(it.sends)-1-i), Revision: first + kbroker.Revision(i), Send: s}
 		x.out.messages = append(x.out.messages, &message{Message: m, mine: true})
+		x.owner().figures.Messages++
 	}
 	x.relay(now)
 }
@@ -295,7 +297,9 @@ func (x *object) removal(c *Call) []kbroker.Write {
 
 // removed forgets a message.
 func (x *object) removed(number uint64) {
+	before := len(x.out.messages)
 	x.out.messages = slices.DeleteFunc(x.out.messages, func(m *message) bool { return m.Number == number })
+	x.owner().figures.Messages -= before - len(x.out.messages)
 	delete(x.owner().cooling, outKey{x.id, number})
 }
 

@@ -68,6 +68,8 @@ type Owner struct {
 	removals []removals // by stream
 	scans    int
 	toScan   []*shard
+
+	figures Figures
 }
 
 // putAway is where an object was left by this incarnation.
@@ -109,6 +111,9 @@ func (o *Owner) want(e Effect) {
 	}
 	if a, ok := e.(Answer); ok && a.Calls[0].removes != 0 && a.Answer.Outcome != Done {
 		o.notFollowed(a.Calls[0], a.Answer)
+	}
+	if a, ok := e.(Answer); ok && a.Answer.Outcome.refuses() {
+		o.figures.Refused += uint64(len(a.Calls))
 	}
 	o.effects = append(o.effects, e)
 }
@@ -359,6 +364,7 @@ func (o *Owner) sorted() []*shard {
 func (o *Owner) Listening(now time.Duration, n kbroker.Shard, number uint64) {
 	if s := o.shards[n]; s != nil && !o.ended && s.subscription == number && s.hearing == tuning {
 		s.hearing = listening
+		s.served(now)
 		s.settle(now)
 		if s.role == owning {
 			s.scan(now) // whatever it knew of what the shard's objects have to do may be gone

@@ -27,7 +27,7 @@ func (s *shard) offered() bool {
 func (o *Owner) mayRelease(now time.Duration) bool {
 	n := 0
 	for _, s := range o.shards {
-		if (s.role == releasing || s.writing != nil) && now-s.silenced < silentFor {
+		if (s.role == releasing || s.writing != nil) && now-s.leaving < silentFor {
 			n++
 		}
 	}
@@ -76,6 +76,7 @@ func (s *shard) releaseWritten(now time.Duration, w Written) {
 	switch w {
 	case Accepted:
 		s.writing = nil
+		s.left(now)
 		s.again(now)
 		s.owner.releaseMore(now)
 	case Refused:

@@ -56,9 +56,11 @@ type shard struct {
 	// releasedEpoch is the highest that was released, or may have been: never served again.
 	releasedEpoch uint64
 	writing       *WriteRelease // the release under way
-	silenced      time.Duration // when it was begun to be released
-	backoff       time.Duration
-	asked         time.Duration // when the assignment was asked for last
+	// taking is since when it is to be served, and is not heard yet, leaving since when it is
+	// to be left; 0: it is not.
+	taking, leaving time.Duration
+	backoff         time.Duration
+	asked           time.Duration // when the assignment was asked for last
 
 	objects map[kbroker.Object]*object
 	// calls has all objects for which calls wait, and some for which none do any more.
@@ -82,7 +84,7 @@ func (s *shard) assigned(now time.Duration, a Assignment, rev kbroker.Revision) 
 	case a.Owner == me && (s.role == none || s.role == waiting || s.role == released || s.epoch != a.Epoch):
 		s.reset()
 		s.writing = nil // of an earlier epoch: it holds no more
-		s.role, s.epoch = owning, a.Epoch
+		s.role, s.epoch, s.taking = owning, a.Epoch, max(now, 1)
 	case a.Owner == me:
 		// It goes on; whether there is a next now is looked at below.
 	case a.Next == me:
@@ -105,7 +107,7 @@ func (s *shard) assigned(now time.Duration, a Assignment, rev kbroker.Revision) 
 // reset drops what is served.
 func (s *shard) reset() {
 	s.dropObjects()
-	s.role, s.epoch = none, 0
+	s.role, s.epoch, s.taking, s.leaving = none, 0, 0, 0
 	s.deafen()
 }
 
@@ -158,12 +160,12 @@ func (s *shard) settle(now time.Duration) {
 	switch s.role {
 	case waiting:
 		if s.release.isOf(s.assignment) && s.assignment.Next == o.cfg.Incarnation {
-			s.role = owning
+			s.role, s.taking = owning, max(now, 1)
 			s.listen()
 		}
 	case owning:
 		if s.offered() && o.mayRelease(now) {
-			s.role, s.silenced = releasing, now
+			s.role, s.taking, s.leaving = releasing, 0, max(now, 1)
 			s.deafen()
 			s.settle(now)
 			return
@@ -171,7 +173,7 @@ func (s *shard) settle(now time.Duration) {
 		s.listen()
 	case releasing:
 		if s.assignment.Next == "" && s.writing == nil { // it was called off
-			s.role = owning
+			s.role, s.leaving = owning, 0
 			for _, x := range s.sorted() {
 				x.relay(now)
 			}

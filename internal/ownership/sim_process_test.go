@@ -140,6 +140,7 @@ func (w *world) start(host int) {
 			o.o.Tick(o.clock())
 			o.refuse()
 			o.effects()
+			w.counts(o.o)
 			o.after(simTick, tick)
 		}
 	}
