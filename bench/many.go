@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"os"
 	"strconv"
 
 	"github.com/kbroker/kbroker/bench/child"
@@ -13,8 +15,12 @@ import (
 const (
 	manyFill  = "fill"  // store one more
 	manyWake  = "wake"  // call the next one, so that it is loaded
-	manyKnown = "known" // call any of the first ones
+	manyKnown = "known" // call any of those that were called so
 )
+
+// manyStep leads from one object to the next that is activated: it has no divisor in common
+// with usual numbers of objects.
+const manyStep = 611_953
 
 // manyPeer calls many objects.
 type manyPeer struct{ what string }
@@ -24,7 +30,11 @@ func (p manyPeer) Name() string { return "object-" + p.what }
 func (manyPeer) Serve(context.Context, child.Env, func(string)) error { return errServed }
 
 func (p manyPeer) Dial(ctx context.Context, env child.Env, _ []string) (child.Caller, error) {
-	known, err := manyObjects()
+	objects, err := numberIn(envObjects)
+	if err != nil {
+		return nil, err
+	}
+	active, err := numberIn(envActive)
 	if err != nil {
 		return nil, err
 	}
@@ -32,23 +42,34 @@ func (p manyPeer) Dial(ctx context.Context, env child.Env, _ []string) (child.Ca
 	if err != nil {
 		return nil, err
 	}
-	return &manyCaller{client: c, what: p.what, known: known}, nil
+	return &manyCaller{client: c, what: p.what, objects: objects, active: active}, nil
+}
+
+// numberIn reads a number of objects.
+func numberIn(env string) (int64, error) {
+	n, err := strconv.ParseInt(os.Getenv(env), 10, 64)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("%s=%q, want a number above 0", env, os.Getenv(env))
+	}
+	return n, nil
 }
 
 type manyCaller struct {
-	client *sdk.Client
-	what   string
-	known  int
-	next   counter
+	client          *sdk.Client
+	what            string
+	objects, active int64
+	next            counter
 }
 
 func (c *manyCaller) Call(ctx context.Context, payload []byte) ([]byte, error) {
-	method, n := "echo", int64(rand.IntN(c.known))
-	if c.what != manyKnown {
-		n = c.next.Add(1) - 1
-	}
-	if c.what == manyFill {
-		method = "put"
+	method, n := "echo", int64(0)
+	switch c.what {
+	case manyFill:
+		method, n = "put", c.next.Add(1)-1
+	case manyWake:
+		n = (c.next.Add(1) - 1) * manyStep % c.objects
+	case manyKnown:
+		n = rand.Int64N(c.active) * manyStep % c.objects
 	}
 	return sdk.Call[[]byte](ctx, c.client.Object("bench/item:"+strconv.FormatInt(n, 10)), method, payload)
 }

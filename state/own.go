@@ -237,11 +237,34 @@ func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, aft
 	return slices.Compact(keys), nil
 }
 
-// subjectsOf asks the leader of a stream for a page of its subjects, and how many there are.
+// subjectsOf asks the leader of a stream for a page of its subjects that a filter matches,
+// and how many there are. It goes through all of these, also for an empty page.
 func (s *Store) subjectsOf(ctx context.Context, stream, filter string, offset int) (page map[string]uint64, total int, err error) {
-	body, err := json.Marshal(map[string]any{"subjects_filter": filter, "offset": offset})
+	r, err := s.infoOf(ctx, stream, map[string]any{"subjects_filter": filter, "offset": offset})
+	return r.State.Subjects, r.Total, err
+}
+
+// subjectsIn asks the leader of a stream how many subjects it has, which it knows.
+func (s *Store) subjectsIn(ctx context.Context, stream string) (int, error) {
+	r, err := s.infoOf(ctx, stream, map[string]any{})
+	return r.State.NumSubjects, err
+}
+
+// streamInfo is what a leader says of a stream.
+type streamInfo struct {
+	Error *jetstream.APIError `json:"error"`
+	Total int                 `json:"total"`
+	State struct {
+		NumSubjects int               `json:"num_subjects"`
+		Subjects    map[string]uint64 `json:"subjects"`
+	} `json:"state"`
+}
+
+func (s *Store) infoOf(ctx context.Context, stream string, question map[string]any) (streamInfo, error) {
+	var reply streamInfo
+	body, err := json.Marshal(question)
 	if err != nil {
-		return nil, 0, fmt.Errorf("encode the question: %w", err)
+		return reply, fmt.Errorf("encode the question: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, readAttempt)
 	defer cancel()
@@ -249,20 +272,13 @@ func (s *Store) subjectsOf(ctx context.Context, stream, filter string, offset in
 		return s.cfg.Conn.RequestWithContext(ctx, subjects.LeaderInfo(stream), body)
 	})
 	if err != nil {
-		return nil, 0, fmt.Errorf("ask the leader of stream %s for subjects: %w", stream, err)
-	}
-	var reply struct {
-		Error *jetstream.APIError `json:"error"`
-		Total int                 `json:"total"`
-		State struct {
-			Subjects map[string]uint64 `json:"subjects"`
-		} `json:"state"`
+		return reply, fmt.Errorf("ask the leader of stream %s for subjects: %w", stream, err)
 	}
 	if err := json.Unmarshal(m.Data, &reply); err != nil {
-		return nil, 0, fmt.Errorf("subjects of stream %s: decode the reply: %w", stream, err)
+		return reply, fmt.Errorf("subjects of stream %s: decode the reply: %w", stream, err)
 	}
 	if reply.Error != nil {
-		return nil, 0, fmt.Errorf("subjects of stream %s: %w", stream, reply.Error)
+		return reply, fmt.Errorf("subjects of stream %s: %w", stream, reply.Error)
 	}
-	return reply.State.Subjects, reply.Total, nil
+	return reply, nil
 }
