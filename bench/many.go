@@ -45,6 +45,9 @@ func (p manyPeer) Dial(ctx context.Context, env child.Env, _ []string) (child.Ca
 	return &manyCaller{client: c, what: p.what, objects: objects, active: active}, nil
 }
 
+// nth is the number of the object that is activated after so many others.
+func nth(i, objects int64) int64 { return i % objects * manyStep % objects }
+
 // numberIn reads a number of objects.
 func numberIn(env string) (int64, error) {
 	n, err := strconv.ParseInt(os.Getenv(env), 10, 64)
@@ -67,9 +70,9 @@ func (c *manyCaller) Call(ctx context.Context, payload []byte) ([]byte, error) {
 	case manyFill:
 		method, n = "put", c.next.Add(1)-1
 	case manyWake:
-		n = (c.next.Add(1) - 1) * manyStep % c.objects
+		n = nth(c.next.Add(1)-1, c.objects)
 	case manyKnown:
-		n = rand.Int64N(c.active) * manyStep % c.objects
+		n = nth(rand.Int64N(c.active), c.objects)
 	}
 	return sdk.Call[[]byte](ctx, c.client.Object("bench/item:"+strconv.FormatInt(n, 10)), method, payload)
 }
