@@ -3,11 +3,9 @@ package state
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -15,8 +13,9 @@ import (
 )
 
 const (
-	// fewObjects of a stream are listed, and counted, at once; of more, one shard after
-	// another: the leader takes no writes while it goes through what is asked for.
+	// fewObjects of a stream are listed, and counted, at once; more are listed one shard after
+	// another, and counted in some of them: the leader takes no writes while it goes through
+	// what it is asked for.
 	fewObjects = 5_000
 	// listWithin is how long shards are looked at for one page.
 	listWithin = 600 * time.Millisecond
@@ -109,79 +108,29 @@ func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQ
 	out := someKeys{map[int]bool{}, map[kbroker.Shard][]string{}}
 	for n := range streams {
 		stream, prefix := objectsAt(k, streams, n)
-		total, err := s.subjectsIn(ctx, stream)
+		c := counting{store: s, stream: stream, prefix: prefix, n: n, streams: streams, few: cmp.Or(q.few, fewObjects)}
+		about, err := c.about(ctx, q.Kind)
 		if err != nil {
 			return out, unavailable(err, "count the objects of app %s", k.App)
 		}
-		if total > cmp.Or(q.few, fewObjects) {
+		if about > c.few {
 			continue
 		}
 		out.streams[n] = true
-		if total == 0 {
+		if about == 0 {
 			continue
 		}
-		page, _, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), 0)
+		page, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), 0)
 		if err != nil {
 			return out, unavailable(err, "list the objects of app %s", k.App)
 		}
-		for subject := range page {
+		for subject := range page.State.Subjects {
 			if key := subjects.ParseOwnKey(strings.TrimPrefix(subject, prefix)); key.Table == subjects.OwnState {
 				out.keys[key.Shard] = append(out.keys[key.Shard], subjects.KeyState(key.Object))
 			}
 		}
 	}
 	return out, nil
-}
-
-// CountObjects counts what is stored of objects of a kind; those that were deleted count
-// for as long as something is stored of them. Of many objects it is no count of one moment.
-// Error: Unavailable.
-func (s *Store) CountObjects(ctx context.Context, k AppKey, streams int, kind kbroker.KindName) (int, error) {
-	return s.countObjects(ctx, k, streams, kind, fewObjects)
-}
-
-func (s *Store) countObjects(ctx context.Context, k AppKey, streams int, kind kbroker.KindName, few int) (int, error) {
-	all := 0
-	for n := range streams {
-		counted, err := s.countIn(ctx, k, streams, n, kind, few)
-		if err != nil {
-			return 0, unavailable(err, "count the objects of app %s", k.App)
-		}
-		all += counted
-	}
-	return all, nil
-}
-
-// countIn counts those in the n-th stream.
-func (s *Store) countIn(ctx context.Context, k AppKey, streams, n int, kind kbroker.KindName, few int) (int, error) {
-	stream, prefix := objectsAt(k, streams, n)
-	total, err := s.subjectsIn(ctx, stream)
-	if err != nil || total == 0 {
-		return 0, err
-	}
-	filters := []string{filterOf(kind)}
-	if total > few {
-		filters = nil
-		for shard := n; shard < kbroker.Shards; shard += streams {
-			filters = append(filters, subjects.MatchKind(kbroker.Shard(shard), kind)+".>")
-		}
-	}
-	all := 0
-	for some := range slices.Chunk(filters, readsAtOnce) {
-		counted, failed := make([]int, len(some)), make([]error, len(some))
-		var asked sync.WaitGroup
-		for i, filter := range some {
-			asked.Go(func() { _, counted[i], failed[i] = s.subjectsOf(ctx, stream, prefix+filter, beyond) })
-		}
-		asked.Wait()
-		if err := errors.Join(failed...); err != nil {
-			return 0, err
-		}
-		for _, c := range counted {
-			all += c
-		}
-	}
-	return all, nil
 }
 
 // maxCounted is up to where CountBelow counts.

@@ -218,18 +218,18 @@ func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, aft
 	}
 	var keys []string
 	for offset, total := 0, 1; offset < total; {
-		page, n, err := s.subjectsOf(ctx, stream, prefix+match+".>", offset)
+		page, err := s.subjectsOf(ctx, stream, prefix+match+".>", offset)
 		if err != nil {
 			return nil, unavailable(err, "list the records below %s", match)
 		}
-		for subject := range page {
+		for subject := range page.State.Subjects {
 			key := strings.TrimPrefix(subject, prefix)
 			if key > after && subjects.ParseOwnKey(key).Table != subjects.OwnUnknown {
 				keys = append(keys, key)
 			}
 		}
-		offset, total = offset+len(page), n
-		if len(page) == 0 {
+		offset, total = offset+len(page.State.Subjects), page.Total
+		if len(page.State.Subjects) == 0 {
 			break // what there was has gone
 		}
 	}
@@ -237,32 +237,21 @@ func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, aft
 	return slices.Compact(keys), nil
 }
 
-// subjectsOf asks the leader of a stream for a page of its subjects that a filter matches,
-// and how many there are. It goes through all of these, also for an empty page.
-func (s *Store) subjectsOf(ctx context.Context, stream, filter string, offset int) (page map[string]uint64, total int, err error) {
-	r, err := s.infoOf(ctx, stream, map[string]any{"subjects_filter": filter, "offset": offset})
-	return r.State.Subjects, r.Total, err
-}
-
-// subjectsIn asks the leader of a stream how many subjects it has, which it knows.
-func (s *Store) subjectsIn(ctx context.Context, stream string) (int, error) {
-	r, err := s.infoOf(ctx, stream, map[string]any{})
-	return r.State.NumSubjects, err
-}
-
-// streamInfo is what a leader says of a stream.
-type streamInfo struct {
+// listing is what the leader of a stream says of its subjects: a page of them, how many there
+// are, and how many the stream has.
+type listing struct {
 	Error *jetstream.APIError `json:"error"`
 	Total int                 `json:"total"`
 	State struct {
-		NumSubjects int               `json:"num_subjects"`
-		Subjects    map[string]uint64 `json:"subjects"`
+		Subjects map[string]uint64 `json:"subjects"`
+		All      int               `json:"num_subjects"`
 	} `json:"state"`
 }
 
-func (s *Store) infoOf(ctx context.Context, stream string, question map[string]any) (streamInfo, error) {
-	var reply streamInfo
-	body, err := json.Marshal(question)
+// subjectsOf asks the leader of a stream for a page of its subjects. It goes through all that
+// the filter matches, also for an empty page; without a filter it tells what it knows.
+func (s *Store) subjectsOf(ctx context.Context, stream, filter string, offset int) (reply listing, err error) {
+	body, err := json.Marshal(map[string]any{"subjects_filter": filter, "offset": offset})
 	if err != nil {
 		return reply, fmt.Errorf("encode the question: %w", err)
 	}

@@ -127,9 +127,10 @@ func objectTokens(o kbroker.Object) string { return string(o.Kind) + "." + Escap
 
 func shardToken(s kbroker.Shard) string { return strconv.Itoa(int(s)) }
 
-// MatchStates, MatchOuts and MatchDues are what the keys of a shard's records begin with;
-// MatchLeases, MatchAssigns and MatchReleases those of an app's ownership: for
-// kbroker.OwnReadRequest.
+// MatchShard is what the keys of all records of a shard begin with, MatchStates, MatchOuts and
+// MatchDues those of one table of it; MatchLeases, MatchAssigns and MatchReleases those of an
+// app's ownership: for kbroker.OwnReadRequest, all but the first.
+func MatchShard(s kbroker.Shard) string  { return shardToken(s) }
 func MatchStates(s kbroker.Shard) string { return shardToken(s) + "." + tableState }
 func MatchOuts(s kbroker.Shard) string   { return shardToken(s) + "." + tableOut }
 func MatchDues(s kbroker.Shard) string   { return shardToken(s) + "." + tableDue }
