@@ -24,6 +24,9 @@ func Own(t kbroker.TenantID, a kbroker.AppName, verb string, i kbroker.Incarnati
 // AllOwn are the subjects of Own.
 const AllOwn = "kb.own.*.*.*.*.*"
 
+// AllOwnOf are those with a verb.
+func AllOwnOf(verb string) string { return "kb.own.*.*." + verb + ".*.*" }
+
 // ParseOwn splits a subject of Own.
 func ParseOwn(subject string) (t kbroker.TenantID, a kbroker.AppName, verb string, i kbroker.Incarnation, ok bool) {
 	s := strings.Split(subject, ".")
