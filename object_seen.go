@@ -65,7 +65,9 @@ type ObjectKindRow struct {
 	Kind    KindName    `json:"kind"`
 	Service ServiceName `json:"service"`
 	Stored  int         `json:"stored"`
-	Active  int         `json:"active"` // in memory, of the instances that have answered
+	// About: there are many, so that they were counted in some of the shards alone.
+	About  bool `json:"about,omitempty"`
+	Active int  `json:"active"` // in memory, of the instances that have answered
 }
 
 // ObjectOwnerRow is an instance that owns shards, or is offered some.

@@ -62,6 +62,9 @@ type settings struct {
 	servers     []string
 	objects     bool
 	stores      []string
+	million     bool
+	count       int // of objects
+	activate    int // of them
 	ups         int
 	plan        Plan // without sides
 }
@@ -74,7 +77,9 @@ func parse(args []string) (s settings, err error) {
 	callers := f.String("callers", "1,16,128", "concurrent callers, comma-separated; empty: no requests")
 	sizes := f.String("sizes", "128,1024", "payload sizes of requests in bytes, comma-separated")
 	connects := f.String("connects", "1,16", "connections made at once, comma-separated; empty: none")
-	objects := f.String("objects", "", "measure these of objects instead, comma-separated: update, read, cold")
+	objects := f.String("objects", "", "measure these of objects instead, comma-separated: update, read, cold, idle; or million alone: many of them")
+	f.IntVar(&s.count, "count", 1_000_000, "of -objects million, how many are stored")
+	f.IntVar(&s.activate, "activate", 100_000, "of -objects million, how many are activated")
 	stores := f.String("stores", "kv,postgres,redis", "what updates of objects are compared with, comma-separated")
 	f.IntVar(&s.ups, "ups", 0, "how often a cluster is started for the time that it takes")
 	f.IntVar(&s.plan.Rounds, "rounds", 5, "rounds of each side, of which medians are taken")
@@ -103,6 +108,12 @@ func parse(args []string) (s settings, err error) {
 		s.stores = strings.Split(*stores, ",")
 		if *stores == "" {
 			s.stores = nil
+		}
+		if s.million = *objects == whatMillion; s.million {
+			if s.count < 1 || s.activate < 1 {
+				return s, fmt.Errorf("-count %d, -activate %d, want 1 or more", s.count, s.activate)
+			}
+			return s, nil
 		}
 		s.plan.Loads, err = objectLoads(*callers, *objects)
 		return s, err
@@ -164,6 +175,9 @@ func runAll(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	if err != nil {
 		return err
+	}
+	if s.million {
+		return s.measureMillion(ctx, out, progress)
 	}
 	builds := []build{{own.Name(), s.bin}}
 	if s.before != "" {

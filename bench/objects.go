@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,6 +21,7 @@ const (
 	whatUpdate = "update" // a durable update of one of updated records
 	whatRead   = "read"   // a call of an object that only reads, its object in memory
 	whatCold   = "cold"   // the first call of an object ever
+	whatIdle   = "idle"   // a call that only reads of an object that its owner has put away
 )
 
 // updated is how many records updates are spread over.
@@ -29,14 +31,18 @@ const updated = 1000
 // measured.
 const objectsRole = "objects"
 
+// keeperService is the service of its instances.
+const keeperService = "keeper"
+
 const objectsSpec = `name: bench
 object_streams: 1
 services:
-  keeper:
+  ` + keeperService + `:
     run: %s
     args: [%s]
     count: 3
-    objects: [item]
+    objects: [item, nap]
+    env: {%s}
 `
 
 // item is an object of the app.
@@ -55,6 +61,7 @@ func serveObjects() {
 		return data, nil
 	})
 	sdk.ReadOnly(items, "echo", func(_ *item, _ context.Context, data []byte) ([]byte, error) { return data, nil })
+	serveNaps(app)
 	sdk.Handle(app, "echo", func(_ context.Context, data []byte) ([]byte, error) { return data, nil })
 	app.Main()
 }
@@ -67,7 +74,7 @@ func (s settings) measureObjects(ctx context.Context, progress io.Writer) (resul
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	if err := c.deployObjects(ctx); err != nil {
+	if err := c.deployObjects(ctx, ""); err != nil {
 		return nil, err
 	}
 	stores, err := startStores(ctx, s.stores)
@@ -94,14 +101,15 @@ func (s settings) measureObjects(ctx context.Context, progress io.Writer) (resul
 	return results, nil
 }
 
-// deployObjects deploys the app whose instances are this program.
-func (c *cluster) deployObjects(ctx context.Context) error {
+// deployObjects deploys the app whose instances are this program, with something in their
+// environment.
+func (c *cluster) deployObjects(ctx context.Context, env string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	file := filepath.Join(c.dir, "bench.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, objectsSpec, self, objectsRole), 0o600); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, objectsSpec, self, objectsRole, env), 0o600); err != nil {
 		return err
 	}
 	_, err = c.run(ctx, "deploy", file)
@@ -179,8 +187,8 @@ func objectLoads(callers, what string) ([]Load, error) {
 	}
 	var loads []Load
 	for w := range strings.SplitSeq(what, ",") {
-		if w != whatUpdate && w != whatRead && w != whatCold {
-			return nil, fmt.Errorf("-objects: %q, want some of %s, %s, %s", w, whatUpdate, whatRead, whatCold)
+		if all := []string{whatUpdate, whatRead, whatCold, whatIdle}; !slices.Contains(all, w) {
+			return nil, fmt.Errorf("-objects: %q, want some of %s", w, strings.Join(all, ", "))
 		}
 		for _, n := range some {
 			loads = append(loads, Load{w, n, plainBytes})

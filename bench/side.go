@@ -38,7 +38,8 @@ func peers() []child.Peer { return append([]child.Peer{own}, others...) }
 
 // everybody is what a child may be asked to be.
 func everybody() []child.Peer {
-	return append(peers(), objectPeer{whatUpdate}, objectPeer{whatRead}, objectPeer{whatCold}, statelessPeer{},
+	return append(peers(), objectPeer{whatUpdate}, objectPeer{whatRead}, objectPeer{whatCold}, idlePeer{}, statelessPeer{},
+		manyPeer{manyFill}, manyPeer{manyWake}, manyPeer{manyKnown},
 		kvPeer{}, postgresPeer{}, redisPeer{})
 }
 

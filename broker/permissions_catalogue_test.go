@@ -222,6 +222,7 @@ var catalogue = []entry{
 	{"Own", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
 		return subjects.Own(t, a, subjects.VerbOwnWrite, "shop-web-1.1")
 	}), []string{subjects.Own("default", "bank", subjects.VerbOwnRead, "bank-api-1.1"), subjects.Own("default", "shop", "new", "shop-web-1.1"), "kb.own.default.shop.read.shop-web-1", "kb.own.default.shop.read.shop-web-1.*", "kb.own.default.shop.read.*.*"})},
+	{"AllOwnOf", []string{subjects.AllOwnOf(subjects.VerbOwnRead), subjects.AllOwnOf(subjects.VerbOwnWrite)}},
 	{"AllOwn", []string{subjects.AllOwn, "kb.own.>", "kb.own.default.shop.*.*.*"}},
 	{"Owned", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
 		return subjects.Owned(t, a, subjects.KeyAllocatorLease)
@@ -283,7 +284,7 @@ var noSubject = map[string]string{
 	"Artifacts": "a stream: in streams", "MirrorOf": "a stream: in streams",
 	"KeySuperLease": "a key: in keys", "KeyApp": "a key: in keys", "KeyVersion": "a key: in keys", "KeyPlacement": "a key: in keys", "KeyHead": "a key: in keys",
 	"KeyHost": "a key: in keys", "KeyDemand": "a key: in keys", "KeyNonce": "a key: in keys", "KeyCanary": "a key: in keys", "KeyStatus": "a key: in keys", "KeyReport": "a key: in keys", "KeyRevoked": "a key: in keys", "KeyToken": "a key: in keys", "KeyUser": "a key: in keys", "KeyAudit": "a key: in keys", "KeyAllocatorLease": "a key: in Owned", "KeyOwnershipHead": "a key of ownership", "KeyLease": "a key: in StoredAt", "KeyAssign": "a key of ownership", "KeyAssignObject": "a key of ownership", "KeyRelease": "a key of ownership", "KeyWishes": "a key of ownership", "KeyState": "a key: in Objects", "KeyOut": "a key of an object", "KeyDue": "a key of an object",
-	"MatchStates": "the beginning of keys", "MatchOuts": "the beginning of keys", "MatchDues": "the beginning of keys", "MatchLeases": "the beginning of keys", "MatchAssigns": "the beginning of keys", "MatchReleases": "the beginning of keys", "MatchOutsOf": "the beginning of keys", "MatchDuesOf": "the beginning of keys", "MatchKind": "the beginning of keys", "FilterStates": "a filter of keys", "FilterKind": "a filter of keys",
+	"MatchShard": "the beginning of keys", "MatchStates": "the beginning of keys", "MatchOuts": "the beginning of keys", "MatchDues": "the beginning of keys", "MatchLeases": "the beginning of keys", "MatchAssigns": "the beginning of keys", "MatchReleases": "the beginning of keys", "MatchOutsOf": "the beginning of keys", "MatchDuesOf": "the beginning of keys", "MatchKind": "the beginning of keys", "FilterStates": "a filter of keys", "FilterKind": "a filter of keys",
 	"EscapeID": "makes a token", "UnescapeID": "a parser", "ParseOwn": "a parser", "ParseObjectMethod": "a parser", "ParseOwnKey": "a parser", "OwnershipKey": "a parser",
 	"OwnUnknown": "a number", "OwnAllocatorLease": "a number", "OwnLease": "a number", "OwnAssign": "a number", "OwnAssignObject": "a number", "OwnRelease": "a number", "OwnHead": "a number", "OwnWishes": "a number", "OwnState": "a number", "OwnOut": "a number", "OwnDue": "a number",
 	"Discoveries": "in Discovery",

@@ -120,6 +120,7 @@ func (k *keeper) request(m *nats.Msg) (*ownership.Call, *kbroker.Error) {
 		return nil, notRun(kbroker.Errorf(kbroker.NotFound, "%s has no objects of kind %s", k.own.App, kindName).
 			WithHint("its kinds: %s", joined(k.kinds)))
 	}
+	o.Kind = kind.name // that of the message would keep its subject for as long as the object is known
 	c := &heard{reply: m.Reply, method: kind.methods[method], data: m.Data, chain: chain(m.Header.Get(subjects.HeaderChain))}
 	if c.method == nil {
 		return nil, notRun(kbroker.Errorf(kbroker.NotFound, "objects of kind %s have no method %s", kindName, method).

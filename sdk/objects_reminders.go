@@ -44,14 +44,14 @@ type reminder struct {
 // comes to be served, and what turns have set since.
 type reminders struct {
 	queue []*reminder
-	of    map[kbroker.Object]map[string]*reminder // by name
+	named named[*reminder]
 	// scanning are shards that are looked through, and which of their reminders have changed
 	// meanwhile: of those what was found says nothing.
 	scanning map[kbroker.Shard]map[reminderID]bool
 }
 
 func newReminders() reminders {
-	return reminders{of: map[kbroker.Object]map[string]*reminder{}, scanning: map[kbroker.Shard]map[reminderID]bool{}}
+	return reminders{named: named[*reminder]{}, scanning: map[kbroker.Shard]map[reminderID]bool{}}
 }
 
 func (r *reminders) Len() int           { return len(r.queue) }
@@ -86,10 +86,7 @@ func (r *reminders) put(id reminderID, d *due) {
 		return
 	}
 	x := &reminder{id: id, due: d, at: time.UnixMilli(d.Due)}
-	if r.of[id.object] == nil {
-		r.of[id.object] = map[string]*reminder{}
-	}
-	r.of[id.object][id.name] = x
+	r.named.put(id.object, id.name, x)
 	heap.Push(r, x)
 }
 
@@ -97,15 +94,13 @@ func (r *reminders) drop(x *reminder) {
 	if x.index >= 0 {
 		heap.Remove(r, x.index)
 	}
-	if delete(r.of[x.id.object], x.id.name); len(r.of[x.id.object]) == 0 {
-		delete(r.of, x.id.object)
-	}
+	r.named.drop(x.id.object, x.id.name)
 }
 
-func (r *reminders) get(id reminderID) *reminder { return r.of[id.object][id.name] }
+func (r *reminders) get(id reminderID) *reminder { return r.named.of(id.object)[id.name] }
 
 // names are those of an object's reminders.
-func (r *reminders) names(o kbroker.Object) []string { return slices.Collect(maps.Keys(r.of[o])) }
+func (r *reminders) names(o kbroker.Object) []string { return slices.Collect(maps.Keys(r.named.of(o))) }
 
 // apply does what a turn wanted.
 func (r *reminders) apply(o kbroker.Object, wanted map[string]*due) {
@@ -117,10 +112,7 @@ func (r *reminders) apply(o kbroker.Object, wanted map[string]*due) {
 // release forgets those of a shard.
 func (r *reminders) release(s kbroker.Shard) {
 	delete(r.scanning, s)
-	for o, all := range r.of {
-		if o.Shard() != s {
-			continue
-		}
+	for _, all := range r.named[s] {
 		for _, x := range all {
 			r.drop(x)
 		}

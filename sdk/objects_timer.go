@@ -111,11 +111,11 @@ type timer struct {
 // timers are those of an instance, the one that is due first in front.
 type timers struct {
 	queue  []*timer
-	of     map[kbroker.Object]map[string]*timer // by method
+	named  named[*timer] // by method
 	number uint64
 }
 
-func newTimers() timers { return timers{of: map[kbroker.Object]map[string]*timer{}} }
+func newTimers() timers { return timers{named: named[*timer]{}} }
 
 func (t *timers) Len() int           { return len(t.queue) }
 func (t *timers) Less(i, j int) bool { return t.queue[i].due < t.queue[j].due }
@@ -140,7 +140,7 @@ func (t *timers) Pop() any {
 // apply does what a turn wanted; keep: timers that are there are left alone.
 func (t *timers) apply(now time.Duration, o kbroker.Object, i kbroker.Incarnation, sets []timerSet, keep bool) {
 	for _, s := range sets {
-		if keep && t.of[o][s.method.name] != nil {
+		if keep && t.named.of(o)[s.method.name] != nil {
 			continue
 		}
 		t.drop(o, s.method.name)
@@ -149,10 +149,7 @@ func (t *timers) apply(now time.Duration, o kbroker.Object, i kbroker.Incarnatio
 		}
 		t.number++
 		x := &timer{object: o, method: s.method, data: s.data, due: now + s.after, session: timerSession(i, o, s.method.name), number: t.number}
-		if t.of[o] == nil {
-			t.of[o] = map[string]*timer{}
-		}
-		t.of[o][s.method.name] = x
+		t.named.put(o, s.method.name, x)
 		heap.Push(t, x)
 	}
 }
@@ -166,36 +163,32 @@ func timerSession(i kbroker.Incarnation, o kbroker.Object, method string) string
 
 // drop ends a timer.
 func (t *timers) drop(o kbroker.Object, method string) {
-	x := t.of[o][method]
+	x := t.named.of(o)[method]
 	if x == nil {
 		return
 	}
 	if x.at >= 0 {
 		heap.Remove(t, x.at)
 	}
-	if delete(t.of[o], method); len(t.of[o]) == 0 {
-		delete(t.of, o)
-	}
+	t.named.drop(o, method)
 }
 
 // dropAll ends those of an object.
 func (t *timers) dropAll(o kbroker.Object) {
-	for method := range t.of[o] {
+	for method := range t.named.of(o) {
 		t.drop(o, method)
 	}
 }
 
 // release ends those of a shard.
 func (t *timers) release(s kbroker.Shard) {
-	for o := range t.of {
-		if o.Shard() == s {
-			t.dropAll(o)
-		}
+	for o := range t.named[s] {
+		t.dropAll(o)
 	}
 }
 
 // has reports whether an object has a timer that waits.
-func (t *timers) has(o kbroker.Object) bool { return len(t.of[o]) > 0 }
+func (t *timers) has(o kbroker.Object) bool { return len(t.named.of(o)) > 0 }
 
 // turnedWell is for a turn that has ended without an error, and is stored.
 func (k *keeper) turnedWell(now time.Duration, o kbroker.Object, t *turn) {
@@ -235,7 +228,7 @@ func (k *keeper) fire(now time.Duration) {
 // once.
 func (k *keeper) fired(now time.Duration, c *heard, o ownership.Outcome, e *kbroker.Error) {
 	x := c.timer
-	if k.timers.of[x.object][x.method.name] != x {
+	if k.timers.named.of(x.object)[x.method.name] != x {
 		return
 	}
 	crossed := c.crossed && e != nil && e.Code == kbroker.Deadlock

@@ -200,8 +200,8 @@ func TestTimersOfManyObjectsInOrder(t *testing.T) {
 		got = append(got, x.due)
 		q.drop(x.object, "m")
 	}
-	if want := []time.Duration{1, 3, 5}; !slices.Equal(got, want) || len(q.of) != 0 {
-		t.Errorf("the order is %v with %d left, want %v", got, len(q.of), want)
+	if want := []time.Duration{1, 3, 5}; !slices.Equal(got, want) || len(q.named) != 0 {
+		t.Errorf("the order is %v with %d left, want %v", got, len(q.named), want)
 	}
 }
 

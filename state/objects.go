@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// fewObjects of a stream are listed at once; of more, one shard after another.
-	fewObjects = 20_000
+	// fewObjects of a stream are listed, and counted, at once; more are listed one shard after
+	// another, and counted in some of them: the leader takes no writes while it goes through
+	// what it is asked for.
+	fewObjects = 5_000
 	// listWithin is how long shards are looked at for one page.
 	listWithin = 600 * time.Millisecond
 	// beyond is an offset at which a list of subjects is empty: what is asked for is their number.
@@ -106,15 +108,16 @@ func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQ
 	out := someKeys{map[int]bool{}, map[kbroker.Shard][]string{}}
 	for n := range streams {
 		stream, prefix := objectsAt(k, streams, n)
-		counted, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), beyond)
+		c := counting{store: s, stream: stream, prefix: prefix, n: n, streams: streams, few: cmp.Or(q.few, fewObjects)}
+		about, err := c.about(ctx, q.Kind)
 		if err != nil {
 			return out, unavailable(err, "count the objects of app %s", k.App)
 		}
-		if counted.Total > cmp.Or(q.few, fewObjects) {
+		if about > c.few {
 			continue
 		}
 		out.streams[n] = true
-		if counted.Total == 0 {
+		if about == 0 {
 			continue
 		}
 		page, err := s.subjectsOf(ctx, stream, prefix+filterOf(q.Kind), 0)
@@ -128,21 +131,6 @@ func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQ
 		}
 	}
 	return out, nil
-}
-
-// CountObjects counts what is stored of objects of a kind; those that were deleted count
-// for as long as something is stored of them. Error: Unavailable.
-func (s *Store) CountObjects(ctx context.Context, k AppKey, streams int, kind kbroker.KindName) (int, error) {
-	all := 0
-	for n := range streams {
-		stream, prefix := objectsAt(k, streams, n)
-		counted, err := s.subjectsOf(ctx, stream, prefix+filterOf(kind), beyond)
-		if err != nil {
-			return 0, unavailable(err, "count the objects of app %s", k.App)
-		}
-		all += counted.Total
-	}
-	return all, nil
 }
 
 // maxCounted is up to where CountBelow counts.

@@ -234,17 +234,19 @@ func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, aft
 }
 
 // listing is what the leader of a stream says of its subjects: a page of them, how many there
-// are, and the last sequence of the stream.
+// are, how many the stream has, and its last sequence.
 type listing struct {
 	Error *jetstream.APIError `json:"error"`
 	Total int                 `json:"total"`
 	State struct {
 		Subjects map[string]uint64 `json:"subjects"`
 		Last     uint64            `json:"last_seq"`
+		All      int               `json:"num_subjects"`
 	} `json:"state"`
 }
 
-// subjectsOf asks the leader of a stream for a page of its subjects.
+// subjectsOf asks the leader of a stream for a page of its subjects. It goes through all that
+// the filter matches, also for an empty page; without a filter it tells what it knows.
 func (s *Store) subjectsOf(ctx context.Context, stream, filter string, offset int) (reply listing, err error) {
 	body, err := json.Marshal(map[string]any{"subjects_filter": filter, "offset": offset})
 	if err != nil {

@@ -24,6 +24,9 @@ func Own(t kbroker.TenantID, a kbroker.AppName, verb string, i kbroker.Incarnati
 // AllOwn are the subjects of Own.
 const AllOwn = "kb.own.*.*.*.*.*"
 
+// AllOwnOf are those with a verb.
+func AllOwnOf(verb string) string { return "kb.own.*.*." + verb + ".*.*" }
+
 // ParseOwn splits a subject of Own.
 func ParseOwn(subject string) (t kbroker.TenantID, a kbroker.AppName, verb string, i kbroker.Incarnation, ok bool) {
 	s := strings.Split(subject, ".")
@@ -127,9 +130,10 @@ func objectTokens(o kbroker.Object) string { return string(o.Kind) + "." + Escap
 
 func shardToken(s kbroker.Shard) string { return strconv.Itoa(int(s)) }
 
-// MatchStates, MatchOuts and MatchDues are what the keys of a shard's records begin with;
-// MatchLeases, MatchAssigns and MatchReleases those of an app's ownership: for
-// kbroker.OwnReadRequest.
+// MatchShard is what the keys of all records of a shard begin with, MatchStates, MatchOuts and
+// MatchDues those of one table of it; MatchLeases, MatchAssigns and MatchReleases those of an
+// app's ownership: for kbroker.OwnReadRequest, all but the first.
+func MatchShard(s kbroker.Shard) string  { return shardToken(s) }
 func MatchStates(s kbroker.Shard) string { return shardToken(s) + "." + tableState }
 func MatchOuts(s kbroker.Shard) string   { return shardToken(s) + "." + tableOut }
 func MatchDues(s kbroker.Shard) string   { return shardToken(s) + "." + tableDue }

@@ -192,9 +192,11 @@ func (d *desk) objectOwners(ctx context.Context, tenant kbroker.TenantID, r kbro
 	for _, s := range app.Services {
 		for _, kind := range s.Objects {
 			row := kbroker.ObjectKindRow{Kind: kind, Service: s.Name}
-			if row.Stored, err = d.store.CountObjects(ctx, k, app.ObjectStreams, kind); err != nil {
+			stored, exact, failed := d.store.CountObjects(ctx, k, app.ObjectStreams, kind)
+			if err = failed; err != nil {
 				break
 			}
+			row.Stored, row.About = stored, !exact
 			reply.Kinds = append(reply.Kinds, row)
 		}
 	}

@@ -21,28 +21,24 @@ const (
 	maxOwnRead = (kbroker.MaxReadKeys + 2) * (kbroker.MaxKeyBytes + 3)
 )
 
-// ownership reads and writes the ownership and the objects of an app for its allocators and
+// ownership reads or writes the ownership and the objects of an app for its allocators and
 // instances. The subject says which app, and which start asks: servers let nobody ask as
 // another. What is in the records is theirs.
-func (d *desk) ownership(ctx context.Context, m *nats.Msg) (any, error) {
-	tenant, app, verb, who, ok := subjects.ParseOwn(m.Subject)
-	if !ok {
-		return nil, kbroker.Errorf(kbroker.Invalid, "subject %q names no start of an app", m.Subject)
+func (d *desk) ownership(do func(context.Context, state.AppKey, kbroker.Incarnation, []byte) (any, error)) func(context.Context, *nats.Msg) (any, error) {
+	return func(ctx context.Context, m *nats.Msg) (any, error) {
+		tenant, app, _, who, ok := subjects.ParseOwn(m.Subject)
+		if !ok {
+			return nil, kbroker.Errorf(kbroker.Invalid, "subject %q names no start of an app", m.Subject)
+		}
+		k, err := askedOf(m, tenant, app)
+		if err != nil {
+			return nil, err
+		}
+		return do(ctx, k, who, m.Data)
 	}
-	k, err := askedOf(m, tenant, app)
-	if err != nil {
-		return nil, err
-	}
-	switch verb {
-	case subjects.VerbOwnRead:
-		return d.ownRead(ctx, k, m.Data)
-	case subjects.VerbOwnWrite:
-		return d.ownWrite(ctx, k, who, m.Data)
-	}
-	return nil, kbroker.Errorf(kbroker.Invalid, "a core does not know %q", verb)
 }
 
-func (d *desk) ownRead(ctx context.Context, k state.AppKey, body []byte) (any, error) {
+func (d *desk) ownRead(ctx context.Context, k state.AppKey, _ kbroker.Incarnation, body []byte) (any, error) {
 	if len(body) > maxOwnRead {
 		return nil, kbroker.Errorf(kbroker.Invalid, "a request of %d bytes to read, want %d at most", len(body), maxOwnRead)
 	}

@@ -141,7 +141,6 @@ func TestACoreWritesWhoOwnsWhat(t *testing.T) {
 		"of another tenant":        {subjects.Own("other", "shop", subjects.VerbOwnWrite, webStart), []kbroker.Write{lease}, kbroker.NotFound},
 		"of a name that is none":   {subjects.Own(tenant, "SHOP", subjects.VerbOwnWrite, webStart), []kbroker.Write{lease}, kbroker.Invalid},
 		"of an app that is none":   {subjects.Own(tenant, "bank", subjects.VerbOwnWrite, webStart), []kbroker.Write{lease}, kbroker.Unavailable},
-		"what a core does not do":  {subjects.Own(tenant, "shop", "steal", webStart), []kbroker.Write{lease}, kbroker.Invalid},
 		"objects that are not yet": {mine, []kbroker.Write{{Key: subjects.KeyState(anObject), Value: []byte("x")}}, kbroker.Unavailable},
 	} {
 		if _, err := d.ownWrite(c.subject, c.writes...); !errors.Is(err, c.code) {
@@ -154,6 +153,10 @@ func TestACoreWritesWhoOwnsWhat(t *testing.T) {
 	if err := d.send(&nats.Msg{Subject: read, Data: []byte(strings.Repeat(" ", maxOwnRead+1))}, &kbroker.OwnReadReply{}); !errors.Is(err, kbroker.Invalid) {
 		t.Errorf("a request to read that is too large: %v, want invalid", err)
 	}
+	steal := subjects.Own(tenant, "shop", "steal", webStart)
+	if _, err := d.ownWrite(steal, lease); !errors.Is(err, nats.ErrNoResponders) {
+		t.Errorf("what a core does not do: %v, want that none is asked that does not know it", err)
+	}
 	// Nobody would hear of it: nothing is written.
 	body, err := kbroker.OwnWriteRequest{Writes: []kbroker.Write{lease}}.MarshalBinary()
 	if err != nil {
@@ -161,7 +164,7 @@ func TestACoreWritesWhoOwnsWhat(t *testing.T) {
 	}
 	direct := newDesk(d.Super, d.Super.store.Load())
 	for _, reply := range []string{"", subjects.Owned(tenant, "shop", "x"), subjects.Control("x")} {
-		if _, err := direct.ownership(t.Context(), &nats.Msg{Subject: mine, Reply: reply, Data: body}); !errors.Is(err, kbroker.Invalid) {
+		if _, err := direct.ownership(direct.ownWrite)(t.Context(), &nats.Msg{Subject: mine, Reply: reply, Data: body}); !errors.Is(err, kbroker.Invalid) {
 			t.Errorf("the answer is to go to %q: %v, want invalid", reply, err)
 		}
 	}
@@ -217,7 +220,8 @@ func TestADeployMakesTheStreamsOfObjects(t *testing.T) {
 	}
 }
 
-// A store that does not answer those who own objects keeps no agent waiting.
+// A store that does not answer those who own objects keeps no agent waiting; and however much
+// they read, their leases are renewed.
 func TestOwnersHaveARoomOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	d := startSuper(t)
@@ -230,7 +234,7 @@ func TestOwnersHaveARoomOfTheirOwn(t *testing.T) {
 	d.stop() // another desk takes the place of its own
 	full := newDesk(d.Super, d.Super.store.Load())
 	for range maxDesk {
-		full.owners <- struct{}{}
+		full.readers <- struct{}{}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -244,12 +248,22 @@ func TestOwnersHaveARoomOfTheirOwn(t *testing.T) {
 	wait.Until(t, 10*time.Second, func() error {
 		_, err := d.ownRead(subjects.Own(tenant, "shop", subjects.VerbOwnRead, webStart), kbroker.OwnReadRequest{Match: subjects.MatchAssigns})
 		if !errors.Is(err, kbroker.Overloaded) {
-			return fmt.Errorf("a full room of owners: %w, want overloaded", err)
+			return fmt.Errorf("a full room of owners who read: %w, want overloaded", err)
 		}
 		return nil
 	})
-	lease := subjects.Lease(tenant, "SHOP") // no name of an app: that is what it is told
-	if err := d.ask(lease, kbroker.LeaseRequest{}, &kbroker.LeaseReply{}); !errors.Is(err, kbroker.Invalid) {
+	write := subjects.Own(tenant, "SHOP", subjects.VerbOwnWrite, webStart) // no name of an app: that is what it is told
+	lease := kbroker.Write{Key: subjects.KeyLease(webStart), Value: []byte("{}")}
+	if _, err := d.ownWrite(write, lease); !errors.Is(err, kbroker.Invalid) {
+		t.Errorf("a lease, beside a full room of those who read: %v, want its answer", err)
+	}
+	for range maxDesk {
+		full.owners <- struct{}{}
+	}
+	if _, err := d.ownWrite(write, lease); !errors.Is(err, kbroker.Overloaded) {
+		t.Errorf("a full room of owners who write: %v, want overloaded", err)
+	}
+	if err := d.ask(subjects.Lease(tenant, "SHOP"), kbroker.LeaseRequest{}, &kbroker.LeaseReply{}); !errors.Is(err, kbroker.Invalid) {
 		t.Errorf("an allocator, beside a full room of owners: %v, want its answer", err)
 	}
 }

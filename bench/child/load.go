@@ -22,6 +22,7 @@ type Round struct {
 	Elapsed  time.Duration `json:"elapsed"`
 	P50      time.Duration `json:"p50"` // of one
 	P99      time.Duration `json:"p99"`
+	Max      time.Duration `json:"max"`
 	CPU      time.Duration `json:"cpu"` // of the calling process; the runner adds the responders'
 }
 
@@ -88,7 +89,7 @@ func measure(ctx context.Context, once func(context.Context, []byte) ([]byte, er
 		}
 	}
 	slices.Sort(took)
-	r.Requests, r.P50, r.P99 = len(took), quantile(took, 0.50), quantile(took, 0.99)
+	r.Requests, r.P50, r.P99, r.Max = len(took), quantile(took, 0.50), quantile(took, 0.99), quantile(took, 1)
 	return r, ctx.Err()
 }
 

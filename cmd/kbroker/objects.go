@@ -25,7 +25,8 @@ func (c *cli) objectsCommand() *cobra.Command {
 those that are busy, and those in quarantine. All objects are in 1,024 shards, and
 each shard is owned by one instance: what moves is a shard.
 
-Counts of what is stored include objects that were deleted within the last minutes.`,
+Counts of what is stored include objects that were deleted within the last minutes.
+Those with a ~ are of many objects, and were made in some of the shards alone.`,
 		Example: `  kbroker objects bank
   kbroker objects ls bank account --prefix a
   kbroker objects show bank/account:alice
@@ -63,7 +64,11 @@ Counts of what is stored include objects that were deleted within the last minut
 func (c *cli) objectOwnersText(w io.Writer, r kbroker.ObjectOwnersReply) {
 	kinds := table{header: []string{"KIND", "SERVICE", "STORED", "ACTIVE"}}
 	for _, k := range r.Kinds {
-		kinds.add(string(k.Kind), string(k.Service), fmt.Sprint(k.Stored), fmt.Sprint(k.Active))
+		stored := fmt.Sprint(k.Stored)
+		if k.About {
+			stored = "~" + stored
+		}
+		kinds.add(string(k.Kind), string(k.Service), stored, fmt.Sprint(k.Active))
 	}
 	kinds.write(c, w)
 	fmt.Fprintln(w)
