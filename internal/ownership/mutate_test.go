@@ -31,7 +31,7 @@ func with(f faults, change func(*faults)) faults { change(&f); return f }
 
 var mutations = []mutation{
 	{"a load without a claim, where a lease is not looked at before the reply", []*bool{&ruleClaim, &ruleReplyLease}, "P4", faults{stall: true, reading: true}},
-	{"no look at the lease", []*bool{&ruleTurnLease, &ruleReplyLease}, "P4 P2", faults{solo: true, reading: true, hasty: true}},
+	{"no look at the lease", []*bool{&ruleTurnLease, &ruleReplyLease}, "P4 P2", faults{solo: true, reading: true, hasty: true, unheard: true}},
 	{"a takeover that does not revoke", []*bool{&ruleRevoke}, "P4 P2", faults{frozen: true, reading: true}},
 	{"a term from the answer", []*bool{&ruleTermFromSend}, "P4 P2", faults{apart: true, reading: true}},
 	{"no margin", []*bool{&ruleMargin}, "P4 P2", faults{apart: true, drift: true, often: true, reading: true, hasty: true}},

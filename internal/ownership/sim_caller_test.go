@@ -36,7 +36,8 @@ type attempt struct {
 	over    bool
 	doubted bool // an answer may be that of an owner that is no more
 	expires time.Duration
-	message *told // it is one of an outbox, or follows one that was refused
+	due     *simDue // it is the turn of a reminder
+	message *told   // it is one of an outbox, or follows one that was refused
 }
 
 func (w *world) caller(n int) *simCaller {

@@ -18,6 +18,10 @@ type simOwner struct {
 	state map[kbroker.Object]*activation
 	subs  map[uint64]kbroker.Shard // that the network delivers
 	last  map[uint64]time.Duration // when the last message of each arrives
+
+	dues     map[dueKey]*simDue // that it knows
+	scanning map[kbroker.Shard]map[dueKey]bool
+	wanted   map[*Call][]simDue // of turns under way
 }
 
 type activation struct {
@@ -37,6 +41,7 @@ func (w *world) start(host int) {
 	o := &simOwner{
 		proc: w.proc(name), host: host, me: kbroker.Incarnation(name), state: map[kbroker.Object]*activation{},
 		subs: map[uint64]kbroker.Shard{}, last: map[uint64]time.Duration{},
+		dues: map[dueKey]*simDue{}, scanning: map[kbroker.Shard]map[dueKey]bool{}, wanted: map[*Call][]simDue{},
 	}
 	mailbox := 8
 	if w.f.busy {
@@ -164,6 +169,7 @@ func (o *simOwner) effect(e Effect) {
 			})
 		})
 	case Deafen:
+		o.releaseDues(e.Shard)
 		w.after(w.hop(), func() {
 			w.say("%s hears shard %d no more (%d)", o.name, e.Shard, e.Number)
 			delete(o.subs, e.Number)
@@ -205,6 +211,7 @@ func (o *simOwner) effect(e Effect) {
 			o.effects()
 		})
 	case ScanOut:
+		o.scanDues(e.Shard)
 		w.store.read(o.proc, simWithin, "", func(_ storedRecord, ok bool) {
 			o.o.ScannedOut(o.clock(), e.Shard, e.Epoch, w.senders(e.Shard), ok)
 			o.effects()
@@ -231,6 +238,7 @@ func (o *simOwner) effect(e Effect) {
 	case Run:
 		o.run(e)
 	case Answer:
+		o.turned(e.Calls[0], e.Answer)
 		for _, c := range e.Calls {
 			o.answer(c, e.Answer)
 		}
@@ -257,8 +265,12 @@ func (o *simOwner) run(e Run) {
 	}
 	w.serves(o.me, e.Object.Shard(), e.Epoch)
 	call := e.Call.Data.(*attempt)
-	if call.message != nil {
+	switch {
+	case call.message != nil:
 		o.take(e, a, call)
+		return
+	case call.due != nil:
+		o.runDue(e, a, call)
 		return
 	}
 	takes := w.between(0, 2*time.Millisecond)
@@ -279,9 +291,10 @@ func (o *simOwner) run(e Run) {
 		turn := Turn{Reply: Reply{Outcome: Failed}}
 		if !w.chance(0.03) {
 			did, sends := w.sends(call.id)
+			did, o.wanted[e.Call] = w.reminders(e.Object, did)
 			a.list = append(a.list[:len(a.list):len(a.list)], did)
 			turn = Turn{
-				Sends: sends,
+				Sends: sends, Writes: dueWrites(o.wanted[e.Call]),
 				Reply: Reply{Outcome: Done, Data: []byte(fmt.Sprint(len(a.list)))}, Changed: true, Exists: true, State: []byte(strings.Join(a.list, ",")),
 			}
 		}
@@ -294,6 +307,10 @@ func (o *simOwner) run(e Run) {
 func (o *simOwner) answer(c *Call, r Reply) {
 	w, a := o.w, c.Data.(*attempt)
 	w.say("%s answers %s: %s %s", o.name, a.id, r.Outcome, r.Data)
+	if a.due != nil {
+		o.reminded(a.due, r)
+		return
+	}
 	if w.f.lost && w.chance(w.rare(0.05)) {
 		return
 	}

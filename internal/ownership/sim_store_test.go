@@ -106,6 +106,9 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 		writes, first = writes[:1+w.r.IntN(len(writes)-1)], 0
 		w.say("store: a batch of %s is cut off behind %d", from, len(writes))
 	}
+	if s.w.f.reminds {
+		s.w.tear(writes)
+	}
 	for _, x := range writes {
 		s.seq++
 		if subjects.ParseOwnKey(x.Key).Table == subjects.OwnState {

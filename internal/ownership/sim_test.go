@@ -32,6 +32,7 @@ type faults struct {
 	busy                    bool // more callers
 	solo                    bool // owners are paused one at a time, and for long
 	interval                bool // objects are stored a while after the answer
+	reminds                 bool // turns set reminders
 	tells                   bool // turns send messages to other objects
 	cut                     bool // batches are cut off before their first record, as on one core
 	crossing                bool // calls that wait are refused, as they cross others
@@ -88,24 +89,26 @@ type world struct {
 	seq     int
 	healing bool // faults are over: everything is to come to rest
 
-	store   simStore
-	objects []kbroker.Object
-	owners  []*simOwner // every incarnation that there was
-	allocs  []*simAlloc
-	callers []*simCaller
-	decoded map[*byte]any
-	starts  [hosts]int
-	shown   map[kbroker.Object]int // what callers have seen
-	told    int                    // messages that had their outcome
-	denied  map[string]bool        // calls of which it was said that they were not executed
-	early   []early                // what was answered and may not be stored
-	ends    []time.Duration        // when owners ended
-	thawed  time.Duration          // when an owner whose clock stood still went on last; 0: none did
-	serving map[served]kbroker.Incarnation
-	healed  time.Duration // when the faults were over
-	refused int           // calls that cross others
-	acked   int
-	reads   int
+	store    simStore
+	objects  []kbroker.Object
+	owners   []*simOwner // every incarnation that there was
+	allocs   []*simAlloc
+	callers  []*simCaller
+	decoded  map[*byte]any
+	starts   [hosts]int
+	shown    map[kbroker.Object]int // what callers have seen
+	told     int                    // messages that had their outcome
+	reminded int                    // turns that reminders led to
+	torn     map[dueKey]bool        // reminders that a batch has changed which was cut off
+	denied   map[string]bool        // calls of which it was said that they were not executed
+	early    []early                // what was answered and may not be stored
+	ends     []time.Duration        // when owners ended
+	thawed   time.Duration          // when an owner whose clock stood still went on last; 0: none did
+	serving  map[served]kbroker.Incarnation
+	healed   time.Duration // when the faults were over
+	refused  int           // calls that cross others
+	acked    int
+	reads    int
 
 	failed  string
 	tracing bool
@@ -154,14 +157,14 @@ func (w *world) hop() time.Duration {
 
 // newWorld draws a world: what can go wrong in it, and who is there.
 func newWorld(seed uint64, tracing bool, only *faults) *world {
-	w := &world{seed: seed, r: rand.New(rand.NewPCG(seed, 1)), tracing: tracing, shown: map[kbroker.Object]int{}, denied: map[string]bool{}, decoded: map[*byte]any{}, serving: map[served]kbroker.Incarnation{}}
+	w := &world{seed: seed, r: rand.New(rand.NewPCG(seed, 1)), tracing: tracing, shown: map[kbroker.Object]int{}, denied: map[string]bool{}, decoded: map[*byte]any{}, serving: map[served]kbroker.Incarnation{}, torn: map[dueKey]bool{}}
 	some := func() bool { return w.r.IntN(3) > 0 }
 	w.f = faults{
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
 		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, tells: seed%3 == 1 && seed%10 != 7, cut: seed%2 == 0,
-		apart: seed%7 == 3, frozen: seed%11 == 5, partings: seed%4 == 1, idle: seed%8 > 4, reading: seed%7 == 3 || seed%11 == 5, eager: seed%9 > 4, unheard: seed%13 == 6, hasty: seed%14 == 3, // not drawn: the worlds of seeds stay what they were
+		apart: seed%7 == 3, frozen: seed%11 == 5, partings: seed%4 == 1, idle: seed%8 > 4, reading: seed%7 == 3 || seed%11 == 5, eager: seed%9 > 4, unheard: seed%13 == 6, hasty: seed%14 == 3, reminds: seed%3 == 2 && seed%10 != 7, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only
@@ -218,6 +221,7 @@ func (w *world) run() string {
 	w.rest()
 	w.lost()
 	w.delivered()
+	w.remembered()
 	return w.failed
 }
 
