@@ -77,7 +77,11 @@ func (c *simCaller) send(a *attempt) {
 	if w.f.dup && w.chance(0.3) { // another attempt, which travels for long
 		a.sent++
 		again, sent := call, w.now
-		w.after(w.between(0, 9*time.Second), func() { w.deliver(&again, sent, c.ageing) })
+		most := 9 * time.Second
+		if !c.ageing {
+			most = 17 * simTimes.Window / 10 // it is refused by a mark alone, which lives for two windows of a fast clock
+		}
+		w.after(w.between(0, most), func() { w.deliver(&again, sent, c.ageing) })
 	}
 	n := a.sent
 	again := w.between(50*time.Millisecond, 200*time.Millisecond)

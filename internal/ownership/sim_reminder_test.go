@@ -270,9 +270,9 @@ func (w *world) remembered() {
 	}
 }
 
-// tear notes which reminders a batch has changed that was cut off before the record of their
-// object: until another one changes them it is not said what becomes of them.
-func (w *world) tear(writes []kbroker.Write) {
+// tear notes which reminders a batch has changed, and whether it was cut off before the record
+// of their object: until another one changes them it is not said what becomes of them.
+func (w *world) tear(writes []kbroker.Write, cut bool) {
 	stored := map[kbroker.Object]bool{}
 	for _, x := range writes {
 		if k := subjects.ParseOwnKey(x.Key); k.Table == subjects.OwnState {
@@ -281,7 +281,7 @@ func (w *world) tear(writes []kbroker.Write) {
 	}
 	for _, x := range writes {
 		if k := subjects.ParseOwnKey(x.Key); k.Table == subjects.OwnDue {
-			w.torn[dueKey{k.Object, k.Name}] = !stored[k.Object] && len(writes) > 1
+			w.torn[dueKey{k.Object, k.Name}] = cut && !stored[k.Object]
 		}
 	}
 }

@@ -107,7 +107,7 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 		w.say("store: a batch of %s is cut off behind %d", from, len(writes))
 	}
 	if s.w.f.reminds {
-		s.w.tear(writes)
+		s.w.tear(writes, first == 0)
 	}
 	for _, x := range writes {
 		s.seq++

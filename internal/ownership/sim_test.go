@@ -164,7 +164,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
 		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, tells: seed%3 == 1 && seed%10 != 7, cut: seed%2 == 0,
-		apart: seed%7 == 3, frozen: seed%11 == 5, partings: seed%4 == 1, idle: seed%8 > 4, reading: seed%7 == 3 || seed%11 == 5, eager: seed%9 > 4, unheard: seed%13 == 6, hasty: seed%14 == 3, reminds: seed%3 == 2 && seed%10 != 7, // not drawn: the worlds of seeds stay what they were
+		apart: seed%7 == 3, frozen: seed%11 == 5, partings: seed%4 == 1, idle: seed%8 > 4, reading: (seed%7 == 3 || seed%11 == 5) && seed%3 == 0, eager: seed%9 > 4, unheard: seed%13 == 6, hasty: seed%14 == 3, reminds: seed%3 == 2 && seed%10 != 7, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only

@@ -52,7 +52,7 @@ func TestNothingBreaksInAnyWorld(t *testing.T) {
 		t.Fatalf("seed %d (-sim.seed): %s\n%s", broken.seed, broken.failed, strings.Join(broken.last(150), "\n"))
 	}
 	t.Logf("%d worlds from seed %d in %v: %d writes acknowledged, %d reads, %d refused, %d messages, %d reminders", *simCount, first, time.Since(began).Round(time.Millisecond), acked.Load(), reads.Load(), refused.Load(), told.Load(), reminded.Load())
-	if n := int64(*simCount); acked.Load() < 10*n || reads.Load() < 10*n || refused.Load() < n/20 || told.Load() < n || reminded.Load() < n {
+	if n := int64(*simCount); acked.Load() < 10*n || reads.Load() < 10*n || refused.Load() < n/20 || told.Load() < n/2 || reminded.Load() < n/2 {
 		t.Errorf("%d writes, %d reads, %d refused, %d messages, %d reminders in %d worlds: there is no life in them", acked.Load(), reads.Load(), refused.Load(), told.Load(), reminded.Load(), n)
 	}
 }
