@@ -8,7 +8,7 @@ const (
 	ruleClaim         = true // a load claims the object
 	ruleTurnLease     = true // the lease is looked at before a turn or a read
 	ruleReplyLease    = true // and before a reply
-	ruleRevoke        = true // who acts on a lease revokes it in the same batch
+	ruleRevoke        = true // who acts on a lease revokes it in the same batch: whose clock stood still then serves for a term at most
 	ruleTermFromSend  = true // a term counts from the sending of the renewal
 	ruleMargin        = true // an observer waits longer than a holder counts
 	ruleQuietCommit   = true // no turn and no read while a commit is outstanding

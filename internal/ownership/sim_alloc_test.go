@@ -27,16 +27,17 @@ type simAlloc struct {
 	active bool
 	busy   bool // a batch is under way
 	moves  map[kbroker.Shard]kbroker.Incarnation
+	rounds int
 }
 
 func (w *world) allocator(n int) *simAlloc {
 	a := &simAlloc{proc: w.proc(fmt.Sprintf("alloc%d", n)), moves: map[kbroker.Shard]kbroker.Incarnation{}}
 	a.a = NewAssigner(AssignerConfig{Times: simTimes})
 	w.store.heard = append(w.store.heard, func(key string, value []byte, rev kbroker.Revision) {
-		if w.f.lost && w.chance(0.1) {
+		if w.unheard() {
 			return
 		}
-		w.after(w.hop(), func() { a.do(byAnnouncement, func() { a.see(a.clock(), key, storedRecord{value, rev}) }) })
+		w.after(w.hop(), func() { a.do(byAnnouncement, func() { a.see(a.clock(), key, storedRecord{value, rev}); a.stirred() }) })
 	})
 	a.do(byDecision, a.round)
 	return a
@@ -57,9 +58,21 @@ func (a *simAlloc) see(asked time.Duration, key string, r storedRecord) {
 	}
 }
 
+// stirred acts on what was heard, if it does.
+func (a *simAlloc) stirred() {
+	if a.w.f.eager && a.w.chance(0.3) {
+		a.act()
+	}
+}
+
 // round reads everything, then acts.
 func (a *simAlloc) round() {
 	w := a.w
+	if a.rounds++; w.f.eager && a.rounds%4 > 0 && !w.healing {
+		a.act()
+		a.after(w.between(30*time.Millisecond, 80*time.Millisecond), a.round)
+		return
+	}
 	keys := append([]string{allocKey}, w.store.below("lease.")...)
 	for _, s := range w.shards() {
 		keys = append(keys, subjects.KeyAssign(s), subjects.KeyRelease(s))
@@ -76,7 +89,11 @@ func (a *simAlloc) round() {
 			a.judge(found[0])
 		}
 		a.act()
-		a.after(w.between(30*time.Millisecond, 80*time.Millisecond), a.round)
+		again := w.between(30*time.Millisecond, 80*time.Millisecond)
+		if w.f.hasty {
+			again /= 4
+		}
+		a.after(again, a.round)
 	})
 }
 

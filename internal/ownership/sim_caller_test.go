@@ -14,6 +14,7 @@ import (
 type simCaller struct {
 	w      *world
 	name   string
+	far    bool // it does not reach who is cut from the store, or paused
 	ageing bool // it says when it has sent: the age of its requests is known
 	tells  bool // it confirms what was answered
 	seq    uint64
@@ -33,12 +34,14 @@ type attempt struct {
 	no      int // attempts that were answered as not executed
 	last    Outcome
 	over    bool
+	doubted bool // an answer may be that of an owner that is no more
 	expires time.Duration
-	message *told // it is one of an outbox, or follows one that was refused
+	due     *simDue // it is the turn of a reminder
+	message *told   // it is one of an outbox, or follows one that was refused
 }
 
 func (w *world) caller(n int) *simCaller {
-	c := &simCaller{w: w, name: fmt.Sprintf("s%d", n), ageing: w.r.IntN(3) > 0, tells: w.r.IntN(3) > 0}
+	c := &simCaller{w: w, name: fmt.Sprintf("s%d", n), far: n%2 > 0, ageing: w.r.IntN(3) > 0, tells: w.r.IntN(3) > 0}
 	w.after(w.between(0, 50*time.Millisecond), c.begin)
 	return c
 }
@@ -50,6 +53,9 @@ func (c *simCaller) begin() {
 	a := &attempt{caller: c, seq: c.seq, object: w.objects[w.r.IntN(len(w.objects))], read: w.r.IntN(5) < 2, expires: w.now + w.between(300*time.Millisecond, 2*time.Second)}
 	a.id = fmt.Sprintf("%s:%d", c.name, a.seq)
 	a.floor = w.shown[a.object]
+	if w.f.reading {
+		a.read = w.r.IntN(20) > 0
+	}
 	c.call = a
 	w.say("%s calls %s on %s (read: %t, %d shown)", c.name, a.id, a.object, a.read, a.floor)
 	c.send(a)
@@ -71,12 +77,19 @@ func (c *simCaller) send(a *attempt) {
 	if w.f.dup && w.chance(0.3) { // another attempt, which travels for long
 		a.sent++
 		again, sent := call, w.now
-		w.after(w.between(0, 9*time.Second), func() { w.deliver(&again, sent, c.ageing) })
+		most := 9 * time.Second
+		if !c.ageing {
+			most = 17 * simTimes.Window / 10 // it is refused by a mark alone, which lives for two windows of a fast clock
+		}
+		w.after(w.between(0, most), func() { w.deliver(&again, sent, c.ageing) })
 	}
 	n := a.sent
 	again := w.between(50*time.Millisecond, 200*time.Millisecond)
-	if w.f.patient {
-		again = 4 * again
+	switch {
+	case w.f.hasty:
+		again /= 10
+	case w.f.patient:
+		again *= 4
 	}
 	w.after(again, func() {
 		if !a.over && a.sent == n {
@@ -90,9 +103,15 @@ func (w *world) deliver(c *Call, sent time.Duration, ageing bool) {
 	if w.f.lost && w.chance(0.03) {
 		return
 	}
-	shard := c.Object.Shard()
+	shard, far := c.Object.Shard(), false
+	if a := c.Data.(*attempt); a.caller != nil {
+		far = a.caller.far
+	}
 	w.after(w.hop(), func() {
 		for _, o := range w.owners {
+			if o.frozen || far && (o.apart() || w.f.reading && o.paused) {
+				continue // what is sent to a machine that is paused is gone
+			}
 			for number, n := range o.subs {
 				if n != shard || o.dead {
 					continue
@@ -123,7 +142,7 @@ func (c *simCaller) answered(a *attempt, r Reply) {
 	if a.over {
 		return
 	}
-	a.last = r.Outcome
+	a.last, a.doubted = r.Outcome, a.doubted || w.mayBeStale()
 	switch r.Outcome {
 	case Done, Again:
 		n, err := strconv.Atoi(string(r.Data))
@@ -160,7 +179,7 @@ func (w *world) took(a *attempt, n int) {
 	has := w.store.now(a.object)
 	if a.read {
 		w.reads++
-		if n < a.floor {
+		if n < a.floor && !w.mayBeStale() {
 			w.fail("P4 stale read %s of %s: %d, but %d was shown before it was sent", a.id, a.object, n, a.floor)
 		}
 		if n > len(has) {
@@ -194,7 +213,7 @@ func (c *simCaller) giveUp(a *attempt) {
 // deny tells the caller that its call was not executed.
 func (c *simCaller) deny(a *attempt) {
 	w := c.w
-	if a.read {
+	if a.read || a.doubted {
 		return
 	}
 	w.say("%s is told that %s was not executed", c.name, a.id)

@@ -37,7 +37,7 @@ func (w *world) lost() {
 	answered := w.early
 	slack := simInterval + 500*time.Millisecond // a turn under way holds it up, and the write
 	w.steps(w.now + slack)
-	slow := w.f.late || w.f.lost || w.f.outage || w.f.slowNet || w.f.stall || w.f.pause || w.f.solo || w.f.duel
+	slow := w.f.late || w.f.lost || w.f.outage || w.f.slowNet || w.f.stall || w.f.pause || w.f.solo || w.f.duel || w.f.apart || w.f.frozen
 	for _, e := range answered {
 		if slices.Contains(w.store.now(e.object), e.id) {
 			continue

@@ -40,7 +40,11 @@ func (s *simStore) write(p *proc, timeout time.Duration, writes []kbroker.Write,
 	}
 	p.after(timeout, func() { finish(NotKnown, 0) })
 	way := w.hop()
-	if w.f.stall && subjects.ParseOwnKey(writes[len(writes)-1].Key).Table == subjects.OwnState && w.chance(0.05) {
+	often := 0.05
+	if w.f.reading { // there are few
+		often = 0.3
+	}
+	if w.f.stall && subjects.ParseOwnKey(writes[len(writes)-1].Key).Table == subjects.OwnState && w.chance(often) {
 		way = w.between(600*time.Millisecond, time.Second)
 		p.pause(way + w.between(0, 30*time.Millisecond))
 	}
@@ -49,6 +53,12 @@ func (s *simStore) write(p *proc, timeout time.Duration, writes []kbroker.Write,
 	}
 	if w.f.lost && w.chance(0.02) {
 		return // it never gets there
+	}
+	if p.apart() {
+		if !w.f.late {
+			return
+		}
+		way += p.cutUntil - w.now // it is sent when it can be
 	}
 	var arrive func()
 	arrive = func() {
@@ -59,7 +69,7 @@ func (s *simStore) write(p *proc, timeout time.Duration, writes []kbroker.Write,
 			return
 		}
 		first, ok := s.apply(p.name, writes)
-		if ok && first == 0 || w.f.lost && w.chance(0.04) {
+		if ok && first == 0 || p.apart() || w.f.lost && w.chance(0.04) {
 			w.say("store: the answer to %s is lost", p.name)
 			return
 		}
@@ -96,6 +106,9 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 		writes, first = writes[:1+w.r.IntN(len(writes)-1)], 0
 		w.say("store: a batch of %s is cut off behind %d", from, len(writes))
 	}
+	if s.w.f.reminds {
+		s.w.tear(writes, first == 0)
+	}
 	for _, x := range writes {
 		s.seq++
 		if subjects.ParseOwnKey(x.Key).Table == subjects.OwnState {
@@ -108,6 +121,7 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 			delete(s.recs, x.Key)
 			continue
 		}
+		s.w.checkOwned(subjects.ParseOwnKey(x.Key))
 		if x.Key != allocKey {
 			for _, hear := range s.heard {
 				hear(x.Key, x.Value, s.seq)
@@ -130,7 +144,7 @@ func (s *simStore) read(p *proc, timeout time.Duration, key string, done func(st
 	}
 	p.after(timeout, func() { finish(storedRecord{}, false) })
 	w.after(w.hop(), func() {
-		if s.away || w.f.lost && w.chance(0.02) {
+		if s.away || p.apart() || w.f.lost && w.chance(0.02) {
 			return
 		}
 		r := s.recs[key]

@@ -28,13 +28,23 @@ type faults struct {
 	leaves                  bool // incarnations leave, and allocators have a floor for epochs
 	often                   bool // more of that
 	patient                 bool // callers wait long before they send again
+	hasty                   bool // or send again soon, and allocators look often
 	busy                    bool // more callers
 	solo                    bool // owners are paused one at a time, and for long
 	interval                bool // objects are stored a while after the answer
+	reminds                 bool // turns set reminders
 	tells                   bool // turns send messages to other objects
 	cut                     bool // batches are cut off before their first record, as on one core
 	crossing                bool // calls that wait are refused, as they cross others
 	stall                   bool // a commit is under way for as long as who has sent it is paused
+	apart                   bool // an owner is cut from the store, and from every second caller
+	frozen                  bool // a host's clock stands still while its processes do
+	partings                bool // who has released a shard, or is to have it, ends as it does
+	idle                    bool // objects that have nothing to do are put away
+	reading                 bool // callers read, and write little
+	quiet                   bool // a caller alone
+	unheard                 bool // every second announcement is lost
+	eager                   bool // allocators act on what they hear, and read seldom
 }
 
 // simTimes are short, so that much happens in little time: ratios are those of the product.
@@ -79,23 +89,27 @@ type world struct {
 	seq     int
 	healing bool // faults are over: everything is to come to rest
 
-	store   simStore
-	objects []kbroker.Object
-	owners  []*simOwner // every incarnation that there was
-	allocs  []*simAlloc
-	callers []*simCaller
-	decoded map[*byte]any
-	starts  [hosts]int
-	shown   map[kbroker.Object]int // what callers have seen
-	told    int                    // messages that had their outcome
-	denied  map[string]bool        // calls of which it was said that they were not executed
-	early   []early                // what was answered and may not be stored
-	ends    []time.Duration        // when owners ended
-	healed  time.Duration          // when the faults were over
-	refused int                    // calls that cross others
-	acked   int
-	reads   int
-	gated   int // of them, by the gates of objects
+	store    simStore
+	objects  []kbroker.Object
+	owners   []*simOwner // every incarnation that there was
+	allocs   []*simAlloc
+	callers  []*simCaller
+	decoded  map[*byte]any
+	starts   [hosts]int
+	shown    map[kbroker.Object]int // what callers have seen
+	told     int                    // messages that had their outcome
+	reminded int                    // turns that reminders led to
+	torn     map[dueKey]bool        // reminders that a batch has changed which was cut off
+	denied   map[string]bool        // calls of which it was said that they were not executed
+	early    []early                // what was answered and may not be stored
+	ends     []time.Duration        // when owners ended
+	thawed   time.Duration          // when an owner whose clock stood still went on last; 0: none did
+	serving  map[served]kbroker.Incarnation
+	healed   time.Duration // when the faults were over
+	refused  int           // calls that cross others
+	acked    int
+	reads    int
+	gated    int // of them, by the gates of objects
 
 	failed  string
 	tracing bool
@@ -144,13 +158,14 @@ func (w *world) hop() time.Duration {
 
 // newWorld draws a world: what can go wrong in it, and who is there.
 func newWorld(seed uint64, tracing bool, only *faults) *world {
-	w := &world{seed: seed, r: rand.New(rand.NewPCG(seed, 1)), tracing: tracing, shown: map[kbroker.Object]int{}, denied: map[string]bool{}, decoded: map[*byte]any{}}
+	w := &world{seed: seed, r: rand.New(rand.NewPCG(seed, 1)), tracing: tracing, shown: map[kbroker.Object]int{}, denied: map[string]bool{}, decoded: map[*byte]any{}, serving: map[served]kbroker.Incarnation{}, torn: map[dueKey]bool{}}
 	some := func() bool { return w.r.IntN(3) > 0 }
 	w.f = faults{
 		crash: some(), pause: some(), agentless: some(), late: some(), lost: some(), outage: w.r.IntN(4) == 0,
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
-		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, tells: seed%3 == 1 && seed%10 != 7, cut: seed%2 == 0, // not drawn: the worlds of seeds stay what they were
+		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, tells: seed%3 == 1 && seed%10 != 7, cut: seed%2 == 0,
+		apart: seed%7 == 3, frozen: seed%11 == 5, partings: seed%4 == 1, idle: seed%8 > 4, reading: (seed%7 == 3 || seed%11 == 5) && seed%3 == 0, eager: seed%9 > 4, unheard: seed%13 == 6, hasty: seed%14 == 3, reminds: seed%3 == 2 && seed%10 != 7, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only
@@ -170,89 +185,17 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 		w.allocs = append(w.allocs, w.allocator(n))
 	}
 	callers := 3
-	if w.f.busy {
+	switch {
+	case w.f.busy:
 		callers = 10
+	case w.f.quiet:
+		callers = 1
 	}
 	for n := range callers {
 		w.callers = append(w.callers, w.caller(n))
 	}
 	w.after(0, w.trouble)
 	return w
-}
-
-// trouble makes things go wrong now and then.
-func (w *world) trouble() {
-	if w.healing {
-		return
-	}
-	owner := w.owners[len(w.owners)-1-w.r.IntN(min(len(w.owners), 5))]
-	switch x := w.r.IntN(100); {
-	case w.f.crash && x < 12:
-		w.kill(owner)
-	case w.f.solo && x < 30:
-		if !slices.ContainsFunc(w.owners, func(o *simOwner) bool { return o.paused && !o.dead }) {
-			owner.pause(w.between(650*time.Millisecond, 1200*time.Millisecond))
-		}
-	case w.f.pause && x < 30:
-		owner.pause(w.between(0, 1200*time.Millisecond))
-	case w.f.pause && x < 36:
-		w.allocs[w.r.IntN(2)].pause(w.between(0, 1200*time.Millisecond))
-	case w.f.leaves && x >= 90:
-		w.leave(owner)
-	case w.f.outage && x < 40 && !w.store.away:
-		w.say("the store is away")
-		w.store.away = true
-		w.after(w.between(0, 500*time.Millisecond), func() { w.store.away = false })
-	case !ruleUnchangedTerm && x < 60:
-		for _, a := range w.allocs { // a wall clock jumps
-			for _, l := range a.a.leases {
-				l.since -= time.Minute
-			}
-		}
-	}
-	w.after(w.between(0, 120*time.Millisecond), w.trouble)
-}
-
-// kill ends a process. Its agent, if it is there, says so when it has waited for it, and
-// starts the next.
-func (w *world) kill(o *simOwner) {
-	if o.dead {
-		return
-	}
-	w.say("%s is killed", o.name)
-	o.end()
-	w.ends = append(w.ends, w.now)
-	if !w.f.agentless || w.chance(0.5) {
-		w.after(w.between(time.Millisecond, 300*time.Millisecond), func() {
-			for _, a := range w.allocs {
-				w.after(w.hop(), func() { a.do(byAnnouncement, func() { a.a.Reaped(o.me) }) })
-			}
-		})
-	}
-	w.after(w.between(0, 400*time.Millisecond), func() { w.start(o.host) })
-}
-
-// leave has a process say that it leaves. It ends when it owns nothing, or is killed some
-// time later, as one that is told to stop.
-func (w *world) leave(o *simOwner) {
-	if o.dead {
-		return
-	}
-	w.say("%s is to leave", o.name)
-	ends := w.now + w.between(100*time.Millisecond, time.Second)
-	o.do(byDecision, func() {
-		o.o.Leave(o.clock())
-		o.effects()
-	})
-	var look func()
-	look = func() {
-		if !o.dead && w.now < ends && (len(o.o.Owned()) > 0 || !o.o.told) {
-			w.after(20*time.Millisecond, look)
-			return
-		}
-		w.kill(o)
-	}
-	w.after(20*time.Millisecond, look)
 }
 
 const (
@@ -279,6 +222,7 @@ func (w *world) run() string {
 	w.rest()
 	w.lost()
 	w.delivered()
+	w.remembered()
 	return w.failed
 }
 
