@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +35,22 @@ func TestStoredEventsAreLimited(t *testing.T) {
 	}
 	if err != nil || got.Last != last+1 {
 		t.Errorf("a quiet topic is read up to %d (%v), want %d", got.Last, err, last+1)
+	}
+}
+
+// Where the cores have no room for what a spec asks, events are not stored, and it says why;
+// what is there goes on with the limits that it has.
+func TestNoRoomForStoredEvents(t *testing.T) {
+	t.Parallel()
+	_, s := founded(t)
+	large := TopicsWanted{kbroker.TopicLimits{MaxBytes: 1 << 50}, 2}
+	_, err := s.TopicPublish(testContext(t, 5*time.Second), shopKey, large, "orders", sentBy("a", 1))
+	if e := kbroker.AsError(err); e == nil || e.Code != kbroker.Unavailable || e.Executed != kbroker.ExecutedNo || !strings.Contains(e.Hint, "topics.max_bytes") {
+		t.Errorf("without room: %+v, want unavailable, not executed, and why", e)
+	}
+	s.publish(t, "orders", sentBy("a", 1))
+	if _, err := s.TopicPublish(testContext(t, 5*time.Second), shopKey, large, "orders", sentBy("a", 2)); err != nil {
+		t.Errorf("with room for what was wanted before: %v", err)
 	}
 }
 
