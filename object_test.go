@@ -263,8 +263,8 @@ func FuzzOwnReadReply(f *testing.F) {
 
 // A million records that are nothing are not decoded before they are counted.
 func TestAFirstLineIsBounded(t *testing.T) {
-	for _, into := range []interface{ UnmarshalBinary([]byte) error }{&kbroker.OwnWriteRequest{}, &kbroker.OwnReadReply{}} {
-		for _, list := range []string{"writes", "records"} {
+	for _, into := range []interface{ UnmarshalBinary([]byte) error }{&kbroker.OwnWriteRequest{}, &kbroker.OwnReadReply{}, &kbroker.TopicReadReply{}} {
+		for _, list := range []string{"writes", "records", "events"} {
 			data := `{"` + list + `":[null` + strings.Repeat(",null", 150_000) + "]}\n"
 			if err := into.UnmarshalBinary([]byte(data)); !errors.Is(err, kbroker.Invalid) || !strings.Contains(err.Error(), "commas") {
 				t.Errorf("%T takes 150000 records: %v", into, err)

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // replica is one bucket, decoded, in memory. Safe for concurrent use.
@@ -136,6 +137,17 @@ func (r *replica) app(k AppKey) kbroker.AppRecord {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.tables.apps[k]
+}
+
+// topics is how the events of an app are to be stored.
+func (r *replica) topics(k AppKey) TopicsWanted {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	version, ok := r.tables.versions[k][r.tables.apps[k].Version]
+	if !ok {
+		return TopicsWanted{}
+	}
+	return TopicsWanted{Limits: version.App.Topics, Revision: r.tables.revisions[subjects.KeyApp(k.Tenant, k.App)]}
 }
 
 // exited reports whether the last status of an instance says that it has ended.

@@ -46,6 +46,9 @@ const (
 	// their way. From who serves it: "item <n>", "alive <n>" or "end <n>", where n counts the
 	// items. To who serves it: "end", nobody wants more.
 	HeaderStream = "Kb-Stream"
+	// HeaderNumber is on an event that is stored: its number among those of its sender in the
+	// topic.
+	HeaderNumber = "Kb-Number"
 	// HeaderSequence is the revision of a record that is republished: of the server.
 	HeaderSequence = "Nats-Sequence"
 	// HeaderOffset is on a chunk of an upload: where in the file it begins. A

@@ -14,6 +14,7 @@
 //	kb.sign.<host>                          an agent has a credential signed (queue group core)
 //	kb.lease.<tenant>.<app>                 an app's allocator reads and writes its lease (queue group core)
 //	kb.own.<tenant>.<app>.<verb>.<incarnation>  a start reads, writes who owns objects, and objects (queue group core)
+//	kb.topic.<tenant>.<app>.<topic>.<verb>.<incarnation>  a start has an event stored, reads those that are (queue group core)
 //	kb.renew.<key>                          a process has its own signed again (queue group core)
 //	kb.endpoints.<tenant>.<app>.<service>   where the instances of a service listen (queue group core)
 //	kb.beat.<host>                          heartbeats: every core hears and answers
@@ -34,6 +35,7 @@
 //	    lease.alloc  lease.<incarnation>  assign.<shard>  assign.o.<kind>.<id>  release.<shard>  wishes  head
 //	obj.<tenant>.<app>.<n>.<key>            where objects are stored, in the n-th stream:
 //	    <shard>.state.<kind>.<id>  <shard>.out.<kind>.<id>.<number>  <shard>.due.<kind>.<id>.<name>
+//	evs.<tenant>.<app>.<topic>.<from>       where events of an app's topics are stored, those of one sender in their order
 //	event.<tenant>.<app>.<instance>         one event in the event stream; _ for what it is not about
 //	audit.record                            one record of the audit trail
 //

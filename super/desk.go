@@ -41,18 +41,17 @@ type desk struct {
 	serving *serving
 	keepers *keepers
 	// room is for agents and allocators, owners for what the owners of objects write, their
-	// leases too, and readers for what they read, which after a loss of hosts is much; clients
-	// for all else: transfers are slow, and so may be the store.
-	room, owners, clients chan struct{}
-	readers               chan struct{}
+	// leases too, and readers for what they read, which after a loss of hosts is much; topics
+	// for the events of apps, clients for all else: transfers are slow, and so may be the store.
+	room, owners, readers, topics, clients chan struct{}
 	// planning is taken by the one plan that this core makes at a time.
 	planning chan struct{}
 }
 
 func newDesk(s *Super, store *state.Store) *desk {
 	return &desk{
-		Super: s, store: store, room: make(chan struct{}, maxDesk), owners: make(chan struct{}, maxDesk), clients: make(chan struct{}, maxDesk),
-		readers:  make(chan struct{}, maxDesk),
+		Super: s, store: store, room: make(chan struct{}, maxDesk), owners: make(chan struct{}, maxDesk), readers: make(chan struct{}, maxDesk),
+		topics: make(chan struct{}, maxDesk), clients: make(chan struct{}, maxDesk),
 		planning: make(chan struct{}, 1),
 		uploads:  newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store), keepers: newKeepers(s.cfg.Conn, s.cfg.Host),
 	}
@@ -101,6 +100,7 @@ func (d *desk) run(ctx context.Context) error {
 		{subjects.AllLeases, subjects.QueueCore, d.room, leaseTimeout, d.lease},
 		{subjects.AllOwnOf(subjects.VerbOwnWrite), subjects.QueueCore, d.owners, ownTimeout, d.ownership(d.ownWrite)},
 		{subjects.AllOwnOf(subjects.VerbOwnRead), subjects.QueueCore, d.readers, ownTimeout, d.ownership(d.ownRead)},
+		{subjects.AllTopicAsks, subjects.QueueCore, d.topics, ownTimeout, d.topic},
 		{subjects.AllEndpoints, subjects.QueueCore, d.clients, agentTimeout, d.endpoints},
 		{subjects.CoreAll(), subjects.QueueCore, d.clients, transferTimeout, d.api},
 		{subjects.Upload(d.cfg.Host, "*", "*"), "", d.clients, transferTimeout, d.uploads.message},
