@@ -42,6 +42,7 @@ type heard struct {
 	timer     *timer          // that has begun it; nil: it was heard
 	reminder  *reminder       // likewise
 	reminders map[string]*due // that its turn sets, and ends
+	look      *look           // that it is, of a durable subscription
 	follows   bool            // the refusal of a message: nobody waits for its answer
 	// done is told the outcome in place of an answer; nil: it was heard.
 	done func(*kbroker.Error)

@@ -1,0 +1,354 @@
+package sdk
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/natstest"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// paid is an event of the bank's topic payments.
+type paid struct {
+	To    string
+	Cents int64
+}
+
+func sub(id string) kbroker.Object { return kbroker.Object{Kind: subscriptionKind, ID: id} }
+
+// posting has accounts that subscribe to payments, and publish them.
+func posting(opts ...DurableOption) func(*Kind[account]) {
+	return func(k *Kind[account]) {
+		SubscribeObject(k, "bank/payments", func(p paid) string { return p.To }, "post", opts...)
+		Method(k, "post", func(a *account, _ context.Context, p paid) (int64, error) {
+			if p.Cents == 13 {
+				return 0, Errorf("unlucky", "not that many")
+			}
+			a.Cents += p.Cents
+			a.Filler += fmt.Sprintf("%d ", p.Cents)
+			return a.Cents, nil
+		})
+		ReadOnly(k, "posted", func(a *account, _ context.Context, _ struct{}) (string, error) { return a.Filler, nil })
+		Method(k, "pay", func(a *account, ctx context.Context, p paid) (int64, error) {
+			a.Cents -= p.Cents
+			if err := PublishDurable(ctx, "payments", p); err != nil {
+				return 0, err
+			}
+			if p.Cents == 99 {
+				return 0, Errorf("failed", "after it was published")
+			}
+			return a.Cents, nil
+		})
+	}
+}
+
+// subscribing is a bank whose spec names subscriptions.
+func subscribing(url, name string, change func(*Kind[account]), opts ...any) *App {
+	a := bank(url, name, change, opts...)
+	a.identity.Objects = append(a.identity.Objects, subscriptionKind)
+	return a
+}
+
+func (c *Client) posted(t *testing.T, id string) string {
+	t.Helper()
+	got, err := Call[string](within(t, 5*time.Second), c.Object("bank/account:"+id), "posted", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(got)
+}
+
+func (c *Client) awaitPosted(t *testing.T, id, want string) {
+	t.Helper()
+	wait.Until(t, patience, func() error {
+		if got := c.posted(t, id); got != want {
+			return fmt.Errorf("%s was posted %q, want %q", id, got, want)
+		}
+		return nil
+	})
+}
+
+func cursorOf(t *testing.T, core *core, id string) *topicCursor {
+	t.Helper()
+	state, err := loadState[topicCursor](core.record(sub(id)).State)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state.(*topicCursor)
+}
+
+// Events that turns publish, and others, come to the objects of their keys once, in order; one
+// that is refused, or is no such event, is passed by, and the state of the subscription says so.
+func TestEventsComeToTheObjectsOfTheirKeys(t *testing.T) {
+	s := natstest.Start(t)
+	core, topics := newCore(t, s), newTopics(t, s.Connect(t))
+	core.give(incarnation("a"), acc("1"), acc("2"), sub("bank/payments"))
+	topics.publishAll("bank.payments", paid{"2", 1}, "no payment", paid{"", 5})
+	topics.publishAll("bank.other", 1, 2, 3)
+	start(t, subscribing(s.URL, "a", posting()))
+	c := dial(t, s.URL)
+	for _, cents := range []int64{2, 13, 3, 99, 4} {
+		_, err := Call[int64](within(t, patience), c.Object("bank/account:1"), "pay", paid{"2", cents})
+		if cents == 99 {
+			wantError(t, err, "failed", kbroker.ExecutedYes)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.awaitPosted(t, "2", "1 2 3 4")
+	core.awaitSent(t)
+	if n := topics.count("bank.payments"); n != 7 {
+		t.Errorf("%d events are stored, want 7: none of a turn that failed", n)
+	}
+	if is := cursorOf(t, core, "bank/payments"); is.Events != 7 || is.PassedBy != 2 || is.After != 10 || is.Missed != 0 {
+		t.Errorf("the subscription is %+v, want 7 events, 2 passed by, up to 10", is)
+	}
+}
+
+// What a core has not answered, or not taken, is published again, and there once.
+func TestAnEventIsStoredOnce(t *testing.T) {
+	s := natstest.Start(t)
+	core, topics := newCore(t, s), newTopics(t, s.Connect(t))
+	core.give(incarnation("a"), acc("1"), acc("2"), acc("3"), sub("bank/payments"))
+	var n atomic.Int64
+	topics.silently(func(verb string) int {
+		if verb != subjects.VerbTopicPublish {
+			return 0
+		}
+		return map[int64]int{1: unanswered, 2: lostBefore}[n.Add(1)]
+	})
+	start(t, subscribing(s.URL, "a", posting()))
+	c := dial(t, s.URL)
+	for _, p := range []struct {
+		id    string
+		cents int64
+	}{{"1", 1}, {"3", 30}, {"1", 2}, {"3", 40}} {
+		if _, err := Call[int64](within(t, patience), c.Object("bank/account:"+p.id), "pay", paid{"2", p.cents}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	core.awaitSent(t)
+	wait.Until(t, patience, func() error {
+		if got := c.balance(t, "2"); got != 73 {
+			return fmt.Errorf("the account has %d, want 73", got)
+		}
+		return nil
+	})
+	all := c.posted(t, "2")
+	if strings.Index(all, "1 ") > strings.Index(all, "2 ") || strings.Index(all, "30") > strings.Index(all, "40") {
+		t.Errorf("posted are %s: those of one account are not in their order", all)
+	}
+	if n := topics.count("bank.payments"); n != 4 {
+		t.Errorf("%d events are stored, want 4", n)
+	}
+}
+
+// Whoever owns the subscription, nobody has to call it; and what one owner has read, the next
+// does not read again.
+func TestASubscriptionGoesOnWithItsOwner(t *testing.T) {
+	s := natstest.Start(t)
+	core, topics := newCore(t, s), newTopics(t, s.Connect(t))
+	core.give(incarnation("a"), acc("2"), sub("bank/payments"))
+	start(t, subscribing(s.URL, "a", posting()))
+	start(t, subscribing(s.URL, "b", posting()))
+	c := dial(t, s.URL)
+	var want []string
+	for n := range 60 {
+		topics.publishAll("bank.payments", paid{"2", int64(100 + n)})
+		want = append(want, fmt.Sprint(100+n))
+		switch n {
+		case 20:
+			core.move(incarnation("b"), sub("bank/payments"))
+		case 40:
+			core.give(incarnation("a"), sub("bank/payments"))
+			core.give(incarnation("a"), acc("2"))
+		}
+	}
+	c.awaitPosted(t, "2", strings.Join(want, " "))
+}
+
+func TestASubscriptionThatIsBehindSaysSo(t *testing.T) {
+	s := natstest.Start(t)
+	core, topics := newCore(t, s), newTopics(t, s.Connect(t))
+	core.give(incarnation("a"), acc("2"), sub("bank/payments"), sub("bank/payments/now"))
+	topics.publishAll("bank.payments", paid{"2", 1}, paid{"2", 2}, paid{"2", 3})
+	topics.drop(1)
+	with := func(k *Kind[account]) {
+		posting()(k)
+		SubscribeObject(k, "bank/payments", func(p paid) string { return "now" }, "post", FromNow(), Named("now"))
+	}
+	core.give(incarnation("a"), acc("now"))
+	first := start(t, subscribing(s.URL, "a", with))
+	c := dial(t, s.URL)
+	c.awaitPosted(t, "2", "2 3")
+	wait.Until(t, patience, func() error {
+		if is := cursorOf(t, core, "bank/payments/now"); !is.Begun {
+			return fmt.Errorf("not begun: %+v", is)
+		}
+		return nil
+	})
+	topics.publishAll("bank.payments", paid{"2", 4})
+	topics.announce("bank", "payments")
+	c.awaitPosted(t, "2", "2 3 4")
+	c.awaitPosted(t, "now", "4")
+	if is := cursorOf(t, core, "bank/payments"); is.Missed != 0 {
+		t.Errorf("a new subscription has missed %d events", is.Missed)
+	}
+	first.stop()
+	topics.publishAll("bank.payments", paid{"2", 5}, paid{"2", 6})
+	topics.drop(5)
+	core.give(incarnation("b"), acc("2"), acc("now"), sub("bank/payments"), sub("bank/payments/now"))
+	start(t, subscribing(s.URL, "b", with))
+	c.awaitPosted(t, "2", "2 3 4 6")
+	c.awaitPosted(t, "now", "4 6")
+	if is := cursorOf(t, core, "bank/payments"); is.Missed != 1 {
+		t.Errorf("the subscription has missed %d events, want 1", is.Missed)
+	}
+	topics.begin()
+	topics.publishAll("bank.payments", paid{"2", 7}) // which nobody is told: it looks all the same
+	c.awaitPosted(t, "2", "2 3 4 6 7")
+}
+
+// A handler is called until it has taken an event, or refuses it for good.
+func TestADurableHandlerIsCalledUntilItTakesTheEvent(t *testing.T) {
+	s := natstest.Start(t)
+	core, topics := newCore(t, s), newTopics(t, s.Connect(t))
+	core.give(incarnation("a"), sub("bank/payments"))
+	var handled listener
+	var failed, most, now atomic.Int64
+	serve := func(a *App) *App {
+		SubscribeDurable(a, "bank/payments", func(ctx context.Context, p paid) error {
+			most.Store(max(most.Load(), now.Add(1)))
+			defer now.Add(-1)
+			switch {
+			case p.Cents == 13:
+				return Errorf(Invalid, "not that many")
+			case p.Cents%7 == 0 && failed.Add(1) < 5:
+				return fmt.Errorf("not now")
+			case p.Cents%11 == 0 && failed.Add(1) == 7:
+				panic("not now")
+			}
+			return handled.hear(ctx, int(p.Cents))
+		}, AtOnce(3))
+		a.identity.Objects = append(a.identity.Objects, subscriptionKind)
+		return a
+	}
+	var want []int
+	for n := range 100 {
+		topics.publishAll("bank.payments", paid{"x", int64(n)})
+		if n != 13 {
+			want = append(want, n)
+		}
+	}
+	start(t, serve(bank(s.URL, "a", nil)))
+	start(t, serve(bank(s.URL, "b", nil)))
+	wait.Until(t, patience, func() error {
+		got := handled.heard()
+		if slices.Sort(got); !slices.Equal(slices.Compact(got), want) {
+			return fmt.Errorf("handled are %v", got)
+		}
+		return nil
+	})
+	core.awaitSent(t)
+	if is := cursorOf(t, core, "bank/payments"); is.Events != 100 || is.PassedBy != 1 {
+		t.Errorf("the subscription is %+v, want 100 events and 1 passed by", is)
+	}
+	if most.Load() > 3 {
+		t.Errorf("%d events were handled at a time, want 3 at most", most.Load())
+	}
+}
+
+func TestPublishDurableFromOutside(t *testing.T) {
+	s := natstest.Start(t)
+	topics := newTopics(t, s.Connect(t))
+	a := newApp(s.URL, "echo-echo-1")
+	Handle(a, "sell", func(ctx context.Context, n int) (int, error) { return n, PublishDurable(ctx, "orders", n) })
+	var heard listener
+	Subscribe(a, "echo/orders", heard.hear)
+	start(t, a)
+	c := dial(t, s.URL)
+	var n atomic.Int64
+	topics.silently(func(string) int {
+		if n.Add(1)%10 == 0 {
+			return unanswered
+		}
+		return 0
+	})
+	done := make(chan error, 40)
+	for i := range 40 {
+		go func() {
+			_, err := Call[int](within(t, patience), c.Service("echo"), "sell", i, Timeout(patience))
+			done <- err
+		}()
+	}
+	for range 40 {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := topics.count("echo.orders"); n != 40 {
+		t.Errorf("%d events are stored, want 40", n)
+	}
+	topics.mu.Lock()
+	senders := len(topics.of)
+	topics.mu.Unlock()
+	if senders > maxSenders {
+		t.Errorf("one process is %d senders, want %d at most", senders, maxSenders)
+	}
+	wait.Until(t, patience, func() error {
+		if got := heard.heard(); len(got) != 40 {
+			return fmt.Errorf("%d were heard", len(got))
+		}
+		return nil
+	})
+	topics.silently(func(string) int { return lostBefore })
+	_, err := Call[int](within(t, patience), c.Service("echo"), "sell", 1, Timeout(300*time.Millisecond))
+	wantError(t, err, kbroker.Unavailable, kbroker.ExecutedUnknown)
+}
+
+// A subscription whose receivers do not take events reads no more of them than it may hold.
+func TestASubscriptionWaitsForItsReceivers(t *testing.T) {
+	s := natstest.Start(t)
+	core, topics := newCore(t, s), newTopics(t, s.Connect(t))
+	core.give(incarnation("a"), acc("2"), sub("bank/payments"))
+	const all = maxForwarded + 5*lookEvents
+	for range all {
+		topics.publishAll("bank.payments", paid{"2", 1})
+	}
+	var open atomic.Bool
+	start(t, subscribing(s.URL, "a", func(k *Kind[account]) {
+		SubscribeObject(k, "bank/payments", func(p paid) string { return p.To }, "take")
+		Method(k, "take", func(a *account, _ context.Context, _ paid) (struct{}, error) {
+			if !open.Load() {
+				return struct{}{}, Errorf(kbroker.Unavailable, "not now")
+			}
+			a.Cents++
+			return struct{}{}, nil
+		})
+	}))
+	c := dial(t, s.URL)
+	wait.Until(t, patience, func() error {
+		if n := core.outbox(); n < maxForwarded {
+			return fmt.Errorf("%d messages wait, want %d or some more", n, maxForwarded)
+		}
+		return nil
+	})
+	<-time.After(3 * tickEvery)
+	if n := core.outbox(); n >= maxForwarded+lookEvents {
+		t.Errorf("%d messages wait, want less than %d", n, maxForwarded+lookEvents)
+	}
+	open.Store(true)
+	wait.Until(t, patience, func() error {
+		if got := c.balance(t, "2"); got != all {
+			return fmt.Errorf("%d events were taken, want %d", got, all)
+		}
+		return nil
+	})
+}
