@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -141,8 +142,8 @@ func TestAnEventIsStoredOnce(t *testing.T) {
 		}
 		return nil
 	})
-	all := c.posted(t, "2")
-	if strings.Index(all, "1 ") > strings.Index(all, "2 ") || strings.Index(all, "30") > strings.Index(all, "40") {
+	all := strings.Fields(c.posted(t, "2"))
+	if slices.Index(all, "1") > slices.Index(all, "2") || slices.Index(all, "30") > slices.Index(all, "40") {
 		t.Errorf("posted are %s: those of one account are not in their order", all)
 	}
 	if n := topics.count("bank.payments"); n != 4 {
@@ -351,4 +352,68 @@ func TestASubscriptionWaitsForItsReceivers(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+func TestDurableSubscriptionsThatCannotBe(t *testing.T) {
+	s := natstest.Start(t)
+	for what, c := range map[string]struct {
+		declare func(*App, *Kind[account])
+		want    string
+	}{
+		"a name without a slash": {func(_ *App, k *Kind[account]) {
+			SubscribeObject(k, "payments", func(p paid) string { return p.To }, "deposit")
+		}, "app/topic"},
+		"a method that there is not": {func(_ *App, k *Kind[account]) {
+			SubscribeObject(k, "bank/payments", func(p paid) string { return p.To }, "missing")
+		}, "no Method"},
+		"a method that only reads": {func(_ *App, k *Kind[account]) {
+			SubscribeObject(k, "bank/payments", func(p paid) string { return p.To }, "balance")
+		}, "no Method"},
+		"two of one name": {func(a *App, k *Kind[account]) {
+			SubscribeObject(k, "bank/payments", func(p paid) string { return p.To }, "deposit")
+			SubscribeDurable(a, "bank/payments", func(context.Context, paid) error { return nil })
+		}, "two durable subscriptions"},
+		"none at once": {func(a *App, _ *Kind[account]) {
+			SubscribeDurable(a, "bank/payments", func(context.Context, paid) error { return nil }, AtOnce(0))
+		}, "0 events at once"},
+		"the kind of subscriptions": {func(a *App, _ *Kind[account]) { Objects[account](a, "subscription") }, "durable subscriptions"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var k *Kind[account]
+			a := subscribing(s.URL, "a", func(of *Kind[account]) { k = of })
+			c.declare(a, k)
+			wantMessage(t, a.Run(t.Context()), c.want)
+		})
+	}
+	undeclared := bank(s.URL, "a", posting())
+	wantMessage(t, undeclared.Run(t.Context()), "its spec does not name")
+}
+
+func wantMessage(t *testing.T, err error, part string) {
+	t.Helper()
+	e := kbroker.AsError(err)
+	if err == nil || !strings.Contains(e.Message+e.Hint, part) {
+		t.Errorf("Run returns %v, want %q", err, part)
+	}
+}
+
+// A build that knows no topics cannot read a message to one: otherwise it would take it for the
+// call of a service without a name, and refuse it.
+func TestAnOlderBuildLeavesEventsInTheOutbox(t *testing.T) {
+	m := &tell{To: receiver{topic: "payments"}, At: time.Now(), data: []byte("1")}
+	head, _, _ := strings.Cut(string(m.encode()), "\n")
+	var older struct {
+		To     string `json:"to"`
+		Method string `json:"method"`
+	}
+	if err := json.Unmarshal([]byte(head), &older); err == nil {
+		t.Errorf("it reads %s as %+v", head, older)
+	}
+	if got, err := decodeTell(m.encode()); err != nil || got.To != m.To || string(got.data) != "1" {
+		t.Errorf("this one reads %+v, %v", got, err)
+	}
+	call := &tell{To: receiver{name: "bank/account:1"}, Method: "deposit"}
+	if got, err := decodeTell(call.encode()); err != nil || got.To != call.To {
+		t.Errorf("of a call it reads %+v, %v", got, err)
+	}
 }
