@@ -95,7 +95,7 @@ func SubscribeDurable[T any](app *App, name string, fn func(context.Context, T) 
 	method := d.method()
 	d.forward = func([]byte) (*tell, error) {
 		to := Target{app: app.identity.App, service: app.identity.Service}
-		return &tell{To: receiver{name: to.String()}, Method: method, Lane: 1}, nil
+		return &tell{To: receiver{name: to.String()}, Method: method}, nil
 	}
 	d.handled = true
 	app.addDurable(d)
