@@ -17,7 +17,7 @@ const (
 	// lookEvery is how often it looks for events of which it has not heard.
 	lookEvery = time.Second
 	// lookAgainMost is the pause at last after looks that failed.
-	lookAgainMost = 15 * time.Second
+	lookAgainMost = 5 * time.Second
 	// lookWithin bounds one turn of it, with what waits in front of it.
 	lookWithin = 5 * time.Second
 	// maxForwarded bounds the events that wait in its outbox before it reads on.
