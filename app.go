@@ -1,6 +1,7 @@
 package kbroker
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,26 @@ type App struct {
 	// first version with objects. 0 in a spec: as it is, DefaultObjectStreams at first; in
 	// a stored version: it has no objects.
 	ObjectStreams int `json:"object_streams,omitempty"`
+	// Topics bounds the events of its topics that are stored.
+	Topics TopicLimits `json:"topics,omitzero"`
+}
+
+// TopicLimits bounds what is stored of the events of an app: what is beyond one of them
+// leaves, the oldest first. 0 stands for the default, as specs of older builds have none.
+type TopicLimits struct {
+	Keep     time.Duration `json:"keep,omitempty"`      // from when it was stored
+	MaxBytes int64         `json:"max_bytes,omitempty"` // of all topics, with what they are stored with
+}
+
+// The limits of an app that does not say.
+const (
+	DefaultTopicKeep     = 7 * 24 * time.Hour
+	DefaultTopicMaxBytes = 1 << 30
+)
+
+// Filled is l with the defaults for what it does not say.
+func (l TopicLimits) Filled() TopicLimits {
+	return TopicLimits{Keep: cmp.Or(l.Keep, DefaultTopicKeep), MaxBytes: cmp.Or(l.MaxBytes, DefaultTopicMaxBytes)}
 }
 
 // DefaultObjectStreams are those of an app whose first spec with objects does not say.

@@ -67,10 +67,25 @@ func (d *decoder) app(root ast.Node) *kbroker.App {
 				d.fail(v, streamsHint, "object_streams is 0, want one of 1, 4, 16")
 			}
 		}},
+		field{name: "topics", read: func(v value) {
+			d.fields(v,
+				field{name: "keep", read: d.topicLimit(d.duration(&app.Topics.Keep), func() bool { return app.Topics.Keep == 0 }, keepHint)},
+				field{name: "max_bytes", read: d.topicLimit(d.size(&app.Topics.MaxBytes), func() bool { return app.Topics.MaxBytes == 0 }, topicBytesHint)},
+			)
+		}},
 		field{name: "allocator", unsupported: "remove it: every app has the built-in allocator, which keeps the count"},
 	)
 	slices.SortFunc(app.Services, func(a, b kbroker.Service) int { return cmp.Compare(a.Name, b.Name) })
 	return app
+}
+
+// topicLimit reads a limit; one of 0 would stand for the default.
+func (d *decoder) topicLimit(read func(value), zero func() bool, hint string) func(value) {
+	return func(v value) {
+		if read(v); zero() && !d.failed[v.path] {
+			d.fail(v, hint, "%s is 0", label(v.path))
+		}
+	}
 }
 
 func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {

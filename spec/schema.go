@@ -39,6 +39,10 @@ func appSchema() schema {
 			"description": "streams that the app's objects are stored in, fixed by its first version with objects",
 			"enum":        objectStreams, "default": kbroker.DefaultObjectStreams,
 		},
+		"topics": object("what is stored of the app's events, for durable subscriptions; the oldest leave first", map[string]schema{
+			"keep":      duration("how long they are kept", kbroker.DefaultTopicKeep.String()),
+			"max_bytes": {"type": "string", "description": "of all topics of the app, with its unit, e.g. 256MiB", "pattern": sizeForm.String(), "default": formatSize(kbroker.DefaultTopicMaxBytes)},
+		}),
 	})
 	s["required"] = []string{"name", "services"}
 	s["$schema"] = "https://json-schema.org/draft/2020-12/schema"

@@ -65,6 +65,7 @@ func TestSchemaHasTheKeysOfParse(t *testing.T) {
 		}
 	}
 	compare("app", "zzzzzzzz: 1\nname: x\nservices: {a: {run: b}}\n", root.Properties)
+	compare("topics", "name: x\nservices: {a: {run: b}}\ntopics: {zzzzzzzz: 1}\n", root.Properties["topics"].Properties)
 	compare("service", in("zzzzzzzz: 1"), services.Properties)
 	nested := 0
 	for key, p := range services.Properties {

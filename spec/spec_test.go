@@ -40,6 +40,7 @@ services:
   web:
     artifact: {path: web.tar.gz, command: bin/web}
 object_streams: 16
+topics: {keep: 36h, max_bytes: 256MiB}
 `
 
 func TestParse(t *testing.T) {
@@ -60,7 +61,7 @@ func TestParse(t *testing.T) {
 	audit.Name = "audit"
 	audit.Artifact = kbroker.Artifact{Path: "bin/audit", SHA256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 	web.Name, web.Artifact = "web", kbroker.Artifact{Path: "web.tar.gz", Command: "bin/web"}
-	want := &kbroker.App{Name: "bank", ObjectStreams: 16, Services: []kbroker.Service{audit, {
+	want := &kbroker.App{Name: "bank", ObjectStreams: 16, Topics: kbroker.TopicLimits{Keep: 36 * time.Hour, MaxBytes: 256 << 20}, Services: []kbroker.Service{audit, {
 		Name: "ledger", Build: "go build -o bin/ledger ./ledger", Run: "bin/ledger",
 		Artifact:  kbroker.Artifact{Path: "bin/ledger"},
 		Args:      []string{"--verbose", "-n", "5"},
@@ -169,6 +170,11 @@ func TestParseFindings(t *testing.T) {
 		{"no streams", in("objects: [a]") + "object_streams: 0\n", []string{"6:17: object_streams is 0, want one of 1, 4, 16"}, "leave it out"},
 		{"streams in words", in("objects: [a]") + "object_streams: four\n", []string{`6:17: object_streams is "four", want a whole number`}, ""},
 		{"streams without objects", in("count: 1") + "object_streams: 4\n", []string{"6:17: object_streams is 4, and no service has objects"}, "objects: [account]"},
+		{"events that are kept too short", in("count: 1") + "topics: {keep: 1s}\n", []string{"6:16: topics.keep is 1s, want 1m0s to"}, "168h"},
+		{"events that are not kept", in("count: 1") + "topics: {keep: 0s}\n", []string{"6:16: topics.keep is 0"}, "168h"},
+		{"no room for events", in("count: 1") + "topics: {max_bytes: 0B}\n", []string{"6:21: topics.max_bytes is 0"}, "1GiB"},
+		{"little room for events", in("count: 1") + "topics: {max_bytes: 1kB}\n", []string{"6:21: topics.max_bytes is 1000B, want 1MiB to 16TiB"}, "1GiB"},
+		{"topics as a list", in("count: 1") + "topics: [orders]\n", []string{"6:9: topics is"}, ""},
 		{"on_disconnect", in("on_disconnect: stop"), []string{`4:5: key "on_disconnect" is not supported`}, ""},
 		{"an allocator policy", "name: x\nservices: {a: {run: b}}\nallocator: {policy: pack}\n", []string{`3:1: key "allocator" is not supported`}, "built-in"},
 		{"health over http without a port", in("health: {ready: http}"), []string{`4:13: services.a.health does not say which port to look at, the service has 0`}, "ports"},

@@ -38,6 +38,11 @@ const (
 	MinFiles = 16
 	MaxFiles = 1 << 20 // the kernel's default bound (proc(5), nr_open)
 
+	MinTopicKeep     = time.Minute
+	MaxTopicKeep     = 10 * 366 * 24 * time.Hour
+	MinTopicMaxBytes = 1 << 20
+	MaxTopicMaxBytes = 16 << 40
+
 	MaxPorts      = 16
 	MinInterval   = 100 * time.Millisecond
 	MaxInterval   = time.Minute
@@ -133,6 +138,7 @@ func check(app *kbroker.App, uploaded bool) []finding {
 		c.service(path, s, uploaded)
 	}
 	c.objects(app)
+	c.topics(app.Topics)
 	if len(c.found) == 0 {
 		if b, err := json.Marshal(app); err != nil || len(b) > MaxAppBytes {
 			c.add("", "", "the spec takes %d bytes, at most %d are allowed", len(b), MaxAppBytes)
@@ -213,6 +219,21 @@ func (c *checker) objects(app *kbroker.App) {
 		}
 		c.schemas(path, s)
 		has = s.Name
+	}
+}
+
+const (
+	keepHint       = "write how long events are kept, e.g. 24h; leave it out for 168h"
+	topicBytesHint = "write a size with its unit, e.g. 256MiB; leave it out for 1GiB"
+)
+
+// topics holds the rules of what is stored of events; 0 is the default.
+func (c *checker) topics(l kbroker.TopicLimits) {
+	if l.Keep != 0 && (l.Keep < MinTopicKeep || l.Keep > MaxTopicKeep) {
+		c.add("topics.keep", keepHint, "topics.keep is %v, want %v to %v", l.Keep, MinTopicKeep, MaxTopicKeep)
+	}
+	if n := l.MaxBytes; n != 0 && (n < MinTopicMaxBytes || n > MaxTopicMaxBytes) {
+		c.add("topics.max_bytes", topicBytesHint, "topics.max_bytes is %s, want %s to %s", formatSize(n), formatSize(MinTopicMaxBytes), formatSize(MaxTopicMaxBytes))
 	}
 }
 

@@ -107,6 +107,9 @@ func TestValidateRefuses(t *testing.T) {
 			s.Schemas = map[kbroker.KindName]kbroker.Schema{"safe": {Number: 2, Lowest: 2}}
 		}, "does not name kind safe, which has a schema"},
 		{"two streams of objects", func(a *kbroker.App, s *kbroker.Service) { a.ObjectStreams = 2 }, "object_streams is 2"},
+		{"events for a moment", func(a *kbroker.App, s *kbroker.Service) { a.Topics.Keep = time.Second }, "topics.keep is 1s"},
+		{"events for ever", func(a *kbroker.App, s *kbroker.Service) { a.Topics.Keep = 1 << 62 }, "topics.keep is"},
+		{"events in a negative room", func(a *kbroker.App, s *kbroker.Service) { a.Topics.MaxBytes = -1 }, "topics.max_bytes is -1B"},
 		{"a broken constraint", func(a *kbroker.App, s *kbroker.Service) { s.Require = []string{"x"} }, "require[0]"},
 		{"too many constraints", func(a *kbroker.App, s *kbroker.Service) { s.Require = make([]string, 33) }, "33 constraints"},
 	} {

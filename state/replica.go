@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // replica is one bucket, decoded, in memory. Safe for concurrent use.
@@ -136,6 +137,15 @@ func (r *replica) app(k AppKey) kbroker.AppRecord {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.tables.apps[k]
+}
+
+// topics is how the events of an app are to be stored; false: there is no such app.
+func (r *replica) topics(k AppKey) (TopicsWanted, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rec, known := r.tables.apps[k]
+	version, ok := r.tables.versions[k][rec.Version]
+	return TopicsWanted{Limits: version.App.Topics, Revision: r.tables.revisions[subjects.KeyApp(k.Tenant, k.App)]}, known && ok
 }
 
 // exited reports whether the last status of an instance says that it has ended.

@@ -57,6 +57,7 @@ type Store struct {
 	reports *replica
 	follow  [2]*follower
 	trail   *trail
+	topics  *looked
 
 	mu       sync.Mutex
 	watchers map[chan struct{}]struct{}
@@ -79,7 +80,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 			return nil, unavailable(err, "the control store does not answer")
 		}
 	}
-	s := &Store{cfg: cfg, js: js, barrier: newBarrier(js, cfg.Host, cfg.Log), trail: newTrail(cfg.Conn, js), watchers: map[chan struct{}]struct{}{}}
+	s := &Store{cfg: cfg, js: js, barrier: newBarrier(js, cfg.Host, cfg.Log), trail: newTrail(cfg.Conn, js), topics: &looked{clock: cfg.Clock, apps: map[AppKey]lookedAt{}}, watchers: map[chan struct{}]struct{}{}}
 	s.control = newReplica(cfg.Clock, cfg.Log, subjects.ControlKey, s.stir)
 	s.reports = newReplica(cfg.Clock, cfg.Log, subjects.StatusKey, s.stir)
 	s.follow[0] = s.newFollower(s.control, subjects.ControlStream, subjects.ControlChanged, s.provenFloor)

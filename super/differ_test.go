@@ -48,3 +48,14 @@ func TestDifferencesNameServicesThatComeAndGo(t *testing.T) {
 		t.Errorf("differences are %q, want %q", got, want)
 	}
 }
+
+func TestDifferencesNameWhatIsStoredOfEvents(t *testing.T) {
+	before, after := kbroker.App{}, kbroker.App{Topics: kbroker.TopicLimits{Keep: kbroker.DefaultTopicKeep, MaxBytes: kbroker.DefaultTopicMaxBytes}}
+	if got := differences(before, after); len(got) != 0 {
+		t.Errorf("with the defaults written differences are %q, want none", got)
+	}
+	after.Topics.MaxBytes = 2 << 30
+	if got, want := differences(before, after), []string{"topics: events kept for 168h0m0s, in 1024MiB -> 168h0m0s, in 2048MiB"}; !slices.Equal(got, want) {
+		t.Errorf("differences are %q, want %q", got, want)
+	}
+}
