@@ -71,13 +71,13 @@ func (s *topicCursor) look(ctx context.Context, _ struct{}) (struct{}, error) {
 		l.err = err
 		return struct{}{}, nil
 	}
-	s.compare(t, r, page)
+	missed := s.compare(t, r, page)
 	l.behind = len(page.Events) > 0
 	if s.saved.IsZero() {
 		s.saved = time.Now()
 	}
-	if s.seen = page.Last; len(page.Events) > 0 || !s.Begun || time.Since(s.saved) > saveEvery {
-		s.After, s.saved = page.Last, time.Now()
+	if s.seen = max(page.Last, page.First-min(page.First, 1)); len(page.Events) > 0 || missed || !s.Begun || time.Since(s.saved) > saveEvery {
+		s.After, s.saved = s.seen, time.Now()
 	}
 	s.Begun, s.Stream = true, page.Stream
 	passed := 0
@@ -103,8 +103,9 @@ func (s *topicCursor) look(ctx context.Context, _ struct{}) (struct{}, error) {
 	return struct{}{}, nil
 }
 
-// compare takes note of what is not in the stream any more.
-func (s *topicCursor) compare(t *turn, r kbroker.TopicReadRequest, page kbroker.TopicReadReply) {
+// compare takes note of what is not in the stream any more, and reports whether something is
+// missed.
+func (s *topicCursor) compare(t *turn, r kbroker.TopicReadRequest, page kbroker.TopicReadReply) bool {
 	log, topic := t.keeper.log, t.object.ID
 	switch {
 	case !s.Begun:
@@ -112,8 +113,10 @@ func (s *topicCursor) compare(t *turn, r kbroker.TopicReadRequest, page kbroker.
 		log.Warn("the events of an app are stored anew; its topic is read from its beginning", "topic", topic, "after", r.After)
 	case page.First > r.After+1:
 		s.Missed += page.First - 1 - r.After
-		log.Error("events were gone before they were read: the topic keeps less than its subscription is behind", "topic", topic, "after", r.After, "first", page.First)
+		log.Warn("events are gone that were not read, of this topic or of others of its app", "topic", topic, "after", r.After, "first", page.First)
+		return true
 	}
+	return false
 }
 
 // passBy follows an event that its receiver has refused for good.

@@ -25,6 +25,7 @@ type topics struct {
 	events map[uint64]storedEvent
 	of     map[string]lastOf // the last event of each sender in each topic
 	mute   func(verb string) int
+	looked int // reads
 }
 
 type storedEvent struct {
@@ -69,6 +70,7 @@ func (c *topics) asked(m *nats.Msg) {
 			body, err = json.Marshal(reply)
 		}
 	} else {
+		c.looked++
 		body, err = c.read(string(app)+"."+topic, m.Data)
 	}
 	switch {
@@ -104,21 +106,17 @@ func (c *topics) read(topic string, body []byte) ([]byte, error) {
 	if err := json.Unmarshal(body, &r); err != nil {
 		return nil, kbroker.Errorf(kbroker.Invalid, "%v", err)
 	}
-	reply := kbroker.TopicReadReply{First: c.first, Stream: c.stream, Last: c.last}
-	after := r.After
+	reply := kbroker.TopicReadReply{First: c.first, Stream: c.stream, Last: r.After}
 	if r.Stream != 0 && r.Stream != c.stream {
-		after = 0
+		reply.Last = 0
 	}
 	if r.End {
-		after = c.last
+		reply.Last = c.last
 	}
-	for n := max(after+1, c.first); n <= c.last; n++ {
+	for n := max(reply.Last+1, c.first); n <= c.last && len(reply.Events) < min(r.Limit, 20); n++ {
 		if e := c.events[n]; e.subject == topic {
 			reply.Events = append(reply.Events, e.TopicEvent)
-		}
-		if len(reply.Events) == min(r.Limit, 20) {
 			reply.Last = n
-			break
 		}
 	}
 	return reply.MarshalBinary()
@@ -139,6 +137,12 @@ func (c *topics) drop(upTo uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.first = upTo + 1
+}
+
+func (c *topics) reads() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.looked
 }
 
 // count is how many events of a topic are stored.
