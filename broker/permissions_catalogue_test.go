@@ -44,7 +44,8 @@ var streams = func() []string {
 		for _, a := range apps {
 			stream, _ := subjects.Ownership(t, a)
 			objects, _ := subjects.Objects(t, a, 0)
-			all = append(all, stream, objects)
+			events, _ := subjects.TopicStream(t, a)
+			all = append(all, stream, objects, events)
 		}
 	}
 	return all
@@ -222,6 +223,36 @@ var catalogue = []entry{
 	{"Own", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
 		return subjects.Own(t, a, subjects.VerbOwnWrite, "shop-web-1.1")
 	}), []string{subjects.Own("default", "bank", subjects.VerbOwnRead, "bank-api-1.1"), subjects.Own("default", "shop", "new", "shop-web-1.1"), "kb.own.default.shop.read.shop-web-1", "kb.own.default.shop.read.shop-web-1.*", "kb.own.default.shop.read.*.*"})},
+	{"VerbTopicPublish", each1(incarnations, func(i kbroker.Incarnation) string {
+		return subjects.TopicAsk("default", "shop", "orders", subjects.VerbTopicPublish, i)
+	})},
+	{"VerbTopicRead", each1(incarnations, func(i kbroker.Incarnation) string {
+		return subjects.TopicAsk("default", "shop", "orders", subjects.VerbTopicRead, i)
+	})},
+	{"TopicAsk", slices.Concat(
+		each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
+			return subjects.TopicAsk(t, a, "web", subjects.VerbTopicPublish, "shop-web-1.1")
+		}),
+		each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
+			return subjects.TopicAsk(t, a, "web", subjects.VerbTopicRead, "shop-web-1.1")
+		}),
+		each1([]string{"orders", "web"}, func(topic string) string {
+			return subjects.TopicAsk("default", "shop", topic, subjects.VerbTopicRead, "bank-api-1.1")
+		}),
+		[]string{
+			subjects.TopicAsk("default", "shop", "web", subjects.VerbTopicPublish, "bank-api-1.1"), subjects.TopicAsk("default", "bank", "orders", subjects.VerbTopicPublish, "bank-api-1.1"),
+			subjects.TopicAsk("default", "bank", "orders", subjects.VerbTopicRead, "bank-api-1.1"), subjects.TopicAsk("default", "shop", "orders", "new", "shop-web-1.1"),
+			"kb.topic.default.shop.orders.read.shop-web-1", "kb.topic.default.shop.orders.read.shop-web-1.*", "kb.topic.default.shop.orders.read.*.*",
+		},
+	)},
+	{"TopicAskOf", []string{subjects.TopicAskOf("default", "shop.*", subjects.VerbTopicRead, "shop-web-1.1"), subjects.TopicAskOf("default", "*.*", subjects.VerbTopicRead, "shop-web-1.1")}},
+	{"AllTopicAsks", []string{subjects.AllTopicAsks, "kb.topic.>", "kb.topic.default.shop.*.*.*.*"}},
+	{"TopicStream", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
+		_, all := subjects.TopicStream(t, a)
+		return all
+	}), []string{"evs.>"})},
+	{"StoredEvent", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.StoredEvent(t, a, "orders", "x") })},
+	{"StoredEvents", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.StoredEvents(t, a, "orders") })},
 	{"AllOwn", []string{subjects.AllOwn, "kb.own.>", "kb.own.default.shop.*.*.*"}},
 	{"Owned", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
 		return subjects.Owned(t, a, subjects.KeyAllocatorLease)
@@ -283,7 +314,7 @@ var noSubject = map[string]string{
 	"KeySuperLease": "a key: in keys", "KeyApp": "a key: in keys", "KeyVersion": "a key: in keys", "KeyPlacement": "a key: in keys", "KeyHead": "a key: in keys",
 	"KeyHost": "a key: in keys", "KeyDemand": "a key: in keys", "KeyNonce": "a key: in keys", "KeyCanary": "a key: in keys", "KeyStatus": "a key: in keys", "KeyReport": "a key: in keys", "KeyRevoked": "a key: in keys", "KeyToken": "a key: in keys", "KeyUser": "a key: in keys", "KeyAudit": "a key: in keys", "KeyAllocatorLease": "a key: in Owned", "KeyOwnershipHead": "a key of ownership", "KeyLease": "a key: in StoredAt", "KeyAssign": "a key of ownership", "KeyAssignObject": "a key of ownership", "KeyRelease": "a key of ownership", "KeyWishes": "a key of ownership", "KeyState": "a key: in Objects", "KeyOut": "a key of an object", "KeyDue": "a key of an object",
 	"MatchStates": "the beginning of keys", "MatchOuts": "the beginning of keys", "MatchDues": "the beginning of keys", "MatchLeases": "the beginning of keys", "MatchAssigns": "the beginning of keys", "MatchReleases": "the beginning of keys", "MatchOutsOf": "the beginning of keys", "MatchDuesOf": "the beginning of keys", "MatchKind": "the beginning of keys", "FilterStates": "a filter of keys", "FilterKind": "a filter of keys",
-	"EscapeID": "makes a token", "UnescapeID": "a parser", "ParseOwn": "a parser", "ParseObjectMethod": "a parser", "ParseOwnKey": "a parser", "OwnershipKey": "a parser",
+	"EscapeID": "makes a token", "UnescapeID": "a parser", "ParseOwn": "a parser", "ParseTopicAsk": "a parser", "ParseStoredEvent": "a parser", "ParseObjectMethod": "a parser", "ParseOwnKey": "a parser", "OwnershipKey": "a parser",
 	"OwnUnknown": "a number", "OwnAllocatorLease": "a number", "OwnLease": "a number", "OwnAssign": "a number", "OwnAssignObject": "a number", "OwnRelease": "a number", "OwnHead": "a number", "OwnWishes": "a number", "OwnState": "a number", "OwnOut": "a number", "OwnDue": "a number",
 	"Discoveries": "in Discovery",
 	"CheckMethod": "looks at a name", "ParseAPI": "a parser", "AgentVerb": "a parser", "HostOf": "a parser", "ControlKey": "a parser", "StatusKey": "a parser", "ParseKey": "a parser", "ParseDemand": "a parser", "RenewKey": "a parser", "IsInbox": "a parser", "TenantOf": "a parser", "HostVerb": "a parser", "InboxOwner": "a parser", "ParseLease": "a parser", "ParseEndpoints": "a parser", "KeyOf": "a parser", "IsPong": "a parser", "IsKept": "a parser", "QuestionOf": "a parser", "UploadTenant": "a parser",

@@ -65,7 +65,8 @@ var may = map[string][]string{
 	// An instance serves its own service, calls what it was given leave to and asks where
 	// that listens, answers its agent and hears of its own placement. It asks as itself for
 	// what its app stores of objects, and hears who owns them; it serves objects of its app,
-	// answers cores that ask about those, and calls those of the apps that it may call.
+	// answers cores that ask about those, and calls those of the apps that it may call. It
+	// has events of its app stored, and reads those of the topics that it may hear.
 	// Discovery tells services apart, not the instances of one.
 	"instance shop-web-1, calls all": slices.Concat(answering, discovering, []string{
 		"publish evt.shop.{orders,web}",
@@ -80,6 +81,8 @@ var may = map[string][]string{
 		"subscribe kb.keeper.default.shop-web-1.1",
 		"publish kb.kept.default.shop-web-1.1.c1.q",
 		"publish kb.own.default.shop.{read,write,new}.shop-web-1.1",
+		"publish kb.topic.default.shop.{orders,web}.publish.shop-web-1.1",
+		"publish kb.topic.default.{shop.orders,shop.web,bank.web}.read.shop-web-1.1",
 		"subscribe kb.owned.default.shop.>",
 		"publish kb.pong.default.w1.q",
 		"subscribe kb.changed.place.w1.default.shop-web-1",
@@ -102,6 +105,8 @@ var may = map[string][]string{
 		"subscribe kb.keeper.default.bank-api-1.1",
 		"publish kb.kept.default.bank-api-1.1.c1.q",
 		"publish kb.own.default.bank.read.bank-api-1.1",
+		"publish kb.topic.default.bank.orders.publish.bank-api-1.1",
+		"publish kb.topic.default.shop.web.read.bank-api-1.1",
 		"subscribe kb.owned.default.bank.>",
 		"publish kb.pong.default.w2.q",
 		"subscribe kb.changed.place.w2.default.bank-api-1",
@@ -127,6 +132,7 @@ var may = map[string][]string{
 		"subscribe kb.keeper.default.shop-mail-1.1",
 		"publish kb.kept.default.shop-mail-1.1.c1.q",
 		"publish kb.own.default.shop.{read,write}.shop-mail-1.1",
+		"publish kb.topic.default.shop.orders.{publish,read}.shop-mail-1.1",
 		"subscribe kb.owned.default.shop.>",
 		"publish kb.pong.default.w2.q",
 		"subscribe kb.changed.place.w2.default.shop-mail-1",
@@ -154,6 +160,8 @@ var may = map[string][]string{
 		"subscribe kb.keeper.other.shop-web-1.1",
 		"publish kb.kept.other.shop-web-1.1.c1.q",
 		"publish kb.own.other.shop.write.shop-web-1.1",
+		"publish kb.topic.other.shop.web.publish.shop-web-1.1",
+		"publish kb.topic.other.{shop,bank}.web.read.shop-web-1.1",
 		"subscribe kb.owned.other.shop.>",
 		"publish kb.pong.other.w1.q",
 		"subscribe kb.changed.place.w1.other.shop-web-1",

@@ -139,13 +139,15 @@ func (r *replica) app(k AppKey) kbroker.AppRecord {
 	return r.tables.apps[k]
 }
 
-// topics is how the events of an app are to be stored; false: there is no such app.
-func (r *replica) topics(k AppKey) (TopicsWanted, bool) {
+// topics is how the events of an app are to be stored.
+func (r *replica) topics(k AppKey) TopicsWanted {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rec, known := r.tables.apps[k]
-	version, ok := r.tables.versions[k][rec.Version]
-	return TopicsWanted{Limits: version.App.Topics, Revision: r.tables.revisions[subjects.KeyApp(k.Tenant, k.App)]}, known && ok
+	version, ok := r.tables.versions[k][r.tables.apps[k].Version]
+	if !ok {
+		return TopicsWanted{}
+	}
+	return TopicsWanted{Limits: version.App.Topics, Revision: r.tables.revisions[subjects.KeyApp(k.Tenant, k.App)]}
 }
 
 // exited reports whether the last status of an instance says that it has ended.

@@ -108,6 +108,7 @@ func (s *Store) publishError(err error, k AppKey, topic string) error {
 // TopicRead reads events of a topic; see kbroker.TopicReadRequest. Errors: Invalid - the
 // request is none; Unavailable - the stream does not answer.
 //
+// Where nothing was ever stored there is nothing to read, whether the app is deployed or not.
 // The events are read in one piece from any replica of the stream: one that lags shows a
 // beginning of what there is, and Last is what was seen in that piece, never the end that
 // the leader names: an event that the replica did not have yet would be passed by. So that a
@@ -117,18 +118,14 @@ func (s *Store) TopicRead(ctx context.Context, k AppKey, w TopicsWanted, topic s
 	if err := errors.Join(kbroker.CheckName("topic", topic), r.Check()); err != nil {
 		return kbroker.TopicReadReply{}, kbroker.AsError(err)
 	}
-	if err := s.ensureTopics(ctx, k, w); err != nil {
-		return kbroker.TopicReadReply{}, err
+	info, err := s.topicStream(ctx, k)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return kbroker.TopicReadReply{Last: r.After, Stream: r.Stream}, nil
+	case err != nil:
+		return kbroker.TopicReadReply{}, unavailable(err, "read topic %s/%s", k.App, topic)
 	}
-	name, _ := subjects.TopicStream(k.Tenant, k.App)
-	looking, cancel := context.WithTimeout(ctx, readAttempt)
-	defer cancel()
-	stream, err := streamOf(looking, s.js, name)
-	if err != nil {
-		s.topics.forget(k)
-		return kbroker.TopicReadReply{}, unavailable(err, "ask for the state of stream %s", name)
-	}
-	info := stream.CachedInfo()
+	s.limitTopics(ctx, k, w, info.Config)
 	out := kbroker.TopicReadReply{Last: r.After, First: info.State.FirstSeq, Stream: uint64(info.Created.UnixNano())}
 	if r.Stream != 0 && r.Stream != out.Stream {
 		out.Last = 0

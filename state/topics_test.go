@@ -73,8 +73,13 @@ func textsOf(r kbroker.TopicReadReply) (all []string) {
 func TestEventsOfATopicAreReadInTheirOrder(t *testing.T) {
 	t.Parallel()
 	_, s := founded(t)
-	if reply := s.readEventsOf(t, "orders", kbroker.TopicReadRequest{}); len(reply.Events) != 0 || reply.Last != 0 || reply.Stream == 0 {
-		t.Errorf("before there is any: %+v", reply)
+	for _, r := range []kbroker.TopicReadRequest{{}, {End: true}} {
+		if reply := s.readEventsOf(t, "orders", r); len(reply.Events) != 0 || reply.Last != 0 || reply.Stream != 0 {
+			t.Errorf("before there is any: %+v", reply)
+		}
+	}
+	if _, err := s.TopicPublish(t.Context(), shopKey, TopicsWanted{}, "orders", sentBy("a", 1)); !errors.Is(err, kbroker.Unavailable) || kbroker.AsError(err).Executed != kbroker.ExecutedNo {
+		t.Errorf("of an app that is not known: %v, want unavailable, executed no", err)
 	}
 	began := time.Now()
 	first := s.publish(t, "orders", sentBy("a", 1))
@@ -171,7 +176,7 @@ func TestAnEventIsStoredOnce(t *testing.T) {
 func TestCopiesAtOnceAreStoredOnce(t *testing.T) {
 	t.Parallel()
 	_, s := founded(t)
-	s.readEventsOf(t, "orders", kbroker.TopicReadRequest{}) // which makes the stream
+	s.publish(t, "returns", sentBy("a", 1)) // which makes the stream
 	const copies, numbers = 8, 20
 	var last uint64
 	for n := uint64(1); n <= numbers; n++ {
@@ -330,7 +335,9 @@ func TestLimitsOfStoredEventsFollowTheSpec(t *testing.T) {
 		}
 	}
 	day := TopicsWanted{kbroker.TopicLimits{Keep: 24 * time.Hour, MaxBytes: 2 << 20}, 7}
-	read(s, TopicsWanted{Revision: 5})
+	if _, err := s.TopicPublish(testContext(t, 5*time.Second), shopKey, TopicsWanted{Revision: 5}, "orders", sentBy("a", 1)); err != nil {
+		t.Fatal(err)
+	}
 	if got := limits(); got != (kbroker.TopicLimits{}).Filled() {
 		t.Errorf("without a word of the spec they are %+v", got)
 	}
@@ -402,7 +409,7 @@ func TestEventsWhoseLeaderGoesAway(t *testing.T) {
 	}
 	replicate(t, c.Connect(t, 0))
 	name, _ := subjects.TopicStream(shopKey.Tenant, shopKey.App)
-	open(t, c.Connect(t, 0), Config{}).readEventsOf(t, "orders", kbroker.TopicReadRequest{})
+	open(t, c.Connect(t, 0), Config{}).publish(t, "returns", sentBy("a", 1))
 	var leader int
 	wait.Until(t, 10*time.Second, func() error {
 		if leader = c.StreamLeader(name); leader < 0 {

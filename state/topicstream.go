@@ -32,15 +32,15 @@ const (
 )
 
 // TopicsWanted is how the events of an app's topics are to be stored, and the revision of
-// its record that says so.
+// its record that says so; 0: it is not known.
 type TopicsWanted struct {
 	Limits   kbroker.TopicLimits
 	Revision uint64
 }
 
-// TopicsWanted is what this core knows of it; false: it knows no such app, which it may
-// only be behind.
-func (s *Store) TopicsWanted(k AppKey) (TopicsWanted, bool) { return s.control.topics(k) }
+// TopicsWanted is what this core knows of it: nothing of an app that it does not know, as
+// there is none, or it is behind.
+func (s *Store) TopicsWanted(k AppKey) TopicsWanted { return s.control.topics(k) }
 
 // looked are the limits that streams of events have been seen with. Safe for concurrent use.
 type looked struct {
@@ -75,65 +75,82 @@ func (l *looked) forget(k AppKey) {
 }
 
 // ensureTopics makes the stream of an app's events exist, with the limits that are wanted:
-// any core does, with the first request for them. The error says that nothing was done.
+// any core does, with the first event. The error says that nothing was done.
 func (s *Store) ensureTopics(ctx context.Context, k AppKey, w TopicsWanted) error {
 	w.Limits = w.Limits.Filled()
 	if s.topics.has(k, w) {
 		return nil
 	}
-	fresh, err := s.createTopics(ctx, k, w)
-	if err != nil {
-		return notStored(err)
+	if w.Revision == 0 {
+		return notStored(kbroker.Errorf(kbroker.Unavailable, "core %s does not know app %s", s.cfg.Host, k.App).
+			WithHint("events of an app are stored once it is deployed"))
 	}
-	if !fresh {
-		// What is stored is stored, whatever the limits are.
-		if err := s.limitTopics(ctx, k, w); err != nil {
-			s.cfg.Log.Warn("the limits of stored events were not changed; tried again in a minute", "app", k.App, "err", err)
+	info, err := s.topicStream(ctx, k)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if err = s.createTopics(ctx, k, w); err == nil {
+			s.topics.put(k, w)
 		}
+	} else if err == nil {
+		s.limitTopics(ctx, k, w, info.Config)
 	}
-	s.topics.put(k, w)
+	if err != nil {
+		return notStored(unavailable(err, "the stream of the events of app %s", k.App))
+	}
 	return nil
 }
 
-func (s *Store) createTopics(ctx context.Context, k AppKey, w TopicsWanted) (fresh bool, err error) {
-	name, all := subjects.TopicStream(k.Tenant, k.App)
-	if _, err := streamOf(ctx, s.js, name); err == nil {
-		return false, nil
-	} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
-		return false, unavailable(err, "look at stream %s", name)
+// topicStream asks for the state of the stream of an app's events.
+func (s *Store) topicStream(ctx context.Context, k AppKey) (*jetstream.StreamInfo, error) {
+	name, _ := subjects.TopicStream(k.Tenant, k.App)
+	ctx, cancel := context.WithTimeout(ctx, readAttempt)
+	defer cancel()
+	stream, err := streamOf(ctx, s.js, name)
+	if err != nil {
+		return nil, fmt.Errorf("look at stream %s: %w", name, err)
 	}
+	return stream.CachedInfo(), nil
+}
+
+func (s *Store) createTopics(ctx context.Context, k AppKey, w TopicsWanted) error {
+	name, all := subjects.TopicStream(k.Tenant, k.App)
 	replicas, placement, err := s.like(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	control, err := s.controlBorn(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
-	return create(ctx, s.js, jetstream.StreamConfig{
+	_, err = create(ctx, s.js, jetstream.StreamConfig{
 		Name: name, Subjects: []string{all}, Discard: jetstream.DiscardOld,
 		MaxAge: w.Limits.Keep, MaxBytes: w.Limits.MaxBytes, Duplicates: topicTwice,
 		MaxMsgs: -1, MaxMsgSize: -1, MaxConsumers: -1, MaxMsgsPerSubject: -1,
 		Storage: jetstream.FileStorage, Replicas: replicas, Placement: placement, DenyDelete: true, AllowDirect: true,
 		Metadata: map[string]string{metaTopicRevision: strconv.FormatUint(w.Revision, 10), metaTopicControl: control},
 	})
+	return err
 }
 
-// limitTopics has the stream keep what is wanted, unless what it keeps was wanted later:
-// this core may be behind. The server has no compare-and-set for a configuration: two cores
-// at a time look again after topicsLooked.
-func (s *Store) limitTopics(ctx context.Context, k AppKey, w TopicsWanted) error {
-	name, _ := subjects.TopicStream(k.Tenant, k.App)
-	ctx, cancel := context.WithTimeout(ctx, readAttempt)
-	defer cancel()
-	stream, err := streamOf(ctx, s.js, name)
-	if err != nil {
-		return fmt.Errorf("look at stream %s: %w", name, err)
+// limitTopics has the stream, which is as now says, keep what is wanted. What is stored is
+// stored, whatever the limits are: a failure is an operator's affair, and tried again after
+// topicsLooked.
+func (s *Store) limitTopics(ctx context.Context, k AppKey, w TopicsWanted, now jetstream.StreamConfig) {
+	w.Limits = w.Limits.Filled()
+	if w.Revision == 0 || s.topics.has(k, w) {
+		return
 	}
-	now := stream.CachedInfo().Config
+	s.topics.put(k, w)
 	if now.MaxAge == w.Limits.Keep && now.MaxBytes == w.Limits.MaxBytes {
-		return nil
+		return
 	}
+	if err := s.changeLimits(ctx, w, now); err != nil {
+		s.cfg.Log.Warn("the limits of stored events were not changed; tried again in a minute", "app", k.App, "err", err)
+	}
+}
+
+// changeLimits changes those of a stream, unless what it has was wanted later: this core may
+// be behind. The server has no compare-and-set for a configuration.
+func (s *Store) changeLimits(ctx context.Context, w TopicsWanted, now jetstream.StreamConfig) error {
 	control, err := s.controlBorn(ctx)
 	if err != nil {
 		return err
@@ -147,8 +164,10 @@ func (s *Store) limitTopics(ctx context.Context, k AppKey, w TopicsWanted) error
 	}
 	now.Metadata[metaTopicRevision], now.Metadata[metaTopicControl] = strconv.FormatUint(w.Revision, 10), control
 	now.MaxAge, now.MaxBytes = w.Limits.Keep, w.Limits.MaxBytes
+	ctx, cancel := context.WithTimeout(ctx, readAttempt)
+	defer cancel()
 	if _, err := s.js.UpdateStream(ctx, now); err != nil {
-		return fmt.Errorf("update stream %s: %w", name, err)
+		return fmt.Errorf("update stream %s: %w", now.Name, err)
 	}
 	return nil
 }

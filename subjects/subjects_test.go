@@ -181,6 +181,7 @@ func TestSubscriptionsAreApart(t *testing.T) {
 		_, objects := subjects.Objects(tenant, app, 1)
 		_, prefix, _ := subjects.StoredAt(tenant, app, 4, state)
 		stateSubject := prefix + state
+		_, events := subjects.TopicStream(tenant, app)
 		subscriptions := map[string]string{ // subject: who gets it
 			subjects.Super(verb, tenant, "UKEY"):                       subjects.SuperAll(),
 			subjects.Join:                                              subjects.Join,
@@ -208,6 +209,9 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.Own(tenant, app, verb, start):                     subjects.AllOwn,
 			subjects.Owned(tenant, app, subjects.KeyOwnershipHead):     subjects.AllOwned(tenant),
 			subjects.Reaped(tenant, app):                               subjects.Reaped(tenant, app),
+			subjects.TopicAsk(tenant, app, "orders", verb, start):      subjects.AllTopicAsks,
+			subjects.StoredEvent(tenant, app, "orders", "x"):           events,
+			subjects.Topic(app, "orders"):                              subjects.Topic(app, "orders"),
 			stateSubject:                                               objects,
 			subjects.ObjectMethod(app, 3, "account", "deposit"):        subjects.ShardMethods(app, 3),
 		}

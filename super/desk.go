@@ -40,16 +40,16 @@ type desk struct {
 	uploads *uploads
 	serving *serving
 	keepers *keepers
-	// room is for agents and allocators, owners for the objects of apps, clients for all
-	// else: transfers are slow, and so may be the store.
-	room, owners, clients chan struct{}
+	// room is for agents and allocators, owners for the objects of apps, topics for their
+	// events, clients for all else: transfers are slow, and so may be the store.
+	room, owners, topics, clients chan struct{}
 	// planning is taken by the one plan that this core makes at a time.
 	planning chan struct{}
 }
 
 func newDesk(s *Super, store *state.Store) *desk {
 	return &desk{
-		Super: s, store: store, room: make(chan struct{}, maxDesk), owners: make(chan struct{}, maxDesk), clients: make(chan struct{}, maxDesk),
+		Super: s, store: store, room: make(chan struct{}, maxDesk), owners: make(chan struct{}, maxDesk), topics: make(chan struct{}, maxDesk), clients: make(chan struct{}, maxDesk),
 		planning: make(chan struct{}, 1),
 		uploads:  newUploads(s.cfg.Dir, store, s.log), serving: newServing(s.cfg.Dir, store), keepers: newKeepers(s.cfg.Conn, s.cfg.Host),
 	}
@@ -97,6 +97,7 @@ func (d *desk) run(ctx context.Context) error {
 		{subjects.AllSigns, subjects.QueueCore, d.room, agentTimeout, d.sign},
 		{subjects.AllLeases, subjects.QueueCore, d.room, leaseTimeout, d.lease},
 		{subjects.AllOwn, subjects.QueueCore, d.owners, ownTimeout, d.ownership},
+		{subjects.AllTopicAsks, subjects.QueueCore, d.topics, ownTimeout, d.topic},
 		{subjects.AllEndpoints, subjects.QueueCore, d.clients, agentTimeout, d.endpoints},
 		{subjects.CoreAll(), subjects.QueueCore, d.clients, transferTimeout, d.api},
 		{subjects.Upload(d.cfg.Host, "*", "*"), "", d.clients, transferTimeout, d.uploads.message},

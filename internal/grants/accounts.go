@@ -38,7 +38,7 @@ func asked(t kbroker.TenantID) []string {
 	return []string{
 		subjects.Super("*", t, "*"), subjects.Core("*", t), subjects.Demand(t, "*"), subjects.Upload("*", t, "*"),
 		subjects.Host("*", "*", t), subjects.Lease(t, "*"), subjects.AllRenews, subjects.Pong(t, "*", "*"), subjects.Endpoints(t, "*", "*"),
-		subjects.Own(t, "*", "*", "*.*"), subjects.Kept(t, "*.*", "*", "*"),
+		subjects.Own(t, "*", "*", "*.*"), subjects.TopicAsk(t, "*", "*", "*", "*.*"), subjects.Kept(t, "*.*", "*", "*"),
 	}
 }
 

@@ -55,7 +55,8 @@ const (
 	TagUntil = "until"
 	// TagCall is <app>.<service>, <app>.* or *.*, that an instance may call.
 	TagCall = "call"
-	// TagTopic is <app>.<topic>, <app>.* or *.*, that an instance may hear.
+	// TagTopic is <app>.<topic>, <app>.* or *.*, that an instance may hear, and read of what
+	// is stored.
 	TagTopic = "topic"
 	// TagObjects is an app whose objects an instance may call, or *.
 	TagObjects = "objects"
@@ -107,6 +108,8 @@ var (
 		publish: []string{
 			subjects.Methods(tag(TagCall)), subjects.ObjectMethods(kbroker.AppName(tag(TagObjects))), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)),
 			subjects.Topic(kbroker.AppName(tag(TagApp)), "*"), subjects.Discovery + ".>",
+			subjects.TopicAsk(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*", subjects.VerbTopicPublish, kbroker.Incarnation(tag(TagIncarnation))),
+			subjects.TopicAskOf(kbroker.TenantID(tag(TagTenant)), tag(TagTopic), subjects.VerbTopicRead, kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.Kept(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation)), "*", "*"),
 		},
 		// The server drops a template with a queue, and takes a last * for a >.
