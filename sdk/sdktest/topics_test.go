@@ -79,13 +79,14 @@ func told(t *testing.T, c *sdktest.Cluster, customer string, want map[string][]i
 func TestEventsArriveOnceWhoeverIsKilled(t *testing.T) {
 	t.Parallel()
 	c := sdktest.New(t)
-	for range 3 {
+	for range 5 {
 		c.Run("shop/shop", sell)
 	}
 	var all sync.WaitGroup
 	killing := make(chan struct{})
 	want := map[string][]int{}
 	var mu sync.Mutex
+	var done atomic.Int64
 	for n := range 4 {
 		id := fmt.Sprintf("o%d", n)
 		all.Go(func() {
@@ -99,11 +100,18 @@ func TestEventsArriveOnceWhoeverIsKilled(t *testing.T) {
 				mu.Lock()
 				want[id] = append(want[id], i)
 				mu.Unlock()
+				done.Add(1)
 			}
 		})
 	}
 	for _, of := range []string{"shop/order:o1", "shop/subscription:shop/placed", "shop/customer:ann", "shop/subscription:shop/placed"} {
-		c.Run("shop/shop", sell)
+		before := done.Load()
+		wait.Until(t, 20*time.Second, func() error {
+			if n := done.Load() - before; n < 12 {
+				return fmt.Errorf("%d events were published since the last kill", n)
+			}
+			return nil
+		})
 		c.Kill(c.Owner(of))
 	}
 	close(killing)
