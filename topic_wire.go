@@ -99,8 +99,9 @@ type TopicReadReply struct {
 	// this topic.
 	First uint64
 	// Stream says which stream the sequences are of: never 0, once there is one. When it is
-	// not that of the request sequences have begun again, as they do when a cluster is
-	// rescued from a copy, and the answer begins with the oldest events that are kept.
+	// not that of the request the stream was made again, as when a cluster is rescued from a
+	// copy, and the answer begins where the two are the same: Last may be below After then. It
+	// begins with the oldest events that are kept where nothing is known of that.
 	Stream uint64
 }
 

@@ -63,7 +63,8 @@ type MirroredStream struct {
 	Newest time.Time
 
 	stored string // the name under which it is there
-	last   uint64 // sequence
+	first  uint64 // sequence
+	last   uint64
 	config server.StreamConfig
 }
 
@@ -198,7 +199,7 @@ func (m *Mirrors) choose(ctx context.Context, streams []MirroredStream) error {
 			return fmt.Errorf("open copy %s: %w", s.stored, err)
 		}
 		state := stream.CachedInfo().State
-		s.Messages, s.last = state.Msgs, state.LastSeq
+		s.Messages, s.first, s.last = state.Msgs, state.FirstSeq, state.LastSeq
 		if state.Msgs > 0 {
 			s.Newest = state.LastTime
 		}

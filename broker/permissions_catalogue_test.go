@@ -319,7 +319,7 @@ var noSubject = map[string]string{
 	"Discoveries": "in Discovery",
 	"CheckMethod": "looks at a name", "ParseAPI": "a parser", "AgentVerb": "a parser", "HostOf": "a parser", "ControlKey": "a parser", "StatusKey": "a parser", "ParseKey": "a parser", "ParseDemand": "a parser", "RenewKey": "a parser", "IsInbox": "a parser", "TenantOf": "a parser", "HostVerb": "a parser", "InboxOwner": "a parser", "ParseLease": "a parser", "ParseEndpoints": "a parser", "KeyOf": "a parser", "IsPong": "a parser", "IsKept": "a parser", "QuestionOf": "a parser", "UploadTenant": "a parser",
 	"ParseMirror": "a parser", "ParseStreamTaken": "a parser", "QueueTopic": "a queue group: subscriptions in any are alike", "IsAllocatorLease": "a parser", "IsTagHost": "a parser",
-	"TagCore": "a server's tag", "TagHost": "a server's tag", "MirrorOrigin": "of a stream's metadata",
+	"TagCore": "a server's tag", "TagHost": "a server's tag", "MirrorOrigin": "of a stream's metadata", "CopiedUpTo": "of a stream's metadata",
 	"UnknownTable": "a number", "LeaseTable": "a number", "AppTable": "a number", "VersionTable": "a number", "PlacementTable": "a number", "HeadTable": "a number",
 	"HostTable": "a number", "DemandTable": "a number", "NonceTable": "a number", "CanaryTable": "a number", "StatusTable": "a number", "ReportTable": "a number", "RevokedTable": "a number", "TokenTable": "a number", "UserTable": "a number", "AuditTable": "a number",
 }

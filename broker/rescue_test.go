@@ -36,6 +36,22 @@ func TestTheFounderOfTwoIsLostAndItsCopyRestored(t *testing.T) {
 	for i := range 600 { // more than are in flight at once
 		put(t, nc, fmt.Sprint("many.", i%3), fmt.Sprint(i), nil)
 	}
+	for name, copied := range map[string]string{"numbered": "", "gaps": "", "copied": "5"} {
+		extraStream(t, nc, server.StreamConfig{
+			Name: name, Subjects: []string{name + ".>"}, Storage: server.FileStorage, Replicas: 1, Placement: pinned("a"), AllowDirect: true, AllowRollup: true,
+			Metadata: map[string]string{subjects.CopiedUpTo: copied},
+		})
+		for i := range 6 {
+			put(t, nc, fmt.Sprint(name, ".", i), fmt.Sprint(i), nil)
+		}
+		if name == "gaps" {
+			put(t, nc, name+".3", "again", nats.Header{"Nats-Rollup": {"sub"}})
+			continue
+		}
+		if _, err := nc.Request(fmt.Sprintf(server.JSApiStreamPurgeT, name), []byte(`{"seq":4}`), 5*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
 	key := func(s string) string { return subjects.Control("app.test." + s) }
 	put(t, nc, key("deleted"), "x", nil)
 	put(t, nc, key("deleted"), "", nats.Header{"KV-Operation": {"DEL"}, "Nats-TTL": {"1h"}})
@@ -52,6 +68,9 @@ func TestTheFounderOfTwoIsLostAndItsCopyRestored(t *testing.T) {
 	w.stop()
 	sameContent(t, nc, subjects.ControlStream, subjects.MirrorOf(subjects.ControlStream, "b"))
 	sameContent(t, nc, "many", subjects.MirrorOf("many", "b"))
+	sameContent(t, nc, "numbered", subjects.MirrorOf("numbered", "b"))
+	sameContent(t, nc, "copied", subjects.MirrorOf("copied", "b"))
+	sameContent(t, nc, "gaps", subjects.MirrorOf("gaps", "b"))
 	contents := map[string]string{}
 	for k := range w.acked {
 		m, err := last(nc, subjects.ControlStream, subjects.Control(k))
@@ -144,7 +163,20 @@ func TestTheFounderOfTwoIsLostAndItsCopyRestored(t *testing.T) {
 	if m, err := last(nc, "many", "many.1"); err != nil || len(m.Header) != 0 {
 		t.Errorf("a message without headers has %q (%v)", m.Header, err)
 	}
-	// Sequences are new, contents are not.
+	// A stream that keeps its sequences has them, unless some are missing.
+	for name, want := range map[string]struct {
+		first, last uint64
+		copied      string
+	}{"numbered": {4, 6, "6"}, "gaps": {1, 6, "0"}, "copied": {4, 6, "5"}} {
+		info, err := streamOf(nc, name)
+		if err != nil || info.State.FirstSeq != want.first || info.State.LastSeq != want.last || info.Config.Metadata[subjects.CopiedUpTo] != want.copied {
+			t.Errorf("stream %s is %+v (%v), want %+v", name, info, err, want)
+		}
+	}
+	if m, err := last(nc, "numbered", "numbered.4"); err != nil || m.Sequence != 5 || string(m.Data) != "4" {
+		t.Errorf("a message of 5 is %+v (%v)", m, err)
+	}
+	// Sequences of others are new, contents are not.
 	for k, sequence := range w.acked {
 		now, err := last(nc, subjects.ControlStream, subjects.Control(k))
 		if err != nil || contents[k] == "" || string(now.Data) != contents[k] {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,8 +46,8 @@ type RestoreConfig struct {
 }
 
 // Restore founds a cluster of one host in a new directory with what the mirrors
-// hold: all streams with one replica, and under sequences of their own. When it
-// returns nil all was written, synced and counted, and the broker has stopped.
+// hold: all streams with one replica, and under sequences of their own, but for those
+// that keep them (subjects.CopiedUpTo). When it returns nil all was written, synced and counted, and the broker has stopped.
 func Restore(ctx context.Context, cfg RestoreConfig, m *Mirrors) error {
 	addrs, err := loopbackAddrs(2)
 	if err != nil {
@@ -143,7 +145,10 @@ func (w *restorer) run(ctx context.Context, m *Mirrors) error {
 	if err := w.settle(ctx, 0); err != nil {
 		return err
 	}
-	return w.verify(ctx)
+	if err := w.verify(ctx); err != nil {
+		return err
+	}
+	return w.sameSequences(ctx)
 }
 
 // create makes the stream as it was, on this core: a mirror's lost source was
@@ -152,6 +157,11 @@ func (w *restorer) create(ctx context.Context) error {
 	config := w.stream.config
 	config.Replicas = 1
 	config.Placement = &server.Placement{Tags: []string{subjects.TagCore}}
+	if _, keeps := config.Metadata[subjects.CopiedUpTo]; keeps {
+		config.FirstSeq = w.stream.first
+		config.Metadata = maps.Clone(config.Metadata)
+		config.Metadata[subjects.CopiedUpTo] = "0" // until all is written
+	}
 	var r server.JSApiStreamCreateResponse
 	ctx, cancel := context.WithTimeout(ctx, restoreAttempt)
 	defer cancel()
@@ -213,6 +223,34 @@ func (w *restorer) verify(ctx context.Context) error {
 		return fmt.Errorf("%d messages were written, the last as %d, and the stream ends at %d", w.written, w.last, info.State.LastSeq)
 	}
 	return nil
+}
+
+// sameSequences says in the metadata of a stream that keeps its sequences that it has: each
+// message is where it was. One that ended while the copy was read has moved those behind it.
+func (w *restorer) sameSequences(ctx context.Context) error {
+	before, keeps := w.stream.config.Metadata[subjects.CopiedUpTo]
+	if !keeps || w.written == 0 || w.last != w.stream.last || w.written != w.last-w.stream.first+1 {
+		return nil
+	}
+	same := w.last
+	if before != "" { // it was a copy itself
+		n, _ := strconv.ParseUint(before, 10, 64) // what is no number says nothing of any other
+		same = min(same, n)
+	}
+	ctx, cancel := context.WithTimeout(ctx, restoreAttempt)
+	defer cancel()
+	m := &membership{conn: w.conn}
+	info, err := m.streamInfo(ctx, w.stream.Name)
+	if err != nil {
+		return err
+	}
+	config := info.Config
+	config.Metadata[subjects.CopiedUpTo] = strconv.FormatUint(same, 10)
+	var r server.JSApiStreamUpdateResponse
+	if err := m.change(ctx, fmt.Sprintf(server.JSApiStreamUpdateT, config.Name), config, &r); err != nil {
+		return fmt.Errorf("say that it has its sequences: %w", err)
+	}
+	return r.ToError()
 }
 
 // loopbackAddrs are addresses that are free now.

@@ -128,7 +128,8 @@ func (s *Store) TopicRead(ctx context.Context, k AppKey, w TopicsWanted, topic s
 	s.limitTopics(ctx, k, w, info.Config)
 	out := kbroker.TopicReadReply{Last: r.After, First: info.State.FirstSeq, Stream: uint64(info.Created.UnixNano())}
 	if r.Stream != 0 && r.Stream != out.Stream {
-		out.Last = 0
+		same, _ := strconv.ParseUint(info.Config.Metadata[subjects.CopiedUpTo], 10, 64)
+		out.Last = min(r.After, same) // it was made again from a copy, which may lack the last ones
 	}
 	if r.End {
 		out.Last = max(out.Last, info.State.LastSeq)

@@ -398,6 +398,44 @@ func TestAnotherStreamIsReadFromItsBeginning(t *testing.T) {
 	}
 }
 
+// A stream that was made of a copy has the sequences of the copy. What the copy lacked was
+// given to other events since: who had read on further reads these, too.
+func TestACopiedStreamIsReadOnWhereTheCopyEnds(t *testing.T) {
+	t.Parallel()
+	srv, s := founded(t)
+	for n := range uint64(5) {
+		s.publish(t, "orders", sentBy("a", n+1))
+	}
+	was := s.readEventsOf(t, "orders", kbroker.TopicReadRequest{})
+	name, _ := subjects.TopicStream(shopKey.Tenant, shopKey.App)
+	stream, err := s.js.Stream(testContext(t, 5*time.Second), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := stream.CachedInfo().Config
+	if err := s.js.DeleteStream(testContext(t, 5*time.Second), name); err != nil {
+		t.Fatal(err)
+	}
+	cfg.FirstSeq, cfg.Metadata[subjects.CopiedUpTo] = 3, "4"
+	if _, err := s.js.CreateStream(testContext(t, 5*time.Second), cfg); err != nil {
+		t.Fatal(err)
+	}
+	rescued := open(t, srv.Connect(t), Config{})
+	for _, n := range []uint64{3, 4, 6, 7} {
+		e := sentAgainBy("a", n)
+		e.Last = 5 // as it was
+		rescued.publish(t, "orders", e)
+	}
+	for _, c := range []struct {
+		after uint64
+		want  []string
+	}{{was.Last, []string{"a 6", "a 7"}}, {3, []string{"a 4", "a 6", "a 7"}}, {0, []string{"a 3", "a 4", "a 6", "a 7"}}} {
+		if got := rescued.readEventsOf(t, "orders", kbroker.TopicReadRequest{After: c.after, Stream: was.Stream}); !slices.Equal(textsOf(got), c.want) || got.Last != 6 || got.Stream == was.Stream {
+			t.Errorf("who had read up to %d reads %q, up to %d", c.after, textsOf(got), got.Last)
+		}
+	}
+}
+
 // The server that leads the stream goes away while senders publish, as it is due after
 // each error, and others read. Each event is stored once, in the order of its sender, and
 // no reader passes one by, whichever replica answers.

@@ -126,7 +126,7 @@ func (s *Store) createTopics(ctx context.Context, k AppKey, w TopicsWanted) erro
 		MaxAge: w.Limits.Keep, MaxBytes: w.Limits.MaxBytes, Duplicates: topicTwice,
 		MaxMsgs: -1, MaxMsgSize: -1, MaxConsumers: -1, MaxMsgsPerSubject: -1,
 		Storage: jetstream.FileStorage, Replicas: replicas, Placement: placement, DenyDelete: true, AllowDirect: true,
-		Metadata: map[string]string{metaTopicRevision: strconv.FormatUint(w.Revision, 10), metaTopicControl: control},
+		Metadata: map[string]string{metaTopicRevision: strconv.FormatUint(w.Revision, 10), metaTopicControl: control, subjects.CopiedUpTo: ""},
 	})
 	return err
 }

@@ -43,3 +43,9 @@ func ParseMirror(name string) (stream string, host kbroker.HostID, ok bool) {
 // MirrorOrigin is the key of a mirror's metadata under which the configuration
 // of the stream that it copies is kept, as JSON.
 const MirrorOrigin = "kbroker.origin"
+
+// CopiedUpTo is the key of a stream's metadata that has it keep its sequences when it is made
+// again from a copy (a rescue), where that has no gaps. Up to this one they are then those of
+// all streams that it was copied from; beyond it those had others, of which the copy lacked
+// the messages. Empty: it is no copy.
+const CopiedUpTo = "kbroker.copied"
