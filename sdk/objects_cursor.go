@@ -71,12 +71,12 @@ func (s *topicCursor) look(ctx context.Context, _ struct{}) (struct{}, error) {
 		l.err = err
 		return struct{}{}, nil
 	}
-	missed := s.compare(t, r, page)
+	apart := s.compare(t, r, page)
 	l.behind = len(page.Events) > 0
 	if s.saved.IsZero() {
 		s.saved = time.Now()
 	}
-	if s.seen = max(page.Last, page.First-min(page.First, 1)); len(page.Events) > 0 || missed || !s.Begun || time.Since(s.saved) > saveEvery {
+	if s.seen = max(page.Last, page.First-min(page.First, 1)); len(page.Events) > 0 || apart || !s.Begun || time.Since(s.saved) > saveEvery {
 		s.After, s.saved = s.seen, time.Now()
 	}
 	s.Begun, s.Stream = true, page.Stream
@@ -103,15 +103,15 @@ func (s *topicCursor) look(ctx context.Context, _ struct{}) (struct{}, error) {
 	return struct{}{}, nil
 }
 
-// compare takes note of what is not in the stream any more, and reports whether something is
-// missed.
+// compare takes note of what is not in the stream any more, and reports whether the answer
+// does not begin where the cursor is.
 func (s *topicCursor) compare(t *turn, r kbroker.TopicReadRequest, page kbroker.TopicReadReply) bool {
 	log, topic := t.keeper.log, t.object.ID
 	switch {
-	case !s.Begun:
 	case s.Stream != 0 && page.Stream != s.Stream:
-		log.Warn("the events of an app are stored anew; its topic is read from its beginning", "topic", topic, "after", r.After)
-	case page.First > r.After+1:
+		log.Warn("the stream of a topic was made again; it is read on from where the two are the same, or from its oldest event", "topic", topic, "after", r.After, "last", page.Last)
+		return true
+	case s.Begun && page.First > r.After+1:
 		s.Missed += page.First - 1 - r.After
 		log.Warn("events are gone that were not read, of this topic or of others of its app", "topic", topic, "after", r.After, "first", page.First)
 		return true

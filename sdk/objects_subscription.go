@@ -67,7 +67,7 @@ func (k *keeper) feed(now time.Duration) {
 
 func (k *keeper) feedOne(now time.Duration, f *feed) {
 	is := k.owner.See(f.object)
-	if !is.Serves || !k.owner.Valid(now) {
+	if !is.Serves || !k.owner.Valid(now) || k.deaf.Load() {
 		f.busy, f.failed, f.next = false, 0, 0
 		k.silenceTopic(f)
 		return
