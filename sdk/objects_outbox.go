@@ -75,6 +75,7 @@ func (k *keeper) loadOut(e ownership.LoadOut) {
 // relay sends a message.
 func (k *keeper) relay(e ownership.Relay) {
 	m, err := decodeTell(e.Message.Value)
+	m.last = k.places[place{e.Object, m.To.topic}]
 	k.work.Go(func() {
 		if err == nil {
 			err = k.sendTell(e, m)
@@ -108,8 +109,11 @@ func (k *keeper) sendTell(e ownership.Relay, m *tell) error {
 // relayed tells the machine what became of a message.
 func (k *keeper) relayed(now time.Duration, e ownership.Relay, m *tell, err error) {
 	taken := err == nil || errors.Is(err, kbroker.AnswerLost)
+	if taken && m.To.topic != "" {
+		k.places.put(place{e.Object, m.To.topic}, m.last)
+	}
 	var follow *ownership.Call
-	if !taken && m != nil && m.isOver(kbroker.AsError(err)) {
+	if !taken && m.isOver(kbroker.AsError(err)) {
 		k.log.Warn("a call that an object told was refused", "object", e.Object, "to", m.To.String(), "method", m.Method, "err", err)
 		if follow = k.followOf(e, m, kbroker.AsError(err)); follow == nil {
 			taken = true // nobody wants to know

@@ -130,10 +130,33 @@ func (s *senders) give(topic string, one *sender) {
 
 // publishTold stores an event that a turn has published.
 func (k *keeper) publishTold(ctx context.Context, e ownership.Relay, m *tell) error {
-	_, err := k.app.client.store(ctx, m.To.topic, kbroker.TopicPublishRequest{
-		From: outboxID(k.own.App, e.Object), Number: e.Message.Number, Again: !e.First, Event: m.data,
+	sequence, err := k.app.client.store(ctx, m.To.topic, kbroker.TopicPublishRequest{
+		From: outboxID(k.own.App, e.Object), Number: e.Message.Number, Last: m.last, Again: !e.First, Event: m.data,
 	})
+	m.last = sequence
 	return err
+}
+
+// places are the sequences of the last events of objects, by topic, as far as this owner has
+// published them: of these no core has to look for it.
+type places map[place]uint64
+
+type place struct {
+	object kbroker.Object
+	topic  string
+}
+
+// maxPlaces bounds them.
+const maxPlaces = 10_000
+
+func (p places) put(at place, sequence uint64) {
+	if _, known := p[at]; !known && len(p) >= maxPlaces {
+		for other := range p { // any
+			delete(p, other)
+			break
+		}
+	}
+	p[at] = sequence
 }
 
 // store has an event stored, trying until ctx ends, and then tells whoever hears the topic

@@ -108,6 +108,11 @@ func TestEventsComeToTheObjectsOfTheirKeys(t *testing.T) {
 	if n := topics.count("bank.payments"); n != 7 {
 		t.Errorf("%d events are stored, want 7: none of a turn that failed", n)
 	}
+	topics.mu.Lock()
+	if topics.told != 3 {
+		t.Errorf("of %d events the sender has said where its last one is, want 3: all but the first", topics.told)
+	}
+	topics.mu.Unlock()
 	if is := cursorOf(t, core, "bank/payments"); is.Events != 7 || is.PassedBy != 2 || is.After != 10 || is.Missed != 0 {
 		t.Errorf("the subscription is %+v, want 7 events, 2 passed by, up to 10", is)
 	}

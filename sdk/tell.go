@@ -49,6 +49,7 @@ type tell struct {
 	Event string `json:"event,omitempty"`
 	Lane  int    `json:"lane,omitempty"`
 	data  []byte
+	last  uint64 // of an event: where the one before it is in the topic, then where it is
 }
 
 // receiver is whom it is for: an object or a service, as Tell was given it, or a topic of the
@@ -100,7 +101,7 @@ func decodeTell(b []byte) (*tell, error) {
 	head, data, ok := bytes.Cut(b, []byte("\n"))
 	t := &tell{data: data}
 	if !ok {
-		return nil, fmt.Errorf("a message of %d bytes has no first line", len(b))
+		return t, fmt.Errorf("a message of %d bytes has no first line", len(b))
 	}
 	return t, json.Unmarshal(head, t)
 }

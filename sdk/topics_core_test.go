@@ -26,6 +26,7 @@ type topics struct {
 	of     map[string]lastOf // the last event of each sender in each topic
 	mute   func(verb string) int
 	looked int // reads
+	told   int // events whose sender has said where the one before is
 }
 
 type storedEvent struct {
@@ -93,6 +94,9 @@ func (c *topics) publish(topic string, body []byte) (reply kbroker.TopicPublishR
 		return kbroker.TopicPublishReply{Sequence: last.sequence}, nil
 	case last.number > r.Number:
 		return reply, notRun(kbroker.Errorf(kbroker.Refused, "number %d is stored, this is %d", last.number, r.Number))
+	}
+	if r.Last != 0 && r.Last == c.of[topic+"."+r.From].sequence {
+		c.told++
 	}
 	c.last++
 	c.events[c.last] = storedEvent{topic, kbroker.TopicEvent{Sequence: c.last, At: time.Now(), Data: r.Event}}
