@@ -20,6 +20,9 @@ const (
 	// has seen there. Two cores may have changed them at the same time, the one that knew
 	// less last.
 	topicsLooked = time.Minute
+	// topicsMade bounds the making of a stream for one event: who asks comes again, and others
+	// wait for the room.
+	topicsMade = time.Second
 	// topicTwice is how long the stream knows IDs of messages: none has one.
 	topicTwice = time.Second
 )
@@ -86,16 +89,17 @@ func (s *Store) ensureTopics(ctx context.Context, k AppKey, w TopicsWanted) erro
 			WithHint("events of an app are stored once it is deployed"))
 	}
 	info, err := s.topicStream(ctx, k)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		if err = s.createTopics(ctx, k, w); err == nil {
-			s.topics.put(k, w)
-		}
-	} else if err == nil {
+	switch {
+	case err == nil:
 		s.limitTopics(ctx, k, w, info.Config)
+		return nil
+	case !errors.Is(err, jetstream.ErrStreamNotFound):
+		return notStored(unavailable(err, "the events of app %s", k.App))
 	}
-	if err != nil {
-		return notStored(unavailable(err, "the stream of the events of app %s", k.App))
+	if err := s.createTopics(ctx, k, w); err != nil {
+		return notStored(err)
 	}
+	s.topics.put(k, w)
 	return nil
 }
 
@@ -112,6 +116,8 @@ func (s *Store) topicStream(ctx context.Context, k AppKey) (*jetstream.StreamInf
 }
 
 func (s *Store) createTopics(ctx context.Context, k AppKey, w TopicsWanted) error {
+	ctx, cancel := context.WithTimeout(ctx, topicsMade)
+	defer cancel()
 	name, all := subjects.TopicStream(k.Tenant, k.App)
 	replicas, placement, err := s.like(ctx)
 	if err != nil {
@@ -128,7 +134,11 @@ func (s *Store) createTopics(ctx context.Context, k AppKey, w TopicsWanted) erro
 		Storage: jetstream.FileStorage, Replicas: replicas, Placement: placement, DenyDelete: true, AllowDirect: true,
 		Metadata: map[string]string{metaTopicRevision: strconv.FormatUint(w.Revision, 10), metaTopicControl: control, subjects.CopiedUpTo: ""},
 	})
-	return err
+	if err != nil {
+		// All others have answered.
+		return kbroker.AsError(err).WithHint("a core keeps topics.max_bytes of the app's spec, %d MiB, free on its disk: have the cores as much?", w.Limits.MaxBytes>>20)
+	}
+	return nil
 }
 
 // limitTopics has the stream, which is as now says, keep what is wanted. What is stored is
