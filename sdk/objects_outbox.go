@@ -109,8 +109,12 @@ func (k *keeper) sendTell(e ownership.Relay, m *tell) error {
 // relayed tells the machine what became of a message.
 func (k *keeper) relayed(now time.Duration, e ownership.Relay, m *tell, err error) {
 	taken := err == nil || errors.Is(err, kbroker.AnswerLost)
-	if taken && m.To.topic != "" {
+	switch {
+	case m.To.topic == "":
+	case taken:
 		k.places.put(place{e.Object, m.To.topic}, m.last)
+	case k.base.Err() == nil:
+		k.complain(now, "store", err)
 	}
 	var follow *ownership.Call
 	if !taken && m.isOver(kbroker.AsError(err)) {
@@ -141,7 +145,7 @@ func isFinal(e *kbroker.Error) bool {
 func (t *tell) isOver(e *kbroker.Error) bool {
 	switch {
 	case t.To.topic != "":
-		return e.Code == kbroker.Refused && e.Executed == kbroker.ExecutedNo
+		return false // until it is stored
 	case t.Event == "":
 		return isFinal(e)
 	case e.Code == kbroker.NotFound && e.Executed == kbroker.ExecutedNo:

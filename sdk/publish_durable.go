@@ -39,8 +39,8 @@ const (
 // there twice. Events that are published beside each other have no order.
 //
 // event is sent as JSON, a []byte as it is, at most 128 KiB. Errors: Invalid - as of Publish
-// and of Tell; Refused - as the app is not deployed; Unavailable, Overloaded - no core has
-// stored it in time.
+// and of Tell; Unavailable, Overloaded - no core has stored it in time, or the app is not
+// deployed.
 func PublishDurable(ctx context.Context, topic string, event any) error {
 	client, data, err := eventOf(ctx, topic, event, kbroker.MaxTopicEventBytes)
 	if err != nil {
