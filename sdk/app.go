@@ -31,6 +31,7 @@ type App struct {
 	methods  []*method
 	kinds    []*kind
 	topics   []*topic
+	durable  []*durableTopic
 	keeper   *keeper // of the objects; nil: it has none
 	leases   func(*kbroker.InstanceFile) ownership.Times
 	clock    func() time.Duration // of leases, idle times and timers
@@ -79,7 +80,7 @@ func New(opts ...Option) *App {
 	} else {
 		a.identity, a.err = developer(o.as, target)
 	}
-	client.app = a.identity.App
+	client.app, client.start = a.identity.App, a.identity.Incarnation
 	return a
 }
 

@@ -20,7 +20,8 @@ type Client struct {
 	dial    dialFunc
 	tenant  kbroker.TenantID
 	app     kbroker.AppName // whose events it publishes; empty: of none
-	session string          // of the request ids: random, one per client
+	start   kbroker.Incarnation
+	session string // of the request ids: random, one per client
 	seq     atomic.Uint64
 	inWork  inWork
 	// nested are the calls of objects that turns make: they are over much later.
@@ -36,6 +37,7 @@ type Client struct {
 	methods        sync.Map // subject of a method -> bool: idempotent
 	calls, retried atomic.Uint64
 	desks          desks
+	senders        senders
 
 	opened atomic.Pointer[opened]
 	ended  chan struct{} // closed when the connection is closed for good

@@ -60,7 +60,14 @@
 //	err := sdk.Publish(ctx, "orders", order)
 //	sdk.Subscribe(app, "shop/orders", func(ctx context.Context, o Order) error { ... })
 //
-// Who is there hears them; nothing is stored. See docs/events.md.
+// Who is there hears them; nothing is stored. Those of PublishDurable are: each calls a method of
+// an object, or a handler, whatever fails meanwhile.
+//
+//	err := sdk.PublishDurable(ctx, "orders", order) // in a turn: stored with what it does
+//	sdk.SubscribeObject(customers, "shop/orders", func(o Order) string { return o.Customer }, "ordered")
+//	sdk.SubscribeDurable(app, "shop/orders", func(ctx context.Context, o Order) error { ... })
+//
+// See docs/events.md.
 //
 // # Objects
 //

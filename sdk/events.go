@@ -34,21 +34,9 @@ const (
 // is no instance of an app, or the turn has published 64 already; Unavailable - it has no
 // connection, and keeps no more until it is back.
 func Publish(ctx context.Context, topic string, event any) error {
-	within := requestOf(ctx)
-	client := clientOf(within)
-	if client == nil || client.app == "" {
-		return notRun(kbroker.Errorf(kbroker.Invalid, "event of topic %q: this program is no instance of an app, whose event it would be", topic).
-			WithHint("`kbroker run` makes a program one, and sdk.New without an agent: the app.yaml of the working directory"))
-	}
-	if err := kbroker.CheckName("topic", topic); err != nil {
-		return notRun(kbroker.AsError(err))
-	}
-	data, err := encode(event)
-	switch {
-	case err != nil:
-		return notRun(kbroker.Errorf(kbroker.Invalid, "an event of topic %s: %v", topic, err))
-	case len(data) > maxEventBytes:
-		return notRun(kbroker.Errorf(kbroker.Invalid, "an event of topic %s has %d bytes, at most %d are allowed", topic, len(data), maxEventBytes))
+	client, data, err := eventOf(ctx, topic, event, maxEventBytes)
+	if err != nil {
+		return err
 	}
 	m := &nats.Msg{Subject: subjects.Topic(client.app, topic), Data: data}
 	if t := turnOf(ctx); t != nil {
@@ -62,6 +50,26 @@ func Publish(ctx context.Context, topic string, event any) error {
 		return notRun(kbroker.Errorf(kbroker.Unavailable, "an event of topic %s was not sent: %v", topic, err))
 	}
 	return nil
+}
+
+// eventOf is an event as it is sent, and by whom.
+func eventOf(ctx context.Context, topic string, event any, most int) (*Client, []byte, error) {
+	client := clientOf(requestOf(ctx))
+	if client == nil || client.app == "" {
+		return nil, nil, notRun(kbroker.Errorf(kbroker.Invalid, "event of topic %q: this program is no instance of an app, whose event it would be", topic).
+			WithHint("`kbroker run` makes a program one, and sdk.New without an agent: the app.yaml of the working directory"))
+	}
+	if err := kbroker.CheckName("topic", topic); err != nil {
+		return nil, nil, notRun(kbroker.AsError(err))
+	}
+	data, err := encode(event)
+	switch {
+	case err != nil:
+		return nil, nil, notRun(kbroker.Errorf(kbroker.Invalid, "an event of topic %s: %v", topic, err))
+	case len(data) > most:
+		return nil, nil, notRun(kbroker.Errorf(kbroker.Invalid, "an event of topic %s has %d bytes, at most %d are allowed", topic, len(data), most))
+	}
+	return client, data, nil
 }
 
 // say keeps an event until the turn is stored.
@@ -241,10 +249,10 @@ func (r refusedTopic) Unwrap() error { return r.err }
 func (a *App) watchTopics(ctx context.Context, leave context.CancelCauseFunc) {
 	for {
 		refused := a.client.refused.wait()
-		for _, t := range a.topics {
-			if a.client.refusedSince(t.subject(), a.started) {
-				leave(refusedTopic{kbroker.Errorf(kbroker.Refused, "the credential of this process does not allow to hear topic %s", t).
-					WithHint("the spec of a service names the topics of other apps that it hears, as in subscribes: [%s]", t)})
+		for topic, subject := range a.hears() {
+			if a.client.refusedSince(subject, a.started) {
+				leave(refusedTopic{kbroker.Errorf(kbroker.Refused, "the credential of this process does not allow to hear topic %s", topic).
+					WithHint("the spec of a service names the topics of other apps that it hears, as in subscribes: [%s]", topic)})
 				return
 			}
 		}
@@ -254,4 +262,16 @@ func (a *App) watchTopics(ctx context.Context, leave context.CancelCauseFunc) {
 			return
 		}
 	}
+}
+
+// hears are the topics that the app subscribes to, and their subjects.
+func (a *App) hears() map[string]string {
+	all := map[string]string{}
+	for _, t := range a.topics {
+		all[t.String()] = t.subject()
+	}
+	for _, d := range a.durable {
+		all[string(d.app)+"/"+d.topic] = d.subject()
+	}
+	return all
 }

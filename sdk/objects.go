@@ -25,7 +25,10 @@ const (
 )
 
 // Kind is a kind of objects that an app serves; see Objects.
-type Kind[T any] struct{ kind *kind }
+type Kind[T any] struct {
+	app  *App
+	kind *kind
+}
 
 // KindOption changes one kind of objects.
 type KindOption func(*kind)
@@ -65,7 +68,7 @@ func Objects[T any](app *App, name string, opts ...KindOption) *Kind[T] {
 		set(k)
 	}
 	app.addKind(k)
-	return &Kind[T]{k}
+	return &Kind[T]{app, k}
 }
 
 // Method serves a method of the objects of a kind with fn, which may change the state. In
@@ -221,6 +224,9 @@ func storeState[T any](v any) ([]byte, error) {
 
 // addKind is for Objects.
 func (a *App) addKind(k *kind) {
+	if k.name == subscriptionKind {
+		a.err = errors.Join(a.err, kbroker.Errorf(kbroker.Invalid, "kind %s is that of durable subscriptions", k.name).WithHint("another name"))
+	}
 	for _, other := range a.kinds {
 		if other.name == k.name {
 			a.err = errors.Join(a.err, kbroker.Errorf(kbroker.Invalid, "objects of kind %s are served twice", k.name))
@@ -237,6 +243,9 @@ func (a *App) checkKinds() error {
 		declared[name] = true
 	}
 	var errs error
+	for _, d := range a.durable {
+		errs = errors.Join(errs, d.check())
+	}
 	for _, k := range a.kinds {
 		errs = errors.Join(errs, k.check())
 		switch {

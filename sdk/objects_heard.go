@@ -43,6 +43,7 @@ type heard struct {
 	reminder  *reminder       // likewise
 	overtaken bool            // it was ended, or set anew, while its turn waited
 	reminders map[string]*due // that its turn sets, and ends
+	look      *look           // that it is, of a durable subscription
 	follows   bool            // the refusal of a message: nobody waits for its answer
 	// done is told the outcome in place of an answer; nil: it was heard.
 	done func(*kbroker.Error)

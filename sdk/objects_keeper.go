@@ -75,6 +75,8 @@ type keeper struct {
 	turns      rate // of all objects
 	crossings  crossings
 	reminders  reminders
+	feeds      []*feed
+	places     places
 	timers     timers
 	pressure   pressure
 	eased      time.Duration // when it was said last that memory is short
@@ -95,7 +97,8 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	k := &keeper{
 		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
 		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
-		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, gates: newGates(), idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(), timers: newTimers(), reminders: newReminders(), pressure: newPressure(),
+		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, gates: newGates(), idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(),
+		timers: newTimers(), reminders: newReminders(), feeds: feedsOf(a), places: places{}, pressure: newPressure(),
 		asking: asking{shards: map[kbroker.Shard]bool{}}, roots: lane{bound: maxTurns}, nested: lane{bound: maxNested},
 	}
 	mailboxes, durable := map[kbroker.KindName]int{}, map[kbroker.KindName]ownership.Durability{}
@@ -192,6 +195,7 @@ func (k *keeper) tick(now time.Duration) {
 	k.lookForCrossings(now)
 	k.fire(now)
 	k.remind(now)
+	k.feed(now)
 	k.settle(now)
 	k.figure(now)
 }

@@ -28,7 +28,7 @@ func (t *turn) sends() []ownership.Send {
 	defer t.mu.Unlock()
 	var all []ownership.Send
 	for _, m := range t.tells {
-		all = append(all, ownership.Send{To: m.To, Value: m.encode()})
+		all = append(all, m.send(m.encode()))
 	}
 	return all
 }
@@ -65,7 +65,7 @@ func (k *keeper) loadOut(e ownership.LoadOut) {
 				continue
 			}
 			messages = append(messages, ownership.Message{
-				Number: subjects.ParseOwnKey(s.Key).Number, Revision: s.Revision, Send: ownership.Send{To: m.To, Value: s.Value},
+				Number: subjects.ParseOwnKey(s.Key).Number, Revision: s.Revision, Send: m.send(s.Value),
 			})
 		}
 		k.owner.OutLoaded(now, e.Object, e.Number, messages, ok)
@@ -75,6 +75,7 @@ func (k *keeper) loadOut(e ownership.LoadOut) {
 // relay sends a message.
 func (k *keeper) relay(e ownership.Relay) {
 	m, err := decodeTell(e.Message.Value)
+	m.last = k.places[place{e.Object, m.To.topic}]
 	k.work.Go(func() {
 		if err == nil {
 			err = k.sendTell(e, m)
@@ -83,15 +84,21 @@ func (k *keeper) relay(e ownership.Relay) {
 	})
 }
 
-// sendTell makes the call of a message, under its id.
+// sendTell makes the call of a message, under its id, or publishes its event.
 func (k *keeper) sendTell(e ownership.Relay, m *tell) error {
-	ctx, cancel := context.WithTimeout(k.base, relayWithin)
+	ctx, cancel := context.WithTimeout(k.base, k.timeFor(e.Object, m))
 	defer cancel()
+	if m.To.topic != "" {
+		return k.publishTold(ctx, e, m)
+	}
 	id := ownership.OutboxSession + outboxID(k.own.App, e.Object) + ":" + strconv.FormatUint(e.Message.Number, 10)
 	to := m.target()
 	to.client = k.app.client
 	_, err := to.call(ctx, m.Method, m.data, []CallOption{func(c *call) {
 		c.id, c.repeat = id, isIdempotent
+		if m.ofHandler() { // what takes long is not to run twice for that
+			c.repeat = notIdempotent
+		}
 		if !e.First { // as far as is known it may have run then
 			c.since = max(boottime.Now()-max(time.Since(m.At), 0), 1)
 		}
@@ -102,9 +109,16 @@ func (k *keeper) sendTell(e ownership.Relay, m *tell) error {
 // relayed tells the machine what became of a message.
 func (k *keeper) relayed(now time.Duration, e ownership.Relay, m *tell, err error) {
 	taken := err == nil || errors.Is(err, kbroker.AnswerLost)
+	switch {
+	case m.To.topic == "":
+	case taken:
+		k.places.put(place{e.Object, m.To.topic}, m.last)
+	case k.base.Err() == nil:
+		k.complain(now, "store", err)
+	}
 	var follow *ownership.Call
-	if !taken && m != nil && isFinal(kbroker.AsError(err)) {
-		k.log.Warn("a call that an object told was refused", "object", e.Object, "to", m.To, "method", m.Method, "err", err)
+	if !taken && m.isOver(kbroker.AsError(err)) {
+		k.log.Warn("a call that an object told was refused", "object", e.Object, "to", m.To.String(), "method", m.Method, "err", err)
 		if follow = k.followOf(e, m, kbroker.AsError(err)); follow == nil {
 			taken = true // nobody wants to know
 		}
@@ -127,6 +141,21 @@ func isFinal(e *kbroker.Error) bool {
 	return e.Executed == kbroker.ExecutedYes
 }
 
+// isOver reports whether an error says that a message is done with.
+func (t *tell) isOver(e *kbroker.Error) bool {
+	switch {
+	case t.To.topic != "":
+		return false // until it is stored
+	case t.Event == "":
+		return isFinal(e)
+	case e.Code == kbroker.NotFound && e.Executed == kbroker.ExecutedNo:
+		return false // an instance of another version may have the method
+	case t.ofHandler():
+		return e.Code == kbroker.Invalid && e.Executed != kbroker.ExecutedUnknown || e.Code == kbroker.NotFound
+	}
+	return isFinal(e)
+}
+
 // followOf is the call of the sender that follows a refusal, or nil.
 func (k *keeper) followOf(e ownership.Relay, m *tell, why *kbroker.Error) *ownership.Call {
 	if m.OnFailure == "" {
@@ -136,7 +165,7 @@ func (k *keeper) followOf(e ownership.Relay, m *tell, why *kbroker.Error) *owner
 	if !json.Valid(in) {
 		in, _ = json.Marshal(m.data) // bytes
 	}
-	data, err := json.Marshal(Failure{Target: m.To, Method: m.Method, In: in, Error: why})
+	data, err := json.Marshal(Failure{Target: m.To.String(), Method: m.Method, In: in, Error: why})
 	method := k.kinds[e.Object.Kind].methods[m.OnFailure]
 	if err != nil || method == nil || method.readOnly {
 		k.log.Error("nobody takes the failure of a call that an object told", "object", e.Object, "method", m.OnFailure, "err", err)

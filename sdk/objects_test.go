@@ -335,7 +335,7 @@ func TestSpecAndProgramAreCompared(t *testing.T) {
 		"a kind that the program does not have": {func(a *App) { a.identity.Objects = append(a.identity.Objects, "loan") }, "kind loan"},
 		"no agent":                              {func(a *App) { a.identity.Host = "" }, "kbroker deploy"},
 		"an agent that knows no objects":        {func(a *App) { a.identity.ObjectStreams = 0 }, "upgrade the agent"},
-		"a method twice":                        {func(a *App) { Method(&Kind[account]{a.kinds[0]}, "deposit", nilMethod) }, "declared twice"},
+		"a method twice":                        {func(a *App) { Method(&Kind[account]{a, a.kinds[0]}, "deposit", nilMethod) }, "declared twice"},
 		"a kind twice":                          {func(a *App) { Objects[account](a, "account") }, "served twice"},
 		"no mailbox":                            {func(a *App) { a.kinds[0].mailbox = 0 }, "mailbox of 0"},
 	} {

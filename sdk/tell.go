@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -34,14 +37,56 @@ type TellOption func(*tell)
 // turn it is a mistake.
 func OnFailure(method string) TellOption { return func(t *tell) { t.OnFailure = method } }
 
-// tell is a call that a turn leaves behind, as it is stored in the outbox: a line of JSON,
-// then the argument.
+// tell is what a turn leaves behind, a call or an event of a topic, as it is stored in the
+// outbox: a line of JSON, then the argument.
 type tell struct {
-	To        string    `json:"to"`
+	To        receiver  `json:"to"`
 	Method    string    `json:"method"`
 	OnFailure string    `json:"on_failure,omitempty"`
 	At        time.Time `json:"at"`
-	data      []byte
+	// Of a call that a durable subscription makes: the topic whose event it is for, and which
+	// of the calls to its service it waits for.
+	Event string `json:"event,omitempty"`
+	Lane  int    `json:"lane,omitempty"`
+	data  []byte
+	last  uint64 // of an event: where the one before it is in the topic, then where it is
+}
+
+// receiver is whom it is for: an object or a service, as Tell was given it, or a topic of the
+// app. A topic is no string in JSON: a build that does not know of it cannot read the message,
+// and leaves it to those that do.
+type receiver struct{ name, topic string }
+
+// topicReceiver is how one of a topic is stored.
+type topicReceiver struct {
+	Topic string `json:"topic"`
+}
+
+func (r receiver) MarshalJSON() ([]byte, error) {
+	if r.topic != "" {
+		return json.Marshal(topicReceiver{r.topic})
+	}
+	return json.Marshal(r.name)
+}
+
+func (r *receiver) UnmarshalJSON(b []byte) error {
+	if !bytes.HasPrefix(b, []byte("{")) {
+		return json.Unmarshal(b, &r.name)
+	}
+	var of topicReceiver
+	err := json.Unmarshal(b, &of)
+	if err == nil && of.Topic == "" {
+		err = errors.New("a message is for nobody")
+	}
+	r.topic = of.Topic
+	return err
+}
+
+func (r receiver) String() string {
+	if r.topic != "" {
+		return "topic " + r.topic
+	}
+	return r.name
 }
 
 func (t *tell) encode() []byte {
@@ -56,17 +101,29 @@ func decodeTell(b []byte) (*tell, error) {
 	head, data, ok := bytes.Cut(b, []byte("\n"))
 	t := &tell{data: data}
 	if !ok {
-		return nil, fmt.Errorf("a message of %d bytes has no first line", len(b))
+		return t, fmt.Errorf("a message of %d bytes has no first line", len(b))
 	}
 	return t, json.Unmarshal(head, t)
 }
 
-// target is whom it is for.
+// target is whom a call is for.
 func (t *tell) target() Target {
-	if o := Object(t.To); o.err == nil {
+	if o := Object(t.To.name); o.err == nil {
 		return o
 	}
-	return Service(t.To)
+	return Service(t.To.name)
+}
+
+// ofHandler reports whether it is a call of a handler of SubscribeDurable.
+func (t *tell) ofHandler() bool { return t.Lane != 0 }
+
+// send is the message for the machine: those that are to stay in order have one receiver.
+func (t *tell) send(stored []byte) ownership.Send {
+	to := t.To.String()
+	if t.Lane != 0 {
+		to += " " + strconv.Itoa(t.Lane)
+	}
+	return ownership.Send{To: to, Value: stored}
 }
 
 // Tell calls a method whose answer is not wanted.
@@ -84,7 +141,7 @@ func (t *tell) target() Target {
 // Elsewhere it is a Call, and returns when the receiver has taken it: an object, when what it
 // did is stored.
 func Tell(ctx context.Context, to Target, method string, in any, opts ...TellOption) error {
-	t := &tell{To: to.String(), Method: method, At: time.Now()}
+	t := &tell{To: receiver{name: to.String()}, Method: method, At: time.Now()}
 	for _, set := range opts {
 		set(t)
 	}
