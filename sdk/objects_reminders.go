@@ -184,7 +184,7 @@ func (k *keeper) remind(now time.Duration) {
 			k.reminders.later(x)
 			continue
 		}
-		sum := sha256.Sum256([]byte(x.id.object.String() + "\x00" + x.id.name))
+		sum := sha256.Sum256([]byte(x.id.object.String() + "\x00" + x.id.name + "\x00" + x.due.Of))
 		session, sequence := "r."+hex.EncodeToString(sum[:16]), uint64(max(x.due.Due, 0))
 		id := session + ":" + strconv.FormatUint(sequence, 10)
 		c := &heard{id: id, method: m, data: x.due.Data, deadline: time.Now().Add(remindWithin), root: root{time.Now().UnixMicro(), id}, reminder: x}

@@ -65,7 +65,7 @@ func SetReminder(ctx context.Context, name string, r Reminder) error {
 	if at.IsZero() {
 		at = time.Now().Add(max(r.After, 0))
 	}
-	d.Due = at.UnixMilli()
+	d.Due, d.Of = at.UnixMilli(), t.heard.id
 	kind := t.keeper.kinds[t.object.Kind]
 	switch m := kind.methods[r.Method]; {
 	case kind.durable.Volatile:

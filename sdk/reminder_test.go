@@ -65,6 +65,36 @@ func remindable(k *Kind[account]) {
 	})
 }
 
+// TestAReminderThatIsSetForATimeThatWasRunsAgain: to the same time as the last one, and before.
+func TestAReminderThatIsSetForATimeThatWasRunsAgain(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"))
+	var ran atomic.Int64
+	start(t, bank(s.URL, "a", func(k *Kind[account]) {
+		Method(k, "due", func(*account, context.Context, struct{}) (struct{}, error) {
+			ran.Add(1)
+			return struct{}{}, nil
+		})
+		Method(k, "remind", func(_ *account, ctx context.Context, at time.Time) (struct{}, error) {
+			return struct{}{}, SetReminder(ctx, "the one", Reminder{Method: "due", At: at})
+		})
+	}))
+	c := dial(t, s.URL)
+	was := time.Now().Add(-time.Minute)
+	for n, at := range []time.Time{was, was, was.Add(-time.Minute), was} {
+		if _, err := Call[struct{}](within(t, patience), c.Object("bank/account:1"), "remind", at); err != nil {
+			t.Fatal(err)
+		}
+		wait.Until(t, patience, func() error {
+			if ran.Load() != int64(n+1) || core.dues() != 0 {
+				return fmt.Errorf("it ran %d times, %d are stored, want %d and none", ran.Load(), core.dues(), n+1)
+			}
+			return nil
+		})
+	}
+}
+
 // TestAReminderThatIsCancelledWhileItWaitsIsOver: its turn is behind the one that ends it.
 func TestAReminderThatIsCancelledWhileItWaitsIsOver(t *testing.T) {
 	s := natstest.Start(t)

@@ -14,6 +14,9 @@ type Reminder struct {
 	Method string        `json:"method"`
 	Due    int64         `json:"due"` // milliseconds of Unix
 	Every  time.Duration `json:"every,omitempty"`
+	// Of is the request of the turn that has set it: set again, also for a time that was before,
+	// it is another one.
+	Of string `json:"of,omitempty"`
 	// CatchUp is what becomes of the times that were missed: one, none or all.
 	CatchUp string `json:"catch_up"`
 	// Data is the argument, as its caller has encoded it.

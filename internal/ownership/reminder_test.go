@@ -19,7 +19,7 @@ func TestAReminderIsReadAsItWasWritten(t *testing.T) {
 	}
 	// What builds before this one have written.
 	got, err := DecodeReminder([]byte(`{"method":"tick","due":1700000000000,"every":60000000000,"catch_up":"all"}` + "\n7"))
-	if want := (Reminder{"tick", 1_700_000_000_000, time.Minute, "all", []byte("7")}); err != nil || !reflect.DeepEqual(got, want) {
+	if want := (Reminder{"tick", 1_700_000_000_000, time.Minute, "", "all", []byte("7")}); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("a stored reminder is read as %+v (%v), want %+v", got, err, want)
 	}
 }

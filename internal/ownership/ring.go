@@ -136,7 +136,7 @@ func (r *Record) after(c *Call, age time.Duration, times Times) Record {
 		}
 	}
 	out.Marks = slices.DeleteFunc(out.Marks, func(m Mark) bool {
-		old := age-m.At > 2*window(m.Session, times)
+		old := age-m.At > 2*window(m.Session, times) && !slices.ContainsFunc(out.Ring, func(e Entry) bool { return e.Session == m.Session })
 		if old && ordered(m.Session) {
 			out.Forgot = max(out.Forgot, m.At+1)
 		}

@@ -5,6 +5,24 @@ import (
 	"time"
 )
 
+// A mark stays for as long as something of its session is known: what is older than that and
+// comes late is refused by it.
+func TestAMarkStaysWithItsSession(t *testing.T) {
+	var r Record
+	take := func(session string, sequence uint64, age time.Duration) {
+		c := &Call{Session: session, Sequence: sequence}
+		r = r.after(c, age, Tuned)
+		r.remember(c, nil, nil)
+	}
+	w := Tuned.Window
+	take("s", 1, 0)
+	take("s", 2, w+w/2)
+	take("other", 1, 2*w+1)
+	if v, _ := r.knows(&Call{Session: "s", Sequence: 1}, 2*w+1, Tuned); v != isExpired {
+		t.Errorf("the first call of a session that goes on is %d, want %d: expired", v, isExpired)
+	}
+}
+
 // However late a message of an outbox comes, it has one outcome: it is refused as too old to
 // tell only if it is older than a mark that was forgotten.
 func TestAMessageIsKnownUntilItsMarkIsForgotten(t *testing.T) {
