@@ -204,8 +204,8 @@ func TestTwoBrowsersInARoom(t *testing.T) {
 	c := sdktest.New(t)
 	c.Run("chat/rooms", serveRooms)
 	c.Run("chat/rooms", serveRooms)
-	first, _ := serveFront(t, c, "web-1")
-	second, stop := serveFront(t, c, "web-2")
+	first, _ := serveFront(t, c)
+	second, stop := serveFront(t, c)
 	at := func(address, name string) string {
 		return "http://" + address + "/?" + url.Values{"room": {"tea & cake"}, "name": {name}}.Encode()
 	}

@@ -13,10 +13,8 @@ import (
 
 // Bounds of a feed.
 const (
-	// lookEvery is how often a web server asks a room for what is new, however many
-	// browsers look at it: a read, which stores nothing.
-	lookEvery = 200 * time.Millisecond
-	// sayEvery is how often it says who is there; less than half of sweepEvery.
+	// sayEvery is how often a web server says who is there, and is told what is new, if it
+	// has not heard it; less than half of sweepEvery.
 	sayEvery = 2 * time.Second
 	// answerWithin bounds a call to a room; it is asked again.
 	answerWithin = 3 * time.Second
@@ -33,9 +31,8 @@ type feed struct {
 
 	mu      sync.Mutex
 	here    map[string]int // connections of each member here
-	news    bool           // here has changed since it was said
-	looked  bool           // what is below is known
-	last    int
+	known   bool           // what is below
+	last    int            // change that is in it
 	history []message
 	others  []string
 	changed chan struct{} // closed at the next change
@@ -48,74 +45,52 @@ func newFeed(name, at string, room sdk.Target) *feed {
 	}
 }
 
-// run follows the room until ctx ends; then it says that nobody is here any more.
+// run talks with the room until ctx ends; then it says that nobody is here any more.
 func (f *feed) run(ctx context.Context) {
 	defer close(f.done)
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(sayEvery)
 	defer tick.Stop()
-	var said time.Time
 	for ctx.Err() == nil {
-		if f.unsaid() || time.Since(said) > sayEvery {
-			if f.say(ctx) {
-				said = time.Now()
-			}
-		}
-		f.look(ctx)
+		f.say(ctx)
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 		case <-f.stir:
 		}
 	}
-	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerWithin)
-	defer cancel()
-	f.say(bye)
+	f.say(context.WithoutCancel(ctx))
 }
 
-// say tells the room who is here.
-func (f *feed) say(ctx context.Context) bool {
+// say tells the room who is here, and takes what was not heard of it.
+func (f *feed) say(ctx context.Context) {
 	f.mu.Lock()
 	names := slices.Sorted(maps.Keys(f.here))
-	f.news = false
+	in := here{At: f.at, Names: names[:min(len(names), maxHere)], After: f.last}
 	f.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	within, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	if _, err := sdk.Call[page](ctx, f.room, "here", here{At: f.at, Names: names}); err != nil {
-		slog.Warn("a room does not hear who is there", "room", f.name, "err", err)
-		f.mu.Lock()
-		f.news = true
-		f.mu.Unlock()
-		return false
+	p, err := sdk.Call[page](within, f.room, "here", in)
+	if err == nil {
+		f.take(p, in.After)
+	} else if ctx.Err() == nil {
+		slog.Warn("a room does not answer; it is asked again", "room", f.name, "err", err)
 	}
-	return true
 }
 
-// look takes what is new.
-func (f *feed) look(ctx context.Context) {
-	f.mu.Lock()
-	after := f.last
-	f.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
-	p, err := sdk.Call[page](ctx, f.room, "look", ask{After: after})
-	if err != nil {
-		if ctx.Err() == nil {
-			slog.Warn("a room does not answer; it is asked again", "room", f.name, "err", err)
-		}
-		return
-	}
+// take has shown what a room has said is new after a change: an answer, or an event.
+func (f *feed) take(p page, number int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for n := range f.here {
-		f.news = f.news || !slices.Contains(p.Here, n) // the room was taken over
-	}
-	if f.looked && len(p.Messages) == 0 && slices.Equal(p.Here, f.others) {
+	if number > f.last { // an event before it was lost: the room is asked for both
+		f.soon()
 		return
 	}
-	f.looked = true
-	f.last, f.others = p.Last, p.Here
-	f.history = append(f.history, p.Messages...)
-	f.history = slices.Clone(f.history[max(len(f.history)-keep, 0):])
+	if f.known && p.Last <= f.last {
+		return // it comes late
+	}
+	f.history = append(f.history, after(p.Messages, f.last)...)
+	f.history = f.history[max(len(f.history)-keep, 0):]
+	f.known, f.last, f.others = true, p.Last, p.Here
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
@@ -125,19 +100,7 @@ func (f *feed) look(ctx context.Context) {
 func (f *feed) after(number int) (p page, known bool, more <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p = page{Last: f.last, Here: f.others, Messages: []message{}}
-	for _, m := range f.history {
-		if m.Number > number {
-			p.Messages = append(p.Messages, m)
-		}
-	}
-	return p, f.looked, f.changed
-}
-
-func (f *feed) unsaid() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.news
+	return page{Last: f.last, Here: f.others, Messages: after(f.history, number)}, f.known, f.changed
 }
 
 // add notes connections of a member, fewer too, and returns how many are left of all.
@@ -147,12 +110,11 @@ func (f *feed) add(name string, n int) int {
 	if f.here[name] += n; f.here[name] == 0 {
 		delete(f.here, name)
 	}
-	f.news = true
 	f.soon()
 	return len(f.here)
 }
 
-// soon has it look now.
+// soon has it talk with the room now.
 func (f *feed) soon() {
 	select {
 	case f.stir <- struct{}{}:

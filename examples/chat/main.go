@@ -6,6 +6,11 @@
 //	kbroker endpoints chat/web      # where browsers find it
 //
 //	browser --WebSocket--> web (service) --calls--> room, member (objects)
+//	browser <--WebSocket-- web (service) <--events-- room
+//
+// A room publishes each of its changes, with a number. An event may be lost: a web server that
+// misses a number asks the room, and so it does when a browser comes, and every two seconds, as
+// it says who is there.
 package main
 
 import (
@@ -48,10 +53,10 @@ func serveWeb(ctx context.Context, app *sdk.App, address string) error {
 	defer leave()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	web := make(chan error, 1)
+	front, web := newFront(app), make(chan error, 1)
 	go func() {
 		defer leave()
-		web <- newFront(string(app.Instance()), app.Client()).run(ctx, listener)
+		web <- front.run(ctx, listener)
 	}()
 	err = app.Run(calling)
 	stop()

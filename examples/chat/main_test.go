@@ -23,7 +23,14 @@ import (
 const patience = 30 * time.Second
 
 // serveFront runs a web server until the test ends, or stop is called.
-func serveFront(t *testing.T, c *sdktest.Cluster, name string) (address string, stop func()) {
+func serveFront(t *testing.T, c *sdktest.Cluster) (address string, stop func()) {
+	t.Helper()
+	var f *front
+	c.Run("chat/web", func(app *sdk.App) { f = newFront(app) })
+	return serve(t, f)
+}
+
+func serve(t *testing.T, f *front) (address string, stop func()) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -31,11 +38,11 @@ func serveFront(t *testing.T, c *sdktest.Cluster, name string) (address string, 
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- newFront(name, c.Client()).run(ctx, listener) }()
+	go func() { ended <- f.run(ctx, listener) }()
 	stop = func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Errorf("web server %s: %v", name, err)
+			t.Errorf("web server %s: %v", f.name, err)
 		}
 		ended <- nil
 	}
@@ -52,9 +59,10 @@ type tab struct {
 	errs []string
 }
 
-func visit(t *testing.T, address, room, name string) *tab {
+// visit opens a room, after the changes that were seen before.
+func visit(t *testing.T, address, room, name string, after ...string) *tab {
 	t.Helper()
-	conn, _, err := websocket.Dial(t.Context(), "ws://"+address+"/room?"+url.Values{"room": {room}, "name": {name}}.Encode(), nil)
+	conn, _, err := websocket.Dial(t.Context(), "ws://"+address+"/room?"+url.Values{"room": {room}, "name": {name}, "after": after}.Encode(), nil)
 	if err != nil {
 		t.Fatalf("%s visits %s: %v", name, room, err)
 	}
@@ -113,8 +121,8 @@ func TestARoomOutlivesItsOwner(t *testing.T) {
 	c := sdktest.New(t)
 	c.Run("chat/rooms", serveRooms)
 	c.Run("chat/rooms", serveRooms)
-	first, _ := serveFront(t, c, "web-1")
-	second, stop := serveFront(t, c, "web-2")
+	first, _ := serveFront(t, c)
+	second, stop := serveFront(t, c)
 	alice := visit(t, first, "tea & cake", "alice")
 	bob := visit(t, second, "tea & cake", "bob")
 	alice.seesHere("alice", "bob")
@@ -149,7 +157,7 @@ func TestWhoIsNotHeardOfIsGone(t *testing.T) {
 	}
 	c.Advance(sweepEvery - time.Second)
 	look := func() []string {
-		p, err := sdk.Call[page](t.Context(), room, "look", ask{})
+		p, err := sdk.Call[page](t.Context(), room, "here", here{At: "web-1"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,10 +175,114 @@ func TestWhoIsNotHeardOfIsGone(t *testing.T) {
 	})
 }
 
+func TestWebServersHearOfEachChange(t *testing.T) {
+	t.Parallel()
+	c := sdktest.New(t)
+	c.Run("chat/rooms", serveRooms)
+	var f *front
+	c.Run("chat/web", func(app *sdk.App) { f = newFront(app) })
+	heard := newFeed("lobby", f.name, sdk.Target{}) // it does not run: it asks nothing
+	f.mu.Lock()
+	f.feeds["lobby"] = heard
+	f.mu.Unlock()
+	room := c.Object("chat/room:lobby")
+	for _, step := range []struct {
+		method string
+		in     any
+		last   int
+		here   []string
+	}{
+		{"here", here{At: "web-9", Names: []string{"alice"}}, 1, []string{"alice"}},
+		{"here", here{At: "web-9", Names: []string{"alice"}}, 1, []string{"alice"}},
+		{"post", post{From: "alice", Text: "hello"}, 2, []string{"alice"}},
+		{"here", here{At: "web-8", Names: []string{"bob"}}, 3, []string{"alice", "bob"}},
+		{"here", here{At: "web-9"}, 4, []string{"bob"}},
+	} {
+		if _, err := sdk.Call[page](t.Context(), room, step.method, step.in); err != nil {
+			t.Fatal(err)
+		}
+		wait.Until(t, patience, func() error {
+			if p, _, _ := heard.after(0); p.Last != step.last || !slices.Equal(p.Here, step.here) {
+				return fmt.Errorf("after %s with %v: heard of change %d, here %q, want %d, %q", step.method, step.in, p.Last, p.Here, step.last, step.here)
+			}
+			return nil
+		})
+	}
+	if p, _, _ := heard.after(0); len(p.Messages) != 1 || p.Messages[0].Number != 2 || p.Messages[0].Text != "hello" || len(heard.stir) > 0 {
+		t.Errorf("heard %+v, and %d changes were missed", p.Messages, len(heard.stir))
+	}
+}
+
+// A web server that hears no events shows what is said all the same, also to a browser
+// that connects again: what that has not seen.
+func TestWhatIsNotHeardIsAskedFor(t *testing.T) {
+	t.Parallel()
+	c := sdktest.New(t)
+	c.Run("chat/rooms", serveRooms)
+	deaf := &front{name: "web-9", client: c.Client(), feeds: map[string]*feed{}}
+	address, _ := serve(t, deaf)
+	alice := visit(t, address, "lobby", "alice")
+	alice.seesHere("alice")
+	room := c.Object("chat/room:lobby")
+	for _, text := range []string{"one", "two"} {
+		if _, err := sdk.Call[struct{}](t.Context(), room, "post", post{From: "bob", Text: text}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	third := message{Number: 3, From: "bob", Text: "two"}
+	_ = deaf.hear(t.Context(), change{Room: "lobby", page: page{Last: 3, Messages: []message{third}}}) // is nil
+	alice.seesSaid("bob: one", "bob: two")
+
+	_ = alice.conn.Close(websocket.StatusNormalClosure, "")
+	again := visit(t, address, "lobby", "alice", "2")
+	again.seesSaid("bob: two")
+}
+
+func TestAFeedTakesEachChangeOnce(t *testing.T) {
+	f := newFeed("lobby", "web-1", sdk.Target{})
+	said := func(numbers ...int) (p page) {
+		for _, n := range numbers {
+			p.Last = n
+			p.Messages = append(p.Messages, message{Number: n})
+		}
+		return p
+	}
+	for _, step := range []struct {
+		name   string
+		take   page
+		number int
+		want   []int
+		asks   bool
+	}{
+		{"an event before the first answer", said(4), 3, nil, true},
+		{"the first answer", said(2, 3), 0, []int{2, 3}, false},
+		{"the next event", said(4), 3, []int{2, 3, 4}, false},
+		{"it comes twice", said(4), 3, []int{2, 3, 4}, false},
+		{"one was lost before it", said(6), 5, []int{2, 3, 4}, true},
+		{"the answer", said(5, 6), 4, []int{2, 3, 4, 5, 6}, false},
+		{"an answer that was overtaken by events", said(4, 5), 3, []int{2, 3, 4, 5, 6}, false},
+		{"an answer that has what was heard as well", said(5, 6, 7), 4, []int{2, 3, 4, 5, 6, 7}, false},
+	} {
+		f.take(step.take, step.number)
+		asks := len(f.stir) > 0
+		if asks {
+			<-f.stir
+		}
+		p, _, _ := f.after(0)
+		var got []int
+		for _, m := range p.Messages {
+			got = append(got, m.Number)
+		}
+		if !slices.Equal(got, step.want) || asks != step.asks {
+			t.Errorf("%s: shows %v and asks: %t, want %v and %t", step.name, got, asks, step.want, step.asks)
+		}
+	}
+}
+
 func TestARoomKeepsTheLastMessages(t *testing.T) {
 	var r room
 	for n := range keep + 5 {
-		if _, err := r.post(t.Context(), post{From: "alice", Text: fmt.Sprint(n + 1)}); err != nil {
+		if err := r.add(post{From: "alice", Text: fmt.Sprint(n + 1)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -191,11 +303,11 @@ func TestWhatIsNotSaid(t *testing.T) {
 		"by nobody":          {Text: "hello"},
 		"by a name too long": {From: strings.Repeat("a", maxNameRunes+1), Text: "hello"},
 	} {
-		if _, err := r.post(t.Context(), in); err == nil || r.Last != 0 {
+		if err := r.add(in); err == nil || r.Last != 0 {
 			t.Errorf("%s: no error, or it was said", name)
 		}
 	}
-	if _, err := r.post(t.Context(), post{From: "alice", Text: strings.Repeat("é", maxTextRunes)}); err != nil {
+	if err := r.add(post{From: "alice", Text: strings.Repeat("é", maxTextRunes)}); err != nil {
 		t.Errorf("a long message: %v", err)
 	}
 }
@@ -222,7 +334,7 @@ func TestAMemberHasTheLastRooms(t *testing.T) {
 func TestWhoIsRefused(t *testing.T) {
 	t.Parallel()
 	c := sdktest.New(t)
-	address, _ := serveFront(t, c, "web-1")
+	address, _ := serveFront(t, c)
 	for name, r := range map[string]struct{ query, origin string }{
 		"another site": {"room=lobby&name=alice", "https://evil.example"},
 		"no name":      {"room=lobby", ""},

@@ -16,7 +16,7 @@ const (
 	keep         = 100  // messages are known
 	maxTextRunes = 1000 // of a message
 	maxNameRunes = 30   // of a member or a room
-	maxHere      = 1000 // members of a room at one web server
+	maxHere      = 200  // members of a room that one web server names
 	maxVisited   = 12   // rooms that a member is shown
 	// sweepEvery is how often a room looks which web servers it has not heard of since the
 	// last time: what these said of who is there is forgotten then.
@@ -25,56 +25,71 @@ const (
 
 // message is one, as it is stored and as browsers get it.
 type message struct {
-	Number int       `json:"number"` // 1, 2, 3 of its room
+	Number int       `json:"number"` // of the change
 	From   string    `json:"from"`
 	Text   string    `json:"text"`
 	At     time.Time `json:"at"`
 }
 
-// room has what was said last, and who is there. Who is there is not stored: web servers
-// say it every few seconds, also to who has taken the room over.
+// room has what was said last, and who is there. It numbers its changes, 1, 2, 3: a message,
+// or that somebody comes or goes.
 type room struct {
-	Last     int       `json:"last"` // number of a message
-	Messages []message `json:"messages"`
+	Last     int                 `json:"last"` // change
+	Messages []message           `json:"messages"`
+	Here     map[string][]string `json:"here"` // members, by web server
 
-	here map[string]*crowd // by web server
+	heard map[string]bool // web servers, since the last sweep; nil: no sweep is due
 }
 
-// crowd are the members that look at a room at one web server.
-type crowd struct {
-	names []string
-	heard bool // since the last sweep
-}
-
-// post is a message to a room, here who is at a web server, ask a question for what is new.
+// post is a message to a room. here says who is at a web server, and asks for what is new.
 type (
 	post struct{ From, Text string }
 	here struct {
 		At    string
 		Names []string
+		After int // the change that it has seen
 	}
-	ask  struct{ After int }
 	page struct {
-		Last     int       `json:"last"`
-		Messages []message `json:"messages"` // after the one that was asked for
+		Last     int       `json:"last"`     // change
+		Messages []message `json:"messages"` // after the change that was asked for
 		Here     []string  `json:"here"`
 	}
 )
 
-func (r *room) post(_ context.Context, in post) (page, error) {
+// changes is the topic of what changes in rooms, one event for each change.
+const changes = "changes"
+
+type change struct {
+	Room string `json:"room"`
+	page
+}
+
+// changed has the last change published, once the turn is stored.
+func (r *room) changed(ctx context.Context) error {
+	return sdk.Publish(ctx, changes, change{Room: sdk.Self(ctx).ID, page: r.after(r.Last - 1)})
+}
+
+func (r *room) post(ctx context.Context, in post) (struct{}, error) {
+	if err := r.add(in); err != nil {
+		return struct{}{}, err
+	}
+	return struct{}{}, r.changed(ctx)
+}
+
+func (r *room) add(in post) error {
 	text := strings.TrimSpace(in.Text)
 	if n := utf8.RuneCountInString(text); n < 1 || n > maxTextRunes {
-		return page{}, sdk.Errorf(sdk.Invalid, "a message has 1 to %d letters, not %d", maxTextRunes, n)
+		return sdk.Errorf(sdk.Invalid, "a message has 1 to %d letters, not %d", maxTextRunes, n)
 	}
 	if err := checkName("member", in.From); err != nil {
-		return page{}, err
+		return err
 	}
 	r.Last++
 	r.Messages = append(r.Messages, message{Number: r.Last, From: in.From, Text: text, At: time.Now().UTC()})
 	if more := len(r.Messages) - keep; more > 0 {
 		r.Messages = slices.Delete(r.Messages, 0, more)
 	}
-	return r.after(r.Last - 1), nil
+	return nil
 }
 
 // arrive takes who is at a web server: all of them, in place of what was said before.
@@ -82,50 +97,69 @@ func (r *room) arrive(ctx context.Context, in here) (page, error) {
 	if len(in.Names) > maxHere {
 		return page{}, sdk.Errorf(sdk.Invalid, "%d members at one web server, want %d at most", len(in.Names), maxHere)
 	}
-	if r.here == nil {
-		r.here = map[string]*crowd{}
-	}
-	if len(r.here) == 0 {
+	if r.heard == nil {
+		r.heard = map[string]bool{}
 		if err := sdk.Timer(ctx, sweepEvery, "sweep", nil); err != nil {
 			return page{}, err
 		}
 	}
-	r.here[in.At] = &crowd{names: in.Names, heard: true}
-	return r.after(r.Last), nil
+	r.heard[in.At] = true
+	err := r.move(ctx, func(all map[string][]string) {
+		if all[in.At] = in.Names; len(in.Names) == 0 {
+			delete(all, in.At)
+		}
+	})
+	return r.after(in.After), err
 }
 
 // sweep forgets web servers that were not heard of for a while.
 func (r *room) sweep(ctx context.Context, _ struct{}) (struct{}, error) {
-	for at, c := range r.here {
-		if !c.heard || len(c.names) == 0 {
-			delete(r.here, at)
+	heard := r.heard
+	r.heard = nil
+	if heard != nil { // else it was forgotten with a turn that failed
+		err := r.move(ctx, func(all map[string][]string) {
+			maps.DeleteFunc(all, func(at string, _ []string) bool { return !heard[at] })
+		})
+		if err != nil || len(r.Here) == 0 {
+			return struct{}{}, err
 		}
-		c.heard = false
 	}
-	if len(r.here) == 0 {
-		return struct{}{}, nil
-	}
+	r.heard = map[string]bool{}
 	return struct{}{}, sdk.Timer(ctx, sweepEvery, "sweep", nil)
 }
 
-func (r *room) look(_ context.Context, in ask) (page, error) { return r.after(in.After), nil }
+// move changes who is there; it is a change of the room if others see it.
+func (r *room) move(ctx context.Context, by func(map[string][]string)) error {
+	before := r.names()
+	if r.Here == nil {
+		r.Here = map[string][]string{}
+	}
+	by(r.Here)
+	if slices.Equal(before, r.names()) {
+		return nil
+	}
+	r.Last++
+	return r.changed(ctx)
+}
 
-// after is the room behind a message.
+// names are those of who is there, each once.
+func (r *room) names() []string {
+	names := slices.Concat(slices.Collect(maps.Values(r.Here))...)
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// after is the room behind a change.
 func (r *room) after(number int) page {
-	p := page{Last: r.Last, Messages: []message{}}
-	for _, m := range r.Messages {
-		if m.Number > number {
-			p.Messages = append(p.Messages, m)
-		}
+	return page{Last: r.Last, Messages: after(r.Messages, number), Here: r.names()}
+}
+
+func after(all []message, number int) []message {
+	at := slices.IndexFunc(all, func(m message) bool { return m.Number > number })
+	if at < 0 {
+		return []message{}
 	}
-	names := map[string]bool{}
-	for _, c := range r.here {
-		for _, n := range c.names {
-			names[n] = true
-		}
-	}
-	p.Here = slices.Sorted(maps.Keys(names))
-	return p
+	return slices.Clone(all[at:])
 }
 
 // member is somebody, by name.
@@ -160,7 +194,6 @@ func serveRooms(app *sdk.App) {
 	sdk.Method(rooms, "post", (*room).post)
 	sdk.Method(rooms, "here", (*room).arrive)
 	sdk.Method(rooms, "sweep", (*room).sweep)
-	sdk.ReadOnly(rooms, "look", (*room).look)
 	members := sdk.Objects[member](app, "member")
 	sdk.Method(members, "visit", (*member).visit)
 	sdk.ReadOnly(members, "profile", (*member).profile)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -38,8 +39,21 @@ type front struct {
 	busy  sync.WaitGroup
 }
 
-func newFront(name string, client *sdk.Client) *front {
-	return &front{name: name, client: client, feeds: map[string]*feed{}}
+// newFront is the web server of an instance, which hears what changes in rooms.
+func newFront(app *sdk.App) *front {
+	f := &front{name: string(app.Instance()), client: app.Client(), feeds: map[string]*feed{}}
+	sdk.Subscribe(app, "chat/"+changes, f.hear)
+	return f
+}
+
+// hear takes an event of any room.
+func (f *front) hear(_ context.Context, c change) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if feed := f.feeds[c.Room]; feed != nil {
+		feed.take(c.page, c.Last-1)
+	}
+	return nil
 }
 
 // run serves until ctx ends, and returns when all browsers have been let go.
@@ -77,6 +91,7 @@ func (f *front) run(ctx context.Context, listener net.Listener) error {
 // visit shows a room to a browser, over a WebSocket, until one of them goes.
 func (f *front) visit(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	name, room := r.URL.Query().Get("name"), r.URL.Query().Get("room")
+	seen, _ := strconv.Atoi(r.URL.Query().Get("after")) // of a browser that connects anew: nothing
 	if err := errors.Join(checkName("member", name), checkName("room", room)); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -100,7 +115,7 @@ func (f *front) visit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	sides.Go(func() { f.note(ctx, name, room, rooms) })
 	sides.Go(func() {
 		defer leave()
-		f.show(ctx, conn, feed, rooms)
+		f.show(ctx, conn, feed, seen, rooms)
 	})
 	f.listen(ctx, conn, feed, name)
 }
@@ -120,20 +135,19 @@ func (f *front) note(ctx context.Context, name, room string, rooms chan<- []stri
 			rooms <- m.Rooms
 			return
 		}
-		if errors.Is(err, sdk.Invalid) {
+		if errors.Is(err, sdk.Invalid) || ctx.Err() != nil {
 			return
 		}
 		slog.Warn("a member does not hear where it is; it is told again", "member", name, "room", room, "err", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(lookEvery):
+		case <-time.After(sayEvery):
 		}
 	}
 }
 
-// show sends a room to a browser as it changes.
-func (f *front) show(ctx context.Context, conn *websocket.Conn, feed *feed, rooms <-chan []string) {
-	seen := 0
+// show sends a room to a browser as it changes after what it has seen.
+func (f *front) show(ctx context.Context, conn *websocket.Conn, feed *feed, seen int, rooms <-chan []string) {
 	var visited []string
 	for {
 		p, known, more := feed.after(seen)
@@ -170,8 +184,7 @@ func (f *front) listen(ctx context.Context, conn *websocket.Conn, feed *feed, na
 		if err != nil {
 			return
 		}
-		_, err = sdk.Call[page](ctx, feed.room, "post", post{From: name, Text: string(text)})
-		feed.soon()
+		_, err = sdk.Call[struct{}](ctx, feed.room, "post", post{From: name, Text: string(text)})
 		if err != nil && send(ctx, conn, shown{page: page{Messages: []message{}}, Error: err.Error()}) != nil {
 			return
 		}
