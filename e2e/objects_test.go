@@ -23,9 +23,12 @@ import (
 const (
 	// pauseWithin is how long after a fault calls are looked at for how long they took.
 	pauseWithin = 12 * time.Second
-	// Callers of the bank's load: many, and as many as leave the processors some time.
+	// Callers of the bank's load: many, and few.
 	manyCallers, fewCallers = 100, 16
-	bankAccounts            = "1000"
+	// calmPause is that of callers who leave the processors some time, so that what calls take
+	// is told by what is done to the objects.
+	calmPause    = 100 * time.Millisecond
+	bankAccounts = "1000"
 )
 
 // bankLoad builds the load of examples/bank, once.
@@ -100,8 +103,8 @@ type objectLoad struct {
 }
 
 // startObjects puts the bank under load, and counters under calls whose history is checked.
-// It returns when both are answered.
-func (c *cluster) startObjects(callers int) *objectLoad {
+// It returns when both are answered. more are flags of the bank's load.
+func (c *cluster) startObjects(callers int, more ...string) *objectLoad {
 	c.t.Helper()
 	bin, err := bankLoad()
 	if err != nil {
@@ -109,7 +112,8 @@ func (c *cluster) startObjects(callers int) *objectLoad {
 	}
 	l := &objectLoad{c: c, began: time.Now()}
 	journal := filepath.Join(c.t.TempDir(), "journal")
-	l.cmd = c.client(context.Background(), bin, "-duration", "1h", "-callers", strconv.Itoa(callers), "-accounts", bankAccounts, "-journal", journal)
+	args := append([]string{"-duration", "1h", "-callers", strconv.Itoa(callers), "-accounts", bankAccounts, "-journal", journal}, more...)
+	l.cmd = c.client(context.Background(), bin, args...)
 	l.cmd.Stdout, l.cmd.Stderr = &l.stdout, &l.stderr
 	if err := l.cmd.Start(); err != nil {
 		c.t.Fatalf("start the bank's load: %v", err)

@@ -54,6 +54,7 @@ type load struct {
 	// transfers is how many of a hundred movements are from one account to another.
 	transfers int
 	duration  time.Duration
+	pause     time.Duration // of a caller, behind each movement
 	failed    func(m move, err error)
 }
 
@@ -72,6 +73,12 @@ func (l load) run(ctx context.Context) (Report, error) {
 			}
 			for ctx.Err() == nil && failures[c] == nil {
 				failures[c] = l.send(&parts[c], l.any())
+				if l.pause > 0 {
+					select {
+					case <-ctx.Done():
+					case <-time.After(l.pause):
+					}
+				}
 			}
 		})
 	}

@@ -36,16 +36,17 @@ func main() {
 	callers := flag.Int("callers", 100, "movements under way at a time")
 	accounts := flag.Int("accounts", 1000, "accounts")
 	transfers := flag.Int("transfers", 40, "of a hundred movements, so many are transfers between accounts")
+	pause := flag.Duration("pause", 0, "how long a caller waits behind each movement")
 	at := flag.String("at", "", "the cluster: a directory, a context or nats:// URLs (default: as for kbroker)")
 	keep := flag.String("journal", "", "write the journal to this new file, and keep it")
 	flag.Parse()
-	if *transfers < 0 || *transfers > 100 || *callers < 1 || *accounts < 2 || *duration <= 0 || flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "load: -callers and -duration must be above 0, -accounts above 1, -transfers from 0 to 100, and there are no arguments")
+	if *transfers < 0 || *transfers > 100 || *callers < 1 || *accounts < 2 || *duration <= 0 || *pause < 0 || flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "load: -callers and -duration must be above 0, -accounts above 1, -pause not below, -transfers from 0 to 100, and there are no arguments")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	report, err := run(ctx, *at, *keep, load{accounts: *accounts, callers: *callers, transfers: *transfers, duration: *duration})
+	report, err := run(ctx, *at, *keep, load{accounts: *accounts, callers: *callers, transfers: *transfers, duration: *duration, pause: *pause})
 	if err == nil {
 		err = json.NewEncoder(os.Stdout).Encode(report)
 	}
