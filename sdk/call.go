@@ -163,9 +163,10 @@ type call struct {
 	// Of a call of an object.
 	linearizable bool
 	sequence     uint64        // that it has of the client's; 0: it has an id of its own
-	turn         *turn         // that makes it; nil: none does
+	nested       *nested       // of the turn that makes it; nil: none does
 	once         string        // what it is known by when that is repeated
 	reads        bool          // its method does, as the answer says
+	never        bool          // it has not run, and never will
 	begun        time.Duration // as its owner is told, on the boottime clock
 	since        time.Duration // when it may have run first, of a message of an outbox; 0: it has not
 	unclear      int           // attempts of which it was said that nobody knows

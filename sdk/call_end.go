@@ -13,6 +13,7 @@ import (
 func (c *call) final(e *kbroker.Error, last kbroker.Executed) *kbroker.Error {
 	f := *e
 	f.Executed = executed(last, c.unanswered())
+	c.never = f.Executed == kbroker.ExecutedNo
 	return &f
 }
 

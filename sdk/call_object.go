@@ -145,7 +145,8 @@ func (c *call) identify(r *request) *kbroker.Error {
 	}
 	switch {
 	case c.once != "":
-		c.turn = r.turn
+		c.nested = r.turn.nests()
+		c.nested.begin()
 		c.header[subjects.HeaderOnce] = []string{c.once}
 		c.numbered(c.client.session+nestedSession, &c.client.nested)
 	case c.id == "":
@@ -171,16 +172,14 @@ func (c *call) numbered(session string, work *inWork) {
 }
 
 // done says that the call is over. That of a turn is not before the turn cannot be repeated,
-// but for one that reads: its owner does not remember it.
+// but for one that only reads, or has not run: no owner remembers it.
 func (c *call) done() {
 	switch {
 	case c.sequence == 0:
 	case c.once == "":
 		c.client.inWork.end(c.sequence)
-	case c.reads:
-		c.client.nested.end(c.sequence)
 	default:
-		c.turn.made(nestedCall{c.client, c.sequence})
+		c.nested.end(nestedCall{c.client, c.sequence}, !c.reads && !c.never)
 	}
 }
 

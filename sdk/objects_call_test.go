@@ -174,6 +174,69 @@ func TestTurnsCallOneObjectAsOftenAsTheyLike(t *testing.T) {
 	}
 }
 
+// TestWhatATurnLeavesOfItsCalls: an OnActivate that called nobody, a call that the turn did not
+// wait for, and a turn that deletes what was never there, keep nothing from being confirmed.
+func TestWhatATurnLeavesOfItsCalls(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	core.give(incarnation("a"), acc("1"), acc("2"), acc("3"))
+	var hedges sync.WaitGroup
+	a := bank(s.URL, "a", func(k *Kind[account]) {
+		OnActivate(k, func(_ *account, ctx context.Context) error {
+			if turnOf(ctx).object == acc("1") {
+				over, cancel := context.WithCancel(ctx)
+				cancel()
+				_, err := Call[int64](over, Object("bank/account:3"), "deposit", 1)
+				wantError(t, err, kbroker.Unavailable, kbroker.ExecutedNo)
+			}
+			return nil
+		})
+		Method(k, "hedge", func(a *account, ctx context.Context, _ struct{}) (int64, error) {
+			began := make(chan struct{})
+			hedges.Go(func() {
+				close(began)
+				_, _ = Call[int64](ctx, Object("bank/account:3"), "deposit", 1)
+			})
+			<-began
+			a.Cents++
+			return a.Cents, nil
+		})
+		Method(k, "gone", func(_ *account, ctx context.Context, _ struct{}) (int64, error) {
+			Delete(ctx)
+			return Call[int64](ctx, Object("bank/account:3"), "deposit", 1000)
+		})
+	})
+	start(t, a)
+	c := dial(t, s.URL)
+	for _, of := range []string{"1", "1", "2"} {
+		if _, err := Call[int64](within(t, patience), c.Object("bank/account:"+of), "hedge", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hedges.Wait()
+	wait.Until(t, patience, func() error {
+		w := &a.client.nested
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if n := len(w.all) - w.head; n > 0 {
+			return kbroker.Errorf(kbroker.Failed, "%d calls are not over", n)
+		}
+		return nil
+	})
+	for range 2 { // the second time it is known
+		if _, err := Call[int64](within(t, patience), c.Object("bank/account:2"), "gone", nil, RequestID("program-7:1")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Call[int64](within(t, patience), c.Object("bank/account:1"), "hedge", nil); err != nil {
+			t.Fatal(err)
+		}
+		hedges.Wait()
+	}
+	if got := c.balance(t, "3"); got/1000 != 1 {
+		t.Errorf("the account has %d cents, want 1000 and some: the call of a turn that is repeated once", got)
+	}
+}
+
 func TestAForeignClientCallsAnObject(t *testing.T) {
 	s := natstest.Start(t)
 	core := newCore(t, s)

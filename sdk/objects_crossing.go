@@ -162,9 +162,14 @@ type probeHeard struct {
 	at time.Duration
 }
 
-func (c crossings) begun(h *heard) { c.runs[h.turn.object] = append(c.runs[h.turn.object], h) }
+func (c crossings) begun(h *heard) {
+	if !h.over {
+		c.runs[h.turn.object] = append(c.runs[h.turn.object], h)
+	}
+}
 
 func (c crossings) over(h *heard) {
+	h.over = true
 	o := h.turn.object
 	if c.runs[o] = slices.DeleteFunc(c.runs[o], func(r *heard) bool { return r == h }); len(c.runs[o]) == 0 {
 		delete(c.runs, o)

@@ -96,6 +96,10 @@ func (k *keeper) readNow(call *ownership.Call) bool {
 	if l == nil || k.gates.running.Load() >= maxTurns || int64(k.now()) >= k.until.Load() || !l.Gate.Enter() {
 		return false
 	}
+	if k.gates.get(call.Object) != l { // withdrawn meanwhile: its value is none that is stored
+		k.leaveGate(l)
+		return false
+	}
 	k.gates.running.Add(1)
 	go k.gated(l, call.Data.(*heard))
 	return true
@@ -114,7 +118,6 @@ func (k *keeper) gated(l *lent, c *heard) {
 	did.failure.Executed = kbroker.ExecutedUnknown
 	defer func() { // also if the method ends its goroutine
 		ctx.end()
-		c.turn.nested.end()
 		c.crossed = ctx.crossed.Load()
 		k.readDone(l, c, did, time.Since(began))
 	}()
@@ -124,10 +127,15 @@ func (k *keeper) gated(l *lent, c *heard) {
 // readDone answers a read, if what it shows still holds, and leaves the gate.
 func (k *keeper) readDone(l *lent, c *heard, did outcome, busy time.Duration) {
 	e := did.failure
-	if !c.turn.apart.Load() {
+	if !c.turn.apart.Swap(false) {
 		k.post(func(time.Duration) { k.crossings.over(c) })
 	}
-	if e != nil || did.panicked || len(c.turn.said()) > 0 || len(c.turn.wanted()) > 0 {
+	if did.panicked { // nobody is to begin a turn with what it has left
+		defer k.post(func(now time.Duration) {
+			k.readLeaves(now, l, c, did)
+			k.leaveGate(l)
+		})
+	} else if e != nil || len(c.turn.said()) > 0 || len(c.turn.wanted()) > 0 {
 		k.post(func(now time.Duration) { k.readLeaves(now, l, c, did) })
 	}
 	if !l.Gate.Dead() && int64(k.now()) < k.until.Load() {
@@ -147,6 +155,12 @@ func (k *keeper) readDone(l *lent, c *heard, did outcome, busy time.Duration) {
 		k.gates.usedMu.Unlock()
 	}
 	k.gates.running.Add(-1)
+	if !did.panicked {
+		k.leaveGate(l)
+	}
+}
+
+func (k *keeper) leaveGate(l *lent) {
 	if l.Gate.Leave() {
 		k.post(func(now time.Duration) { k.owner.ReadersLeft(now, l.Object, l.Activation) })
 	}

@@ -37,11 +37,12 @@ type heard struct {
 	turn      *turn          // that runs it; nil: none does yet
 	failure   *kbroker.Error // that its turn has ended with
 	busy      time.Duration
+	over      bool // its turn is
 	crossed   bool // a call of its turn was refused, as it crossed another
 	waits     waits
 	timer     *timer          // that has begun it; nil: it was heard
 	reminder  *reminder       // likewise
-	overtaken bool            // it was ended, or set anew, while its turn waited
+	overtaken bool            // it was ended, or set anew, while its turn waited, or may have been
 	reminders map[string]*due // that its turn sets, and ends
 	look      *look           // that it is, of a durable subscription
 	follows   bool            // the refusal of a message: nobody waits for its answer

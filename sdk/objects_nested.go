@@ -8,20 +8,22 @@ import (
 const (
 	// nestedSession is what the sessions end with of calls that turns make.
 	nestedSession = "-n"
-	// nestedLasts is how long a turn may be repeated that was not stored: its own call is
-	// not sent again after resendWithin, and refused by its age then.
+	// nestedLasts is how long behind its deadline a turn may be repeated that was not stored:
+	// its own call is not sent again after resendWithin, and refused by its age then.
 	nestedLasts = resendWithin + 5*time.Second
 )
 
-// nested are the calls of objects that a turn has made, and that may have taken effect. If the
-// turn is repeated, as the instance dies, or as its call was sent twice and it has failed,
-// they are made again, and must be known: they are confirmed, and forgotten by their owners,
-// when the turn is stored, or else when it cannot be repeated any more.
+// nested are the calls of objects that a turn makes. If the turn is repeated, as the instance
+// dies, or as its call was sent twice and it has failed, they are made again, and must be
+// known: they are confirmed, and forgotten by their owners, when the turn is stored, or else
+// when it cannot be repeated any more. Safe for concurrent use.
 type nested struct {
+	lasts time.Duration // from the first of them, if the turn is not stored
+
 	mu    sync.Mutex
-	calls []nestedCall
-	over  bool // the turn has come to its end
-	known bool // and is stored
+	open  int          // that are under way
+	calls []nestedCall // that may have taken effect
+	known bool         // the turn is stored
 	later *time.Timer
 }
 
@@ -33,34 +35,49 @@ type nestedCall struct {
 
 func (c nestedCall) confirm() { c.client.nested.end(c.sequence) }
 
-// made adds a call; it may be one that the turn did not wait for.
-func (t *turn) made(c nestedCall) {
-	n := &t.nested
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	switch {
-	case n.known:
-		c.confirm()
-	case n.over:
-		time.AfterFunc(nestedLasts, c.confirm)
-	default:
-		n.calls = append(n.calls, c)
+// nests are the turn's nested, made for the first of them.
+func (t *turn) nests() *nested {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.nested == nil {
+		t.nested = &nested{lasts: max(time.Until(t.heard.deadline), 0) + nestedLasts}
 	}
+	return t.nested
 }
 
-func (n *nested) some() bool {
+// hasNested reports whether a call is under way, or may have taken effect: then the turn is
+// stored, though it has changed nothing.
+func (t *turn) hasNested() bool {
+	t.mu.Lock()
+	n := t.nested
+	t.mu.Unlock()
+	if n == nil {
+		return false
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return len(n.calls) > 0
+	return n.open+len(n.calls) > 0
 }
 
-// end is for a turn that has come to its end: it may be stored now, or never.
-func (n *nested) end() {
+func (n *nested) begin() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.over = true
-	if len(n.calls) > 0 {
-		n.later = time.AfterFunc(nestedLasts, n.confirm)
+	n.open++
+}
+
+// end is for a call that has its answer, or will have none; without an effect nobody remembers
+// it. It may be one that the turn did not wait for.
+func (n *nested) end(c nestedCall, effect bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.open--
+	if n.known || !effect {
+		c.confirm()
+		return
+	}
+	n.calls = append(n.calls, c)
+	if n.later == nil {
+		n.later = time.AfterFunc(n.lasts, n.confirm)
 	}
 }
 
@@ -69,12 +86,14 @@ func (t *turn) stored() {
 	if t == nil || t.readOnly {
 		return
 	}
-	n := &t.nested
+	t.mu.Lock()
+	n := t.nested
+	t.mu.Unlock()
+	if n == nil {
+		return
+	}
 	n.mu.Lock()
 	n.known = true
-	if n.later != nil {
-		n.later.Stop()
-	}
 	n.mu.Unlock()
 	n.confirm()
 }
@@ -82,6 +101,10 @@ func (t *turn) stored() {
 func (n *nested) confirm() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.later != nil {
+		n.later.Stop()
+		n.later = nil
+	}
 	for _, c := range n.calls {
 		c.confirm()
 	}

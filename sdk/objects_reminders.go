@@ -31,10 +31,12 @@ type reminderID struct {
 //
 //	stored --due--> called --stored with what follows--> the next time, or over
 //	                  ^  \--failed--> called again later
-//	                  \--it had taken effect: what is stored is looked at
+//	                  \--it had taken effect, or was found before the object was claimed, and an
+//	                     earlier owner may have ended it since: what is stored is looked at
 type reminder struct {
 	id      reminderID
 	due     *due
+	sure    bool      // it was read, or written, when the object was claimed
 	at      time.Time // when it is called
 	index   int       // in the queue; -1: it is called
 	backoff time.Duration
@@ -85,7 +87,7 @@ func (r *reminders) put(id reminderID, d *due) {
 	if d == nil {
 		return
 	}
-	x := &reminder{id: id, due: d, at: time.UnixMilli(d.Due)}
+	x := &reminder{id: id, due: d, sure: true, at: time.UnixMilli(d.Due)}
 	r.named.put(id.object, id.name, x)
 	heap.Push(r, x)
 }
@@ -168,6 +170,7 @@ func (k *keeper) foundDue(f kbroker.Stored, touched map[reminderID]bool) {
 		return
 	}
 	k.reminders.put(id, d)
+	k.reminders.get(id).sure = false
 }
 
 // remind begins the turns of what is due.
@@ -204,14 +207,42 @@ func (k *keeper) reminded(c *heard, o ownership.Outcome, e *kbroker.Error) {
 	if k.reminders.get(x.id) != x {
 		return // it was set anew meanwhile, or the turn has put the next one
 	}
-	if o == ownership.Again || o == ownership.Expired {
+	switch {
+	case o == ownership.Again || o == ownership.Expired:
 		k.resolveDue(x)
+		return
+	case o == ownership.Done && !x.sure:
+		k.makeSure(x)
 		return
 	}
 	if e != nil {
 		k.log.Warn("turn of a reminder failed, and is begun again", "object", x.id.object, "reminder", x.id.name, "err", e)
 	}
 	k.reminders.later(x)
+}
+
+// makeSure looks at what is stored of a reminder whose object is claimed by now: what an earlier
+// owner has sent before that is written, or never will be.
+func (k *keeper) makeSure(x *reminder) {
+	k.read(kbroker.OwnReadRequest{Keys: []string{subjects.KeyDue(x.id.object, x.id.name)}}, func(_ time.Duration, found []kbroker.Stored, ok bool) {
+		if k.reminders.get(x.id) != x {
+			return
+		}
+		if !ok {
+			k.reminders.later(x)
+			return
+		}
+		d, err := decodeDue(found[0].Value)
+		switch {
+		case !found[0].Exists() || err != nil:
+			k.reminders.put(x.id, nil)
+		case d.Due != x.due.Due || d.Of != x.due.Of:
+			k.reminders.put(x.id, d)
+		default:
+			x.sure, x.at = true, time.Now()
+			heap.Push(&k.reminders, x)
+		}
+	})
 }
 
 // resolveDue is for a reminder that had taken effect although it is known to be due: by an

@@ -133,14 +133,21 @@ func (k *keeper) hearTopic(f *feed) {
 	f.stop = stop
 	k.work.Go(func() {
 		defer stop()
-		sub, err := k.t.subscribe(f.of.subject(), "", func(*nats.Msg) {
+		hear := func(*nats.Msg) {
 			if !f.heard.Swap(true) {
 				k.post(func(now time.Duration) { k.feedOne(now, f) })
 			}
-		})
-		if err != nil {
-			k.log.Warn("a topic is not heard; it is looked at every second", "topic", f.of.String(), "err", err)
-			return
+		}
+		again := time.NewTicker(connectPoll)
+		defer again.Stop()
+		sub, err := k.t.subscribe(f.of.subject(), "", hear)
+		for err != nil { // it is looked at every second meanwhile
+			select {
+			case <-ctx.Done():
+				return
+			case <-again.C:
+			}
+			sub, err = k.t.subscribe(f.of.subject(), "", hear)
 		}
 		<-ctx.Done()
 		quiet, cancel := context.WithTimeout(context.Background(), flushTimeout)

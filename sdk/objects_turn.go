@@ -38,7 +38,7 @@ type turn struct {
 	// toldBytes are those of their arguments.
 	toldBytes int
 	events    []*nats.Msg // that leave when it is stored
-	nested    nested
+	nested    *nested     // nil: it has called no object yet
 }
 
 // turnOf is the turn that a context belongs to, or nil.
@@ -162,7 +162,7 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		return as
 	case gone:
 		as.turn.Reply.Data = reply
-		as.turn.Changed, as.turn.Exists, as.turn.State = as.leaves(ctx.turn, c, a) || a.exists, false, nil
+		as.turn.Changed, as.turn.Exists, as.turn.State = as.leaves(ctx.turn, c, a) || ctx.turn.hasNested() || a.exists, false, nil
 		as.turn.Schema = 0
 		return as
 	}
@@ -176,7 +176,7 @@ func (k *keeper) perform(ctx *request, a *active, c *heard) outcome {
 		k.log.Warn("objects of a kind are large; each turn that changes one writes all of it", "kind", a.kind.name, "object", a.object, "bytes", len(state))
 	}
 	as.turn.Reply.Data, as.spoiled = reply, false
-	if as.turn.Changed = as.leaves(ctx.turn, c, a) || ctx.turn.nested.some() || !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
+	if as.turn.Changed = as.leaves(ctx.turn, c, a) || ctx.turn.hasNested() || !a.exists || in != a.schema || !bytes.Equal(state, a.raw); as.turn.Changed {
 		as.turn.Exists, as.turn.State, as.turn.Schema = true, state, in
 	}
 	return as
@@ -232,7 +232,9 @@ func (k *keeper) begin(e ownership.Run) {
 	}
 	k.idle.use(a, k.now())
 	c.turn = &turn{object: e.Object, epoch: e.Epoch, readOnly: c.method.readOnly, keeper: k, heard: c, reminded: k.reminders.names(e.Object)}
-	c.overtaken = c.reminder != nil && k.reminders.get(c.reminder.id) != c.reminder
+	if r := c.reminder; r != nil {
+		c.overtaken = k.reminders.get(r.id) != r || !r.sure
+	}
 	k.crossings.begun(c)
 	l := k.lane(c)
 	l.waiting = append(l.waiting, func() { k.turn(e, a, c) })
@@ -278,7 +280,6 @@ func (k *keeper) turn(e ownership.Run, a *active, c *heard) {
 	did := outcome{turn: ownership.Turn{Reply: ownership.Reply{Outcome: ownership.Broken}}}
 	defer func() { // also if the method ends its goroutine
 		ctx.end()
-		c.turn.nested.end()
 		did.crossed = ctx.crossed.Load()
 		k.post(func(now time.Duration) { k.turned(now, e, a, c, did, time.Since(began)) })
 	}()

@@ -138,6 +138,9 @@ func (t *tell) send(stored []byte) ownership.Send {
 // times. A turn may tell 64 times, 128 KiB in all; more, a ReadOnly, and a kind that is never
 // stored (Durable) are errors: Invalid.
 //
+// The method of the receiver may run many times before it has its outcome. What it calls itself
+// with an effect is known for a minute only: such a method tells on in place of calling.
+//
 // Elsewhere it is a Call, and returns when the receiver has taken it: an object, when what it
 // did is stored.
 func Tell(ctx context.Context, to Target, method string, in any, opts ...TellOption) error {

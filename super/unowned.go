@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -14,8 +15,9 @@ import (
 )
 
 const (
-	// unownedWithin bounds the reads of who owns the objects of apps, in one round.
-	unownedWithin = time.Second
+	// unownedWithin bounds the reads of who owns the objects of apps, in one round: what else
+	// the leader does waits for them.
+	unownedWithin = 300 * time.Millisecond
 	// unownedAgain is how soon is looked again where something has no owner: nothing else
 	// tells the leader that an allocator has given it one.
 	unownedAgain = 200 * time.Millisecond
@@ -27,31 +29,48 @@ const (
 func (t *term) unowned(ctx context.Context, v *state.View) map[state.AppKey]string {
 	ctx, cancel := context.WithTimeout(ctx, unownedWithin)
 	defer cancel()
+	var all sync.WaitGroup
+	var mu sync.Mutex
 	out := map[state.AppKey]string{}
 	for k, rec := range v.Apps {
 		version := v.Versions[k][rec.Version]
 		if rec.Stopped || rec.Rollout.State == kbroker.RolloutDone || !version.App.HasObjects() || !allReady(v, k) {
 			continue
 		}
-		assigned := map[kbroker.Shard]ownership.Assignment{}
-		found, err := t.store.OwnBelow(ctx, k, subjects.MatchAssigns)
-		for _, r := range found {
-			var a ownership.Assignment
-			if json.Unmarshal(r.Value, &a) == nil {
-				assigned[subjects.ParseOwnKey(r.Key).Shard] = a
+		all.Go(func() {
+			if why := t.unownedOf(ctx, v, k); why != "" {
+				mu.Lock()
+				defer mu.Unlock()
+				out[k] = why
 			}
-		}
-		switch n := kbroker.Shards - ownedShards(v, k, assigned); {
-		case err != nil:
-			out[k] = "it is not known who owns its objects: " + kbroker.AsError(err).Message
-		case n > 0:
-			out[k] = fmt.Sprintf("%d of %d shards of its objects have no owner yet", n, kbroker.Shards)
-		}
-		if out[k] != "" && rec.Rollout.State == kbroker.RolloutRunning {
+		})
+	}
+	all.Wait()
+	for k := range out {
+		if v.Apps[k].Rollout.State == kbroker.RolloutRunning {
 			t.again.Reset(unownedAgain)
 		}
 	}
 	return out
+}
+
+// unownedOf is that of one app; empty: all is served.
+func (t *term) unownedOf(ctx context.Context, v *state.View, k state.AppKey) string {
+	found, err := t.store.OwnBelow(ctx, k, subjects.MatchAssigns)
+	if err != nil {
+		return "it is not known who owns its objects: " + kbroker.AsError(err).Message
+	}
+	assigned := map[kbroker.Shard]ownership.Assignment{}
+	for _, r := range found {
+		var a ownership.Assignment
+		if json.Unmarshal(r.Value, &a) == nil {
+			assigned[subjects.ParseOwnKey(r.Key).Shard] = a
+		}
+	}
+	if n := kbroker.Shards - ownedShards(v, k, assigned); n > 0 {
+		return fmt.Sprintf("%d of %d shards of its objects have no owner yet", n, kbroker.Shards)
+	}
+	return ""
 }
 
 // allReady reports whether all instances that an app is to have are ready. Pure.

@@ -151,6 +151,7 @@ type Call struct {
 	Expires      time.Duration // on the clock of the owner
 	Data         any           // the driver's own
 	removes      uint64        // the message whose refusal it follows
+	since        time.Duration // when Age was so much
 }
 
 // Reply is the outcome of a call.

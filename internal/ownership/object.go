@@ -73,6 +73,7 @@ func (s *shard) call(now time.Duration, c *Call) {
 		s.owner.want(Answer{[]*Call{c}, Reply{Outcome: Overloaded, Reason: "the object's mailbox is full"}})
 		return
 	}
+	c.since = now
 	x.queue = append(x.queue, c)
 	s.calls[x] = true
 	x.run(now)
@@ -202,6 +203,7 @@ func (x *object) known(now time.Duration, c *Call) (Reply, bool) {
 	if c.ReadOnly {
 		return Reply{}, false
 	}
+	c.Age, c.since = c.Age+now-c.since, now // it has waited since it came
 	v, e := x.rec.knows(c, x.age(now), x.owner().cfg.Times)
 	switch v {
 	case isKnown:

@@ -166,6 +166,7 @@ func (o *Owner) Tick(now time.Duration) {
 	for _, s := range o.sorted() {
 		s.tick(now)
 	}
+	o.releaseMore(now)
 }
 
 func (o *Owner) later(at time.Duration, do func(now time.Duration)) {

@@ -13,8 +13,9 @@ import (
 const (
 	// maxSilent bounds the shards that are being released at a time.
 	maxSilent = 24
-	// silentFor is how long each of them counts: one whose turn takes long does not hold up
-	// the others.
+	// silentFor is how long one counts whose turns come to their end: those that take long do
+	// not hold up the others. One whose release is under way counts until that is answered: while
+	// the store is away no more fall silent.
 	silentFor = 200 * time.Millisecond
 )
 
@@ -23,36 +24,35 @@ func (s *shard) offered() bool {
 	return s.assignment.Owner == s.owner.cfg.Incarnation && s.assignment.Next != ""
 }
 
-// mayRelease reports whether one more shard may fall silent.
-func (o *Owner) mayRelease(now time.Duration) bool {
+// room is how many more shards may fall silent.
+func (o *Owner) room(now time.Duration) int {
 	n := 0
 	for _, s := range o.shards {
-		if (s.role == releasing || s.writing != nil) && now-s.leaving < silentFor {
+		if s.writing != nil || s.role == releasing && now-s.leaving < silentFor {
 			n++
 		}
 	}
-	return n < maxSilent
+	return maxSilent - n
 }
 
 // releaseMore goes on with those that wait for their turn, at first with those that are idle.
 func (o *Owner) releaseMore(now time.Duration) {
+	room := o.room(now)
 	var busy []*shard
-	release := func(s *shard) {
-		if o.mayRelease(now) {
-			s.settle(now)
-		}
-	}
 	for _, s := range o.sorted() {
 		switch {
+		case room <= 0:
+			return
 		case s.role != owning || !s.offered():
 		case s.busy():
 			busy = append(busy, s)
 		default:
-			release(s)
+			s.settle(now)
+			room--
 		}
 	}
-	for _, s := range busy {
-		release(s)
+	for _, s := range busy[:min(room, len(busy))] {
+		s.settle(now)
 	}
 }
 

@@ -164,7 +164,7 @@ func (s *shard) settle(now time.Duration) {
 			s.listen()
 		}
 	case owning:
-		if s.offered() && o.mayRelease(now) {
+		if s.offered() && o.room(now) > 0 {
 			s.role, s.taking, s.leaving = releasing, 0, max(now, 1)
 			s.deafen()
 			s.settle(now)
@@ -214,7 +214,7 @@ func (s *shard) tick(now time.Duration) {
 	for _, x := range s.queued() {
 		x.tick(now)
 	}
-	if s.role == releasing || s.role == owning && s.offered() {
+	if s.role == releasing {
 		s.settle(now)
 	}
 	unclear := s.role == waiting || s.role == none && s.assignment.Owner == s.owner.cfg.Incarnation && s.assignment.Epoch > s.releasedEpoch

@@ -23,8 +23,9 @@ type dueKey struct {
 
 // simDue is one that an owner knows.
 type simDue struct {
-	key dueKey
-	due time.Duration
+	key    dueKey
+	due    time.Duration
+	unsure bool // it was found before the object was claimed
 }
 
 // simRemind is after how long a reminder is called again whose turn failed.
@@ -120,7 +121,7 @@ func (o *simOwner) scanDues(n kbroker.Shard) {
 		for i, r := range found {
 			k := subjects.ParseOwnKey(keys[i])
 			if id := (dueKey{k.Object, k.Name}); !touched[id] && o.dues[id] == nil {
-				o.putDue(simDue{id, storedDue(r)})
+				o.putDue(simDue{id, storedDue(r), true})
 			}
 		}
 	})
@@ -145,7 +146,7 @@ func (o *simOwner) remind(x *simDue) {
 // runDue is the turn that a reminder leads to.
 func (o *simOwner) runDue(e Run, a *activation, call *attempt) {
 	w, x := o.w, call.due
-	if o.dues[x.key] != x { // a turn in front of it has ended it, or moved it
+	if o.dues[x.key] != x || x.unsure { // a turn in front of it has ended it, or moved it, or may have
 		o.o.Turned(o.clock(), e.Object, e.Activation, Turn{Reply: Reply{Outcome: Done}, Exists: len(a.list) > 0})
 		return
 	}
@@ -153,7 +154,7 @@ func (o *simOwner) runDue(e Run, a *activation, call *attempt) {
 	o.after(w.between(0, 2*time.Millisecond), func() {
 		turn := Turn{Reply: Reply{Outcome: Failed}}
 		if !w.chance(0.1) {
-			next := simDue{x.key, w.following(x)}
+			next := simDue{key: x.key, due: w.following(x)}
 			o.wanted[e.Call] = []simDue{next}
 			a.list = append(a.list[:len(a.list):len(a.list)], fmt.Sprintf("%s>%d", call.id, next.due))
 			turn = Turn{Reply: Reply{Outcome: Done}, Changed: true, Exists: true, State: []byte(strings.Join(a.list, ",")), After: dueWrites(o.wanted[e.Call])}
@@ -179,9 +180,27 @@ func (o *simOwner) reminded(x *simDue, r Reply) {
 	case o.dues[x.key] != x:
 	case r.Outcome == Again || r.Outcome == Expired:
 		o.resolveDue(x)
+	case r.Outcome == Done && x.unsure:
+		o.makeSure(x)
 	default:
 		o.after(simRemind, func() { o.remind(x) })
 	}
+}
+
+// makeSure looks at what is stored when the object is claimed.
+func (o *simOwner) makeSure(x *simDue) {
+	o.w.store.read(o.proc, simWithin, subjects.KeyDue(x.key.object, x.key.name), func(r storedRecord, ok bool) {
+		switch {
+		case o.dues[x.key] != x:
+		case !ok:
+			o.after(simRemind, func() { o.remind(x) })
+		case storedDue(r) != x.due:
+			o.putDue(simDue{key: x.key, due: storedDue(r)})
+		default:
+			x.unsure = false
+			o.remind(x)
+		}
+	})
 }
 
 // resolveDue is for a reminder that had its turn although it is known to be due.
@@ -195,9 +214,9 @@ func (o *simOwner) resolveDue(x *simDue) {
 		case !ok:
 			again()
 		case storedDue(r) != x.due:
-			o.putDue(simDue{x.key, storedDue(r)})
+			o.putDue(simDue{key: x.key, due: storedDue(r)})
 		default:
-			next := simDue{x.key, w.following(x)}
+			next := simDue{key: x.key, due: w.following(x)}
 			write := dueWrites([]simDue{next})[0]
 			write.Guard, write.Expected = "", r.rev
 			w.store.write(o.proc, simWithin, []kbroker.Write{write}, func(out Written, _ kbroker.Revision) {
@@ -221,7 +240,7 @@ func (w *world) isDue(o kbroker.Object) map[dueKey]time.Duration {
 	set := func(k dueKey, at string) time.Duration {
 		n, _ := strconv.ParseInt(at, 10, 64)
 		now[k] = time.Duration(n)
-		ever[simDue{k, now[k]}] = true
+		ever[simDue{key: k, due: now[k]}] = true
 		return now[k]
 	}
 	for _, did := range w.store.now(o) {
@@ -236,7 +255,7 @@ func (w *world) isDue(o kbroker.Object) map[dueKey]time.Duration {
 		name, at, _ := strings.Cut(of, "@")
 		k := dueKey{o, name}
 		n, _ := strconv.ParseInt(at, 10, 64)
-		if due := time.Duration(n); now[k] != due && (!w.f.cut || ever[simDue{k, due}]) {
+		if due := time.Duration(n); now[k] != due && (!w.f.cut || ever[simDue{key: k, due: due}]) {
 			w.fail("P1 %s of %s led to a turn, and it was ended or moved: due is %d", id, o, now[k])
 		}
 		w.reminded++
