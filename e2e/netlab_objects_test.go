@@ -14,7 +14,7 @@ func TestNetlabObjectsOfAHostWithoutPower(t *testing.T) {
 	const rounds = 3 // of three hosts
 	c := newLab(t, 3, 3, 0)
 	c.deployObjects(3)
-	l := c.startObjects(fewCallers)
+	l := c.startCalm()
 	var faults []time.Time
 	for range rounds {
 		for _, h := range c.lab.Hosts() {
@@ -35,7 +35,7 @@ func TestNetlabObjectsOfAnIsolatedSuper(t *testing.T) {
 	needLong(t)
 	c := newLab(t, 3, 3, 0)
 	c.deployObjects(3)
-	l := c.startObjects(fewCallers)
+	l := c.startCalm()
 	var faults []time.Time
 	for range 3 {
 		h := c.hostOf(c.super())

@@ -26,7 +26,7 @@ func TestObjectsOfAKilledInstance(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects(manyCallers)
+	l := c.startCalm()
 	var faults []time.Time
 	for i := range 9 {
 		c.objectsReady(3)
@@ -54,7 +54,7 @@ func TestObjectsOfAKilledAgent(t *testing.T) {
 	c.deployObjects(3)
 	for _, back := range []time.Duration{0, 15 * time.Second} {
 		var faults []time.Time
-		l := c.startObjects(manyCallers)
+		l := c.startCalm()
 		for _, host := range []string{"h1", "h2", "h3"} {
 			faults = append(faults, time.Now())
 			c.kill(host, true)
@@ -74,7 +74,7 @@ func TestObjectsOfAKilledHost(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects(manyCallers)
+	l := c.startCalm()
 	var faults []time.Time
 	for _, host := range []string{"h1", "h2", "h3"} {
 		faults = append(faults, time.Now())

@@ -15,7 +15,7 @@ func TestObjectsMove(t *testing.T) {
 	const pause, slower = 100 * time.Millisecond, 5
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects(fewCallers, "-pause", calmPause.String())
+	l := c.startCalm()
 	type moved struct {
 		what     string
 		from, to time.Time

@@ -135,6 +135,12 @@ func (c *cluster) startObjects(callers int, more ...string) *objectLoad {
 	return l
 }
 
+// startCalm is startObjects with a load that leaves the processors some time.
+func (c *cluster) startCalm() *objectLoad {
+	c.t.Helper()
+	return c.startObjects(fewCallers, "-pause", calmPause.String())
+}
+
 // end ends the load and holds what must hold under any fault: nothing that was acknowledged
 // is lost, nothing took effect twice, no money was made, and every counter's history is
 // linearizable.
