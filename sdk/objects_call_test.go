@@ -242,8 +242,11 @@ func TestAForeignClientCallsAnObject(t *testing.T) {
 	core := newCore(t, s)
 	core.give(incarnation("a"), acc("Größe"))
 	start(t, bank(s.URL, "a", nil))
-	nc := s.Connect(t)
 	o := acc("Größe")
+	if got := dial(t, s.URL).balance(t, o.ID); got != 0 { // which is sent again until the object is served
+		t.Fatalf("a new account has %d cents", got)
+	}
+	nc := s.Connect(t)
 	ask := func(header map[string][]string, data string) (string, string) {
 		t.Helper()
 		m, err := nc.RequestMsg(&nats.Msg{Subject: subjects.ObjectMethod("bank", o.Shard(), "account", "deposit"), Header: header, Data: []byte(data)}, 5*time.Second)
