@@ -21,9 +21,9 @@ const (
 	manyAtOnce = 1024
 	// manyBytes bounds the answer.
 	manyBytes = 2 << 20
-	// manyAttempts of a question, each of which another server may answer, and manyTimeout for each.
-	manyAttempts = 2
-	manyTimeout  = 500 * time.Millisecond
+	// manyTimeout is how long the answer is waited for, some ten times as long as it takes: a host
+	// that has died without a word may be the one that is asked, and who asks may be its heir.
+	manyTimeout = 200 * time.Millisecond
 )
 
 // Of the server: up to which sequence the one who answers has the stream.
@@ -102,13 +102,7 @@ func (s *Store) readTogether(ctx context.Context, at ownAt, keys []string, floor
 		}
 	}
 	for some := range slices.Chunk(keys, manyAtOnce) {
-		var answer map[string]kbroker.Stored
-		var err error
-		for range manyAttempts {
-			if answer, err = s.askMany(ctx, at, some, floor); err == nil {
-				break
-			}
-		}
+		answer, err := s.askMany(ctx, at, some, floor)
 		if err != nil {
 			return err
 		}
