@@ -22,6 +22,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/broker"
 	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/internal/freeport"
 	"github.com/kbroker/kbroker/internal/pki"
 )
 
@@ -193,28 +194,17 @@ func (m *membership) begin(dir string, cfg Config) error {
 		return err
 	}
 	ports := []int{cfg.ClientPort, cfg.RoutePort}
-	if err := pickPorts(cfg.Advertise, ports); err != nil {
+	free, err := freeport.Pick(cfg.Advertise, len(ports), func(p int) bool { return slices.Contains(ports, p) })
+	if err != nil {
 		return err
+	}
+	for i := range ports {
+		if ports[i] == 0 {
+			ports[i] = free[i]
+		}
 	}
 	m.Client = net.JoinHostPort(cfg.Advertise, strconv.Itoa(ports[0]))
 	m.Route = net.JoinHostPort(cfg.Advertise, strconv.Itoa(ports[1]))
-	return nil
-}
-
-// pickPorts replaces each 0 by a port that is free now. All are held until the
-// last is picked, so that no two are the same.
-func pickPorts(ip string, ports []int) error {
-	for i, port := range ports {
-		if port != 0 {
-			continue
-		}
-		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
-		if err != nil {
-			return fmt.Errorf("pick a port: %w", err)
-		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
-	}
 	return nil
 }
 

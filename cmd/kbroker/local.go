@@ -18,6 +18,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/client"
 	"github.com/kbroker/kbroker/internal/durable"
+	"github.com/kbroker/kbroker/internal/freeport"
 	"github.com/kbroker/kbroker/node"
 )
 
@@ -114,25 +115,9 @@ func loadLocal(dir string) (*localCluster, error) {
 // grow adds hosts up to n: cores until there are that many, then workers. A core
 // has ports that are free now. They are on disk before anything uses them.
 func (l *localCluster) grow(n, cores int) error {
-	var held []net.Listener // until all are picked, so that no two are the same
-	defer func() {
-		for _, h := range held {
-			_ = h.Close() // nothing was sent or received
-		}
-	}()
-	pick := func() (int, error) {
-		for {
-			ln, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
-			if err != nil {
-				return 0, fmt.Errorf("pick a port: %w", err)
-			}
-			held = append(held, ln)
-			port := ln.Addr().(*net.TCPAddr).Port
-			if !slices.ContainsFunc(l.Hosts, func(h localHost) bool { return port == h.ClientPort || port == h.RoutePort }) {
-				return port, nil
-			}
-			// It is that of a host that is down.
-		}
+	// One of a host that is down is not free.
+	taken := func(port int) bool {
+		return slices.ContainsFunc(l.Hosts, func(h localHost) bool { return port == h.ClientPort || port == h.RoutePort })
 	}
 	for len(l.members()) < n {
 		h := localHost{Name: kbroker.HostID("h" + strconv.Itoa(len(l.Hosts)+1)), Role: kbroker.RoleCore}
@@ -141,13 +126,11 @@ func (l *localCluster) grow(n, cores int) error {
 			l.Hosts = append(l.Hosts, h)
 			continue
 		}
-		var err error
-		if h.ClientPort, err = pick(); err != nil {
+		ports, err := freeport.Pick(loopback, 2, taken)
+		if err != nil {
 			return err
 		}
-		if h.RoutePort, err = pick(); err != nil {
-			return err
-		}
+		h.ClientPort, h.RoutePort = ports[0], ports[1]
 		l.Hosts = append(l.Hosts, h)
 	}
 	return l.save()

@@ -2,7 +2,6 @@ package natstest
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"testing"
@@ -11,6 +10,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
+	"github.com/kbroker/kbroker/internal/freeport"
 	"github.com/kbroker/kbroker/internal/wait"
 )
 
@@ -119,27 +119,23 @@ func (c *Cluster) StreamLeader(stream string) int {
 }
 
 // FreePort reserves a port of 127.0.0.1 for the test: clustered servers must
-// know each other's before they start. It stays below the range that the kernel
-// picks outgoing ports from, so that it is still free after a restart; among
-// the processes of a test run it is reserved by a bound UDP socket.
+// know each other's before they start, and keep it over a restart. Among the
+// processes of a test run it is reserved by a bound UDP socket.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	const lowest, highest, tries = 12000, 32000, 50
+	const tries = 50
 	for range tries {
-		addr := fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(highest-lowest))
-		reserved, err := net.ListenPacket("udp", addr)
+		ports, err := freeport.Pick("127.0.0.1", 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reserved, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", ports[0]))
 		if err != nil {
 			continue
 		}
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			reserved.Close()
-			continue
-		}
-		l.Close()
 		t.Cleanup(func() { reserved.Close() })
-		return l.Addr().(*net.TCPAddr).Port
+		return ports[0]
 	}
-	t.Fatalf("no free port among %d tried", tries)
+	t.Fatalf("no port is free both ways among %d tried", tries)
 	return 0
 }
