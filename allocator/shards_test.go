@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/state"
@@ -42,14 +43,12 @@ func newObjects(t *testing.T) *world {
 	web.Objects = []kbroker.KindName{"account"}
 	w.want(kbroker.AppVersion{Tenant: tenant, Version: 1, App: app(service("mail", 1, 1), web)})
 	w.owners = map[string]ownership.Assignment{}
-	if _, err := w.server.Connect(t).Subscribe(subjects.OwnedOf(tenant, shop)+"assign.>", func(m *nats.Msg) {
+	natstest.Listen(t, w.server.Connect(t), subjects.OwnedOf(tenant, shop)+"assign.>", func(m *nats.Msg) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		key, _, as := announced(m)
 		w.owners[key] = as
-	}); err != nil {
-		t.Fatal(err)
-	}
+	})
 	return w
 }
 

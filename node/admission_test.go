@@ -153,9 +153,7 @@ func TestAHostSendsNothingToAnotherCluster(t *testing.T) {
 			if srv == plain {
 				options = nil
 			}
-			if _, err := srv.Connect(t, options...).Subscribe(">", func(m *nats.Msg) { heard <- m.Subject }); err != nil {
-				t.Fatal(err)
-			}
+			natstest.Listen(t, srv.Connect(t, options...), ">", func(m *nats.Msg) { heard <- m.Subject })
 			cfg := Config{Dir: t.TempDir(), Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}, TokenFile: tokenFile(t, founder)}
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
@@ -235,7 +233,7 @@ func TestAnAdmittedHostShowsATokenWhenItMust(t *testing.T) {
 	founder := newFounder(t, "kb-test")
 	srv := natstest.StartTLS(t, founder.clients())
 	shown := make(chan bool, 16)
-	_, err := srv.Connect(t, anyone).Subscribe(subjects.Join, func(m *nats.Msg) {
+	natstest.Listen(t, srv.Connect(t, anyone), subjects.Join, func(m *nats.Msg) {
 		var r kbroker.JoinRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			t.Error(err)
@@ -254,9 +252,6 @@ func TestAnAdmittedHostShowsATokenWhenItMust(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	cfg := Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{srv.URL}, TokenFile: tokenFile(t, founder)}
 	if _, err := establish(t.Context(), dir, cfg, discard()); err != nil {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -72,7 +73,7 @@ func (c *core) catchUp(ctx context.Context, conn *nats.Conn) error {
 	c.m.mu.Lock()
 	others := slices.Clone(c.m.Cores)
 	c.m.mu.Unlock()
-	asking, cancel := context.WithTimeout(ctx, catchUpWithin)
+	asking, cancel := context.WithTimeout(ctx, cmp.Or(c.cfg.catchUp, catchUpWithin))
 	defer cancel()
 	answers := make(chan map[string]time.Time, len(others))
 	for _, o := range others {

@@ -39,7 +39,7 @@ type Config struct {
 	Join       []string       // client addresses (host:port) of cores to join through
 	TokenFile  string         // has the join token, which is read when the host is to join; "-": standard input
 	Advertise  string         // the IP that other hosts and clients reach this one at
-	ClientPort int            // 0: the kernel picks one at the first start, then it is kept
+	ClientPort int            // 0: a free one is picked at the first start, then it is kept
 	RoutePort  int            // likewise
 	Labels     map[string]string
 	StockRaft  bool // stock raft timing and the times that go with it
@@ -47,6 +47,8 @@ type Config struct {
 	// signs; 0: an hour.
 	CredentialLife time.Duration
 	Log            *slog.Logger
+
+	catchUp time.Duration // 0: catchUpWithin; more in tests that share the machine
 }
 
 // release is set by the linker: -X github.com/kbroker/kbroker/node.release=v1.2.3

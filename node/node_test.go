@@ -38,12 +38,7 @@ func start(t *testing.T, cfg Config) (stop func() error) {
 	stop = func() error {
 		stopped = true
 		cancel()
-		select {
-		case err := <-ended:
-			return err
-		case <-time.After(20 * time.Second):
-			return errors.New("the host did not end within 20 s")
-		}
+		return end(ended)
 	}
 	t.Cleanup(func() {
 		if !stopped {
@@ -53,6 +48,16 @@ func start(t *testing.T, cfg Config) (stop func() error) {
 		}
 	})
 	return stop
+}
+
+// end is what a host ends with that is to end.
+func end(ended <-chan error) error {
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(20 * time.Second):
+		return errors.New("the host did not end within 20 s")
+	}
 }
 
 func readMembership(dir string) (*membership, error) {
@@ -146,7 +151,7 @@ func TestTheContextOfACoreFollowsTheOthers(t *testing.T) {
 		return err
 	})
 	cancel()
-	if err := <-ended; err != nil {
+	if err := end(ended); err != nil {
 		t.Fatal(err)
 	}
 	worker := &membership{path: filepath.Join(t.TempDir(), membershipFile), Role: kbroker.RoleWorker}
@@ -211,7 +216,7 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 	}
 	asked := make(chan kbroker.JoinRequest, 16)
 	heard := 0 // by the subscription's goroutine alone
-	_, err := nc.Subscribe(subjects.Join, func(m *nats.Msg) {
+	natstest.Listen(t, nc, subjects.Join, func(m *nats.Msg) {
 		var r kbroker.JoinRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			t.Errorf("join request %q: %v", m.Data, err)
@@ -230,9 +235,6 @@ func TestAHostIsAdmittedOnce(t *testing.T) {
 			t.Errorf("answer a join: %v", err)
 		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	cfg := Config{Name: "h2", Advertise: "127.0.0.1", Join: []string{"127.0.0.1:1", srv.URL}, TokenFile: tokenFile(t, founder)}
 	log := discard()
@@ -334,14 +336,11 @@ func TestEstablishRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = srv.Connect(t, anyone).Subscribe(subjects.Join, func(m *nats.Msg) {
+	natstest.Listen(t, srv.Connect(t, anyone), subjects.Join, func(m *nats.Msg) {
 		if err := m.RespondMsg(&nats.Msg{Data: refusal, Header: nats.Header{subjects.HeaderCode: {string(kbroker.Refused)}}}); err != nil {
 			t.Errorf("refuse: %v", err)
 		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, tc := range map[string]struct {
 		cfg  Config
 		file string

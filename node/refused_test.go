@@ -60,7 +60,7 @@ func TestWhomAWorkerBelievesThatItWasRemoved(t *testing.T) {
 			srv := natstest.StartTLS(t, tc.by.clients())
 			m.Cores = []kbroker.CoreAddr{{Host: "h9", Client: "127.0.0.1:1"}, {Host: "h1", Client: strings.TrimPrefix(srv.URL, "nats://")}}
 			heard := make(chan kbroker.JoinRequest, 4)
-			_, err := srv.Connect(t, anyone).Subscribe(subjects.Join, func(q *nats.Msg) {
+			natstest.Listen(t, srv.Connect(t, anyone), subjects.Join, func(q *nats.Msg) {
 				var r kbroker.JoinRequest
 				if err := json.Unmarshal(q.Data, &r); err != nil {
 					t.Error(err)
@@ -79,9 +79,6 @@ func TestWhomAWorkerBelievesThatItWasRemoved(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
 			before, err := os.ReadFile(m.credential())
 			if err != nil {
 				t.Fatal(err)
@@ -97,6 +94,9 @@ func TestWhomAWorkerBelievesThatItWasRemoved(t *testing.T) {
 					t.Errorf("it has asked a stranger: %+v", <-heard)
 				}
 				return
+			}
+			if len(heard) == 0 {
+				t.Fatal("it has asked nobody")
 			}
 			r := <-heard
 			if _, err := proved(r); err != nil || r.Generation != 1 || r.Token != nil {

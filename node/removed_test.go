@@ -103,7 +103,7 @@ func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
 		t.Errorf("its directory says removed: %+v, %v", past, err)
 	}
 	stop()
-	if err := <-ended; !errors.Is(err, kbroker.Refused) {
+	if err := end(ended); !errors.Is(err, kbroker.Refused) {
 		t.Errorf("stopped, it ended with %v, want refused", err)
 	}
 	go run(t.Context())
@@ -157,7 +157,7 @@ func TestACoreThatWasOffWhenItWasRemovedHearsOfIt(t *testing.T) {
 	go func() { ended <- Run(ctx, cfg) }()
 	awaitCopies(t, a, "b")
 	stop()
-	if err := <-ended; err != nil {
+	if err := end(ended); err != nil {
 		t.Fatal(err)
 	}
 	nc, err := a.dial()
@@ -208,15 +208,12 @@ func TestACoreWithoutItsStoreAsksWhetherItWasRemoved(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = srv.Connect(t, anyone).Subscribe(subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), func(m *nats.Msg) {
+			natstest.Listen(t, srv.Connect(t, anyone), subjects.Core(subjects.VerbHosts, kbroker.DefaultTenant), func(m *nats.Msg) {
 				var r kbroker.ListRequest
 				if err := errors.Join(json.Unmarshal(m.Data, &r), m.Respond(rows)); err != nil || !r.All {
 					t.Errorf("asked with %q: %v", m.Data, err)
 				}
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
 			m := joined(t, founder, "h2")
 			dir := filepath.Dir(m.path)
 			m.Client, m.Route = "127.0.0.1:1", "127.0.0.1:2"

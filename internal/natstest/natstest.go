@@ -56,3 +56,15 @@ func (s *Server) Connect(t testing.TB, opts ...nats.Option) *nats.Conn {
 
 // Shutdown stops the server now, as a test of what survives it.
 func (s *Server) Shutdown() { s.srv.Shutdown(); s.srv.WaitForShutdown() }
+
+// Listen has handle hear what comes on subject. The server knows of it when it
+// returns, so that what another connection asks at once is heard.
+func Listen(t testing.TB, nc *nats.Conn, subject string, handle nats.MsgHandler) {
+	t.Helper()
+	if _, err := nc.Subscribe(subject, handle); err != nil {
+		t.Fatalf("subscribe to %s: %v", subject, err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatalf("subscribe to %s: %v", subject, err)
+	}
+}
