@@ -102,6 +102,7 @@ type Allocator struct {
 	lookPlace bell // read the own placement again
 	demandNow bell // send the demand again
 	shards    *shards
+	leaseNews state.LeaseNews
 
 	announced atomic.Int64 // the app version that the store announced last
 
@@ -173,7 +174,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 	})
 	err := state.HoldAllocator(ctx, state.AllocatorLease{
 		Ask: a.askLease, Write: a.writeOwn, Tenant: a.own.Tenant, App: a.own.App, Holder: a.own.Incarnation,
-		Times: a.cfg.Times, Clock: a.cfg.Clock, Log: a.log,
+		News: &a.leaseNews, Times: a.cfg.Times, Clock: a.cfg.Clock, Log: a.log,
 	}, a.active)
 	if errors.Is(context.Cause(ctx), errClosed) {
 		return errClosed

@@ -159,6 +159,32 @@ func TestStandbyTakesOver(t *testing.T) {
 	}
 }
 
+// TestTheLastRenewalCountsFromWhenItWasHeard: the lease cannot be read when its holder dies,
+// nor for long after, as when the stream's leader died with it.
+func TestTheLastRenewalCountsFromWhenItWasHeard(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.super()
+	w.times.HolderStops, w.times.LeaseTerm, w.times.ObserverActs = 2*time.Second, 2500*time.Millisecond, 3*time.Second
+	active := w.start("shop-allocator-1", eventPace)
+	first := w.demand("for 3", wants(3))
+	w.start("shop-allocator-2", eventPace)
+	<-time.After(time.Second) // it looks twice a second
+	w.blind.Store(true)
+	<-time.After(3 * w.times.LeaseRenew) // renewals that are not read
+	active.conn.Close()
+	if err := active.ended(t); !errors.Is(err, errClosed) {
+		t.Fatal(err)
+	}
+	<-time.After(w.times.ObserverActs)
+	w.blind.Store(false)
+	sees := time.Now()
+	w.demand("of a later epoch", above(first.Epoch))
+	if took := time.Since(sees); took >= w.times.ObserverActs {
+		t.Errorf("taken over %v after it could be read, want at its next looks", took)
+	}
+}
+
 func TestARefusedDemandDeposes(t *testing.T) {
 	w := newWorld(t)
 	w.mu.Lock()

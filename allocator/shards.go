@@ -165,6 +165,10 @@ func (s *shards) onOwned(m *nats.Msg) {
 	if !ok || err != nil {
 		return
 	}
+	if key == subjects.KeyAllocatorLease {
+		s.alloc.leaseNews.Heard(kbroker.Revision(rev), s.alloc.cfg.Clock())
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.see(0, s.alloc.cfg.Judge(), kbroker.Stored{Key: key, Revision: kbroker.Revision(rev), Value: m.Data}) {

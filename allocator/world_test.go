@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,6 +64,7 @@ type world struct {
 	hooks  sync.Mutex
 	before func(kbroker.OwnWriteRequest)
 	after  func(kbroker.OwnWriteRequest, error) error
+	blind  atomic.Bool // nobody reads the lease
 }
 
 func newWorld(t *testing.T) *world {
@@ -90,6 +92,9 @@ func newWorld(t *testing.T) *world {
 		var r kbroker.LeaseRequest
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			return nil, kbroker.Errorf(kbroker.Invalid, "%v", err)
+		}
+		if r.Write == nil && w.blind.Load() {
+			return nil, kbroker.Errorf(kbroker.Unavailable, "the stream has no leader")
 		}
 		t, a, _ := subjects.ParseLease(m.Subject)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -125,7 +125,7 @@ func (c *cluster) startObjects(callers int, more ...string) *objectLoad {
 		}
 	})
 	l.counters = c.startChild(countJob, nil)
-	wait.Until(c.t, 20*time.Second, func() error {
+	wait.Until(c.t, time.Minute, func() error {
 		raw, err := os.ReadFile(journal)
 		if err == nil && bytes.Count(raw, []byte(`"outcome":"ok"`)) < 2000 {
 			err = fmt.Errorf("the bank is not under load yet, its journal has %d bytes: %s", len(raw), l.stderr.String())

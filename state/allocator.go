@@ -22,6 +22,7 @@ type AllocatorLease struct {
 	Tenant kbroker.TenantID
 	App    kbroker.AppName
 	Holder kbroker.Incarnation
+	News   *LeaseNews // what the caller hears announced of the lease, by Clock; nil: nothing
 	Times  Times
 	Clock  Clock        // nil: Boottime
 	Log    *slog.Logger // nil: none
@@ -43,7 +44,7 @@ func HoldAllocator(ctx context.Context, cfg AllocatorLease, active func(ctx cont
 	l := &lease{
 		store: coreLease(cfg.Ask), subject: subjects.AllocatorLease(cfg.Tenant, cfg.App),
 		me:    leaseRecord{Holder: string(cfg.Holder), Process: string(cfg.Holder)},
-		times: cfg.Times, clock: cfg.Clock, log: cfg.Log, every: observeEvery,
+		times: cfg.Times, clock: cfg.Clock, log: cfg.Log, every: observeEvery, news: cfg.News,
 	}
 	return l.run(ctx, func(ctx context.Context, h *holding) error {
 		return active(ctx, &AllocatorHolding{held: h, write: cfg.Write})

@@ -2,8 +2,12 @@ package state
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -20,12 +24,18 @@ func (l *Leader) Epoch() uint64 { return l.held.record.Epoch }
 // Lead campaigns for the super lease until ctx ends, then returns nil. While
 // the lease is held, lead runs; its ctx ends with the lease. When lead returns,
 // the lease is released and, unless ctx has ended, campaigned for again. One
-// campaign per Store.
+// campaign per Store. An error: the connection is closed.
 //
 // Before lead runs, and again after a commit of unknown outcome, heads are
 // mended that a crash left behind; see mend.
 func (s *Store) Lead(ctx context.Context, lead func(ctx context.Context, l *Leader) error) error {
-	return s.superLease().run(ctx, func(ctx context.Context, h *holding) error {
+	l := s.superLease()
+	sub, err := s.hear(l)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = sub.Unsubscribe() }() // it fails when the connection is closed
+	return l.run(ctx, func(ctx context.Context, h *holding) error {
 		l := &Leader{store: s, held: h, torn: make(chan struct{}, 1)}
 		l.mendUntilWhole(ctx)
 		if ctx.Err() != nil {
@@ -48,6 +58,20 @@ func (s *Store) Lead(ctx context.Context, lead func(ctx context.Context, l *Lead
 		mender.Wait()
 		return err
 	})
+}
+
+// hear has a campaign for the lease know what is announced of it.
+func (s *Store) hear(l *lease) (*nats.Subscription, error) {
+	l.news = &LeaseNews{}
+	sub, err := s.cfg.Conn.Subscribe(subjects.Changed(subjects.KeySuperLease), func(m *nats.Msg) {
+		if rev, ok := headerUint(m.Header, subjects.HeaderSequence); ok {
+			l.news.Heard(kbroker.Revision(rev), l.clock())
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("hear of the lease: %w", err)
+	}
+	return sub, nil
 }
 
 func (s *Store) superLease() *lease {

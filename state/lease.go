@@ -76,6 +76,7 @@ type lease struct {
 	clock   Clock
 	log     *slog.Logger
 	every   time.Duration // between two looks at the lease
+	news    *LeaseNews    // nil: nothing is announced of it
 }
 
 // run campaigns and holds until ctx ends. While the lease is held, lead runs.
@@ -151,7 +152,7 @@ func busy(err error) bool { return code(err) == codeInFlight || errors.Is(err, k
 // campaign watches the lease until it can be taken, and takes it. It returns
 // nil when ctx ends.
 func (l *lease) campaign(ctx context.Context) *holding {
-	w := watch{times: l.times, me: l.me, earlier: l.earlier}
+	w := watch{times: l.times, me: l.me, earlier: l.earlier, news: l.news}
 	tick := time.NewTicker(l.every)
 	defer tick.Stop()
 	for {
@@ -178,12 +179,49 @@ type watch struct {
 	times   Times
 	me      leaseRecord
 	earlier string
+	news    *LeaseNews
 
 	seen   bool
 	rev    uint64
-	since  time.Duration // when rev was first seen
+	since  time.Duration // when rev was first known
 	outage bool          // the last read failed
 	grace  time.Duration // nobody is judged before
+}
+
+// LeaseNews is what was announced last of a lease, by the clock of its observer. A holder
+// whose host dies takes the leader of the stream with it, often: what it renewed a moment
+// before is read only when there is another one, seconds later, and would count from then.
+// The zero value has heard nothing. Safe for concurrent use.
+type LeaseNews struct {
+	mu  sync.Mutex
+	rev uint64
+	at  time.Duration
+}
+
+// Heard notes that the lease was announced at a revision, and when that was heard.
+func (n *LeaseNews) Heard(rev kbroker.Revision, at time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if uint64(rev) != n.rev { // of several announcements the first counts
+		n.rev, n.at = uint64(rev), at
+	}
+}
+
+// first is when a revision was known first, which was read at a time. What was heard of a
+// later one is forgotten: the stream may be another one, with the same revisions again.
+func (n *LeaseNews) first(rev uint64, read time.Duration) time.Duration {
+	if n == nil {
+		return read
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case rev < n.rev:
+		n.rev, n.at = 0, 0
+	case rev == n.rev && rev != 0:
+		return min(n.at, read)
+	}
+	return read
 }
 
 // failed notes that the lease could not be read.
@@ -197,7 +235,7 @@ func (w *watch) saw(r leaseRecord, rev uint64, asked, answered time.Duration) bo
 		w.outage, w.grace = false, answered+w.times.OutageGrace
 	}
 	if !w.seen || rev != w.rev {
-		w.seen, w.rev, w.since = true, rev, answered
+		w.seen, w.rev, w.since = true, rev, w.news.first(rev, answered)
 	}
 	switch {
 	case rev == 0:

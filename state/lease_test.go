@@ -3,6 +3,7 @@ package state
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,6 +29,7 @@ func TestWatchOfALease(t *testing.T) {
 		record leaseRecord
 		rev    uint64
 		failed bool
+		heard  kbroker.Revision // announced then; nothing is read
 		want   bool
 	}
 	for name, c := range map[string]struct {
@@ -59,13 +61,32 @@ func TestWatchOfALease(t *testing.T) {
 			{at: 9499 * ms, record: other, rev: 7},
 			{at: 9500 * ms, record: other, rev: 7, want: true},
 		}},
+		"a renewal that was announced counts from then, though it is read after an outage": {looks: []look{
+			{at: 0, record: other, rev: 7},
+			{at: 900 * ms, heard: 8},
+			{at: 1000 * ms, failed: true},
+			{at: 1100 * ms, heard: 8}, // once more
+			{at: 4000 * ms, record: other, rev: 8},
+			{at: 7399 * ms, record: other, rev: 8},
+			{at: 7400 * ms, record: other, rev: 8, want: true},
+		}},
+		"one of which a later renewal was announced counts from when it was read": {looks: []look{
+			{at: 0, heard: 8}, {at: 0, heard: 9}, {at: 4000 * ms, record: other, rev: 8}, {at: 10499 * ms, record: other, rev: 8}, {at: 10500 * ms, record: other, rev: 8, want: true},
+		}},
+		"what was announced of a stream that was replaced is forgotten": {looks: []look{
+			{at: 0, heard: 9}, {at: 7000 * ms, record: other, rev: 8}, {at: 8000 * ms, record: other, rev: 9},
+		}},
 		"a holder that renews after the outage keeps its lease": {looks: []look{
 			{at: 0, record: other, rev: 7}, {at: 1000 * ms, failed: true}, {at: 8000 * ms, record: other, rev: 7}, {at: 9000 * ms, record: other, rev: 8}, {at: 15000 * ms, record: other, rev: 8},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := watch{times: Tuned, me: me, earlier: c.earlier}
+			w := watch{times: Tuned, me: me, earlier: c.earlier, news: &LeaseNews{}}
 			for i, l := range c.looks {
+				if l.heard != 0 {
+					w.news.Heard(l.heard, l.at)
+					continue
+				}
 				if l.failed {
 					w.failed()
 					continue
@@ -139,6 +160,40 @@ func TestTakeoverAfterTheHolderFellSilent(t *testing.T) {
 	}
 	if !dead.over() {
 		t.Fatal("the old holder still believes in its lease when the new one has it")
+	}
+}
+
+// TestARenewalIsHeardOf: a core that campaigns knows of one without a look at the lease.
+func TestARenewalIsHeardOf(t *testing.T) {
+	_, s := founded(t)
+	clock := &fakeClock{}
+	held := campaigner(s, clock, "holder").campaign(testContext(t, 5*time.Second))
+	if held == nil {
+		t.Fatal("the released lease of a new store was not taken")
+	}
+	observer := campaigner(s, clock, "observer")
+	sub, err := s.hear(observer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cfg.Conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	clock.advance(time.Second)
+	err = held.behind(testContext(t, 5*time.Second), func(ctx context.Context, rev uint64) (uint64, error) {
+		return held.lease.write(ctx, held.record, rev, 5*time.Second)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait.Until(t, 5*time.Second, func() error {
+		if at := observer.news.first(held.rev, 9*time.Second); at != time.Second {
+			return fmt.Errorf("revision %d is known since %v, want 1 s", held.rev, at)
+		}
+		return nil
+	})
+	if err := sub.Unsubscribe(); err != nil {
+		t.Fatal(err)
 	}
 }
 
