@@ -102,6 +102,10 @@ func (s *shards) readLeases(ctx context.Context) error {
 	s.leases = true
 	s.saw()
 	s.assigner.Forget(at)
+	if due, ok := s.assigner.Due(at); ok && due-at < s.alloc.pace.lookLeases {
+		// Objects of who is out wait for this look.
+		time.AfterFunc(due-at, s.lookLeases.ring)
+	}
 	return nil
 }
 

@@ -153,8 +153,6 @@ func busy(err error) bool { return code(err) == codeInFlight || errors.Is(err, k
 // nil when ctx ends.
 func (l *lease) campaign(ctx context.Context) *holding {
 	w := watch{times: l.times, me: l.me, earlier: l.earlier, news: l.news}
-	tick := time.NewTicker(l.every)
-	defer tick.Stop()
 	for {
 		asked := l.clock()
 		record, rev, err := l.store.read(ctx)
@@ -166,10 +164,9 @@ func (l *lease) campaign(ctx context.Context) *holding {
 				return h
 			}
 		}
-		select {
-		case <-ctx.Done():
+		now := l.clock()
+		if sleep(ctx, min(asked+l.every-now, w.due(now))); ctx.Err() != nil {
 			return nil
-		case <-tick.C:
 		}
 	}
 }
@@ -245,6 +242,15 @@ func (w *watch) saw(r leaseRecord, rev uint64, asked, answered time.Duration) bo
 		return true // nobody but this campaign can be leading by it
 	}
 	return asked-w.since >= w.times.ObserverActs && asked >= w.grace
+}
+
+// due is in how long the lease will have been unchanged for long enough: a look that is
+// later has everybody wait for it. It is a long time where that does not depend on time.
+func (w *watch) due(now time.Duration) time.Duration {
+	if at := max(w.since+w.times.ObserverActs, w.grace); w.seen && at > now {
+		return at - now
+	}
+	return w.times.ObserverActs
 }
 
 // acquire takes the lease over from the record at rev. It returns nil when that

@@ -99,6 +99,27 @@ func TestWatchOfALease(t *testing.T) {
 	}
 }
 
+func TestTheNextLookIsWhenTheLeaseMayBeTaken(t *testing.T) {
+	const ms = time.Millisecond
+	w := watch{times: Tuned}
+	if got := w.due(0); got < Tuned.ObserverActs {
+		t.Errorf("due in %v before anything was seen", got)
+	}
+	r := leaseRecord{Holder: "h2", Process: "p9", Epoch: 1}
+	w.saw(r, 7, 0, 100*ms)
+	if got := w.due(6400 * ms); got != 200*ms {
+		t.Errorf("due in %v, want 200 ms: it is unchanged for 6.3 s", got)
+	}
+	if !w.saw(r, 7, 6600*ms, 6600*ms) {
+		t.Error("it may not be taken when it is due")
+	}
+	w.failed()
+	w.saw(r, 7, 6700*ms, 6700*ms)
+	if got := w.due(6700 * ms); got != Tuned.OutageGrace {
+		t.Errorf("due in %v, want the grace after an outage", got)
+	}
+}
+
 func TestWatchCountsFromTheAnswerToTheQuestion(t *testing.T) {
 	w := watch{times: Tuned}
 	r := leaseRecord{Holder: "h2", Process: "p9", Epoch: 1}

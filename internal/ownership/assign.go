@@ -181,6 +181,19 @@ func (a *Assigner) out(now time.Duration, i kbroker.Incarnation) bool {
 	return l.Revoked || a.gone[i] || now >= a.grace && l.still-l.since >= bound
 }
 
+// Due is when leases should be read next: the first that will then be unchanged for long
+// enough to be out, of an incarnation that shards are on; ok is false if there is none.
+func (a *Assigner) Due(now time.Duration) (at time.Duration, ok bool) {
+	for i := range a.named() {
+		if l := a.leases[i]; l != nil && !a.out(now, i) {
+			if due := max(a.grace, l.since+a.cfg.Times.ObserverActs); !ok || due < at {
+				at, ok = due, true
+			}
+		}
+	}
+	return at, ok
+}
+
 // lease is what is known of one: that nothing is known of it is known since now.
 func (a *Assigner) lease(now time.Duration, i kbroker.Incarnation) *leaseSeen {
 	l := a.leases[i]

@@ -306,3 +306,35 @@ func TestAnOutageIsNoNewTerm(t *testing.T) {
 		t.Errorf("it is not judged, though its lease is unchanged for %v and the store is back for %v", tb.now, simTimes.OutageGrace)
 	}
 }
+
+// TestLeasesAreReadWhenOneIsDue: a look a little before would have the shards wait for the
+// next one.
+func TestLeasesAreReadWhenOneIsDue(t *testing.T) {
+	tb := newTable(t)
+	tb.lease(Lease{Incarnation: "w-1.a"})
+	if at, ok := tb.a.Due(tb.now); ok {
+		t.Errorf("due at %v, though nobody owns anything", at)
+	}
+	tb.settle(1)
+	tb.now = 100 * time.Millisecond
+	tb.lease(Lease{Incarnation: "w-2.a"}) // moves are offered, and wait for releases
+	tb.plan(1)
+	tb.now = 200 * time.Millisecond
+	tb.lease(Lease{Incarnation: "w-1.a", Number: 1})
+	if at, ok := tb.a.Due(tb.now); !ok || at != 100*time.Millisecond+simTimes.ObserverActs {
+		t.Fatalf("due at %v, %t; want when the lease of w-2.a is unchanged for long enough", at, ok)
+	}
+	at, _ := tb.a.Due(tb.now)
+	tb.now = at
+	tb.read()
+	if !tb.a.out(tb.now, "w-2.a") {
+		t.Error("it is not out when it was due")
+	}
+	if at, ok := tb.a.Due(tb.now); !ok || at != 200*time.Millisecond+simTimes.ObserverActs {
+		t.Errorf("due at %v, %t; want that of w-1.a", at, ok)
+	}
+	tb.a.Outage(tb.now + simTimes.ObserverActs)
+	if at, _ := tb.a.Due(tb.now); at != tb.now+simTimes.ObserverActs+simTimes.OutageGrace {
+		t.Errorf("due at %v, want behind the grace", at)
+	}
+}
