@@ -52,7 +52,7 @@ func child(job string) int {
 		}
 		return 0
 	}
-	servers := os.Args[1:]
+	servers := os.Args[1:] // or what else the job is told
 	var report any
 	people, err := client.Find("") // in the environment
 	if err != nil {
@@ -67,7 +67,7 @@ func child(job string) int {
 	case proberJob:
 		report, err = probeUntilTold(people, core, servers)
 	case countJob:
-		report, err = countUntilTold()
+		report, err = countUntilTold(servers)
 	case replicasJob:
 		report, err = replicas(core, servers)
 	case valuesJob:

@@ -19,7 +19,7 @@ import (
 const (
 	// counterGroups of counterCallers each call one counter at a time.
 	counterGroups, counterCallers = 20, 3
-	// counterPause is the pause of a caller between two calls.
+	// counterPause is the pause of a caller between two calls, where nothing else is said.
 	counterPause = 50 * time.Millisecond
 	// maxHistory and maxOpen bound the calls of one counter, and those of them of which
 	// nobody knows what became: what is checked grows with each. The group goes on with
@@ -67,6 +67,7 @@ type counting struct {
 	Skipped  int           `json:"skipped"` // whose was not checked in time
 	Late     []slowCall    `json:"late"`    // calls that were late, or failed
 	Begun    map[int64]int `json:"begun"`   // calls by the second in which they were begun
+	Pause    time.Duration `json:"pause"`   // of a caller between two calls
 }
 
 // slowCall is one of a caller that was late, or failed.
@@ -97,10 +98,10 @@ type callers struct {
 	checks sync.WaitGroup
 }
 
-func newCallers(call func(name string, add addition) (int, error)) *callers {
+func newCallers(pause time.Duration, call func(name string, add addition) (int, error)) *callers {
 	c := &callers{
 		call: call, prefix: strconv.FormatUint(rand.Uint64(), 36), start: time.Now(), groups: make([]*counted, counterGroups),
-		counting: counting{Begun: map[int64]int{}},
+		counting: counting{Pause: pause, Begun: map[int64]int{}},
 	}
 	for g := range c.groups {
 		c.groups[g] = c.fresh()
@@ -120,7 +121,7 @@ func (c *callers) run(done <-chan struct{}) counting {
 	for g := range c.groups {
 		for n := range counterCallers {
 			all.Go(func() {
-				pause := time.NewTicker(counterPause)
+				pause := time.NewTicker(c.Pause)
 				defer pause.Stop()
 				for {
 					c.once(g, g*counterCallers+n)
@@ -218,13 +219,20 @@ func (c *callers) check(k *counted) {
 }
 
 // countUntilTold calls the counters of a cluster.
-func countUntilTold() (counting, error) {
+func countUntilTold(args []string) (counting, error) {
+	pause := counterPause
+	if len(args) > 0 {
+		var err error
+		if pause, err = time.ParseDuration(args[0]); err != nil {
+			return counting{}, err
+		}
+	}
 	api, err := sdk.Dial(context.Background(), sdk.At(""))
 	if err != nil {
 		return counting{}, err
 	}
 	defer api.Close()
-	c := newCallers(func(name string, add addition) (int, error) {
+	c := newCallers(pause, func(name string, add addition) (int, error) {
 		method := "get"
 		if add {
 			method = "add"
@@ -279,7 +287,7 @@ func TestCallersOfCountersFindAStaleRead(t *testing.T) {
 	for _, stale := range []bool{false, true} {
 		var mu sync.Mutex
 		counts, gets := map[string]int{}, 0
-		c := newCallers(func(name string, add addition) (int, error) {
+		c := newCallers(time.Millisecond, func(name string, add addition) (int, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			if add {

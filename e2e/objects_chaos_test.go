@@ -27,7 +27,7 @@ func TestObjectsInChaos(t *testing.T) {
 	t.Logf("RESULT seed %d: go test ./e2e -long -run TestObjectsInChaos -chaos.seed %d -chaos.duration %v", seed, seed, *chaosFor)
 	c := up(t, 3)
 	c.deployObjects(4)
-	l := c.startObjects(manyCallers)
+	l := c.startObjects(manyCallers, counterPause)
 	ch := chaos{cluster: c, random: rand.New(rand.NewPCG(seed, 0)), count: 4}
 	for began := time.Now(); time.Since(began) < *chaosFor; {
 		ch.fault()

@@ -95,7 +95,7 @@ func TestObjectsWithoutAllocatorAndSuper(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects(manyCallers)
+	l := c.startObjects(manyCallers, counterPause)
 	super := c.super()
 	killed := time.Now()
 	c.kill(super, true)
@@ -130,7 +130,7 @@ func TestObjectsOfAKilledAllocator(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects(manyCallers)
+	l := c.startObjects(manyCallers, counterPause)
 	for i, count := range []string{"6", "3", "6", "3"} {
 		for _, app := range objectApps {
 			c.must("scale", app, count, "--detach")
@@ -151,7 +151,7 @@ func TestObjectsOfAPausedAllocatorAndSuper(t *testing.T) {
 	needLong(t)
 	c := up(t, 3)
 	c.deployObjects(3)
-	l := c.startObjects(manyCallers)
+	l := c.startObjects(manyCallers, counterPause)
 	for _, what := range []string{allocators, agents} {
 		host := "h1"
 		if what == agents {
@@ -186,7 +186,7 @@ func TestObjectsOfAPausedOwner(t *testing.T) {
 		} else {
 			c.deployObjects(3)
 		}
-		l := c.startObjects(manyCallers)
+		l := c.startObjects(manyCallers, counterPause)
 		var faults []time.Time
 		for i, host := range []string{"h1", "h2", "h3"} {
 			faults = append(faults, time.Now())

@@ -32,7 +32,7 @@ func TestObjectsAreSeenAndMoved(t *testing.T) {
 	c.deployObjects(3)
 	c.must("call", "bank/account:dora", "deposit", "cents:=100", "--request-id", "lunch:1")
 	c.must("call", "bank/account:dora", "deposit", "cents:=100", "--request-id", "lunch:1")
-	l := c.startObjects(fewCallers)
+	l := c.startObjects(fewCallers, counterPause)
 	show := func() (d kbroker.ObjectDetail) {
 		c.into(&d, "objects", "show", "bank/account:dora")
 		return d

@@ -103,8 +103,9 @@ type objectLoad struct {
 }
 
 // startObjects puts the bank under load, and counters under calls whose history is checked.
-// It returns when both are answered. more are flags of the bank's load.
-func (c *cluster) startObjects(callers int, more ...string) *objectLoad {
+// counters is the pause between two calls of one of their callers. It returns when both are
+// answered. more are flags of the bank's load.
+func (c *cluster) startObjects(callers int, counters time.Duration, more ...string) *objectLoad {
 	c.t.Helper()
 	bin, err := bankLoad()
 	if err != nil {
@@ -124,7 +125,7 @@ func (c *cluster) startObjects(callers int, more ...string) *objectLoad {
 			_ = l.cmd.Wait()
 		}
 	})
-	l.counters = c.startChild(countJob, nil)
+	l.counters = c.startChild(countJob, []string{counters.String()})
 	wait.Until(c.t, time.Minute, func() error {
 		raw, err := os.ReadFile(journal)
 		if err == nil && bytes.Count(raw, []byte(`"outcome":"ok"`)) < 2000 {
@@ -138,7 +139,7 @@ func (c *cluster) startObjects(callers int, more ...string) *objectLoad {
 // startCalm is startObjects with a load that leaves the processors some time.
 func (c *cluster) startCalm() *objectLoad {
 	c.t.Helper()
-	return c.startObjects(fewCallers, "-pause", calmPause.String())
+	return c.startObjects(fewCallers, 4*calmPause, "-pause", calmPause.String())
 }
 
 // end ends the load and holds what must hold under any fault: nothing that was acknowledged
@@ -199,7 +200,7 @@ func (n counting) pause(fault time.Time) time.Duration {
 			continue
 		}
 		r, known := rows[p.Caller]
-		if !known || p.Sent.Sub(r.ended) > 3*counterPause {
+		if !known || p.Sent.Sub(r.ended) > 3*n.Pause {
 			r.began = p.Sent
 		}
 		if r.ended = ended; r.began.Before(fault.Add(pauseWithin)) {
