@@ -77,9 +77,11 @@ type Service struct {
 	Calls []string `json:"calls,omitempty"`
 	// Subscribes are the topics of other apps that it may hear: "app/topic", "app/*" or
 	// "*". Those of its own app it may hear without.
-	Subscribes []string  `json:"subscribes,omitempty"`
-	Count      Count     `json:"count"`
-	Resources  Resources `json:"resources"`
+	Subscribes []string `json:"subscribes,omitempty"`
+	Count      Count    `json:"count"`
+	// Scale says how many there are within Count; nil: as of the zero Scale.
+	Scale     *Scale    `json:"scale,omitempty"`
+	Resources Resources `json:"resources"`
 	// Objects are the kinds of objects that its instances own. One service of an app has
 	// objects.
 	Objects []KindName `json:"objects,omitempty"`

@@ -55,6 +55,16 @@ func Reaped(t kbroker.TenantID, a kbroker.AppName) string {
 	return "kb.reaped." + string(t) + "." + string(a)
 }
 
+// Load is where a start of an app says what its load is, LoadOf the prefix of all of an app.
+func Load(t kbroker.TenantID, a kbroker.AppName, i kbroker.Incarnation) string {
+	return LoadOf(t, a) + string(i)
+}
+
+// LoadOf is the prefix of Load of an app.
+func LoadOf(t kbroker.TenantID, a kbroker.AppName) string {
+	return "kb.load." + string(t) + "." + string(a) + "."
+}
+
 // OwnershipKey splits a subject of an app's ownership stream, or one that it was
 // republished to.
 func OwnershipKey(subject string) (t kbroker.TenantID, a kbroker.AppName, key string, ok bool) {

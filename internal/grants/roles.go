@@ -111,6 +111,7 @@ var (
 			subjects.TopicAsk(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*", subjects.VerbTopicPublish, kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.TopicAskOf(kbroker.TenantID(tag(TagTenant)), tag(TagTopic), subjects.VerbTopicRead, kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.Kept(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation)), "*", "*"),
+			subjects.Load(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), kbroker.Incarnation(tag(TagIncarnation))),
 		},
 		// The server drops a template with a queue, and takes a last * for a >.
 		subscribe: slices.Concat(
@@ -135,6 +136,7 @@ var (
 		subscribe: []string{
 			subjects.Changed(subjects.KeyApp(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)))),
 			subjects.Reaped(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
+			subjects.LoadOf(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))) + "*.*",
 		},
 	})
 )

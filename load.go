@@ -1,0 +1,54 @@
+package kbroker
+
+import "time"
+
+// Scale is what decides how many instances of a service there are, within the bounds of
+// its count. Each target is what an instance is to have on average; the one that needs most
+// instances counts, and 0 is none. Without a target it is Busy, DefaultBusy.
+type Scale struct {
+	// Busy is the part of what an instance works on at once that is under way: of the
+	// requests of its method that is nearest to its bound; 0 to 1.
+	Busy     float64 `json:"busy,omitempty"`
+	CPU      float64 `json:"cpu,omitempty"`      // of the cores that it reserves
+	Requests float64 `json:"requests,omitempty"` // in a second
+	Mailbox  float64 `json:"mailbox,omitempty"`  // calls of objects that wait
+	Objects  float64 `json:"objects,omitempty"`  // objects in memory
+	// Buffer are instances beyond what the targets need, for load that comes at once.
+	Buffer int `json:"buffer,omitempty"`
+	// Down is for how long fewer were needed before instances are drained; 0: DefaultDown.
+	Down time.Duration `json:"down,omitempty"`
+}
+
+const (
+	// DefaultBusy leaves room for what comes while instances start.
+	DefaultBusy = 0.7
+	// DefaultDown is what a Kubernetes HorizontalPodAutoscaler waits by default
+	// (--horizontal-pod-autoscaler-downscale-stabilization).
+	DefaultDown = 5 * time.Minute
+)
+
+// LoadEvery is how often an instance tells the allocator of its app its load. What is older
+// than LoadFor is no news.
+const (
+	LoadEvery = 500 * time.Millisecond
+	LoadFor   = 3 * time.Second
+)
+
+// InstanceLoad is what an instance says of its load on subjects.Load. Numbers count since it
+// started, so that one that is lost changes no rate.
+type InstanceLoad struct {
+	Incarnation Incarnation `json:"incarnation"`
+	Service     ServiceName `json:"service"`
+	Host        HostID      `json:"host"`
+	AtS         float64     `json:"at_s"` // when it says so: seconds since it started
+	Draining    bool        `json:"draining,omitempty"`
+	// Requests were answered, Refused of them as they were too many at once.
+	Requests uint64 `json:"requests"`
+	Refused  uint64 `json:"refused"`
+	// Busy is the part of its bound that was under way of the method that is nearest to it,
+	// on average since the last message; 0 to 1.
+	Busy float64 `json:"busy"`
+	// Objects are those that it owns; nil: it has none. Waiting are their calls that wait.
+	Objects *ObjectFigures `json:"objects,omitempty"`
+	Waiting int            `json:"waiting,omitempty"`
+}
