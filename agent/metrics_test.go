@@ -45,9 +45,12 @@ func TestMetricsFollowTheInstances(t *testing.T) {
 		"kbroker_agent_instances ready": 1, "kbroker_agent_instances exited": 0, "kbroker_agent_unreported_instances": 0,
 		"kbroker_agent_instance_up shop-web-1": 1, "kbroker_agent_instance_ready shop-web-1": 1, "kbroker_agent_instance_restarts_total shop-web-1": 0,
 	})
-	if rss := m["kbroker_agent_instance_resident_memory_bytes shop-web-1"]; rss < 1<<20 || rss > 1<<30 {
-		t.Errorf("the test binary has %v bytes of memory", rss)
-	}
+	wait.Until(t, 10*time.Second, func() error { // it may not have begun yet
+		if rss := metricsOf(t, a.Agent)["kbroker_agent_instance_resident_memory_bytes shop-web-1"]; rss < 1<<20 || rss > 1<<30 {
+			return fmt.Errorf("the test binary has %v bytes of memory", rss)
+		}
+		return nil
+	})
 	if m["kbroker_agent_heartbeats_sent_total"] < 1 || m["kbroker_agent_report_duration_seconds"] < 1 {
 		t.Errorf("%v heartbeats were sent, %v reports answered", m["kbroker_agent_heartbeats_sent_total"], m["kbroker_agent_report_duration_seconds"])
 	}

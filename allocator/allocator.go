@@ -52,7 +52,7 @@ type Config struct {
 	Clock state.Clock // nil: the boottime clock
 	// Judge is the clock by which leases of incarnations, and moves, are late; nil: Clock.
 	Judge  state.Clock
-	Policy Policy // nil: Keep
+	Policy Policy // nil: Scaled
 	Log    *slog.Logger
 }
 
@@ -77,7 +77,7 @@ func (c *Config) validate() error {
 		c.Judge = c.Clock
 	}
 	if c.Policy == nil {
-		c.Policy = Keep
+		c.Policy = Scaled
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -101,8 +101,11 @@ type Allocator struct {
 	lookApp   bell // read the wanted version again
 	lookPlace bell // read the own placement again
 	demandNow bell // send the demand again
-	shards    *shards
-	leaseNews state.LeaseNews
+
+	lookInstances bell
+	shards        *shards
+	loads         loads
+	leaseNews     state.LeaseNews
 
 	announced atomic.Int64 // the app version that the store announced last
 
@@ -120,7 +123,7 @@ func New(cfg Config) (*Allocator, error) {
 		log:       cfg.Log.With("app", cfg.Instance.App, "instance", cfg.Instance.Instance),
 		lookApp:   newBell(),
 		lookPlace: newBell(),
-		demandNow: newBell(),
+		demandNow: newBell(), lookInstances: newBell(),
 	}
 	a.shards = newShards(a)
 	return a, nil
@@ -149,6 +152,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 		{subjects.Changed(subjects.KeyPlacement(a.own.Host, a.own.Tenant, a.own.Instance)), func(m *nats.Msg) { a.onPlacement(m, leave) }},
 		{subjects.OwnedOf(a.own.Tenant, a.own.App) + ">", a.shards.onOwned},
 		{subjects.Reaped(a.own.Tenant, a.own.App), a.shards.onReaped},
+		{subjects.LoadOf(a.own.Tenant, a.own.App) + "*.*", a.onLoad},
 		{subjects.Ping(a.own.Tenant, a.own.Incarnation), a.onPing},
 	} {
 		sub, err := a.cfg.Conn.SubscribeSync(s.subject)
@@ -207,26 +211,9 @@ func (a *Allocator) active(ctx context.Context, h *state.AllocatorHolding) error
 	defer beside.Wait()
 	defer stop()
 	beside.Go(func() { a.shards.assign(ctx, h) })
-	return a.rounds(ctx, "demand not delivered, sent again", a.demandNow, a.pace.resend, func(ctx context.Context) error {
-		return a.sendDemand(ctx, epoch)
-	})
-}
-
-// sendDemand tells super once what the app wants now.
-func (a *Allocator) sendDemand(ctx context.Context, epoch uint64) error {
-	view, ok := a.view()
-	if !ok {
-		return nil // readApp rings as soon as there is one
-	}
-	request := kbroker.DemandRequest{Demand: kbroker.Demand{
-		Tenant: a.own.Tenant, App: a.own.App, Epoch: epoch,
-		Wanted: Wanted(a.cfg.Policy, view),
-	}}
-	err := ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Demand(a.own.Tenant, a.own.App), request, nil)
-	if errors.Is(err, kbroker.Refused) {
-		return fmt.Errorf("%w: %w", errDeposed, err)
-	}
-	return err
+	d := newDemander(a, epoch)
+	beside.Go(func() { d.watch(ctx) })
+	return a.rounds(ctx, "demand not delivered, sent again", a.demandNow, a.pace.resend, d.send)
 }
 
 func (a *Allocator) view() (View, bool) {

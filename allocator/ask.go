@@ -21,14 +21,17 @@ type pace struct {
 	resend     time.Duration // the demand is sent at least this often
 	lookLeases time.Duration // leases of incarnations are read this often: they are judged by that
 	lookShards time.Duration // who owns what is read at least this often
-	attempt    time.Duration // one request is given up
-	retryLeast time.Duration // after the first failure, doubling
-	retryMost  time.Duration
+	// Where a service is scaled: which instances there are is read this often, and how many
+	// there are to be is decided.
+	lookInstances, decide time.Duration
+	attempt               time.Duration // one request is given up
+	retryLeast            time.Duration // after the first failure, doubling
+	retryMost             time.Duration
 }
 
 var normalPace = pace{
 	lookApp: 30 * time.Second, lookPlace: time.Minute, resend: 5 * time.Second,
-	lookLeases: time.Second, lookShards: 30 * time.Second,
+	lookLeases: time.Second, lookShards: 30 * time.Second, lookInstances: time.Second, decide: 250 * time.Millisecond,
 	attempt: 2 * time.Second, retryLeast: 100 * time.Millisecond, retryMost: 2 * time.Second,
 }
 

@@ -1,38 +1,111 @@
 package allocator
 
-import "github.com/kbroker/kbroker"
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
-// View is what a policy decides on. It must not be changed.
+	"github.com/kbroker/kbroker"
+)
+
+// View is what a policy decides on: an app at one time. It must not be changed.
 type View struct {
 	App     kbroker.App
 	Version int // of the spec
+	// Instances are those that are to run, sorted by name.
+	Instances []Instance
 }
 
-// Policy says how many instances of each service the app should have. It is
-// pure: the same view gives the same answer, without clock or I/O, and it may
-// be called at any time. It need not know the bounds of the spec: Wanted keeps
-// them.
-type Policy func(View) map[kbroker.ServiceName]int
+// Of are the instances of a service.
+func (v View) Of(s kbroker.ServiceName) []Instance {
+	return slices.DeleteFunc(slices.Clone(v.Instances), func(i Instance) bool { return i.Service != s })
+}
 
-// Keep is the policy of an app that names none: each service has its count, or
-// the lower end of its range.
-func Keep(v View) map[kbroker.ServiceName]int {
-	wanted := make(map[kbroker.ServiceName]int, len(v.App.Services))
+// Instance is one of the app.
+type Instance struct {
+	Name    kbroker.InstanceID
+	Service kbroker.ServiceName
+	Host    kbroker.HostID
+	Ready   bool // it answers, and does not leave
+	Leaving bool // it has been asked to leave
+	Load    Load
+}
+
+// Load is what an instance has had to do in the last second or two. What is not known is 0.
+type Load struct {
+	// Known: it has said so itself, lately. Only CPU and Requests are known of one that
+	// does not.
+	Known    bool
+	Busy     float64 // see kbroker.Scale
+	CPU      float64 // cores
+	Requests float64 // in a second, those that were refused among them
+	Refused  float64 // in a second, as they were too many at once
+	Waiting  int     // calls of objects
+	Objects  int     // in memory
+	Turns    float64 // of objects, in a second
+}
+
+// Decision is what a policy wants.
+type Decision struct {
+	// Wanted is how many instances each service is to have. One that is left out has the
+	// lower end of its count.
+	Wanted map[kbroker.ServiceName]int
+	// Why says why of the services of which it is worth to be said, in a few words.
+	Why map[kbroker.ServiceName]string
+}
+
+// Policy decides for an app. It is pure: the same view gives the same answer, without
+// clock or I/O, and it may be called at any time. It need not know the bounds of the spec,
+// nor that instances are drained only after a while: the allocator keeps to them.
+type Policy func(View) Decision
+
+// Scaled is the policy of an app that names none: each service has as many instances as its
+// load needs, by its kbroker.Scale.
+func Scaled(v View) Decision {
+	d := Decision{Wanted: make(map[kbroker.ServiceName]int, len(v.App.Services)), Why: map[kbroker.ServiceName]string{}}
 	for _, s := range v.App.Services {
-		wanted[s.Name] = s.Count.Min
+		if !scales(s) {
+			d.Wanted[s.Name] = s.Count.Min
+			continue
+		}
+		d.Wanted[s.Name], d.Why[s.Name] = need(s, v.Of(s.Name))
 	}
-	return wanted
+	return d
 }
 
-// Wanted is what the allocator asks super for: the policy's answer for exactly
-// the services of the spec, each within its count. A service that the policy
-// leaves out gets the lower end, one that the spec does not have is dropped.
-func Wanted(p Policy, v View) map[kbroker.ServiceName]int {
+// scales reports whether the number of a service's instances is to be decided at all.
+func scales(s kbroker.Service) bool { return s.Count.Max > s.Count.Min }
+
+// Wanted is the policy's answer for exactly the services of the spec, each within its
+// count. A service that the policy leaves out gets the lower end, one that the spec does not
+// have is dropped.
+func Wanted(p Policy, v View) Decision {
 	answer := p(v)
-	wanted := make(map[kbroker.ServiceName]int, len(v.App.Services))
+	d := Decision{Wanted: make(map[kbroker.ServiceName]int, len(v.App.Services)), Why: map[kbroker.ServiceName]string{}}
 	for _, s := range v.App.Services {
-		// A spec in which Max is below Min is read as {Min, Min}.
-		wanted[s.Name] = max(s.Count.Min, min(answer[s.Name], s.Count.Max))
+		n := answer.Wanted[s.Name]
+		d.Wanted[s.Name] = bounded(s, n)
+		why := answer.Why[s.Name]
+		if bound := d.Wanted[s.Name]; bound != n && why != "" {
+			why += fmt.Sprintf("; its count is %d to %d", s.Count.Min, s.Count.Max)
+		}
+		if why != "" {
+			d.Why[s.Name] = why
+		}
 	}
-	return wanted
+	return d
+}
+
+// bounded is n within the count of a service. A spec in which Max is below Min is read as
+// {Min, Min}.
+func bounded(s kbroker.Service, n int) int { return max(s.Count.Min, min(n, s.Count.Max)) }
+
+// reason is why a decision is as it is, in one line.
+func (d Decision) reason() string {
+	var parts []string
+	for _, s := range slices.Sorted(maps.Keys(d.Why)) {
+		parts = append(parts, fmt.Sprintf("%s: %s", s, d.Why[s]))
+	}
+	return strings.Join(parts, "; ")
 }

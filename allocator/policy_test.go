@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"maps"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -19,30 +20,42 @@ func service(name kbroker.ServiceName, least, most int) kbroker.Service {
 	return kbroker.Service{Name: name, Count: kbroker.Count{Min: least, Max: most}}
 }
 
+// says is a policy that answers this.
+func says(c counts, why map[kbroker.ServiceName]string) Policy {
+	return func(View) Decision { return Decision{Wanted: c, Why: why} }
+}
+
 func TestWanted(t *testing.T) {
-	says := func(c counts) Policy { return func(View) counts { return c } }
 	for _, c := range []struct {
 		name   string
 		policy Policy
 		app    kbroker.App
 		want   counts
 	}{
-		{"keep wants the count of a service", Keep, app(service("web", 3, 3)), counts{"web": 3}},
-		{"keep wants the lower end of a range", Keep, app(service("web", 2, 20)), counts{"web": 2}},
-		{"keep answers for each service", Keep, app(service("db", 1, 1), service("web", 2, 4)), counts{"db": 1, "web": 2}},
-		{"a count of zero is wanted as zero", Keep, app(service("web", 0, 0)), counts{"web": 0}},
-		{"an app without services wants nothing", Keep, app(), counts{}},
-		{"a policy moves a service inside its range", says(counts{"web": 7}), app(service("web", 2, 20)), counts{"web": 7}},
-		{"a policy cannot go below the range", says(counts{"web": -1}), app(service("web", 2, 20)), counts{"web": 2}},
-		{"a policy cannot go above the range", says(counts{"web": 21}), app(service("web", 2, 20)), counts{"web": 20}},
-		{"a service that the policy leaves out gets the lower end", says(nil), app(service("web", 2, 20)), counts{"web": 2}},
-		{"a service that the spec does not have is dropped", says(counts{"old": 4}), app(service("web", 1, 1)), counts{"web": 1}},
+		{"the count of a service", Scaled, app(service("web", 3, 3)), counts{"web": 3}},
+		{"the lower end of a range without a load", Scaled, app(service("web", 2, 20)), counts{"web": 2}},
+		{"each service has an answer", Scaled, app(service("db", 1, 1), service("web", 2, 4)), counts{"db": 1, "web": 2}},
+		{"a count of zero is wanted as zero", Scaled, app(service("web", 0, 0)), counts{"web": 0}},
+		{"an app without services wants nothing", Scaled, app(), counts{}},
+		{"a policy moves a service inside its range", says(counts{"web": 7}, nil), app(service("web", 2, 20)), counts{"web": 7}},
+		{"a policy cannot go below the range", says(counts{"web": -1}, nil), app(service("web", 2, 20)), counts{"web": 2}},
+		{"a policy cannot go above the range", says(counts{"web": 21}, nil), app(service("web", 2, 20)), counts{"web": 20}},
+		{"a service that the policy leaves out gets the lower end", says(nil, nil), app(service("web", 2, 20)), counts{"web": 2}},
+		{"a service that the spec does not have is dropped", says(counts{"old": 4}, nil), app(service("web", 1, 1)), counts{"web": 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := Wanted(c.policy, View{App: c.app, Version: 1}); !maps.Equal(got, c.want) {
-				t.Errorf("wanted %v, want %v", got, c.want)
+			if got := Wanted(c.policy, View{App: c.app, Version: 1}); !maps.Equal(got.Wanted, c.want) {
+				t.Errorf("wanted %v, want %v", got.Wanted, c.want)
 			}
 		})
+	}
+}
+
+func TestADecisionSaysWhy(t *testing.T) {
+	why := map[kbroker.ServiceName]string{"web": "it is noon", "db": "so", "old": "gone"}
+	d := Wanted(says(counts{"web": 30, "db": 2}, why), View{App: app(service("web", 2, 20), service("db", 1, 4))})
+	if got, want := d.reason(), "db: so; web: it is noon; its count is 2 to 20"; got != want {
+		t.Errorf("reason %q, want %q", got, want)
 	}
 }
 
@@ -55,7 +68,7 @@ func TestWantedIsAlwaysInsideTheSpec(t *testing.T) {
 			services = append(services, service(n, least, least+rapid.IntRange(0, 50).Draw(t, "range")))
 		}
 		answer := rapid.MapOf(name, rapid.IntRange(-200, 200)).Draw(t, "answer")
-		got := Wanted(func(View) counts { return answer }, View{App: app(services...)})
+		got := Wanted(says(answer, nil), View{App: app(services...)}).Wanted
 		if len(got) != len(services) {
 			t.Fatalf("wanted %v for %d services", got, len(services))
 		}
@@ -66,6 +79,86 @@ func TestWantedIsAlwaysInsideTheSpec(t *testing.T) {
 			if a := answer[s.Name]; a >= s.Count.Min && a <= s.Count.Max && got[s.Name] != a {
 				t.Errorf("service %s wants %d, the policy said %d, which is inside %+v", s.Name, got[s.Name], a, s.Count)
 			}
+		}
+	})
+}
+
+// loaded is a service with instances that bear this load each.
+func loaded(scale *kbroker.Scale, n int, each Load) (kbroker.Service, []Instance) {
+	s := service("web", 0, 1000)
+	s.Scale, s.Resources.CPU = scale, 0.5
+	var of []Instance
+	for range n {
+		each.Known = true
+		of = append(of, Instance{Service: "web", Ready: true, Load: each})
+	}
+	return s, of
+}
+
+func TestNeed(t *testing.T) {
+	scale := func(s kbroker.Scale) *kbroker.Scale { return &s }
+	for name, c := range map[string]struct {
+		scale *kbroker.Scale
+		n     int
+		each  Load
+		want  int
+		why   string
+	}{
+		"none is there":                                  {nil, 0, Load{}, 0, "no load is known"},
+		"idle":                                           {nil, 4, Load{}, 0, "busy is 0.00 of 0.70"},
+		"busy to the bound by default":                   {nil, 7, Load{Busy: 1}, 10, "busy is 1.00 of 0.70 on each of 7"},
+		"a little above the target is no reason":         {nil, 10, Load{Busy: 0.76}, 10, ""},
+		"nor is a little below":                          {nil, 10, Load{Busy: 0.64}, 10, ""},
+		"half of the target":                             {nil, 10, Load{Busy: 0.35}, 5, ""},
+		"what is refused is load, too":                   {nil, 7, Load{Busy: 1, Requests: 150, Refused: 50}, 15, ""},
+		"but what is sent again and again counts little": {nil, 7, Load{Busy: 1, Requests: 5000, Refused: 4900}, 20, ""},
+		"cpu of what is reserved":                        {scale(kbroker.Scale{CPU: 0.5}), 4, Load{CPU: 0.5}, 8, "cpu is 1.00 of 0.50"},
+		"requests":                                       {scale(kbroker.Scale{Requests: 100}), 2, Load{Requests: 250}, 5, "requests/s is 250 of 100"},
+		"calls that wait":                                {scale(kbroker.Scale{Mailbox: 10}), 2, Load{Waiting: 40}, 8, "mailbox is 40 of 10"},
+		"objects in memory":                              {scale(kbroker.Scale{Objects: 1000}), 3, Load{Objects: 2000}, 6, "objects is 2000 of 1000"},
+		"of several targets that which needs most":       {scale(kbroker.Scale{Busy: 0.5, Requests: 100}), 2, Load{Busy: 0.5, Requests: 300}, 6, "requests/s"},
+		"a buffer":                                       {scale(kbroker.Scale{Busy: 0.5, Buffer: 2}), 4, Load{Busy: 0.5}, 6, "and 2 ready beyond"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, of := loaded(c.scale, c.n, c.each)
+			n, why := need(s, of)
+			if n != c.want || !strings.Contains(why, c.why) {
+				t.Errorf("needs %d (%s), want %d (%s)", n, why, c.want, c.why)
+			}
+		})
+	}
+}
+
+func TestNeedOfOwnersIsOneAtLeast(t *testing.T) {
+	s, of := loaded(nil, 3, Load{})
+	s.Objects = []kbroker.KindName{"room"}
+	if n, _ := need(s, of); n != 1 {
+		t.Errorf("needs %d owners of objects without a load, want 1", n)
+	}
+}
+
+// The load is that of all who bear it: it needs the same number whoever bears it, while
+// others start, leave, or say nothing.
+func TestNeedIsOfTheLoadAlone(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		total, target := rapid.Float64Range(0.1, 50).Draw(t, "load"), rapid.Float64Range(0.1, 1).Draw(t, "target")
+		scale := &kbroker.Scale{Busy: target}
+		n := rapid.IntRange(1, 60).Draw(t, "instances")
+		s, of := loaded(scale, n, Load{Busy: total / float64(n)})
+		first, _ := need(s, of)
+		for range rapid.IntRange(0, 5).Draw(t, "starting") {
+			of = append(of, Instance{Service: "web"})
+		}
+		for range rapid.IntRange(0, 5).Draw(t, "leaving") {
+			of = append(of, Instance{Service: "web", Leaving: true, Load: Load{Known: true, Busy: 1}})
+		}
+		if again, _ := need(s, of); again != first {
+			t.Errorf("needs %d beside those that start and leave, want %d", again, first)
+		}
+		// In one step it has what it needs, and needs no other number then.
+		s, of = loaded(scale, max(first, 1), Load{Busy: total / float64(max(first, 1))})
+		if settled, _ := need(s, of); settled != first && first > 0 {
+			t.Errorf("%d instances need %d", first, settled)
 		}
 	})
 }

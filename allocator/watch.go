@@ -89,6 +89,7 @@ func (a *Allocator) readApp(ctx context.Context) error {
 	}
 	if a.setView(View{App: v.App, Version: v.Version}) {
 		a.demandNow.ring()
+		a.lookInstances.ring()     // a service may be scaled now
 		a.shards.lookLeases.ring() // it may have objects now
 		a.shards.lookShards.ring()
 	}

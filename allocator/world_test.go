@@ -39,7 +39,7 @@ var fastTimes = state.Times{
 // eventPace never looks of its own accord: what happens in a test with it
 // happens because of an event or a retry.
 var eventPace = pace{
-	lookApp: time.Hour, lookPlace: time.Hour, resend: time.Hour, lookLeases: time.Hour, lookShards: time.Hour,
+	lookApp: time.Hour, lookPlace: time.Hour, resend: time.Hour, lookLeases: time.Hour, lookShards: time.Hour, lookInstances: time.Hour, decide: time.Hour,
 	attempt: 500 * time.Millisecond, retryLeast: 5 * time.Millisecond, retryMost: 50 * time.Millisecond,
 }
 
@@ -64,7 +64,8 @@ type world struct {
 	hooks  sync.Mutex
 	before func(kbroker.OwnWriteRequest)
 	after  func(kbroker.OwnWriteRequest, error) error
-	blind  atomic.Bool // nobody reads the lease
+	blind  atomic.Bool                           // nobody reads the lease
+	rows   atomic.Pointer[[]kbroker.InstanceRow] // of the app's instances; nil: no core answers
 }
 
 func newWorld(t *testing.T) *world {
@@ -185,6 +186,11 @@ func (w *world) core(m *nats.Msg) (any, error) {
 			w.versions = w.versions[1:]
 		}
 		return v, nil
+	case subjects.VerbFigures:
+		if rows := w.rows.Load(); rows != nil {
+			return kbroker.FiguresReply{Instances: *rows}, nil
+		}
+		return nil, kbroker.Errorf(kbroker.Unavailable, "no view yet")
 	case subjects.VerbPlacement:
 		var r kbroker.PlacementRequest
 		p, ok := kbroker.Placement{}, false

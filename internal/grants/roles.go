@@ -130,7 +130,7 @@ var (
 	allocator = placed.and(permissions{
 		publish: []string{
 			subjects.Demand(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
-			subjects.Core(subjects.VerbVersion, kbroker.TenantID(tag(TagTenant))),
+			subjects.Core(subjects.VerbVersion, kbroker.TenantID(tag(TagTenant))), subjects.Core(subjects.VerbFigures, kbroker.TenantID(tag(TagTenant))),
 			subjects.Lease(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
 		},
 		subscribe: []string{

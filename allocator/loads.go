@@ -1,0 +1,174 @@
+package allocator
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// loadOver is the time over which loads are averages: a few messages of each instance.
+const loadOver = 4 * kbroker.LoadEvery
+
+// loads is what is known of the instances of the app: those that are to run, as a core
+// reads them, and what each says of its load. Safe for concurrent use.
+//
+//	kb.load of each, twice a second --+
+//	                                  +--> instances of a View
+//	rows of a core, each second ------+
+type loads struct {
+	mu    sync.Mutex
+	of    map[kbroker.Incarnation]*said
+	rows  []kbroker.InstanceRow // that are to run; nil: not read yet
+	known bool
+}
+
+// said is what a start has said lately: the oldest of loadOver first.
+type said struct {
+	heard time.Duration
+	by    []kbroker.InstanceLoad
+}
+
+// heard takes what an instance says.
+func (l *loads) heard(now time.Duration, m kbroker.InstanceLoad) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.of == nil {
+		l.of = map[kbroker.Incarnation]*said{}
+	}
+	s := l.of[m.Incarnation]
+	if s == nil {
+		for i, old := range l.of {
+			if now-old.heard >= kbroker.LoadFor {
+				delete(l.of, i)
+			}
+		}
+		s = &said{}
+		l.of[m.Incarnation] = s
+	}
+	if n := len(s.by); n > 0 && s.by[n-1].AtS >= m.AtS {
+		return // it overtook another one
+	}
+	s.heard = now
+	s.by = append(s.by, m)
+	for len(s.by) > 2 && s.by[len(s.by)-1].AtS-s.by[0].AtS > loadOver.Seconds() {
+		s.by = s.by[1:]
+	}
+}
+
+// load is what follows of what a start has said.
+func (s *said) load() Load {
+	first, last := s.by[0], s.by[len(s.by)-1]
+	l := Load{Known: true, Waiting: last.Waiting}
+	if last.Objects != nil {
+		l.Objects = last.Objects.Active
+	}
+	for _, m := range s.by {
+		l.Busy += m.Busy / float64(len(s.by))
+	}
+	if over := last.AtS - first.AtS; over > 0 {
+		l.Requests, l.Refused = float64(last.Requests-first.Requests)/over, float64(last.Refused-first.Refused)/over
+		if last.Objects != nil && first.Objects != nil {
+			l.Turns = float64(last.Objects.Turns-first.Objects.Turns) / over
+		}
+	}
+	return l
+}
+
+// read takes the rows of the app's instances.
+func (l *loads) read(rows []kbroker.InstanceRow) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rows = slices.DeleteFunc(slices.Clone(rows), func(r kbroker.InstanceRow) bool {
+		return r.Instance == nil || r.Service == kbroker.AllocatorService || r.State == kbroker.StateExited
+	})
+	l.known = true
+}
+
+// forget drops the rows: those who are active again read them first.
+func (l *loads) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rows, l.known = nil, false
+}
+
+// instances are those that are to run, or say that they do, sorted by name; false if they
+// have not been read yet.
+func (l *loads) instances(now time.Duration) ([]Instance, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.known {
+		return nil, false
+	}
+	of := map[kbroker.InstanceID]*Instance{}
+	for _, r := range l.rows {
+		i := &Instance{Name: *r.Instance, Service: r.Service, Ready: r.State == kbroker.StateReady, Leaving: r.State == kbroker.StateDraining}
+		if r.Host != nil {
+			i.Host = *r.Host
+		}
+		if f := r.Figures; f != nil {
+			if f.CPUCores != nil {
+				i.Load.CPU = *f.CPUCores
+			}
+			if f.RequestsPerS != nil {
+				i.Load.Requests = *f.RequestsPerS
+			}
+		}
+		of[i.Name] = i
+	}
+	for who, s := range l.of {
+		if now-s.heard >= kbroker.LoadFor {
+			continue
+		}
+		name, _, _ := strings.Cut(string(who), ".")
+		last := s.by[len(s.by)-1]
+		i := of[kbroker.InstanceID(name)]
+		if i == nil { // the rows are older
+			i = &Instance{Name: kbroker.InstanceID(name), Service: last.Service, Host: last.Host}
+			of[i.Name] = i
+		}
+		cpu := i.Load.CPU
+		i.Load = s.load()
+		i.Load.CPU = cpu
+		i.Leaving = i.Leaving || last.Draining
+		i.Ready = !i.Leaving
+	}
+	all := make([]Instance, 0, len(of))
+	for _, i := range of {
+		all = append(all, *i)
+	}
+	slices.SortFunc(all, func(a, b Instance) int { return cmp.Compare(a.Name, b.Name) })
+	return all, true
+}
+
+// onLoad takes what an instance says of its load.
+func (a *Allocator) onLoad(m *nats.Msg) {
+	var l kbroker.InstanceLoad
+	if err := json.Unmarshal(m.Data, &l); err != nil || m.Subject != subjects.Load(a.own.Tenant, a.own.App, l.Incarnation) {
+		a.log.Debug("what an instance says of its load is not readable", "object", m.Subject, "err", err)
+		return
+	}
+	a.loads.heard(a.cfg.Clock(), l)
+}
+
+// readInstances reads which instances are to run, and what their agents measure.
+func (a *Allocator) readInstances(ctx context.Context) error {
+	if v, ok := a.view(); !ok || !slices.ContainsFunc(v.App.Services, scales) {
+		return nil
+	}
+	var reply kbroker.FiguresReply
+	request := kbroker.ListRequest{Tenant: a.own.Tenant, App: a.own.App}
+	if err := ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Core(subjects.VerbFigures, a.own.Tenant), request, &reply); err != nil {
+		return err
+	}
+	a.loads.read(reply.Instances)
+	return nil
+}

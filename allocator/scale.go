@@ -1,0 +1,132 @@
+package allocator
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+const (
+	// tolerance is how far the load may be from its target, as a part of it, before the
+	// number of instances follows: that of a Kubernetes HorizontalPodAutoscaler
+	// (--horizontal-pod-autoscaler-tolerance).
+	tolerance = 0.1
+	// most is how much more load there may be, at once, than what is done: callers whose
+	// requests are refused send them again and again.
+	most = 2
+)
+
+// target is one that a service is scaled by: how much there is of it in all, and how much an
+// instance is to have.
+type target struct {
+	name  string
+	total float64
+	each  float64
+}
+
+// need is how many instances of a service its load needs, and why. Pure.
+//
+// The load of all together, by what one is to have, is what is needed, whatever the number
+// of those that bear it now: while some start, the answer is the same. What those that say
+// nothing of their load have is taken to be the average.
+func need(s kbroker.Service, of []Instance) (n int, why string) {
+	scale := kbroker.Scale{}
+	if s.Scale != nil {
+		scale = *s.Scale
+	}
+	if scale.Busy == 0 && scale.CPU == 0 && scale.Requests == 0 && scale.Mailbox == 0 && scale.Objects == 0 {
+		scale.Busy = kbroker.DefaultBusy
+	}
+	ready, known := 0, 0
+	var sum Load
+	for _, i := range of {
+		if !i.Ready {
+			continue
+		}
+		ready++
+		l := i.Load
+		sum.CPU += l.CPU
+		sum.Requests += l.Requests
+		if !l.Known {
+			continue
+		}
+		known++
+		busy := l.Busy
+		if done := l.Requests - l.Refused; l.Refused > 0 {
+			busy *= min(l.Requests/max(done, 1), most)
+		}
+		sum.Busy += busy
+		sum.Waiting += l.Waiting
+		sum.Objects += l.Objects
+	}
+	all := 1.0
+	if known > 0 {
+		all = float64(ready) / float64(known)
+	}
+	why = "no load is known"
+	for _, t := range []target{
+		{"busy", sum.Busy * all, scale.Busy},
+		{"cpu", sum.CPU / max(s.Resources.CPU, math.SmallestNonzeroFloat64), scale.CPU},
+		{"requests/s", sum.Requests, scale.Requests},
+		{"mailbox", float64(sum.Waiting) * all, scale.Mailbox},
+		{"objects", float64(sum.Objects) * all, scale.Objects},
+	} {
+		if t.each <= 0 || ready == 0 {
+			continue
+		}
+		if by := t.needs(ready); by > n || why == "no load is known" {
+			n, why = by, fmt.Sprintf("%s is %s of %s on each of %d", t.name, short(t.total/float64(ready)), short(t.each), ready)
+		}
+	}
+	if len(s.Objects) > 0 {
+		n = max(n, 1) // somebody has to own them
+	}
+	if scale.Buffer > 0 {
+		n += scale.Buffer
+		why += fmt.Sprintf(", and %d ready beyond", scale.Buffer)
+	}
+	return n, why
+}
+
+// needs is how many instances a target needs, of which so many bear the load.
+func (t target) needs(ready int) int {
+	if off := t.total/(t.each*float64(ready)) - 1; math.Abs(off) <= tolerance {
+		return ready
+	}
+	// What is a rounding error above a whole number needs no further instance.
+	return int(min(math.Ceil(t.total/t.each-1e-9), math.MaxInt32))
+}
+
+// short is a number with as many digits as say something.
+func short(x float64) string {
+	if x < 10 {
+		return fmt.Sprintf("%.2f", x)
+	}
+	return fmt.Sprintf("%.0f", x)
+}
+
+// steady has the number of instances of a service fall only when fewer were needed for a
+// while: it is the highest need of that time. Not safe for concurrent use.
+type steady struct {
+	needs []needed // of which each was higher than all later ones
+}
+
+type needed struct {
+	at time.Duration
+	n  int
+}
+
+// take notes what is needed now, and returns what is to be there.
+func (s *steady) take(now time.Duration, n int, down time.Duration) int {
+	for len(s.needs) > 0 && s.needs[len(s.needs)-1].n <= n {
+		s.needs = s.needs[:len(s.needs)-1]
+	}
+	s.needs = append(s.needs, needed{now, n})
+	for len(s.needs) > 1 && now-s.needs[0].at >= down {
+		// It was needed until the next one was noted.
+		s.needs = s.needs[1:]
+	}
+	return s.needs[0].n
+}
