@@ -52,3 +52,55 @@ type InstanceLoad struct {
 	Objects *ObjectFigures `json:"objects,omitempty"`
 	Waiting int            `json:"waiting,omitempty"`
 }
+
+// AllocatorRequest asks for what the active allocator of an app decides.
+type AllocatorRequest struct {
+	Tenant TenantID `json:"tenant"`
+	App    AppName  `json:"app"`
+}
+
+// AllocatorReply answers it.
+type AllocatorReply struct {
+	App       AppName    `json:"app"`
+	Allocator InstanceID `json:"allocator"` // that holds the lease
+	AllocatorSeen
+}
+
+// AllocatorSeen is what an active allocator says of its decisions.
+type AllocatorSeen struct {
+	Epoch     uint64          `json:"epoch"`
+	Version   int             `json:"version"` // of the spec that it decides by
+	Services  []AllocatorNeed `json:"services"`
+	Instances []AllocatorLoad `json:"instances"`
+	// Moving are shards of objects that are on their way to another owner.
+	Moving int `json:"moving"`
+}
+
+// AllocatorNeed is what it decides of a service.
+type AllocatorNeed struct {
+	Service   ServiceName `json:"service"`
+	Min       int         `json:"min"`
+	Max       int         `json:"max"`
+	Instances int         `json:"instances"` // that are to run, those that leave not counted
+	Ready     int         `json:"ready"`
+	Wanted    int         `json:"wanted"`
+	Why       string      `json:"why,omitempty"`
+}
+
+// AllocatorLoad is what it knows of an instance, averages of the last two seconds or so.
+type AllocatorLoad struct {
+	Instance InstanceID  `json:"instance"`
+	Service  ServiceName `json:"service"`
+	Host     HostID      `json:"host"`
+	Ready    bool        `json:"ready"`
+	Leaving  bool        `json:"leaving,omitempty"`
+	Shards   int         `json:"shards"` // that it owns, or that are on their way to it
+	// Null where it has not said so lately: what it says itself, and what its agent measures.
+	Busy         *float64 `json:"busy"`
+	RequestsPerS *float64 `json:"requests_per_s"`
+	RefusedPerS  *float64 `json:"refused_per_s"`
+	Waiting      *int     `json:"waiting"`
+	Objects      *int     `json:"objects"`
+	TurnsPerS    *float64 `json:"turns_per_s"`
+	CPUCores     *float64 `json:"cpu_cores"`
+}

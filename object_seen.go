@@ -231,6 +231,8 @@ type KeeperRequest struct {
 type KeeperReply struct {
 	Keeper *KeeperSeen `json:"keeper,omitempty"`
 	Object *ObjectSeen `json:"object,omitempty"`
+	// Allocator is the answer of an active allocator.
+	Allocator *AllocatorSeen `json:"allocator,omitempty"`
 	// Message says what was done.
 	Message string `json:"message,omitempty"`
 }

@@ -106,6 +106,7 @@ type Allocator struct {
 	shards        *shards
 	loads         loads
 	leaseNews     state.LeaseNews
+	demanding     atomic.Pointer[demander] // while it is active
 
 	announced atomic.Int64 // the app version that the store announced last
 
@@ -153,6 +154,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 		{subjects.OwnedOf(a.own.Tenant, a.own.App) + ">", a.shards.onOwned},
 		{subjects.Reaped(a.own.Tenant, a.own.App), a.shards.onReaped},
 		{subjects.LoadOf(a.own.Tenant, a.own.App) + "*.*", a.onLoad},
+		{subjects.Keeper(a.own.Tenant, a.own.Incarnation), a.onAsked},
 		{subjects.Ping(a.own.Tenant, a.own.Incarnation), a.onPing},
 	} {
 		sub, err := a.cfg.Conn.SubscribeSync(s.subject)
@@ -212,6 +214,8 @@ func (a *Allocator) active(ctx context.Context, h *state.AllocatorHolding) error
 	defer stop()
 	beside.Go(func() { a.shards.assign(ctx, h) })
 	d := newDemander(a, epoch)
+	a.demanding.Store(d)
+	defer a.demanding.Store(nil)
 	beside.Go(func() { d.watch(ctx) })
 	return a.rounds(ctx, "demand not delivered, sent again", a.demandNow, a.pace.resend, d.send)
 }

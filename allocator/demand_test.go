@@ -137,3 +137,61 @@ func TestAnotherAllocatorKeepsWhatIsThere(t *testing.T) {
 		}
 	}
 }
+
+// TestACoreSeesWhatIsDecided: of the active allocator alone, and nobody else does.
+func TestACoreSeesWhatIsDecided(t *testing.T) {
+	t.Parallel()
+	w := scaled(t, 2)
+	w.bear(2, 1)
+	active := w.start("shop-allocator-1", scaledPace)
+	w.demand("for 4", wants(4))
+	standby := w.start("shop-allocator-2", scaledPace)
+	ask := func(p *process, to string) (reply kbroker.KeeperReply, code string) {
+		t.Helper()
+		sub, err := w.conn.SubscribeSync(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait.Until(t, within, func() error {
+			if err := w.conn.PublishRequest(subjects.Keeper(tenant, p.alloc.own.Incarnation), to, []byte("{}")); err != nil {
+				return err
+			}
+			m, err := sub.NextMsg(300 * time.Millisecond)
+			if err != nil {
+				return err
+			}
+			if code = m.Header.Get(subjects.HeaderCode); code == "" || code == string(kbroker.Moved) {
+				return json.Unmarshal(m.Data, &reply)
+			}
+			return errors.New("answered " + code)
+		})
+		return reply, code
+	}
+	kept := func(p *process) string { return subjects.Kept(tenant, p.alloc.own.Incarnation, "h1", "q1") }
+	if _, code := ask(standby, kept(standby)); code != string(kbroker.Moved) {
+		t.Errorf("the standby answers %q, want moved", code)
+	}
+	reply, _ := ask(active, kept(active))
+	seen := reply.Allocator
+	if seen == nil || len(seen.Services) != 1 || len(seen.Instances) != 2 {
+		t.Fatalf("it says %+v", reply)
+	}
+	if s := seen.Services[0]; s.Service != "web" || s.Min != 1 || s.Max != 20 || s.Instances != 2 || s.Ready != 2 || s.Wanted != 4 || !strings.Contains(s.Why, "busy is 1.00 of 0.50") {
+		t.Errorf("it decides %+v", s)
+	}
+	if i := seen.Instances[1]; i.Instance != "shop-web-2" || !i.Ready || i.Busy == nil || *i.Busy != 1 || i.CPUCores != nil {
+		t.Errorf("it knows %+v of an instance", i)
+	}
+	// A question whose answer is to go elsewhere is not answered.
+	elsewhere, err := w.conn.SubscribeSync("elsewhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.conn.PublishRequest(subjects.Keeper(tenant, active.alloc.own.Incarnation), "elsewhere", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	ask(active, kept(active)) // asked later
+	if n, _, err := elsewhere.Pending(); n != 0 || err != nil {
+		t.Errorf("%d answers elsewhere, %v", n, err)
+	}
+}

@@ -100,14 +100,11 @@ func (l *loads) forget() {
 	l.rows, l.known = nil, false
 }
 
-// instances are those that are to run, or say that they do, sorted by name; false if they
-// have not been read yet.
+// instances are those that are to run, or say that they do, sorted by name. Until they have
+// been read, which is false then, they are those that say so.
 func (l *loads) instances(now time.Duration) ([]Instance, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.known {
-		return nil, false
-	}
 	of := map[kbroker.InstanceID]*Instance{}
 	for _, r := range l.rows {
 		i := &Instance{Name: *r.Instance, Service: r.Service, Ready: r.State == kbroker.StateReady, Leaving: r.State == kbroker.StateDraining}
@@ -115,6 +112,7 @@ func (l *loads) instances(now time.Duration) ([]Instance, bool) {
 			i.Host = *r.Host
 		}
 		if f := r.Figures; f != nil {
+			i.Load.Measured = f.CPUCores != nil
 			if f.CPUCores != nil {
 				i.Load.CPU = *f.CPUCores
 			}
@@ -135,9 +133,9 @@ func (l *loads) instances(now time.Duration) ([]Instance, bool) {
 			i = &Instance{Name: kbroker.InstanceID(name), Service: last.Service, Host: last.Host}
 			of[i.Name] = i
 		}
-		cpu := i.Load.CPU
+		measured := i.Load
 		i.Load = s.load()
-		i.Load.CPU = cpu
+		i.Load.CPU, i.Load.Measured = measured.CPU, measured.Measured
 		i.Leaving = i.Leaving || last.Draining
 		i.Ready = !i.Leaving
 	}
@@ -146,7 +144,7 @@ func (l *loads) instances(now time.Duration) ([]Instance, bool) {
 		all = append(all, *i)
 	}
 	slices.SortFunc(all, func(a, b Instance) int { return cmp.Compare(a.Name, b.Name) })
-	return all, true
+	return all, l.known
 }
 
 // onLoad takes what an instance says of its load.

@@ -34,9 +34,10 @@ type Instance struct {
 
 // Load is what an instance has had to do in the last second or two. What is not known is 0.
 type Load struct {
-	// Known: it has said so itself, lately. Only CPU and Requests are known of one that
-	// does not.
+	// Known: it has said so itself, lately. Measured: its agent has. Of one that says nothing
+	// itself CPU and Requests are all that can be known.
 	Known    bool
+	Measured bool
 	Busy     float64 // see kbroker.Scale
 	CPU      float64 // cores
 	Requests float64 // in a second, those that were refused among them

@@ -96,6 +96,7 @@ const (
 	VerbUsers         = "users"
 	VerbAudit         = "audit"
 	VerbFigures       = "figures"
+	VerbAllocator     = "allocator"
 	// VerbObjects lists objects of an app, VerbObjectOwners says who owns them, VerbObject
 	// what is known of one, VerbObjectState with its state; VerbObjectAct does something with
 	// one, or moves shards.

@@ -95,8 +95,10 @@ var (
 			subjects.Core(subjects.VerbPlacement, kbroker.TenantID(tag(TagTenant))), subjects.Renew(ownKey),
 			subjects.Pong(kbroker.TenantID(tag(TagTenant)), kbroker.HostID(tag(TagHost)), "*"),
 			subjects.Own(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*", kbroker.Incarnation(tag(TagIncarnation))),
+			subjects.Kept(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation)), "*", "*"),
 		},
 		subscribe: []string{
+			subjects.Keeper(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.OwnedOf(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))) + ">",
 			subjects.Ping(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.Changed(subjects.KeyPlacement(kbroker.HostID(tag(TagHost)), kbroker.TenantID(tag(TagTenant)), kbroker.InstanceID(tag(TagInstance)))),
@@ -110,14 +112,12 @@ var (
 			subjects.Topic(kbroker.AppName(tag(TagApp)), "*"), subjects.Discovery + ".>",
 			subjects.TopicAsk(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*", subjects.VerbTopicPublish, kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.TopicAskOf(kbroker.TenantID(tag(TagTenant)), tag(TagTopic), subjects.VerbTopicRead, kbroker.Incarnation(tag(TagIncarnation))),
-			subjects.Kept(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation)), "*", "*"),
 			subjects.Load(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), kbroker.Incarnation(tag(TagIncarnation))),
 		},
 		// The server drops a template with a queue, and takes a last * for a >.
 		subscribe: slices.Concat(
 			[]string{
 				subjects.Methods(tag(TagApp) + "." + tag(TagService)), subjects.Shards(kbroker.AppName(tag(TagApp))), subjects.Topics(tag(TagTopic)),
-				subjects.Keeper(kbroker.TenantID(tag(TagTenant)), kbroker.Incarnation(tag(TagIncarnation))),
 			}, subjects.Discoveries,
 			each(subjects.Discoveries, func(question string) string {
 				return question + "." + subjects.MicroName(kbroker.AppName(tag(TagApp)), kbroker.ServiceName(tag(TagService)))
@@ -147,7 +147,7 @@ var (
 		tags: []string{TagTenant},
 		publish: slices.Concat(
 			reads(subjects.VerbApps, subjects.VerbInstances, subjects.VerbHosts, subjects.VerbStatus, subjects.VerbVersion,
-				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy, subjects.VerbFigures,
+				subjects.VerbPlacement, subjects.VerbHistory, subjects.VerbPlan, subjects.VerbEvents, subjects.VerbWhy, subjects.VerbFigures, subjects.VerbAllocator,
 				subjects.VerbObjects, subjects.VerbObjectOwners, subjects.VerbObject),
 			[]string{
 				subjects.Host("*", subjects.VerbLogs, kbroker.TenantID(tag(TagTenant))), subjects.Host("*", subjects.VerbCheckup, kbroker.TenantID(tag(TagTenant))),

@@ -224,6 +224,16 @@ func (a *Assigner) takes(now time.Duration, i kbroker.Incarnation) bool {
 	return l != nil && l.rev != 0 && !l.Leaving && !a.out(now, i)
 }
 
+// Moving is how many shards are on their way from one owner to another.
+func (a *Assigner) Moving() (n int) {
+	for _, s := range a.shards {
+		if s.Next != "" && s.Owner != "" && s.Next != s.Owner {
+			n++
+		}
+	}
+	return n
+}
+
 // Owners are the incarnations that the shards are on, or on their way to.
 func (a *Assigner) Owners() map[kbroker.Shard]kbroker.Incarnation {
 	out := map[kbroker.Shard]kbroker.Incarnation{}
