@@ -16,6 +16,9 @@ type App struct {
 	// first version with objects. 0 in a spec: as it is, DefaultObjectStreams at first; in
 	// a stored version: it has no objects.
 	ObjectStreams int `json:"object_streams,omitempty"`
+	// Policy is how its allocator decides: PolicySpread, PolicyPack, PolicyBalanced; empty is
+	// PolicySpread.
+	Policy string `json:"policy,omitempty"`
 	// Topics bounds the events of its topics that are stored.
 	Topics TopicLimits `json:"topics,omitzero"`
 }
@@ -37,6 +40,13 @@ const (
 func (l TopicLimits) Filled() TopicLimits {
 	return TopicLimits{Keep: cmp.Or(l.Keep, DefaultTopicKeep), MaxBytes: cmp.Or(l.MaxBytes, DefaultTopicMaxBytes)}
 }
+
+// How an allocator decides which instances own the shards of objects.
+const (
+	PolicySpread   = "spread"   // each about as many shards
+	PolicyPack     = "pack"     // as few instances as the load needs
+	PolicyBalanced = "balanced" // each about the same load
+)
 
 // DefaultObjectStreams are those of an app whose first spec with objects does not say.
 const DefaultObjectStreams = 4

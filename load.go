@@ -48,9 +48,20 @@ type InstanceLoad struct {
 	// Busy is the part of its bound that was under way of the method that is nearest to it,
 	// on average since the last message; 0 to 1.
 	Busy float64 `json:"busy"`
-	// Objects are those that it owns; nil: it has none. Waiting are their calls that wait.
+	// Objects are those that it owns; nil: it has none. Waiting are their calls that wait,
+	// Busiest the shards with most turns since the last message, MaxBusiest at most.
 	Objects *ObjectFigures `json:"objects,omitempty"`
 	Waiting int            `json:"waiting,omitempty"`
+	Busiest []ShardTurns   `json:"busiest,omitempty"`
+}
+
+// MaxBusiest bounds InstanceLoad.Busiest.
+const MaxBusiest = 64
+
+// ShardTurns are the turns of a shard's objects in a second, reads among them.
+type ShardTurns struct {
+	Shard     Shard   `json:"shard"`
+	TurnsPerS float64 `json:"turns_per_s"`
 }
 
 // AllocatorRequest asks for what the active allocator of an app decides.

@@ -52,7 +52,7 @@ type Config struct {
 	Clock state.Clock // nil: the boottime clock
 	// Judge is the clock by which leases of incarnations, and moves, are late; nil: Clock.
 	Judge  state.Clock
-	Policy Policy // nil: Scaled
+	Policy Policy // nil: the one that the spec names
 	Log    *slog.Logger
 }
 
@@ -75,9 +75,6 @@ func (c *Config) validate() error {
 	}
 	if c.Judge == nil {
 		c.Judge = c.Clock
-	}
-	if c.Policy == nil {
-		c.Policy = Scaled
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -67,17 +67,12 @@ func (d *demander) told() Decision {
 // decide is what the app wants now; false if what it depends on is not known yet.
 func (d *demander) decide() (Decision, bool) {
 	a := d.alloc
-	view, ok := a.view()
+	view, ok := a.look()
 	if !ok {
-		return Decision{}, false // readApp rings as soon as there is one
+		return Decision{}, false // whoever reads what is absent rings as soon as it is there
 	}
 	now := a.cfg.Clock()
-	if slices.ContainsFunc(view.App.Services, scales) {
-		if view.Instances, ok = a.loads.instances(now); !ok {
-			return Decision{}, false
-		}
-	}
-	wants := Wanted(a.cfg.Policy, view)
+	wants := Wanted(a.policy(view), view)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, s := range view.App.Services {

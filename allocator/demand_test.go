@@ -20,8 +20,8 @@ var scaledPace = func() pace {
 	return p
 }()
 
-// scaled is a world whose app has a service of 1 to 20 instances, of which so many are ready.
-func scaled(t *testing.T, ready int) *world {
+// newScaled is a world whose app has a service of 1 to 20 instances, of which so many are ready.
+func newScaled(t *testing.T, ready int) *world {
 	w := newWorld(t)
 	w.super()
 	s := service("web", 1, 20)
@@ -83,7 +83,7 @@ func (w *world) bear(n int, busy float64) (stop func()) {
 
 func TestInstancesFollowTheLoad(t *testing.T) {
 	t.Parallel()
-	w := scaled(t, 4)
+	w := newScaled(t, 4)
 	idle := w.bear(4, 0.5)
 	w.start("shop-allocator-1", scaledPace)
 	w.demand("for 4", wants(4))
@@ -115,7 +115,7 @@ func TestInstancesFollowTheLoad(t *testing.T) {
 // TestAnotherAllocatorKeepsWhatIsThere: it knows nothing of loads yet.
 func TestAnotherAllocatorKeepsWhatIsThere(t *testing.T) {
 	t.Parallel()
-	w := scaled(t, 7)
+	w := newScaled(t, 7)
 	rows := w.rows.Swap(nil)
 	w.start("shop-allocator-1", scaledPace)
 	<-time.After(300 * time.Millisecond)
@@ -141,7 +141,7 @@ func TestAnotherAllocatorKeepsWhatIsThere(t *testing.T) {
 // TestACoreSeesWhatIsDecided: of the active allocator alone, and nobody else does.
 func TestACoreSeesWhatIsDecided(t *testing.T) {
 	t.Parallel()
-	w := scaled(t, 2)
+	w := newScaled(t, 2)
 	w.bear(2, 1)
 	active := w.start("shop-allocator-1", scaledPace)
 	w.demand("for 4", wants(4))

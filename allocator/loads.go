@@ -37,8 +37,8 @@ type said struct {
 	by    []kbroker.InstanceLoad
 }
 
-// heard takes what an instance says.
-func (l *loads) heard(now time.Duration, m kbroker.InstanceLoad) {
+// heard takes what an instance says, and returns what its load is now.
+func (l *loads) heard(now time.Duration, m kbroker.InstanceLoad) Load {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.of == nil {
@@ -55,13 +55,14 @@ func (l *loads) heard(now time.Duration, m kbroker.InstanceLoad) {
 		l.of[m.Incarnation] = s
 	}
 	if n := len(s.by); n > 0 && s.by[n-1].AtS >= m.AtS {
-		return // it overtook another one
+		return s.load() // it overtook another one
 	}
 	s.heard = now
 	s.by = append(s.by, m)
 	for len(s.by) > 2 && s.by[len(s.by)-1].AtS-s.by[0].AtS > loadOver.Seconds() {
 		s.by = s.by[1:]
 	}
+	return s.load()
 }
 
 // load is what follows of what a start has said.
@@ -154,7 +155,8 @@ func (a *Allocator) onLoad(m *nats.Msg) {
 		a.log.Debug("what an instance says of its load is not readable", "object", m.Subject, "err", err)
 		return
 	}
-	a.loads.heard(a.cfg.Clock(), l)
+	now := a.cfg.Clock()
+	a.shards.sawTurns(now, l, a.loads.heard(now, l))
 }
 
 // readInstances reads which instances are to run, and what their agents measure.

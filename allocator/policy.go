@@ -15,6 +15,10 @@ type View struct {
 	Version int // of the spec
 	// Instances are those that are to run, sorted by name.
 	Instances []Instance
+	// Owners may be given shards, sorted: their leases are there, and they stay. Shards are
+	// those of the app's objects; none, in an app without objects.
+	Owners []kbroker.Incarnation
+	Shards []Shard
 }
 
 // Of are the instances of a service.
@@ -54,6 +58,9 @@ type Decision struct {
 	Wanted map[kbroker.ServiceName]int
 	// Why says why of the services of which it is worth to be said, in a few words.
 	Why map[kbroker.ServiceName]string
+	// Shards is which owner each is to have, in their order; nil: they are spread evenly by
+	// their number. An empty name: the one that it has.
+	Shards []kbroker.Incarnation
 }
 
 // Policy decides for an app. It is pure: the same view gives the same answer, without
@@ -61,9 +68,63 @@ type Decision struct {
 // nor that instances are drained only after a while: the allocator keeps to them.
 type Policy func(View) Decision
 
-// Scaled is the policy of an app that names none: each service has as many instances as its
-// load needs, by its kbroker.Scale.
-func Scaled(v View) Decision {
+// Spread is the policy of an app that names none: each service has as many instances as its
+// load needs, by its kbroker.Scale, and each of its owners about as many shards.
+func Spread(v View) Decision { return scaled(v) }
+
+// Balance is as Spread, but owners have about the same load in place of the same number of
+// shards: turns of objects in a second.
+func Balance(v View) Decision {
+	d := scaled(v)
+	d.Shards = balanced(v)
+	return d
+}
+
+// Pack has as few owners as the load needs own shards, those that have most of them now, with
+// about the same load. The others are there for load that comes, or are drained.
+func Pack(v View) Decision {
+	d := scaled(v)
+	for _, s := range v.App.Services {
+		if len(s.Objects) > 0 {
+			d.Shards = packed(v, bounded(s, d.Wanted[s.Name]))
+		}
+	}
+	return d
+}
+
+// builtin is a policy by its name in a spec.
+func builtin(name string) Policy {
+	switch name {
+	case kbroker.PolicyBalanced:
+		return Balance
+	case kbroker.PolicyPack:
+		return Pack
+	}
+	return Spread
+}
+
+// policy is the one that decides for the app.
+func (a *Allocator) policy(v View) Policy {
+	if a.cfg.Policy != nil {
+		return a.cfg.Policy
+	}
+	return builtin(v.App.Policy)
+}
+
+// look is the view of now; false if it lacks what a decision depends on.
+func (a *Allocator) look() (View, bool) {
+	v, ok := a.view()
+	if !ok {
+		return v, false
+	}
+	known := false
+	v.Instances, known = a.loads.instances(a.cfg.Clock())
+	a.shards.fill(&v)
+	return v, known || !slices.ContainsFunc(v.App.Services, scales)
+}
+
+// scaled is how many instances the services' loads need.
+func scaled(v View) Decision {
 	d := Decision{Wanted: make(map[kbroker.ServiceName]int, len(v.App.Services)), Why: map[kbroker.ServiceName]string{}}
 	for _, s := range v.App.Services {
 		if !scales(s) {

@@ -32,11 +32,11 @@ func TestWanted(t *testing.T) {
 		app    kbroker.App
 		want   counts
 	}{
-		{"the count of a service", Scaled, app(service("web", 3, 3)), counts{"web": 3}},
-		{"the lower end of a range without a load", Scaled, app(service("web", 2, 20)), counts{"web": 2}},
-		{"each service has an answer", Scaled, app(service("db", 1, 1), service("web", 2, 4)), counts{"db": 1, "web": 2}},
-		{"a count of zero is wanted as zero", Scaled, app(service("web", 0, 0)), counts{"web": 0}},
-		{"an app without services wants nothing", Scaled, app(), counts{}},
+		{"the count of a service", Spread, app(service("web", 3, 3)), counts{"web": 3}},
+		{"the lower end of a range without a load", Spread, app(service("web", 2, 20)), counts{"web": 2}},
+		{"each service has an answer", Spread, app(service("db", 1, 1), service("web", 2, 4)), counts{"db": 1, "web": 2}},
+		{"a count of zero is wanted as zero", Spread, app(service("web", 0, 0)), counts{"web": 0}},
+		{"an app without services wants nothing", Spread, app(), counts{}},
 		{"a policy moves a service inside its range", says(counts{"web": 7}, nil), app(service("web", 2, 20)), counts{"web": 7}},
 		{"a policy cannot go below the range", says(counts{"web": -1}, nil), app(service("web", 2, 20)), counts{"web": 2}},
 		{"a policy cannot go above the range", says(counts{"web": 21}, nil), app(service("web", 2, 20)), counts{"web": 20}},

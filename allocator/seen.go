@@ -36,8 +36,7 @@ func (a *Allocator) onAsked(m *nats.Msg) {
 // seen is what is decided now.
 func (d *demander) seen() *kbroker.AllocatorSeen {
 	a := d.alloc
-	view, _ := a.view()
-	view.Instances, _ = a.loads.instances(a.cfg.Clock())
+	view, _ := a.look()
 	wants, known := d.decide()
 	if was := d.told(); !known {
 		wants = was
@@ -81,5 +80,5 @@ func (s *shards) owned() (of map[kbroker.InstanceID]int, moving int) {
 		name, _, _ := strings.Cut(string(i), ".")
 		of[kbroker.InstanceID(name)]++
 	}
-	return of, s.assigner.Moving()
+	return of, len(s.assigner.Moving())
 }

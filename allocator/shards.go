@@ -25,6 +25,8 @@ const (
 	// againLeast is the pause after a batch that was not taken, doubling to retryMost: a
 	// release or a renewal that came first is seen by then.
 	againLeast = 10 * time.Millisecond
+	// freshFor is how long a shard is new to its owner: several rounds of moves.
+	freshFor = 10 * time.Second
 	// maxConflicts in a row are more than releases and renewals that came first.
 	maxConflicts = 5
 )
@@ -46,6 +48,7 @@ type shards struct {
 	leases     bool // they were read once
 	owners     bool // assignments and releases were
 	unreadable map[kbroker.Shard]bool
+	turns      turns
 	wishes     kbroker.ObjectWishes
 	wishedAt   kbroker.Revision
 }
@@ -235,19 +238,66 @@ func decode[T any](s *shards, r kbroker.Stored) (v T, ok bool) {
 
 // plan is the next batch of a holder of the lease.
 func (s *shards) plan(epoch uint64) ownership.Batch {
+	if len(s.kinds()) == 0 {
+		return ownership.Batch{}
+	}
+	v, _ := s.alloc.look() // shards have owners however much is known of loads
+	placed := s.place(v)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Where nobody is to have a shard it stays, and a move that has begun comes to its end.
+	want := s.assigner.Owners()
+	maps.Copy(want, placed)
+	maps.DeleteFunc(want, func(n kbroker.Shard, _ kbroker.Incarnation) bool { return s.unreadable[n] })
+	return s.assigner.Plan(s.alloc.cfg.Judge(), epoch, want)
+}
+
+// place is which owner each shard is to have, of those that the policy of the app gives one.
+func (s *shards) place(v View) map[kbroker.Shard]kbroker.Incarnation {
+	now, wished := map[kbroker.Shard]kbroker.Incarnation{}, map[kbroker.Shard]kbroker.Incarnation{}
+	for n, of := range v.Shards {
+		if of.Owner != "" {
+			now[kbroker.Shard(n)] = of.Owner
+		}
+		if of.Wished != "" {
+			wished[kbroker.Shard(n)] = of.Wished
+		}
+	}
+	placed := s.alloc.policy(v)(v).Shards
+	if placed == nil {
+		return ownership.Spread(now, v.Owners, wished)
+	}
+	out := map[kbroker.Shard]kbroker.Incarnation{}
+	for n, to := range placed {
+		if slices.Contains(v.Owners, to) {
+			out[kbroker.Shard(n)] = to
+		}
+	}
+	return out
+}
+
+// fill adds to a view who may own shards, and where they are.
+func (s *shards) fill(v *View) {
 	kinds := s.kinds()
 	if len(kinds) == 0 {
-		return ownership.Batch{}
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := s.alloc.cfg.Judge()
-	// Where nobody is to have a shard it stays, and a move that has begun comes to its end.
-	want := s.assigner.Owners()
-	live := s.assigner.Live(at, func(l ownership.Lease) bool { return kinds[l.Service] })
-	maps.Copy(want, ownership.Spread(want, live, s.wished()))
-	maps.DeleteFunc(want, func(n kbroker.Shard, _ kbroker.Incarnation) bool { return s.unreadable[n] })
-	return s.assigner.Plan(at, epoch, want)
+	v.Owners = s.assigner.Live(s.alloc.cfg.Judge(), func(l ownership.Lease) bool { return kinds[l.Service] })
+	v.Shards = make([]Shard, kbroker.Shards)
+	for n, owner := range s.assigner.Owners() {
+		v.Shards[n].Owner = owner
+	}
+	for n := range s.assigner.Fresh(s.alloc.cfg.Judge() - freshFor) {
+		v.Shards[n].Fresh = true
+	}
+	for n, to := range s.wished() {
+		v.Shards[n].Wished = to
+	}
+	for n := range v.Shards {
+		v.Shards[n].Turns = s.turns.of[n].rate
+	}
 }
 
 // assign gives the shards to who is there, batch by batch, until ctx ends or the lease is

@@ -224,14 +224,26 @@ func (a *Assigner) takes(now time.Duration, i kbroker.Incarnation) bool {
 	return l != nil && l.rev != 0 && !l.Leaving && !a.out(now, i)
 }
 
-// Moving is how many shards are on their way from one owner to another.
-func (a *Assigner) Moving() (n int) {
-	for _, s := range a.shards {
+// Moving are the shards that are on their way from one owner to another.
+func (a *Assigner) Moving() map[kbroker.Shard]bool {
+	moving := map[kbroker.Shard]bool{}
+	for n, s := range a.shards {
 		if s.Next != "" && s.Owner != "" && s.Next != s.Owner {
-			n++
+			moving[n] = true
 		}
 	}
-	return n
+	return moving
+}
+
+// Fresh are the shards whose owner is another one, or is to be, since a time.
+func (a *Assigner) Fresh(since time.Duration) map[kbroker.Shard]bool {
+	fresh := map[kbroker.Shard]bool{}
+	for n, s := range a.shards {
+		if s.Next != "" || s.since >= since {
+			fresh[n] = true
+		}
+	}
+	return fresh
 }
 
 // Owners are the incarnations that the shards are on, or on their way to.

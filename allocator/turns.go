@@ -1,0 +1,75 @@
+package allocator
+
+import (
+	"math"
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+const (
+	// turnsOver is the time constant of the averages of turns: moves follow what lasts.
+	turnsOver = 15 * time.Second
+	// turnsAfter is how long nothing is counted of a shard that has moved: its objects come
+	// into memory, and calls that waited come at once.
+	turnsAfter = 5 * time.Second
+)
+
+// turns are those of each shard in a second, on average. Owners say how many there were of
+// their busiest shards, and of all: the others have the rest in equal parts. The zero value
+// knows of none. Not safe for concurrent use.
+type turns struct {
+	of [kbroker.Shards]shardTurns
+}
+
+type shardTurns struct {
+	rate  float64
+	owner kbroker.Incarnation // that said so last
+	since time.Duration       // when it did first
+	at    time.Duration       // when it did last
+}
+
+// sawTurns takes what an owner says of its shards' turns, and how many it has in all.
+func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
+	if m.Objects == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var of []kbroker.Shard
+	for n, owner := range s.assigner.Owners() {
+		if owner == m.Incarnation {
+			of = append(of, n)
+		}
+	}
+	s.turns.said(now, m.Incarnation, of, l, m.Busiest)
+}
+
+// said takes what an owner says that has these shards.
+func (t *turns) said(now time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, l Load, busiest []kbroker.ShardTurns) {
+	rates, rest := map[kbroker.Shard]float64{}, l.Turns
+	for _, b := range busiest {
+		rates[b.Shard] = b.TurnsPerS
+		rest -= b.TurnsPerS
+	}
+	others := 0
+	for _, n := range shards {
+		if _, hot := rates[n]; !hot {
+			others++
+		}
+	}
+	for _, n := range shards {
+		s := &t.of[n]
+		rate, hot := rates[n]
+		if !hot {
+			rate = max(rest, 0) / float64(others)
+		}
+		if s.owner != who {
+			s.owner, s.since, s.at = who, now, now
+		}
+		if now-s.since >= turnsAfter || s.rate == 0 {
+			s.rate += (rate - s.rate) * (1 - math.Exp(-(now-s.at).Seconds()/turnsOver.Seconds()))
+		}
+		s.at = now
+	}
+}

@@ -1,0 +1,124 @@
+package allocator
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+func TestTurnsOfShards(t *testing.T) {
+	var of turns
+	shards := []kbroker.Shard{1, 2, 3, 4}
+	now := time.Hour
+	say := func(who kbroker.Incarnation, rounds int, all float64, busiest ...kbroker.ShardTurns) {
+		for range rounds {
+			now += kbroker.LoadEvery
+			of.said(now, who, shards, Load{Turns: all}, busiest)
+		}
+	}
+	check := func(what string, want ...float64) {
+		t.Helper()
+		for n, w := range want {
+			if got := of.of[n+1].rate; math.Abs(got-w) > w/10+0.01 {
+				t.Errorf("%s: shard %d has %.2f turns in a second, want about %.0f", what, n+1, got, w)
+			}
+		}
+	}
+	say("a.1", 200, 190, kbroker.ShardTurns{Shard: 2, TurnsPerS: 100})
+	check("the busiest, and the rest", 30, 100, 30, 30)
+	say("a.1", 2, 0)
+	if got := of.of[2].rate; got < 80 {
+		t.Errorf("a second without turns leaves %.0f of 100", got)
+	}
+	say("a.1", 200, 190, kbroker.ShardTurns{Shard: 2, TurnsPerS: 100})
+	// Moved, it is as busy as it was, whatever its first seconds are like.
+	say("b.1", int(turnsAfter/kbroker.LoadEvery), 0)
+	check("moved", 30, 100, 30, 30)
+	say("b.1", 400, 0)
+	check("and idle there", 0, 0, 0, 0)
+}
+
+// TestBusyShardsAreOnSeveralOwners: they are all with one at first, which has as many shards
+// as the other one.
+func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
+	w := newObjects(t)
+	web := service("web", 2, 2)
+	web.Objects = []kbroker.KindName{"account"}
+	spec := app(web)
+	spec.Policy = kbroker.PolicyBalanced
+	w.want(kbroker.AppVersion{Tenant: tenant, Version: 1, App: spec})
+	w.fake(webA, "web")
+	w.start("shop-allocator-1", objectPace)
+	w.shared(webA)
+	w.fake(webB, "web")
+	wait.Until(t, within, func() error {
+		has := map[kbroker.Incarnation]int{}
+		for _, as := range w.assignments() {
+			if as.Next == "" {
+				has[as.Owner]++
+			}
+		}
+		if has[webA]+has[webB] != kbroker.Shards || has[webA] > 600 || has[webB] > 600 {
+			return fmt.Errorf("owned %v, want about as many by both", has)
+		}
+		return nil
+	})
+	first := w.assignments()
+	var busy []string
+	for key, as := range first {
+		if as.Owner == webA {
+			busy = append(busy, key)
+		}
+	}
+	slices.Sort(busy)
+	busy = busy[:4]
+	conn, began := w.server.Connect(t), time.Now()
+	say := func() {
+		// Each owner says what is so of its shards.
+		of := map[kbroker.Incarnation][]kbroker.ShardTurns{webA: {}, webB: {}}
+		for _, key := range busy {
+			as := w.assignments()[key]
+			of[as.Owner] = append(of[as.Owner], kbroker.ShardTurns{Shard: subjects.ParseOwnKey(key).Shard, TurnsPerS: 1000})
+		}
+		at := time.Since(began).Seconds()
+		for who, hot := range of {
+			b, err := json.Marshal(kbroker.InstanceLoad{
+				Incarnation: who, Service: "web", AtS: at, Busiest: hot,
+				Objects: &kbroker.ObjectFigures{Turns: uint64(at * 1000 * float64(len(hot)))},
+			})
+			if err == nil {
+				err = conn.Publish(subjects.Load(tenant, shop, who), b)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	wait.Until(t, 2*within, func() error {
+		say()
+		now, on := w.assignments(), map[kbroker.Incarnation]int{}
+		for _, key := range busy {
+			on[now[key].Owner]++
+		}
+		if on[webA] != 2 || on[webB] != 2 {
+			return fmt.Errorf("busy shards are on %v, want two on each", on)
+		}
+		return nil
+	})
+	moved := 0
+	for key, as := range w.assignments() {
+		if as.Owner != first[key].Owner && !slices.Contains(busy, key) {
+			moved++
+		}
+	}
+	if moved > 0 {
+		t.Errorf("%d shards that have no load have moved", moved)
+	}
+}
