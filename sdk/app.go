@@ -170,6 +170,7 @@ func (a *App) Run(ctx context.Context) error {
 		}
 		wg.Go(func() { w.run(serving, func() { leave(errLeave) }) })
 	}
+	defer a.tellLoad(t)() // also while it drains
 	wg.Go(func() { a.becomeReady(serving, t) })
 	wg.Go(func() { a.watchTopics(serving, leave) })
 	var lost error
@@ -248,7 +249,7 @@ func (a *App) becomeReady(ctx context.Context, t transport) {
 // pong answers the agent.
 func (a *App) pong(t transport, m *nats.Msg) {
 	phase := a.phase.Load()
-	requests, errs := a.counted()
+	requests, errs, _ := a.counted()
 	b, err := json.Marshal(kbroker.PingReply{
 		Incarnation: a.identity.Incarnation,
 		Requests:    &requests, Errors: &errs, Objects: a.figures.Load(),

@@ -64,6 +64,13 @@ func (c *crew) take(j job) bool {
 	return true
 }
 
+// busy is the part of the bound that is taken.
+func (c *crew) busy() float64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return float64(c.taken) / float64(c.bound)
+}
+
 // call sees to it that a worker looks at the jobs. Under mu.
 func (c *crew) call() {
 	switch {

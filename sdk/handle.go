@@ -85,6 +85,7 @@ type method struct {
 
 type methodStats struct {
 	requests, errors int
+	refused          int // of the errors: requests beyond the bound
 	lastError        string
 	busy             time.Duration
 }
@@ -126,12 +127,14 @@ func (m *method) receive(msg *nats.Msg) {
 		timeout = maxTimeout
 	}
 	if !m.crew.take(job{msg, time.Now().Add(timeout)}) {
-		e := kbroker.Errorf(kbroker.Overloaded, "%s runs %d requests of %s, its bound", m.app.identity.Instance, m.concurrency, m.name).
-			WithHint("another instance may have room; more instances: kbroker scale")
-		m.refuse(msg, notRun(e))
+		e := notRun(kbroker.Errorf(kbroker.Overloaded, "%s runs %d requests of %s, its bound", m.app.identity.Instance, m.concurrency, m.name).
+			WithHint("another instance may have room; more instances: kbroker scale"))
+		m.reply(msg, errorReply(msg.Reply, m.header, e))
+		m.countRefused(e)
 	}
 }
 
+// refuse answers a request that was taken and is not run.
 func (m *method) refuse(msg *nats.Msg, e *kbroker.Error) {
 	m.reply(msg, errorReply(msg.Reply, m.header, e))
 	m.count(0, e)
@@ -196,6 +199,14 @@ func (m *method) count(busy time.Duration, e *kbroker.Error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.stats.add(busy, e)
+}
+
+// countRefused counts a request beyond the bound.
+func (m *method) countRefused(e *kbroker.Error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stats.add(0, e)
+	m.stats.refused++
 }
 
 // add counts a request.

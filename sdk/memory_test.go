@@ -86,6 +86,8 @@ func (e *busEnd) publish(m *nats.Msg) error {
 	return nil
 }
 
+func (e *busEnd) publishNow(m *nats.Msg) error { return e.publish(m) }
+
 func (e *busEnd) request(m *nats.Msg, deliver func(uint64, *nats.Msg)) (uint64, error) {
 	if err := e.state(); err != nil {
 		return 0, err

@@ -100,17 +100,19 @@ func (a *App) microStats() micro.Stats {
 	return all
 }
 
-// counted are the requests of all methods, and how many of them ended with an error.
-func (a *App) counted() (requests, errs uint64) {
+// counted are the requests of all methods, how many of them ended with an error, and how
+// many of those were refused as a method was at its bound.
+func (a *App) counted() (requests, errs, refused uint64) {
+	add := func(s methodStats) {
+		requests, errs, refused = requests+uint64(s.requests), errs+uint64(s.errors), refused+uint64(s.refused)
+	}
 	for _, m := range a.methods {
-		s := m.counted()
-		requests, errs = requests+uint64(s.requests), errs+uint64(s.errors)
+		add(m.counted())
 	}
 	for _, m := range a.objectMethods() {
-		s := m.counted()
-		requests, errs = requests+uint64(s.requests), errs+uint64(s.errors)
+		add(m.counted())
 	}
-	return requests, errs
+	return requests, errs, refused
 }
 
 // objectMethods are those of all kinds.

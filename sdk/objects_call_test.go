@@ -298,7 +298,7 @@ func TestObjectsAreDiscovered(t *testing.T) {
 		t.Errorf("the second endpoint is %+v", e)
 	}
 	wait.Until(t, patience, func() error { // it is counted behind the answer
-		requests, errs := r.counted()
+		requests, errs, _ := r.counted()
 		if n := r.microStats().Endpoints[0].NumRequests; requests != 2 || errs != 0 || n != 1 {
 			return fmt.Errorf("%d requests, %d errors, %d deposits; want 2, 0, 1", requests, errs, n)
 		}

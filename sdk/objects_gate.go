@@ -43,6 +43,9 @@ type lent struct {
 	noted  atomic.Bool // it is among those that were used
 }
 
+// busy is the part of their bound of the reads that run.
+func (g *gates) busy() float64 { return float64(g.running.Load()) / maxTurns }
+
 func (g *gates) get(o kbroker.Object) *lent {
 	g.mu.RLock()
 	defer g.mu.RUnlock()

@@ -91,6 +91,7 @@ type keeper struct {
 	moved      time.Duration // when one of them was let go last
 	complained time.Duration // about a core that refuses
 	figured    time.Duration // when the figures were told last
+	queued     atomic.Int64  // calls that wait for their object, as of the last tick
 }
 
 func newKeeper(a *App, t transport, times ownership.Times) *keeper {

@@ -215,7 +215,7 @@ func (k *keeper) remove(now time.Duration, to string, kind *kind, o kbroker.Obje
 // with the objects in memory.
 func (k *keeper) look(now time.Duration) *kbroker.KeeperSeen {
 	seen := &kbroker.KeeperSeen{
-		Shards: len(k.owner.Owned()), Active: map[kbroker.KindName]int{}, Mailbox: k.owner.Mailboxes(), TurnsPerS: k.turns.perSecond(now),
+		Shards: len(k.owner.Owned()), Active: map[kbroker.KindName]int{}, Mailbox: k.owner.Figures().Waiting, TurnsPerS: k.turns.perSecond(now),
 	}
 	var hot []kbroker.ObjectHot
 	for name, kind := range k.kinds {

@@ -244,7 +244,7 @@ func (k *keeper) begin(e ownership.Run) {
 // lane is a number of turns that run at a time.
 type lane struct {
 	bound   int
-	running int
+	running atomic.Int64 // changed by the loop alone
 	waiting []func()
 }
 
@@ -259,16 +259,19 @@ func (k *keeper) lane(c *heard) *lane {
 
 // next begins the turns that have a place. They are waited for by rest.
 func (l *lane) next() {
-	for l.running < l.bound && len(l.waiting) > 0 {
+	for l.running.Load() < int64(l.bound) && len(l.waiting) > 0 {
 		begin := l.waiting[0]
 		l.waiting[0] = nil
 		l.waiting = l.waiting[1:]
-		l.running++
+		l.running.Add(1)
 		go begin()
 	}
 }
 
-func (l *lane) idle() bool { return l.running == 0 && len(l.waiting) == 0 }
+func (l *lane) idle() bool { return l.running.Load() == 0 && len(l.waiting) == 0 }
+
+// busy is the part of the bound that runs. Safe for concurrent use.
+func (l *lane) busy() float64 { return float64(l.running.Load()) / float64(l.bound) }
 
 // turn is on a goroutine of its own.
 func (k *keeper) turn(e ownership.Run, a *active, c *heard) {
@@ -289,7 +292,7 @@ func (k *keeper) turn(e ownership.Run, a *active, c *heard) {
 // turned tells the machine what a turn did.
 func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard, did outcome, busy time.Duration) {
 	l := k.lane(c)
-	l.running--
+	l.running.Add(-1)
 	l.next()
 	c.failure, c.busy, c.crossed, c.reminders = did.failure, busy, did.crossed, did.reminders
 	c.judge(&did)

@@ -18,6 +18,8 @@ type transport interface {
 	// publish sends one message, now or when the connection is back. The
 	// message is the caller's again when it returned.
 	publish(m *nats.Msg) error
+	// publishNow is publish for what nobody wants later. errNotConnected: m was not sent.
+	publishNow(m *nats.Msg) error
 	// request sends m with a reply subject of the transport's own and hands
 	// the first answer to deliver, with the slot that the request has; the
 	// answer can come before request returns. m is the caller's again then.
@@ -115,6 +117,13 @@ func (t *natsTransport) publish(m *nats.Msg) error {
 			return err
 		}
 	}
+}
+
+func (t *natsTransport) publishNow(m *nats.Msg) error {
+	if !t.link.Load().conn.IsConnected() {
+		return errNotConnected
+	}
+	return t.publish(m)
 }
 
 func (t *natsTransport) request(m *nats.Msg, deliver func(uint64, *nats.Msg)) (uint64, error) {

@@ -30,7 +30,7 @@ func (o *Owner) Refuse(now time.Duration, c *Call, reason string) bool {
 	if o.look(now); o.ended {
 		return false
 	}
-	x.queue = slices.Delete(slices.Clone(x.queue), i, i+1)
+	x.setQueue(slices.Delete(slices.Clone(x.queue), i, i+1))
 	x.answer(now, c, Reply{Outcome: Crossed, Reason: reason})
 	x.run(now)
 	return true

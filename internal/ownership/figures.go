@@ -19,7 +19,9 @@ type Figures struct {
 	Taken, Released       uint64
 	TakenFor, ReleasedFor time.Duration
 
-	Messages int // of the outboxes of objects in memory, that wait to be taken
+	// Of now: messages of the outboxes of objects in memory that wait to be taken, and calls
+	// that wait for their object.
+	Messages, Waiting int
 }
 
 // Figures are those of now.

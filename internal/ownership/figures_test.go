@@ -7,14 +7,14 @@ import (
 
 // counts holds that what is counted of the objects in memory is what they have.
 func (w *world) counts(o *Owner) {
-	n := 0
+	messages, calls := 0, 0
 	for _, s := range o.shards {
 		for _, x := range s.objects {
-			n += len(x.out.messages)
+			messages, calls = messages+len(x.out.messages), calls+len(x.queue)
 		}
 	}
-	if f := o.Figures(); f.Messages != n {
-		w.fail("%s counts %d messages, and has %d", o.cfg.Incarnation, f.Messages, n)
+	if f := o.Figures(); f.Messages != messages || f.Waiting != calls {
+		w.fail("%s counts %d messages and %d calls that wait, and has %d and %d", o.cfg.Incarnation, f.Messages, f.Waiting, messages, calls)
 	}
 }
 
@@ -99,4 +99,38 @@ func TestMessagesOfAShardThatIsLostAreNotCounted(t *testing.T) {
 	if n := d.Figures().Messages; n != 0 {
 		t.Errorf("%d messages wait in a shard that is another's", n)
 	}
+}
+
+func TestCallsThatWaitAreCounted(t *testing.T) {
+	d := drive(t)
+	sub, run := d.serve(alice, []byte("0"))
+	is := func(when string, want int) {
+		t.Helper()
+		if n := d.Figures().Waiting; n != want {
+			t.Fatalf("%s: %d calls are counted that wait, want %d", when, n, want)
+		}
+	}
+	is("the only call runs", 0)
+	for n := range uint64(4) {
+		d.Arrived(d.now, sub, &Call{Object: alice, Session: "s", Sequence: 2 + n, Expires: d.now + time.Duration(1+n)*time.Millisecond})
+	}
+	is("four came behind it", 4)
+	d.Arrived(d.now, sub, &Call{Object: alice, Session: "s", Sequence: 2})
+	is("a copy of one of them came", 4)
+	d.now += time.Millisecond
+	d.Tick(d.now)
+	is("the deadline of one has passed", 3)
+	if !d.Refuse(d.now, d.Owner.Waiting(alice)[0], "a test") {
+		t.Fatal("a call that waits is not refused")
+	}
+	is("one was refused", 2)
+	d.Turned(d.now, alice, run.Activation, done("0"))
+	c := take[Commit](d)
+	d.Committed(d.now, c.Stream, c.Number, Accepted, 7)
+	is("the next one runs", 1)
+	d.Turned(d.now, alice, take[Run](d).Activation, Turn{Reply: Reply{Outcome: Failed}})
+	take[Load](d)
+	is("the object is loaded once more, for the last one", 1)
+	d.Assigned(d.now, alice.Shard(), Assignment{Owner: "b.1", Epoch: 2}, 11)
+	is("another owns it", 0)
 }

@@ -36,7 +36,7 @@ type object struct {
 
 	rec     Record // as stored at rev, without the state
 	rev     kbroker.Revision
-	queue   []*Call // that wait
+	queue   []*Call // that wait; changed by setQueue alone
 	joined  map[*Call][]*Call
 	readers int
 	gate    *Gate // nil: nobody has read it yet
@@ -74,9 +74,15 @@ func (s *shard) call(now time.Duration, c *Call) {
 		return
 	}
 	c.since = now
-	x.queue = append(x.queue, c)
+	x.setQueue(append(x.queue, c))
 	s.calls[x] = true
 	x.run(now)
+}
+
+// setQueue has these calls of the object wait, and no others.
+func (x *object) setQueue(calls []*Call) {
+	x.owner().figures.Waiting += len(calls) - len(x.queue)
+	x.queue = calls
 }
 
 // maxJoined bounds the copies of a call that wait for its answer.
@@ -131,7 +137,8 @@ func (x *object) remove() {
 // abandon takes it out with all that waits. Nothing is said of that: the same message may
 // have been heard by the next owner, who executes it.
 func (x *object) abandon() {
-	x.running, x.queue = nil, nil
+	x.running = nil
+	x.setQueue(nil)
 	x.remove()
 }
 
@@ -141,13 +148,15 @@ func (x *object) reload(now time.Duration, running Outcome, why string) {
 	if x.running != nil {
 		x.owner().want(Answer{x.all(x.running), Reply{Outcome: running, Reason: why}})
 	}
-	x.running, x.queue = nil, nil
+	x.running = nil
+	x.setQueue(nil)
 	x.remove()
 	if len(queue) == 0 && x.rec.Sent == 0 && !x.out.maybe { // else it may have something to send
 		s.settle(now)
 		return
 	}
-	y := &object{shard: s, id: x.id, queue: queue, joined: joined}
+	y := &object{shard: s, id: x.id, joined: joined}
+	y.setQueue(queue)
 	s.objects[x.id], s.calls[y] = y, true
 	y.begin()
 	y.appear(now)
@@ -171,7 +180,7 @@ func (x *object) run(now time.Duration) {
 		if ruleTurnLease && !o.Valid(now) {
 			return
 		}
-		x.queue = x.queue[1:]
+		x.setQueue(x.queue[1:])
 		if c.Expires != 0 && now >= c.Expires {
 			o.want(Answer{x.all(c), Reply{Outcome: TooLate}})
 			continue
@@ -235,7 +244,7 @@ func (x *object) tick(now time.Duration) {
 		}
 		left = append(left, c)
 	}
-	x.queue = left
+	x.setQueue(left)
 	if x.phase == idle {
 		x.run(now)
 	}

@@ -27,14 +27,3 @@ func (o *Owner) See(id kbroker.Object) Seen {
 	}
 	return seen
 }
-
-// Mailboxes count the calls of all objects that wait.
-func (o *Owner) Mailboxes() int {
-	n := 0
-	for _, s := range o.shards {
-		for x := range s.calls {
-			n += len(x.queue)
-		}
-	}
-	return n
-}

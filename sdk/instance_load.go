@@ -1,0 +1,136 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+const (
+	// loadSample is how often is looked at what is under way: the requests say nothing of it
+	// themselves, as a look at the clock would cost each of them.
+	loadSample = 25 * time.Millisecond
+	// loadRefused is for how long nothing is told after the servers have refused it: those of
+	// an earlier build know of no load.
+	loadRefused = time.Minute
+)
+
+// tellLoad tells the allocator of the app the load of this instance, until the caller calls
+// what it returns; to be called when all is served. An app that no agent started has no
+// allocator that counts it.
+func (a *App) tellLoad(t transport) (stop func()) {
+	if a.identity.Host == "" {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { newLoadMeter(a, t).run(ctx) })
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// loadMeter measures the load of an instance, and tells it. Of one goroutine, that of run.
+type loadMeter struct {
+	app      *App
+	t        transport
+	subject  string
+	busy     []func() float64 // of all that is bounded: the part that is under way now
+	sums     []float64        // of their samples since it was told last
+	samples  int
+	draining bool // it was told that the instance drains
+}
+
+func newLoadMeter(a *App, t transport) *loadMeter {
+	l := &loadMeter{app: a, t: t, subject: subjects.Load(a.identity.Tenant, a.identity.App, a.identity.Incarnation)}
+	for _, m := range a.methods {
+		l.busy = append(l.busy, m.crew.busy)
+	}
+	if k := a.keeper; k != nil {
+		l.busy = append(l.busy, k.roots.busy, k.nested.busy, k.gates.busy)
+	}
+	l.sums = make([]float64, len(l.busy))
+	return l
+}
+
+// run tells at once, then every kbroker.LoadEvery, and when the instance begins to drain;
+// that, at the latest, when ctx ends.
+func (l *loadMeter) run(ctx context.Context) {
+	sample, every := time.NewTicker(loadSample), time.NewTicker(kbroker.LoadEvery)
+	defer sample.Stop()
+	defer every.Stop()
+	l.tell()
+	for {
+		select {
+		case <-ctx.Done():
+			l.tellDraining()
+			return
+		case <-sample.C:
+			l.sample()
+			l.tellDraining()
+		case <-every.C:
+			l.tell()
+		}
+	}
+}
+
+func (l *loadMeter) sample() {
+	for i, busy := range l.busy {
+		l.sums[i] += busy()
+	}
+	l.samples++
+}
+
+// busiest is the highest average of the samples, of which there are some; it drops them.
+func (l *loadMeter) busiest() float64 {
+	most := 0.0
+	for i, sum := range l.sums {
+		most = max(most, sum/float64(l.samples))
+		l.sums[i] = 0
+	}
+	l.samples = 0
+	return min(most, 1)
+}
+
+func (l *loadMeter) isDraining() bool { return l.app.phase.Load() == phaseDraining }
+
+// tellDraining tells once that the instance drains, if it does.
+func (l *loadMeter) tellDraining() {
+	if l.isDraining() && !l.draining {
+		l.tell()
+	}
+}
+
+// tell drops what cannot be told now: the next one says all that counts.
+func (l *loadMeter) tell() {
+	l.draining = l.isDraining()
+	if l.samples == 0 {
+		l.sample()
+	}
+	b, err := json.Marshal(l.load())
+	if err != nil || l.app.client.refusedSince(l.subject, time.Now().Add(-loadRefused)) {
+		return
+	}
+	_ = l.t.publishNow(&nats.Msg{Subject: l.subject, Data: b})
+}
+
+// load is that of now.
+func (l *loadMeter) load() kbroker.InstanceLoad {
+	a := l.app
+	m := kbroker.InstanceLoad{
+		Incarnation: a.identity.Incarnation, Service: a.identity.Service, Host: a.identity.Host,
+		AtS: time.Since(a.started).Seconds(), Draining: l.draining, Busy: l.busiest(), Objects: a.figures.Load(),
+	}
+	m.Requests, _, m.Refused = a.counted()
+	if a.keeper != nil {
+		m.Waiting = int(a.keeper.queued.Load())
+	}
+	return m
+}
