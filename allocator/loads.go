@@ -78,7 +78,8 @@ func (s *said) load() Load {
 	if over := last.AtS - first.AtS; over > 0 {
 		l.Requests, l.Refused = float64(last.Requests-first.Requests)/over, float64(last.Refused-first.Refused)/over
 		if last.Objects != nil && first.Objects != nil {
-			l.Turns = float64(last.Objects.Turns-first.Objects.Turns) / over
+			done := func(o *kbroker.ObjectFigures) uint64 { return o.Turns + o.Reads }
+			l.Turns = float64(done(last.Objects)-done(first.Objects)) / over
 		}
 	}
 	return l

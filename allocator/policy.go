@@ -48,7 +48,7 @@ type Load struct {
 	Refused  float64 // in a second, as they were too many at once
 	Waiting  int     // calls of objects
 	Objects  int     // in memory
-	Turns    float64 // of objects, in a second
+	Turns    float64 // of objects, in a second, reads among them
 }
 
 // Decision is what a policy wants.

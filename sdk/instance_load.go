@@ -129,8 +129,11 @@ func (l *loadMeter) load() kbroker.InstanceLoad {
 		AtS: time.Since(a.started).Seconds(), Draining: l.draining, Busy: l.busiest(), Objects: a.figures.Load(),
 	}
 	m.Requests, _, m.Refused = a.counted()
-	if a.keeper != nil {
-		m.Waiting = int(a.keeper.queued.Load())
+	if k := a.keeper; k != nil {
+		m.Waiting = int(k.queued.Load())
+		if busiest := k.busiest.Load(); busiest != nil {
+			m.Busiest = *busiest
+		}
 	}
 	return m
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -135,7 +136,7 @@ func TestAnInstanceTellsItsLoad(t *testing.T) {
 		is := func(when string, messages int) {
 			t.Helper()
 			want.AtS = (time.Duration(messages-1) * kbroker.LoadEvery).Seconds()
-			if got, n := l.last(); got != want || n != messages {
+			if got, n := l.last(); !reflect.DeepEqual(got, want) || n != messages {
 				t.Errorf("%s: %+v, the message %d; want %+v, %d", when, got, n, want, messages)
 			}
 		}

@@ -17,6 +17,8 @@ func (k *keeper) figure(now time.Duration) {
 		return
 	}
 	k.figured = max(now, 1)
+	busiest := k.shardTurns.busiest(now)
+	k.busiest.Store(&busiest)
 	k.app.figures.Store(&kbroker.ObjectFigures{
 		Turns: f.Turns, Reads: f.Reads, Refused: f.Refused, Activations: f.Activations, Commits: f.Commits, CommitsRefused: f.CommitsRefused,
 		ShardsTaken: f.Taken, TakingS: f.TakenFor.Seconds(), ShardsReleased: f.Released, ReleasingS: f.ReleasedFor.Seconds(),

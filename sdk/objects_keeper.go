@@ -73,6 +73,7 @@ type keeper struct {
 	idle       idling
 	quarantine quarantine
 	turns      rate // of all objects
+	shardTurns shardTurns
 	crossings  crossings
 	reminders  reminders
 	feeds      []*feed
@@ -92,6 +93,7 @@ type keeper struct {
 	complained time.Duration // about a core that refuses
 	figured    time.Duration // when the figures were told last
 	queued     atomic.Int64  // calls that wait for their object, as of the last tick
+	busiest    atomic.Pointer[[]kbroker.ShardTurns]
 }
 
 func newKeeper(a *App, t transport, times ownership.Times) *keeper {

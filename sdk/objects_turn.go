@@ -298,7 +298,7 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 	c.judge(&did)
 	k.crossings.over(c)
 	k.timers.apply(now, e.Object, k.own.Incarnation, did.activated, true)
-	k.turns.add(now, 1)
+	k.counted(now, e.Object, 1)
 	if u := a.noted(); u != nil && !c.method.removes {
 		u.note(now, did.failure)
 	}
