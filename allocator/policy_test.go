@@ -112,6 +112,7 @@ func TestNeed(t *testing.T) {
 		"half of the target":                             {nil, 10, Load{Busy: 0.35}, 5, ""},
 		"what is refused is load, too":                   {nil, 7, Load{Busy: 1, Requests: 150, Refused: 50}, 15, ""},
 		"but what is sent again and again counts little": {nil, 7, Load{Busy: 1, Requests: 5000, Refused: 4900}, 20, ""},
+		"what is refused by chance is not":               {nil, 7, Load{Busy: 0.7, Requests: 150, Refused: 50}, 7, ""},
 		"cpu of what is reserved":                        {scale(kbroker.Scale{CPU: 0.5}), 4, Load{CPU: 0.5}, 8, "cpu is 1.00 of 0.50"},
 		"requests":                                       {scale(kbroker.Scale{Requests: 100}), 2, Load{Requests: 250}, 5, "requests/s is 250 of 100"},
 		"calls that wait":                                {scale(kbroker.Scale{Mailbox: 10}), 2, Load{Waiting: 40}, 8, "mailbox is 40 of 10"},

@@ -16,6 +16,9 @@ const (
 	// most is how much more load there may be, at once, than what is done: callers whose
 	// requests are refused send them again and again.
 	most = 2
+	// full is how busy an instance is whose refusals are load that it cannot bear. Below, they
+	// are of requests that came at once by chance, and that another instance has answered.
+	full = 0.9
 )
 
 // target is one that a service is scaled by: how much there is of it in all, and how much an
@@ -54,7 +57,7 @@ func need(s kbroker.Service, of []Instance) (n int, why string) {
 		}
 		known++
 		busy := l.Busy
-		if done := l.Requests - l.Refused; l.Refused > 0 {
+		if done := l.Requests - l.Refused; l.Refused > 0 && busy >= full {
 			busy *= min(l.Requests/max(done, 1), most)
 		}
 		sum.Busy += busy

@@ -30,6 +30,7 @@ const (
 	writerJob = "writer"
 	proberJob = "prober"
 	countJob  = "count"
+	rateJob   = "rate"
 	// These do not wait for the end of standard input.
 	replicasJob = "replicas"
 	valuesJob   = "values"
@@ -68,6 +69,8 @@ func child(job string) int {
 		report, err = probeUntilTold(people, core, servers)
 	case countJob:
 		report, err = countUntilTold(servers)
+	case rateJob:
+		report, err = sendAtRates(servers)
 	case replicasJob:
 		report, err = replicas(core, servers)
 	case valuesJob:

@@ -1,0 +1,88 @@
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
+)
+
+const (
+	// A waiter does 400 requests in a second at its bound, and is to do 280: 8 of 20 ms each,
+	// of which 0.7 are to be under way.
+	waiterRate = 280
+	// scaledWithin is how long after the load has doubled the instances that it needs are
+	// ready, calmWithin how long till requests take no longer than before.
+	scaledWithin, calmWithin = 5 * time.Second, 10 * time.Second
+)
+
+// TestTheLoadDoubles: within a second, of requests that wait.
+func TestTheLoadDoubles(t *testing.T) {
+	needLong(t)
+	c := up(t, 3)
+	c.deployWaiters("{min: 2, max: 12}", "")
+	c.waiters(20*time.Second, 2)
+	const before, after = 15 * time.Second, 25 * time.Second
+	r := c.startChild(rateJob, []string{"waiter.wait", rateFor(2, before), rateFor(4, after)})
+	began := time.Now()
+	<-time.After(time.Until(began.Add(before)))
+	c.waiters(scaledWithin+10*time.Second, 4)
+	ready := time.Since(began) - before
+	<-time.After(time.Until(began.Add(before + after)))
+	var seen rated
+	r.report(&seen)
+	failed, doubled := 0, began.Add(before)
+	var quiet, calm time.Duration
+	for n, s := range seen.Seconds {
+		failed += s.Failed
+		switch at := s.At.Sub(doubled); {
+		case at < -time.Second && at > -6*time.Second:
+			quiet = max(quiet, s.P99)
+		case at >= 0 && n < len(seen.Seconds)-1 && s.P99 > 2*max(quiet, 50*time.Millisecond):
+			calm = at + time.Second
+		}
+	}
+	t.Logf("RESULT the load doubles: what it needs is ready after %v, requests take no longer than before after %v, %d failed\n%v", ready.Round(10*time.Millisecond), calm, failed, seen)
+	if ready > scaledWithin || calm > calmWithin || failed > 0 {
+		t.Errorf("ready after %v, want %v; calm after %v, want %v; %d failed: %q", ready, scaledWithin, calm, calmWithin, failed, seen.Errs)
+	}
+}
+
+// rateFor is the load that so many waiters are needed for.
+func rateFor(n int, lasts time.Duration) string {
+	return fmt.Sprintf("%d/%v", n*waiterRate*19/20, lasts)
+}
+
+// deployWaiters deploys the waiter with such a count; settings are lines of its service.
+func (c *cluster) deployWaiters(count, settings string) {
+	c.t.Helper()
+	dir := c.t.TempDir()
+	buildInto(c.t, dir, "waiter", "./testdata/waiter")
+	path := filepath.Join(dir, "app.yaml")
+	writeFile(c.t, path, "name: waiter\nservices:\n  waiter:\n    run: waiter\n    count: "+count+"\n"+settings, 0o600)
+	c.must("deploy", path)
+}
+
+// waiters waits until so many are ready, and not fewer are wanted.
+func (c *cluster) waiters(timeout time.Duration, n int) {
+	c.t.Helper()
+	wait.Until(c.t, timeout, func() error {
+		rows, err := list[kbroker.InstanceRow](c, "ps", "waiter")
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for _, r := range rows {
+			if r.Service == "waiter" && r.State == kbroker.StateReady {
+				ready++
+			}
+		}
+		if ready < n {
+			return fmt.Errorf("%d waiters are ready, want %d", ready, n)
+		}
+		return nil
+	})
+}
