@@ -25,7 +25,7 @@ func (c *checker) scale(service string, s *kbroker.Service) {
 	path, of := service+".scale", *s.Scale
 	if n := s.Count; n.Min == n.Max {
 		c.found = append(c.found, finding{
-			path: path, with: service + ".count", hint: "write `count: {min: 2, max: 20}` for the bounds that it decides within, or remove scale",
+			path: path, key: true, with: service + ".count", hint: "write `count: {min: 2, max: 20}` for the bounds that it decides within, or remove scale",
 			message: fmt.Sprintf("%s has nothing to decide, count is %d", label(path), n.Max),
 		})
 	}
