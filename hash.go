@@ -24,11 +24,11 @@ func PlacementsHash(placements []Placement) string {
 }
 
 // Template hashes what a process is started from: two placements with the same
-// template run the same program in the same way, so that a change of counts,
-// update rules or constraints restarts nothing.
+// template run the same program in the same way, so that a change of counts, of
+// what scales them, of update rules or constraints restarts nothing.
 func Template(s Service) string {
 	s.Artifact.Path, s.Artifact.SizeBytes, s.Build, s.Run = "", 0, "", ""
-	s.Count, s.Update, s.Require, s.Spread = Count{}, Update{}, nil, ""
+	s.Count, s.Scale, s.Update, s.Require, s.Spread = Count{}, nil, Update{}, nil, ""
 	b, err := json.Marshal(s)
 	if err != nil {
 		panic(fmt.Sprintf("kbroker: a service spec does not marshal: %v", err))

@@ -86,6 +86,7 @@ func TestTemplate(t *testing.T) {
 	want := kbroker.Template(base)
 	for name, change := range map[string]func(*kbroker.Service){
 		"count":         func(s *kbroker.Service) { s.Count.Max = 9 },
+		"scale":         func(s *kbroker.Service) { s.Scale = &kbroker.Scale{CPU: 0.5} },
 		"update":        func(s *kbroker.Service) { s.Update.Parallel = 3 },
 		"require":       func(s *kbroker.Service) { s.Require = []string{"a == b"} },
 		"spread":        func(s *kbroker.Service) { s.Spread = "none" },

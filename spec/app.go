@@ -69,8 +69,8 @@ func (d *decoder) app(root ast.Node) *kbroker.App {
 		}},
 		field{name: "topics", read: func(v value) {
 			d.fields(v,
-				field{name: "keep", read: d.topicLimit(d.duration(&app.Topics.Keep), func() bool { return app.Topics.Keep == 0 }, keepHint)},
-				field{name: "max_bytes", read: d.topicLimit(d.size(&app.Topics.MaxBytes), func() bool { return app.Topics.MaxBytes == 0 }, topicBytesHint)},
+				field{name: "keep", read: d.nonzero(d.duration(&app.Topics.Keep), func() bool { return app.Topics.Keep == 0 }, keepHint)},
+				field{name: "max_bytes", read: d.nonzero(d.size(&app.Topics.MaxBytes), func() bool { return app.Topics.MaxBytes == 0 }, topicBytesHint)},
 			)
 		}},
 		field{name: "allocator", unsupported: "remove it: every app has the built-in allocator, which keeps the count"},
@@ -79,8 +79,8 @@ func (d *decoder) app(root ast.Node) *kbroker.App {
 	return app
 }
 
-// topicLimit reads a limit; one of 0 would stand for the default.
-func (d *decoder) topicLimit(read func(value), zero func() bool, hint string) func(value) {
+// nonzero reads a value; one of 0 would stand for one that is not written.
+func (d *decoder) nonzero(read func(value), zero func() bool, hint string) func(value) {
 	return func(v value) {
 		if read(v); zero() && !d.failed[v.path] {
 			d.fail(v, hint, "%s is 0", label(v.path))
@@ -107,6 +107,10 @@ func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 		}},
 		field{name: "env", read: func(v value) { d.env(&s, v) }},
 		field{name: "count", read: func(v value) { d.count(&s.Count, v) }},
+		field{name: "scale", read: func(v value) {
+			s.Scale = &kbroker.Scale{}
+			d.scale(s.Scale, v)
+		}},
 		field{name: "resources", read: func(v value) {
 			d.fields(v,
 				field{name: "cpu", read: d.number(&s.Resources.CPU, "cpu is in cores, e.g. 0.25")},
@@ -229,6 +233,21 @@ func (d *decoder) count(c *kbroker.Count, v value) {
 	if !hasMin || !hasMax {
 		d.fail(v, "write `count: 3` or `count: {min: 2, max: 20}`", "%s needs both min and max", label(v.path))
 	}
+}
+
+func (d *decoder) scale(s *kbroker.Scale, v value) {
+	target := func(name string, into *float64, hint string) field {
+		return field{name: name, read: d.nonzero(d.number(into, hint), func() bool { return *into == 0 }, hint)}
+	}
+	d.fields(v,
+		target("busy", &s.Busy, busyHint),
+		target("cpu", &s.CPU, loadHint),
+		target("requests", &s.Requests, requestsHint),
+		target("mailbox", &s.Mailbox, mailboxHint),
+		target("objects", &s.Objects, objectsHint),
+		field{name: "buffer", read: d.integer(&s.Buffer)},
+		field{name: "down", read: d.nonzero(d.duration(&s.Down), func() bool { return s.Down == 0 }, downHint)},
+	)
 }
 
 // ports are names, or names with numbers.

@@ -75,6 +75,7 @@ func serviceSchema() schema {
 			"description": "number of instances, or its bounds", "default": DefaultCount,
 			"oneOf": []schema{instances, required(object("", map[string]schema{"min": instances, "max": instances}), "min", "max")},
 		},
+		"scale": scaleSchema(),
 		"resources": object("what an instance reserves on its host", map[string]schema{
 			"cpu":          {"type": "number", "description": "cores", "minimum": MinCPU, "maximum": MaxCPU, "default": DefaultCPU},
 			"memory":       {"type": "string", "description": "a size with its unit, e.g. 64MiB", "pattern": sizeForm.String(), "default": formatSize(DefaultMemoryBytes)},
@@ -122,6 +123,21 @@ func serviceSchema() schema {
 	})
 	s["oneOf"] = []schema{{"required": []string{"run"}}, {"required": []string{"artifact"}}}
 	return s
+}
+
+func scaleSchema() schema {
+	target := func(description string, most float64) schema {
+		return schema{"type": "number", "description": description, "exclusiveMinimum": 0, "maximum": most}
+	}
+	return object("what decides how many instances there are, within the bounds of count: what each is to have on average; the target that needs most counts", map[string]schema{
+		"busy":     target(fmt.Sprintf("part of what it works on at once that is under way; without any target %v", kbroker.DefaultBusy), MaxBusy),
+		"cpu":      target("part of the cores that it reserves", MaxLoad),
+		"requests": target("requests in a second", MaxTarget),
+		"mailbox":  target("calls of its objects that wait", MaxTarget),
+		"objects":  target("objects in its memory", MaxTarget),
+		"buffer":   {"type": "integer", "description": "instances beyond what the targets need", "minimum": 0, "maximum": MaxInstances, "default": 0},
+		"down":     duration("instances leave when fewer were enough for this long", kbroker.DefaultDown.String()),
+	})
 }
 
 func healthSchema() schema {

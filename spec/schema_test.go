@@ -80,7 +80,7 @@ func TestSchemaHasTheKeysOfParse(t *testing.T) {
 			compare(key, in(key+": {zzzzzzzz: 1}"), sub)
 		}
 	}
-	if want := 6; nested != want { // artifact, count, health, resources, stop, update
+	if want := 7; nested != want { // artifact, count, health, resources, scale, stop, update
 		t.Errorf("the schema has %d nested mappings, want %d", nested, want)
 	}
 }

@@ -23,6 +23,7 @@ services:
     args: ["--verbose", -n, 5]
     env: {LOG: info, MASK: 0x10, ON: true, EMPTY: ""}
     count: {min: 2, max: 20}
+    scale: {busy: 0.8, cpu: 1.5, requests: 200, mailbox: 10, objects: 10_000, buffer: 1, down: 10m}
     resources: {cpu: 0.25, memory: 1.5GiB, cpu_limit: 2, pids: 100, fds: 1024}
     ports: [web, admin]
     health: {ready: http, port: web, path: /up, interval: 500ms, timeout: 200ms, failures: 2, successes: 3, start: 1m, live: {ready: tcp, port: admin}}
@@ -67,6 +68,7 @@ func TestParse(t *testing.T) {
 		Args:      []string{"--verbose", "-n", "5"},
 		Env:       map[string]string{"LOG": "info", "MASK": "0x10", "ON": "true", "EMPTY": ""},
 		Count:     kbroker.Count{Min: 2, Max: 20},
+		Scale:     &kbroker.Scale{Busy: 0.8, CPU: 1.5, Requests: 200, Mailbox: 10, Objects: 10_000, Buffer: 1, Down: 10 * time.Minute},
 		Resources: kbroker.Resources{CPU: 0.25, MemoryBytes: 3 << 29, CPULimit: 2, MemoryLimitBytes: 3 << 29, PIDs: 100, Files: 1024},
 		Ports:     []kbroker.Port{{Name: "admin"}, {Name: "web"}},
 		Health: kbroker.Health{
@@ -92,6 +94,10 @@ func TestParseTakes(t *testing.T) {
 		"a document mark and CRLF":        "---\r\nname: x\r\nservices:\r\n  a:\r\n    run: b\r\n...\r\n",
 		"an alias of a whole environment": "name: x\nservices:\n  a: {run: a, env: &e {A: b}}\n  b: {run: a, env: *e}\n",
 		"a zero count":                    "name: x\nservices: {a: {run: b, count: 0}}",
+		"a scale with nothing in it":      "name: x\nservices: {a: {run: b, count: {min: 1, max: 2}, scale: {}}}",
+		"a scale down to nothing":         "name: x\nservices: {a: {run: b, count: {min: 0, max: 2}, scale: {buffer: 0}}}",
+		"the least of a scale":            "name: x\nservices: {a: {run: b, objects: [room], count: {min: 1, max: 2}, scale: {busy: 0.001, cpu: 0.001, requests: 0.5, mailbox: 0.1, objects: 1, down: 1s}}}",
+		"the most of a scale":             "name: x\nservices: {a: {run: b, objects: [room], count: {min: 1, max: 2}, scale: {busy: 1, cpu: 100, requests: 1_000_000_000, mailbox: 1000000000, objects: 1000000000, buffer: 10000, down: 24h}}}",
 		"a byte order mark":               "\ufeffname: x\nservices: {a: {run: b}}",
 		"a block of text":                 "name: x\nservices:\n  a:\n    run: b\n    env:\n      SCRIPT: |\n        one\n        two\n",
 	} {
@@ -105,6 +111,9 @@ func TestParseTakes(t *testing.T) {
 
 // in puts a line into an otherwise valid service: it is line 4, column 5.
 func in(line string) string { return "name: x\nservices:\n  a:\n    " + line + "\n    run: b\n" }
+
+// scaled is in for a service whose count has room for the scale, in line 5.
+func scaled(scale string) string { return in("count: {min: 2, max: 20}\n    scale: " + scale) }
 
 func TestParseFindings(t *testing.T) {
 	for _, c := range []struct {
@@ -200,6 +209,39 @@ func TestParseFindings(t *testing.T) {
 		{"a count without max", in("count: {min: 2}"), []string{"4:12: services.a.count needs both min and max"}, "min: 2"},
 		{"max below min", in("count: {min: 3, max: 2}"), []string{"4:12: services.a.count: max 2 is below min 3"}, ""},
 		{"a count of nothing", in("count:"), []string{"4:5: services.a.count is empty, want a whole number"}, ""},
+		{"a scale of one number", in("count: 3\n    scale: {busy: 0.5}"), []string{"5:5: services.a.scale has nothing to decide, count is 3"}, "count: {min: 2, max: 20}"},
+		{"a scale of the default count", in("scale: {}"), []string{"4:5: services.a.scale has nothing to decide, count is 1"}, "count: {min: 2, max: 20}"},
+		{"a scale of equal bounds", in("count: {min: 2, max: 2}\n    scale: {buffer: 1}"), []string{"5:5: services.a.scale has nothing to decide, count is 2"}, "or remove scale"},
+		{"a scale of one number that cannot be read", in("scale: {busy: x}"), []string{"4:5: services.a.scale has nothing to decide", `4:19: services.a.scale.busy is "x", want a number`}, "count: {min: 2, max: 20}"},
+		{"a scale of a count that cannot be read", in("count: {min: 2}\n    scale: {busy: 0.5}"), []string{"4:12: services.a.count needs both min and max"}, ""},
+		{"a scale that is a number", scaled("0.7"), []string{"5:12: services.a.scale is 0.7, want a mapping with the keys busy, cpu"}, ""},
+		{"a scale of nothing", scaled(""), []string{"5:5: services.a.scale is empty, want a mapping"}, ""},
+		{"an unknown key of a scale", scaled("{bussy: 0.7}"), []string{`5:13: unknown key "bussy" in services.a.scale`}, `did you mean "busy"?`},
+		{"busy at nothing", scaled("{busy: 0}"), []string{"5:19: services.a.scale.busy is 0"}, "leave it out for no such target"},
+		{"busy in parts of a hundred", scaled("{busy: 70}"), []string{"5:19: services.a.scale.busy is 70, want more than 0, at most 1"}, "0.7"},
+		{"busy with a sign of parts", scaled("{busy: 70%}"), []string{`5:19: services.a.scale.busy is "70%", want a number`}, "0.7"},
+		{"cpu at nothing", scaled("{cpu: 0.0}"), []string{"5:18: services.a.scale.cpu is 0"}, "leave it out for no such target"},
+		{"cpu of more cores than there are", scaled("{cpu: 100.5}"), []string{"5:18: services.a.scale.cpu is 100.5, want more than 0, at most 100"}, "cores"},
+		{"cpu that is no number", scaled("{cpu: .nan}"), []string{"5:18: services.a.scale.cpu is .nan, want a number"}, "cores"},
+		{"requests at nothing", scaled("{requests: 0}"), []string{"5:23: services.a.scale.requests is 0"}, "leave it out for no such target"},
+		{"requests below nothing", scaled("{requests: -1}"), []string{"5:23: services.a.scale.requests is -1, want more than 0, at most 1000000000"}, "in a second"},
+		{"requests without end", scaled("{requests: .inf}"), []string{"5:23: services.a.scale.requests is .inf, want a number"}, "in a second"},
+		{"more requests than allowed", scaled("{requests: 1000000001}"), []string{"5:23: services.a.scale.requests is 1.000000001e+09, want more than 0, at most 1000000000"}, ""},
+		{"a mailbox of nothing", scaled("{mailbox: 0}") + "    objects: [room]\n", []string{"5:22: services.a.scale.mailbox is 0"}, "leave it out for no such target"},
+		{"a mailbox below nothing", scaled("{mailbox: -5}") + "    objects: [room]\n", []string{"5:22: services.a.scale.mailbox is -5, want more than 0"}, "that wait"},
+		{"no objects as a target", scaled("{objects: 0}") + "    objects: [room]\n", []string{"5:22: services.a.scale.objects is 0"}, "leave it out for no such target"},
+		{"more objects than allowed", scaled("{objects: 10000000000}") + "    objects: [room]\n", []string{"5:22: services.a.scale.objects is 1e+10, want more than 0"}, "in the memory"},
+		{"targets of a service without objects", scaled("{mailbox: 10, objects: 100}"), []string{
+			"5:22: services.a.scale.mailbox is 10, and the service has no objects", "5:35: services.a.scale.objects is 100, and the service has no objects",
+		}, "objects: [account]"},
+		{"targets of a service whose objects cannot be read", scaled("{mailbox: 10, objects: 100}") + "    objects: room\n", []string{`7:14: services.a.objects is "room", want a list`}, ""},
+		{"a buffer below nothing", scaled("{buffer: -1}"), []string{"5:21: services.a.scale.buffer is -1, want 0 to 10000"}, "beyond what the targets need"},
+		{"a buffer of more than allowed", scaled("{buffer: 10001}"), []string{"5:21: services.a.scale.buffer is 10001, want 0 to 10000"}, ""},
+		{"a part of an instance as buffer", scaled("{buffer: 0.5}"), []string{"5:21: services.a.scale.buffer is 0.5, want a whole number"}, ""},
+		{"down at once", scaled("{down: 0s}"), []string{"5:19: services.a.scale.down is 0"}, "leave it out for 5m"},
+		{"down too soon", scaled("{down: 999ms}"), []string{"5:19: services.a.scale.down is 999ms, want 1s to 24h0m0s"}, "10m"},
+		{"down too late", scaled("{down: 25h}"), []string{"5:19: services.a.scale.down is 25h0m0s, want 1s to 24h0m0s"}, ""},
+		{"down without unit", scaled("{down: 300}"), []string{"5:19: services.a.scale.down is 300, want a duration"}, "10s"},
 		{"no cpu", in("resources: {cpu: 0}"), []string{"4:22: services.a.resources.cpu is 0, want 0.001 to 1024"}, "cores"},
 		{"cpu in thousandths", in("resources: {cpu: 100m}"), []string{`4:22: services.a.resources.cpu is "100m", want a number`}, "cores"},
 		{"cpu without end", in("resources: {cpu: .inf}"), []string{"4:22: services.a.resources.cpu is .inf, want a number"}, ""},
@@ -365,10 +407,10 @@ func TestDocumentPlacesWhatIsFoundAfterwards(t *testing.T) {
 	}
 	for path, want := range map[string]struct{ line, column int }{
 		"services.ledger.run":           {6, 10},
-		"services.ledger.require[1]":    {17, 30},
+		"services.ledger.require[1]":    {18, 30},
 		"services.ledger.artifact.path": {4, 3}, // not in the file: its service
-		"services.audit.artifact.path":  {22, 13},
-		"services.audit.count":          {20, 3}, // a default
+		"services.audit.artifact.path":  {23, 13},
+		"services.audit.count":          {21, 3}, // a default
 		"services.teller":               {3, 11},
 		"name":                          {1, 7},
 		"":                              {1, 1},

@@ -16,6 +16,9 @@ import (
 const (
 	MaxServices     = 100
 	MaxInstances    = 10_000 // of one service
+	MaxBusy         = 1.0
+	MaxLoad         = 100.0 // of the cores that an instance reserves
+	MaxTarget       = 1e9   // requests in a second, calls that wait, objects
 	MaxArgs         = 256
 	MaxEnv          = 256
 	MaxRequire      = 32
@@ -54,6 +57,8 @@ const (
 	MaxMinHealthy = time.Hour
 	MinDeadline   = time.Second
 	MaxDeadline   = 24 * time.Hour
+	MinDown       = time.Second
+	MaxDown       = 24 * time.Hour
 	MinGrace      = 100 * time.Millisecond
 	MaxGrace      = time.Hour
 )
@@ -94,12 +99,14 @@ type finding struct {
 	path, message, hint string
 	// key: it is about the key at the path, whatever is below.
 	key bool
+	// with is the path of what else the rule looks at; empty: nothing.
+	with string
 }
 
 // suppressed says that the rule was broken only because something could not be
 // read, which has been reported.
 func (d *decoder) suppressed(f finding) bool {
-	return d.failed[f.path] || !f.key && d.failedBelow(f.path)
+	return d.failed[f.path] || !f.key && d.failedBelow(f.path) || f.with != "" && d.failedBelow(f.with)
 }
 
 func (d *decoder) failedBelow(path string) bool {
@@ -163,6 +170,7 @@ func (c *checker) service(path string, s *kbroker.Service, uploaded bool) {
 	c.program(path, s, uploaded)
 	c.environment(path, s)
 	c.numbers(path, s)
+	c.scale(path, s)
 	c.ports(path+".ports", s.Ports)
 	c.health(path+".health", s)
 	if s.Sandbox != "" && s.Sandbox != kbroker.SandboxStrict {

@@ -34,6 +34,11 @@ func TestValidateTakesWhatDeploySends(t *testing.T) {
 		t.Errorf("the variable PORT of a service without ports: %v", err)
 	}
 	app = deployed(t)
+	app.Services[1].Scale = &kbroker.Scale{}
+	if err := spec.Validate(app); err != nil {
+		t.Errorf("a scale without targets: %v", err)
+	}
+	app = deployed(t)
 	app.Services[0].Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello}
 	if err := spec.Validate(app); err != nil {
 		t.Errorf("the built-in hello: %v", err)
@@ -89,6 +94,20 @@ func TestValidateRefuses(t *testing.T) {
 		{"a negative count", func(a *kbroker.App, s *kbroker.Service) { s.Count = kbroker.Count{Min: -1, Max: 1} }, "count is -1"},
 		{"a count of nothing to nothing", func(a *kbroker.App, s *kbroker.Service) { s.Count = kbroker.Count{Min: 1} }, "max 0 is below min 1"},
 		{"too many instances", func(a *kbroker.App, s *kbroker.Service) { s.Count.Max = math.MaxInt }, "at most 10000"},
+		{"a scale of one number", func(a *kbroker.App, s *kbroker.Service) { s.Count = kbroker.Count{Min: 3, Max: 3} }, "services.ledger.scale has nothing to decide, count is 3"},
+		{"a part that is no number", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Busy = math.NaN() }, "scale.busy is NaN"},
+		{"a part of more than all", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Busy = 1.01 }, "scale.busy is 1.01"},
+		{"a load that is no number", func(a *kbroker.App, s *kbroker.Service) { s.Scale.CPU = math.NaN() }, "scale.cpu is NaN"},
+		{"a load below nothing", func(a *kbroker.App, s *kbroker.Service) { s.Scale.CPU = -0.5 }, "scale.cpu is -0.5"},
+		{"requests without end", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Requests = math.Inf(1) }, "scale.requests is +Inf"},
+		{"a mailbox without end", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Mailbox = math.Inf(1) }, "scale.mailbox is +Inf"},
+		{"objects below nothing", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Objects = math.Inf(-1) }, "scale.objects is -Inf"},
+		{"a mailbox without objects", func(a *kbroker.App, s *kbroker.Service) { s.Objects, s.Schemas, s.Scale.Objects = nil, nil, 0 }, "scale.mailbox is 10, and the service has no objects"},
+		{"a target of objects without objects", func(a *kbroker.App, s *kbroker.Service) { s.Objects, s.Schemas, s.Scale.Mailbox = nil, nil, 0 }, "scale.objects is 10000, and the service has no objects"},
+		{"a buffer below nothing", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Buffer = -1 }, "scale.buffer is -1"},
+		{"a buffer of more than allowed", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Buffer = math.MaxInt }, "scale.buffer is"},
+		{"down in the past", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Down = -time.Second }, "scale.down is -1s"},
+		{"down for ever", func(a *kbroker.App, s *kbroker.Service) { s.Scale.Down = 1 << 62 }, "scale.down is"},
 		{"cpu that is no number", func(a *kbroker.App, s *kbroker.Service) { s.Resources.CPU = math.NaN() }, "cpu is NaN"},
 		{"no memory", func(a *kbroker.App, s *kbroker.Service) { s.Resources.MemoryBytes = 0 }, "memory is 0B"},
 		{"no readiness", func(a *kbroker.App, s *kbroker.Service) { s.Health.Ready = "" }, `does not say how to look`},
@@ -138,7 +157,7 @@ func TestValidateReportsAllFindings(t *testing.T) {
 func TestValidateBoundsTheWholeApp(t *testing.T) {
 	app := deployed(t)
 	big := app.Services[1]
-	big.Objects, app.ObjectStreams = nil, 0
+	big.Objects, big.Scale, app.ObjectStreams = nil, nil, 0
 	big.Args = []string{strings.Repeat("x", 8000), strings.Repeat("x", 8000)}
 	app.Services = nil
 	for i := range 60 {

@@ -311,7 +311,8 @@ func lookup(v *state.View, tenant kbroker.TenantID, app kbroker.AppName) (kbroke
 	return rec, version, nil
 }
 
-// decideScale makes a new version that differs in one service's count.
+// decideScale makes a new version that differs in one service's count. A count of one
+// number has no scale.
 func decideScale(v *state.View, r kbroker.ScaleRequest, now time.Time) (decision, error) {
 	rec, version, err := lookup(v, r.Tenant, r.App)
 	if err != nil {
@@ -332,7 +333,7 @@ func decideScale(v *state.View, r kbroker.ScaleRequest, now time.Time) (decision
 	if s.Count == (kbroker.Count{Min: r.Count, Max: r.Count}) && !rec.Stopped {
 		return decision{reply: kbroker.DeployReply{Version: rec.Version, Unchanged: true}}, nil
 	}
-	s.Count = kbroker.Count{Min: r.Count, Max: r.Count}
+	s.Count, s.Scale = kbroker.Count{Min: r.Count, Max: r.Count}, nil
 	if err := spec.Validate(&app); err != nil {
 		return decision{}, err
 	}

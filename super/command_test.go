@@ -2,6 +2,7 @@ package super
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -197,6 +198,31 @@ func TestDecideScale(t *testing.T) {
 	} {
 		if _, err := decideScale(&c.view, tc.request, time.Time{}); !errors.Is(errorOf(err), tc.want) {
 			t.Errorf("%s: %v, want %s", name, err, tc.want)
+		}
+	}
+}
+
+// A number is given for now: the version before still has the scale, and takes it back.
+func TestDecideScaleOfAScaledServiceLeavesItsScaleOut(t *testing.T) {
+	c := newCluster(t, 2)
+	scale := &kbroker.Scale{Busy: 0.5}
+	app := shop(t, func(s *kbroker.Service) { s.Count, s.Scale = kbroker.Count{Min: 2, Max: 20}, scale })
+	for _, want := range []int{1, 3} {
+		d, err := decideDeploy(&c.view, kbroker.DeployRequest{Tenant: tenant, App: app}, time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.apply(d.changes)
+		if s := c.view.Versions[webKey][want].App.Services[0]; !reflect.DeepEqual(s.Scale, scale) {
+			t.Errorf("version %d as deployed has scale %+v, want %+v", want, s.Scale, scale)
+		}
+		d, err = decideScale(&c.view, kbroker.ScaleRequest{Tenant: tenant, App: "shop", Count: 5}, time.Time{})
+		if err != nil {
+			t.Fatalf("a scaled service takes no number: %v", err)
+		}
+		c.apply(d.changes)
+		if s := c.view.Versions[webKey][want+1].App.Services[0]; s.Count != (kbroker.Count{Min: 5, Max: 5}) || s.Scale != nil {
+			t.Errorf("version %d has count %+v and scale %+v, want 5 and none", want+1, s.Count, s.Scale)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kbroker/kbroker"
@@ -68,6 +69,9 @@ func changedWords(a, b kbroker.Service) []string {
 	say := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
 	if a.Count != b.Count {
 		say("count %s -> %s", countText(a.Count), countText(b.Count))
+	}
+	if !reflect.DeepEqual(a.Scale, b.Scale) {
+		say("scale %s -> %s", scaleText(a.Scale), scaleText(b.Scale))
 	}
 	switch {
 	case b.Artifact.SHA256 == unbuilt:
@@ -170,6 +174,29 @@ func countText(c kbroker.Count) string {
 		return fmt.Sprint(c.Min)
 	}
 	return fmt.Sprintf("%d-%d", c.Min, c.Max)
+}
+
+// scaleText has what is written of a scale, under the keys of the spec.
+func scaleText(s *kbroker.Scale) string {
+	switch {
+	case s == nil:
+		return "none"
+	case *s == (kbroker.Scale{}):
+		return "default"
+	}
+	var words []string
+	for _, t := range []struct {
+		key string
+		is  float64
+	}{{"busy", s.Busy}, {"cpu", s.CPU}, {"requests", s.Requests}, {"mailbox", s.Mailbox}, {"objects", s.Objects}, {"buffer", float64(s.Buffer)}} {
+		if t.is != 0 {
+			words = append(words, t.key+" "+strconv.FormatFloat(t.is, 'f', -1, 64))
+		}
+	}
+	if s.Down != 0 {
+		words = append(words, fmt.Sprintf("down %v", s.Down))
+	}
+	return strings.Join(words, " ")
 }
 
 func memoryText(bytes int64) string {

@@ -1,7 +1,9 @@
 package super
 
 import (
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ func TestChangedWords(t *testing.T) {
 	base := service(3)
 	base.Env = map[string]string{"A": "1", "B": "secret"}
 	base.Require = []string{"disk == ssd"}
+	base.Scale = &kbroker.Scale{Busy: 0.7, Objects: 10_000}
 	for _, tc := range []struct {
 		name   string
 		change func(*kbroker.Service)
@@ -20,6 +23,12 @@ func TestChangedWords(t *testing.T) {
 		{"nothing", func(*kbroker.Service) {}, nil},
 		{"where it was built", func(s *kbroker.Service) { s.Build, s.Run, s.Artifact.Path = "make", "bin/x", "/x" }, nil},
 		{"a count", func(s *kbroker.Service) { s.Count = kbroker.Count{Min: 2, Max: 20} }, []string{"count 3 -> 2-20"}},
+		{"a scale", func(s *kbroker.Service) {
+			s.Scale = &kbroker.Scale{Busy: 0.5, Requests: 1e6, Buffer: 2, Down: time.Minute}
+		}, []string{"scale busy 0.7 objects 10000 -> busy 0.5 requests 1000000 buffer 2 down 1m0s"}},
+		{"a scale that is equal", func(s *kbroker.Service) { same := *s.Scale; s.Scale = &same }, nil},
+		{"a scale that is left out", func(s *kbroker.Service) { s.Scale = nil }, []string{"scale busy 0.7 objects 10000 -> none"}},
+		{"a scale with nothing in it", func(s *kbroker.Service) { s.Scale = &kbroker.Scale{} }, []string{"scale busy 0.7 objects 10000 -> default"}},
 		{"a program", func(s *kbroker.Service) { s.Artifact.SHA256 = "two" }, []string{"program changed"}},
 		{"another program of the archive", func(s *kbroker.Service) { s.Artifact.Command = "bin/other" }, []string{"program changed"}},
 		{"a program that is not built", func(s *kbroker.Service) { s.Artifact.SHA256 = unbuilt }, []string{unbuiltText}},
@@ -36,6 +45,26 @@ func TestChangedWords(t *testing.T) {
 		tc.change(&other)
 		if got := changedWords(base, other); !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}
+
+// Each field of a scale is in its text, under its key.
+func TestScaleTextHasEveryField(t *testing.T) {
+	fields := reflect.TypeFor[kbroker.Scale]()
+	for i := range fields.NumField() {
+		var s kbroker.Scale
+		switch f := reflect.ValueOf(&s).Elem().Field(i); {
+		case f.CanFloat():
+			f.SetFloat(2)
+		case f.CanInt():
+			f.SetInt(2)
+		default:
+			t.Fatalf("field %s is a %s, which this test cannot set", fields.Field(i).Name, f.Type())
+		}
+		key, _, _ := strings.Cut(fields.Field(i).Tag.Get("json"), ",")
+		if got := scaleText(&s); !strings.HasPrefix(got, key+" 2") {
+			t.Errorf("with %s alone the text is %q, want %q and its value", fields.Field(i).Name, got, key)
 		}
 	}
 }

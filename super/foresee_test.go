@@ -28,6 +28,13 @@ func whole(t *testing.T, change func(*kbroker.Service)) kbroker.Service {
 	return shop(t, change).Services[0]
 }
 
+// scaledBy makes a service one of 3 to 6 instances.
+func scaledBy(busy float64) func(*kbroker.Service) {
+	return func(s *kbroker.Service) {
+		s.Count, s.Scale = kbroker.Count{Min: 3, Max: 6}, &kbroker.Scale{Busy: busy}
+	}
+}
+
 func TestDecidePlan(t *testing.T) {
 	base := func(s *kbroker.Service) { s.Count = kbroker.Count{Min: 3, Max: 3} }
 	for _, tc := range []struct {
@@ -47,6 +54,9 @@ func TestDecidePlan(t *testing.T) {
 		{"another program", base, func(s *kbroker.Service) { s.Artifact.SHA256 = s.Artifact.SHA256[1:] + "b" }, kbroker.ServiceChanged, kbroker.ModeRolling, 3, 3, 0},
 		{"a program that is not built", base, func(s *kbroker.Service) { s.Artifact.SHA256 = "" }, kbroker.ServiceChanged, kbroker.ModeRolling, 3, 3, 0},
 		{"other update rules", base, func(s *kbroker.Service) { s.Update.Parallel = 2 }, kbroker.ServiceChanged, kbroker.ModeInPlace, 0, 0, 0},
+		{"another scale", scaledBy(0.7), scaledBy(0.5), kbroker.ServiceChanged, kbroker.ModeInPlace, 0, 0, 0},
+		{"the same scale", scaledBy(0.7), scaledBy(0.7), kbroker.ServiceUnchanged, "", 0, 0, 0},
+		{"no scale", scaledBy(0.7), func(s *kbroker.Service) { s.Count = kbroker.Count{Min: 3, Max: 6} }, kbroker.ServiceChanged, kbroker.ModeInPlace, 0, 0, 0},
 		{"more than fits", base, func(s *kbroker.Service) {
 			s.Count, s.Resources.CPU = kbroker.Count{Min: 5, Max: 5}, 0.9
 		}, kbroker.ServiceChanged, kbroker.ModeRolling, 3, 2, 1}, // an old one stays: its leaving makes no room

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -229,6 +230,34 @@ func TestPlanScalesInPlace(t *testing.T) {
 	c.settle()
 	if c.count() != 1 {
 		t.Errorf("scaled to 1: %d instances", c.count())
+	}
+}
+
+// A scale is the allocator's: with another one, and with none, the processes stay.
+func TestAnotherScaleRestartsNothing(t *testing.T) {
+	c := newCluster(t, 3)
+	s := service(3)
+	s.Count.Max = 6
+	c.deploy(s)
+	c.settle()
+	before := c.liveNames()
+	if len(before) != 3 {
+		t.Fatalf("%q run, want 3", before)
+	}
+	for version, scale := range []*kbroker.Scale{{Busy: 0.5}, {CPU: 0.7, Requests: 200, Buffer: 1, Down: time.Minute}, nil} {
+		s.Scale = scale
+		c.deploy(s)
+		c.settle()
+		if after := c.liveNames(); !slices.Equal(after, before) {
+			t.Errorf("with scale %+v run %q, want %q as before", scale, after, before)
+		}
+		for _, ps := range c.live() {
+			for _, p := range ps {
+				if p.Version != version+2 || !reflect.DeepEqual(p.Spec.Scale, scale) {
+					t.Errorf("%s shows version %d with scale %+v, want %d with %+v", p.Instance, p.Version, p.Spec.Scale, version+2, scale)
+				}
+			}
+		}
 	}
 }
 

@@ -17,8 +17,9 @@ func (c *cli) scaleCommand() *cobra.Command {
 		Use:   "scale APP[/SERVICE] N",
 		Short: "Run N instances of a service",
 		Long: `Run N instances of a service, by a new version of the app that differs in
-nothing else, and follow it until they are ready. SERVICE may be left out where
-the app has only one.`,
+nothing else, and follow it until they are ready. What scales the service (scale
+in its spec) is left out, until its spec is deployed again. SERVICE may be left
+out where the app has only one.`,
 		Example:           "  kbroker scale hello 5\n  kbroker scale bank/ledger 3 --detach",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: c.completeApps,
