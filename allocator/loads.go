@@ -132,14 +132,14 @@ func (l *loads) instances(now time.Duration) ([]Instance, bool) {
 		last := s.by[len(s.by)-1]
 		i := of[kbroker.InstanceID(name)]
 		if i == nil { // the rows are older
-			i = &Instance{Name: kbroker.InstanceID(name), Service: last.Service, Host: last.Host}
+			i = &Instance{Name: kbroker.InstanceID(name), Service: last.Service, Host: last.Host, Ready: true}
 			of[i.Name] = i
 		}
 		measured := i.Load
 		i.Load = s.load()
 		i.Load.CPU, i.Load.Measured = measured.CPU, measured.Measured
 		i.Leaving = i.Leaving || last.Draining
-		i.Ready = !i.Leaving
+		i.Ready = i.Ready && !i.Leaving
 	}
 	all := make([]Instance, 0, len(of))
 	for _, i := range of {

@@ -136,6 +136,7 @@ var catalogue = []entry{
 	verb("VerbUsers", tenants, subjects.Core, subjects.VerbUsers),
 	verb("VerbAudit", tenants, subjects.Core, subjects.VerbAudit),
 	verb("VerbFigures", tenants, subjects.Core, subjects.VerbFigures),
+	verb("VerbAllocator", tenants, subjects.Core, subjects.VerbAllocator),
 	verb("VerbObjects", tenants, subjects.Core, subjects.VerbObjects),
 	verb("VerbObjectOwners", tenants, subjects.Core, subjects.VerbObjectOwners),
 	verb("VerbObject", tenants, subjects.Core, subjects.VerbObject),
@@ -260,6 +261,8 @@ var catalogue = []entry{
 	})},
 	{"OwnedOf", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.OwnedOf(t, a) + ">" })},
 	{"AllOwned", slices.Concat(each1(tenants, subjects.AllOwned), []string{"kb.owned.>", "kb.owned.*.shop.>"})},
+	{"Load", slices.Concat(each2(tenants, incarnations, func(t kbroker.TenantID, i kbroker.Incarnation) string { return subjects.Load(t, "shop", i) }), []string{subjects.Load("default", "bank", "bank-api-1.1")})},
+	{"LoadOf", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.LoadOf(t, a) + "*.*" }), []string{"kb.load.>"})},
 	{"Reaped", append(each2(tenants, apps, subjects.Reaped), "kb.reaped.>", "kb.reaped.default.*")},
 	{"StoredAt", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
 		key := subjects.KeyLease("shop-web-1.1")

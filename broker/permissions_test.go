@@ -80,6 +80,7 @@ var may = map[string][]string{
 		"subscribe kb.ping.default.shop-web-1.1",
 		"subscribe kb.keeper.default.shop-web-1.1",
 		"publish kb.kept.default.shop-web-1.1.c1.q",
+		"publish kb.load.default.shop.shop-web-1.1",
 		"publish kb.own.default.shop.{read,write,new}.shop-web-1.1",
 		"publish kb.topic.default.shop.{orders,web}.publish.shop-web-1.1",
 		"publish kb.topic.default.{shop.orders,shop.web,bank.web}.read.shop-web-1.1",
@@ -104,6 +105,7 @@ var may = map[string][]string{
 		"subscribe kb.ping.default.bank-api-1.1",
 		"subscribe kb.keeper.default.bank-api-1.1",
 		"publish kb.kept.default.bank-api-1.1.c1.q",
+		"publish kb.load.default.bank.bank-api-1.1",
 		"publish kb.own.default.bank.read.bank-api-1.1",
 		"publish kb.topic.default.bank.orders.publish.bank-api-1.1",
 		"publish kb.topic.default.shop.web.read.bank-api-1.1",
@@ -131,6 +133,7 @@ var may = map[string][]string{
 		"subscribe kb.ping.default.shop-mail-1.1",
 		"subscribe kb.keeper.default.shop-mail-1.1",
 		"publish kb.kept.default.shop-mail-1.1.c1.q",
+		"publish kb.load.default.shop.shop-mail-1.1",
 		"publish kb.own.default.shop.{read,write}.shop-mail-1.1",
 		"publish kb.topic.default.shop.orders.{publish,read}.shop-mail-1.1",
 		"subscribe kb.owned.default.shop.>",
@@ -159,6 +162,7 @@ var may = map[string][]string{
 		"subscribe kb.ping.other.shop-web-1.1",
 		"subscribe kb.keeper.other.shop-web-1.1",
 		"publish kb.kept.other.shop-web-1.1.c1.q",
+		"publish kb.load.other.shop.shop-web-1.1",
 		"publish kb.own.other.shop.write.shop-web-1.1",
 		"publish kb.topic.other.shop.web.publish.shop-web-1.1",
 		"publish kb.topic.other.{shop,bank}.web.read.shop-web-1.1",
@@ -187,6 +191,10 @@ var may = map[string][]string{
 		"subscribe kb.changed.place.w1.default.shop-allocator-1",
 		"subscribe kb.changed.app.default.shop",
 		"subscribe kb.reaped.default.shop",
+		"publish kb.core.figures.default",
+		"subscribe kb.keeper.default.shop-allocator-1.1",
+		"publish kb.kept.default.shop-allocator-1.1.c1.q",
+		"subscribe kb.load.default.shop.>",
 	}),
 
 	// People: each may do what the one before may.
@@ -216,7 +224,7 @@ var (
 	// The SDK hears itself when it moves to another server (docs/protocol.md, Connecting).
 	viewing = slices.Concat(inbox, discovering, []string{
 		"publish _INBOX.<own>.x",
-		"publish kb.core.{apps,ps,hosts,status,appversion,placement,history,plan,events,why,figures,objects,objectowners,object}.default",
+		"publish kb.core.{apps,ps,hosts,status,appversion,placement,history,plan,events,why,figures,allocator,objects,objectowners,object}.default",
 		"publish kb.host.{w1,w2,c1}.{logs,checkup}.default",
 		"publish kb.endpoints.default.{shop.web,shop.mail,bank.web,bank.api}",
 	})

@@ -209,6 +209,7 @@ func TestSubscriptionsAreApart(t *testing.T) {
 			subjects.Own(tenant, app, verb, start):                     subjects.AllOwn,
 			subjects.Owned(tenant, app, subjects.KeyOwnershipHead):     subjects.AllOwned(tenant),
 			subjects.Reaped(tenant, app):                               subjects.Reaped(tenant, app),
+			subjects.Load(tenant, app, start):                          subjects.LoadOf(tenant, app) + "*.*",
 			subjects.TopicAsk(tenant, app, "orders", verb, start):      subjects.AllTopicAsks,
 			subjects.StoredEvent(tenant, app, "orders", "x"):           events,
 			subjects.Topic(app, "orders"):                              subjects.Topic(app, "orders"),

@@ -136,7 +136,7 @@ var (
 		subscribe: []string{
 			subjects.Changed(subjects.KeyApp(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)))),
 			subjects.Reaped(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
-			subjects.LoadOf(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))) + "*.*",
+			subjects.LoadOf(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))) + ">",
 		},
 	})
 )
