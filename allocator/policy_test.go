@@ -104,21 +104,20 @@ func TestNeed(t *testing.T) {
 		want  int
 		why   string
 	}{
-		"none is there":                                  {nil, 0, Load{}, 0, "no load is known"},
-		"idle":                                           {nil, 4, Load{}, 0, "busy is 0.00 of 0.70"},
-		"busy to the bound by default":                   {nil, 7, Load{Busy: 1}, 10, "busy is 1.00 of 0.70 on each of 7"},
-		"a little above the target is no reason":         {nil, 10, Load{Busy: 0.76}, 10, ""},
-		"nor is a little below":                          {nil, 10, Load{Busy: 0.64}, 10, ""},
-		"half of the target":                             {nil, 10, Load{Busy: 0.35}, 5, ""},
-		"what is refused is load, too":                   {nil, 7, Load{Busy: 1, Requests: 150, Refused: 50}, 15, ""},
-		"but what is sent again and again counts little": {nil, 7, Load{Busy: 1, Requests: 5000, Refused: 4900}, 20, ""},
-		"what is refused by chance is not":               {nil, 7, Load{Busy: 0.7, Requests: 150, Refused: 50}, 7, ""},
-		"cpu of what is reserved":                        {scale(kbroker.Scale{CPU: 0.5}), 4, Load{CPU: 0.5}, 8, "cpu is 1.00 of 0.50"},
-		"requests":                                       {scale(kbroker.Scale{Requests: 100}), 2, Load{Requests: 250}, 5, "requests/s is 250 of 100"},
-		"calls that wait":                                {scale(kbroker.Scale{Mailbox: 10}), 2, Load{Waiting: 40}, 8, "mailbox is 40 of 10"},
-		"objects in memory":                              {scale(kbroker.Scale{Objects: 1000}), 3, Load{Objects: 2000}, 6, "objects is 2000 of 1000"},
-		"of several targets that which needs most":       {scale(kbroker.Scale{Busy: 0.5, Requests: 100}), 2, Load{Busy: 0.5, Requests: 300}, 6, "requests/s"},
-		"a buffer":                                       {scale(kbroker.Scale{Busy: 0.5, Buffer: 2}), 4, Load{Busy: 0.5}, 6, "and 2 ready beyond"},
+		"none is there":                               {nil, 0, Load{}, 0, "no load is known"},
+		"idle":                                        {nil, 4, Load{}, 0, "busy is 0.00 of 0.70"},
+		"busy to the bound by default":                {nil, 7, Load{Busy: 1}, 10, "busy is 1.00 of 0.70 on each of 7"},
+		"a little above the target is no reason":      {nil, 10, Load{Busy: 0.76}, 10, ""},
+		"nor is a little below":                       {nil, 10, Load{Busy: 0.64}, 10, ""},
+		"half of the target":                          {nil, 10, Load{Busy: 0.35}, 5, ""},
+		"most is refused, so that there is more load": {nil, 7, Load{Busy: 0.8, Requests: 5000, Refused: 4900}, 16, ""},
+		"what is refused by chance is no load":        {nil, 7, Load{Busy: 0.7, Requests: 150, Refused: 50}, 7, ""},
+		"cpu of what is reserved":                     {scale(kbroker.Scale{CPU: 0.5}), 4, Load{CPU: 0.5}, 8, "cpu is 1.00 of 0.50"},
+		"requests":                                    {scale(kbroker.Scale{Requests: 100}), 2, Load{Requests: 250}, 5, "requests/s is 250 of 100"},
+		"calls that wait":                             {scale(kbroker.Scale{Mailbox: 10}), 2, Load{Waiting: 40}, 8, "mailbox is 40 of 10"},
+		"objects in memory":                           {scale(kbroker.Scale{Objects: 1000}), 3, Load{Objects: 2000}, 6, "objects is 2000 of 1000"},
+		"of several targets that which needs most":    {scale(kbroker.Scale{Busy: 0.5, Requests: 100}), 2, Load{Busy: 0.5, Requests: 300}, 6, "requests/s"},
+		"a buffer":                                    {scale(kbroker.Scale{Busy: 0.5, Buffer: 2}), 4, Load{Busy: 0.5}, 6, "and 2 ready beyond"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, of := loaded(c.scale, c.n, c.each)

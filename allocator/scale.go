@@ -13,12 +13,11 @@ const (
 	// number of instances follows: that of a Kubernetes HorizontalPodAutoscaler
 	// (--horizontal-pod-autoscaler-tolerance).
 	tolerance = 0.1
-	// most is how much more load there may be, at once, than what is done: callers whose
-	// requests are refused send them again and again.
-	most = 2
-	// full is how busy an instance is whose refusals are load that it cannot bear. Below, they
-	// are of requests that came at once by chance, and that another instance has answered.
-	full = 0.9
+	// more is what the load of an instance counts for that refuses more requests than it
+	// answers. How much more there is cannot be told: callers send what is refused again and
+	// again. Where fewer are refused they came at once by chance, and another instance has
+	// answered them: of 8 at a time that are 0.7 busy, one in ten (Erlang's loss formula).
+	more = 2
 )
 
 // target is one that a service is scaled by: how much there is of it in all, and how much an
@@ -57,8 +56,8 @@ func need(s kbroker.Service, of []Instance) (n int, why string) {
 		}
 		known++
 		busy := l.Busy
-		if done := l.Requests - l.Refused; l.Refused > 0 && busy >= full {
-			busy *= min(l.Requests/max(done, 1), most)
+		if l.Refused > l.Requests-l.Refused {
+			busy *= more
 		}
 		sum.Busy += busy
 		sum.Waiting += l.Waiting

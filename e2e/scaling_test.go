@@ -81,7 +81,8 @@ func (c *cluster) waiters(timeout time.Duration, n int) {
 			}
 		}
 		if ready < n {
-			return fmt.Errorf("%d waiters are ready, want %d", ready, n)
+			why, _ := c.try("why", "waiter")
+			return fmt.Errorf("%d waiters are ready, want %d: %s", ready, n, why)
 		}
 		return nil
 	})
