@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,6 +55,58 @@ func TestTheLoadDoubles(t *testing.T) {
 	}
 }
 
+// TestAllocatorsAreKilledUnderLoad: each app loses both of its allocators 20 times.
+// No caller notices, no other number of instances is wanted, and no shard moves.
+func TestAllocatorsAreKilledUnderLoad(t *testing.T) {
+	needLong(t)
+	const kills, every = 20, 4 * time.Second
+	c := up(t, 3)
+	c.deployWaiters("{min: 2, max: 12}", "")
+	c.deployObjects(3)
+	c.waiters(20*time.Second, 2)
+	waiting := c.startChild(rateJob, []string{"waiter.wait", rateFor(2, time.Hour)})
+	counters := c.startChild(countJob, []string{(4 * calmPause).String()})
+	<-time.After(10 * time.Second) // what it is scaled by is an average
+	began, owned := time.Now(), c.shardsOf("counter")
+	for range kills {
+		<-time.After(every)
+		for pid, cmd := range c.processes("") {
+			if strings.Contains(cmd, allocators) {
+				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+					t.Fatal(err)
+				}
+			}
+		}
+		if is := c.shardsOf("counter"); show(is) != show(owned) {
+			t.Fatalf("shards are owned as %v, were as %v", show(is), show(owned))
+		}
+	}
+	<-time.After(10 * time.Second)
+	var rate rated
+	waiting.report(&rate)
+	var counted counting
+	counters.report(&counted)
+	failed := 0
+	for _, s := range rate.Seconds {
+		failed += s.Failed
+	}
+	events, err := list[kbroker.Event](c, "events", "--app", "waiter", "--since", time.Since(began).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := 0
+	for _, e := range events {
+		if e.Kind == kbroker.EventDemand {
+			other++
+			t.Log(e.Message)
+		}
+	}
+	t.Logf("RESULT both allocators of each app killed %d times: %d requests failed, %d calls of counters failed and %d are unknown, other demands: %d", kills, failed, counted.Failed, counted.Unknown, other)
+	if failed > 0 || counted.Failed+counted.Unknown > 0 || other > 0 {
+		t.Errorf("%q", rate.Errs)
+	}
+}
+
 // rateFor is the load that so many waiters are needed for.
 func rateFor(n int, lasts time.Duration) string {
 	return fmt.Sprintf("%d/%v", n*waiterRate*19/20, lasts)
@@ -86,4 +142,26 @@ func (c *cluster) waiters(timeout time.Duration, n int) {
 		}
 		return nil
 	})
+}
+
+// shardsOf is how many shards of an app's objects each instance owns; none is on its way.
+func (c *cluster) shardsOf(app string) map[kbroker.InstanceID]int {
+	c.t.Helper()
+	of := map[kbroker.InstanceID]int{}
+	wait.Until(c.t, 20*time.Second, func() error {
+		var r kbroker.ObjectOwnersReply
+		out := c.must("objects", app, "-o", "json")
+		if err := json.Unmarshal([]byte(out), &r); err != nil {
+			return fmt.Errorf("kbroker objects printed %q: %w", out, err)
+		}
+		if r.Unowned > 0 || len(r.Moving) > 0 {
+			return fmt.Errorf("%d shards have no owner, %d are on their way", r.Unowned, len(r.Moving))
+		}
+		clear(of)
+		for _, o := range r.Owners {
+			of[o.Instance] = o.Shards
+		}
+		return nil
+	})
+	return of
 }

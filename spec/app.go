@@ -73,7 +73,14 @@ func (d *decoder) app(root ast.Node) *kbroker.App {
 				field{name: "max_bytes", read: d.nonzero(d.size(&app.Topics.MaxBytes), func() bool { return app.Topics.MaxBytes == 0 }, topicBytesHint)},
 			)
 		}},
-		field{name: "allocator", unsupported: "remove it: every app has the built-in allocator, which keeps the count"},
+		field{name: "allocator", read: func(v value) {
+			const own = "remove it: every app has the built-in allocator, which decides by its policy"
+			d.fields(v,
+				field{name: "policy", read: d.text(&app.Policy)},
+				field{name: "build", unsupported: own},
+				field{name: "run", unsupported: own},
+			)
+		}},
 	)
 	slices.SortFunc(app.Services, func(a, b kbroker.Service) int { return cmp.Compare(a.Name, b.Name) })
 	return app

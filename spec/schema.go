@@ -39,6 +39,9 @@ func appSchema() schema {
 			"description": "streams that the app's objects are stored in, fixed by its first version with objects",
 			"enum":        objectStreams, "default": kbroker.DefaultObjectStreams,
 		},
+		"allocator": object("how the app's allocator decides", map[string]schema{
+			"policy": enum("which instances own the objects; spread: each about as many shards; balanced: each about the same load; pack: as few as the load needs", policies...),
+		}),
 		"topics": object("what is stored of the app's events, for durable subscriptions; the oldest leave first", map[string]schema{
 			"keep":      duration("how long they are kept", kbroker.DefaultTopicKeep.String()),
 			"max_bytes": {"type": "string", "description": "of all topics of the app, with its unit, e.g. 256MiB", "pattern": sizeForm.String(), "default": formatSize(kbroker.DefaultTopicMaxBytes)},

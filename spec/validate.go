@@ -146,6 +146,9 @@ func check(app *kbroker.App, uploaded bool) []finding {
 	}
 	c.objects(app)
 	c.topics(app.Topics)
+	if app.Policy != "" && !slices.Contains(policies, app.Policy) {
+		c.oneOf("allocator.policy", app.Policy, policies)
+	}
 	if len(c.found) == 0 {
 		if b, err := json.Marshal(app); err != nil || len(b) > MaxAppBytes {
 			c.add("", "", "the spec takes %d bytes, at most %d are allowed", len(b), MaxAppBytes)
@@ -202,6 +205,9 @@ func (c *checker) service(path string, s *kbroker.Service, uploaded bool) {
 // objectStreams are the numbers of streams that an app's objects may be in: more than one
 // has them committed side by side, and each is a stream more for every core.
 var objectStreams = []int{1, 4, 16}
+
+// policies are how an allocator may decide; the first is the default.
+var policies = []string{kbroker.PolicySpread, kbroker.PolicyBalanced, kbroker.PolicyPack}
 
 // objects holds the rules of kinds. A shard has objects of all kinds, and is of one
 // instance: so all are of one service.

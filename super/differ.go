@@ -13,11 +13,14 @@ import (
 )
 
 // differences says in a few words what changed from one spec to another, a line
-// for what is stored of its events, and one for each service that did, sorted by its name.
+// for what is stored of its events, one for how its allocator decides, and one for each service that did, sorted by its name.
 func differences(before, after kbroker.App) []string {
 	out := []string{}
 	if was, is := before.Topics.Filled(), after.Topics.Filled(); was != is {
 		out = append(out, fmt.Sprintf("topics: events kept for %v, in %s -> %v, in %s", was.Keep, memoryText(was.MaxBytes), is.Keep, memoryText(is.MaxBytes)))
+	}
+	if was, is := cmp.Or(before.Policy, kbroker.PolicySpread), cmp.Or(after.Policy, kbroker.PolicySpread); was != is {
+		out = append(out, fmt.Sprintf("allocator: policy %s -> %s", was, is))
 	}
 	for _, d := range serviceDiffs(before, after) {
 		switch d.change {

@@ -78,6 +78,17 @@ func TestDifferencesNameServicesThatComeAndGo(t *testing.T) {
 	}
 }
 
+func TestDifferencesNameThePolicy(t *testing.T) {
+	before, after := kbroker.App{}, kbroker.App{Policy: kbroker.PolicySpread}
+	if got := differences(before, after); len(got) != 0 {
+		t.Errorf("with the default written differences are %q, want none", got)
+	}
+	after.Policy = kbroker.PolicyBalanced
+	if got, want := differences(before, after), []string{"allocator: policy spread -> balanced"}; !slices.Equal(got, want) {
+		t.Errorf("differences are %q, want %q", got, want)
+	}
+}
+
 func TestDifferencesNameWhatIsStoredOfEvents(t *testing.T) {
 	before, after := kbroker.App{}, kbroker.App{Topics: kbroker.TopicLimits{Keep: kbroker.DefaultTopicKeep, MaxBytes: kbroker.DefaultTopicMaxBytes}}
 	if got := differences(before, after); len(got) != 0 {
