@@ -150,7 +150,10 @@ func (c *cluster) shardsOf(app string) map[kbroker.InstanceID]int {
 	of := map[kbroker.InstanceID]int{}
 	wait.Until(c.t, 20*time.Second, func() error {
 		var r kbroker.ObjectOwnersReply
-		out := c.must("objects", app, "-o", "json")
+		out, code := c.try("objects", app, "-o", "json")
+		if code != 0 {
+			return fmt.Errorf("kbroker objects: exit code %d: %s", code, out)
+		}
 		if err := json.Unmarshal([]byte(out), &r); err != nil {
 			return fmt.Errorf("kbroker objects printed %q: %w", out, err)
 		}

@@ -98,8 +98,8 @@ func (e *eventDraft) app(now kbroker.AppRecord) {
 
 func (e *eventDraft) demand(now kbroker.Demand) {
 	was := e.view.Demands[state.AppKey{Tenant: now.Tenant, App: now.App}]
-	if maps.Equal(was.Wanted, now.Wanted) && was.Reason == now.Reason {
-		return // only its allocator is another one
+	if maps.Equal(was.Wanted, now.Wanted) {
+		return // its allocator is another one, and has its own reason for the same
 	}
 	var words []string
 	for _, s := range slices.Sorted(maps.Keys(now.Wanted)) {
