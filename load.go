@@ -64,13 +64,8 @@ type ShardTurns struct {
 	TurnsPerS float64 `json:"turns_per_s"`
 }
 
-// AllocatorRequest asks for what the active allocator of an app decides.
-type AllocatorRequest struct {
-	Tenant TenantID `json:"tenant"`
-	App    AppName  `json:"app"`
-}
-
-// AllocatorReply answers it.
+// AllocatorReply is what the active allocator of an app decides. It is asked for by a
+// ListRequest.
 type AllocatorReply struct {
 	App       AppName    `json:"app"`
 	Allocator InstanceID `json:"allocator"` // that holds the lease

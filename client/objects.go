@@ -49,6 +49,13 @@ func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit in
 	}
 }
 
+// Allocator says what the active allocator of an app decides, and why. Errors: NotFound,
+// Unavailable.
+func (c *Client) Allocator(ctx context.Context, app kbroker.AppName) (kbroker.AllocatorReply, error) {
+	var r kbroker.AllocatorReply
+	return r, c.look(ctx, subjects.VerbAllocator, kbroker.ListRequest{Tenant: c.tenant, App: app}, &r)
+}
+
 // ObjectOwners says who owns the objects of an app. Errors: NotFound, Unavailable.
 func (c *Client) ObjectOwners(ctx context.Context, app kbroker.AppName) (kbroker.ObjectOwnersReply, error) {
 	var r kbroker.ObjectOwnersReply

@@ -105,7 +105,7 @@ var deeds = map[string]string{
 	subjects.VerbApps: "see the apps", subjects.VerbInstances: "see the instances", subjects.VerbHosts: "see the hosts", subjects.VerbStatus: "see the status",
 	subjects.VerbVersion: "see the apps", subjects.VerbPlacement: "see the instances", subjects.VerbHistory: "see the history", subjects.VerbPlan: "plan",
 	subjects.VerbEvents: "see the events", subjects.VerbWhy: "ask why", subjects.VerbAudit: "read the audit trail",
-	subjects.VerbFigures: "see the figures",
+	subjects.VerbFigures: "see the figures", subjects.VerbAllocator: "see what allocators decide",
 	subjects.VerbObjects: "see objects", subjects.VerbObjectOwners: "see objects", subjects.VerbObject: "see objects",
 	subjects.VerbObjectState: "see the state of objects", subjects.VerbObjectAct: "move objects, put them away or delete them",
 }

@@ -302,7 +302,7 @@ var verbs = map[string]bool{
 	subjects.VerbStatus: true, subjects.VerbVersion: true, subjects.VerbPlacement: true, subjects.VerbArtifactBegin: true,
 	subjects.VerbArtifactGet: true, subjects.VerbHistory: true, subjects.VerbPlan: true, subjects.VerbEvents: true, subjects.VerbWhy: true,
 	subjects.VerbDevelop: true, subjects.VerbTokens: true, subjects.VerbAudit: true, subjects.VerbUser: true, subjects.VerbUserRevoke: true,
-	subjects.VerbUsers: true, subjects.VerbExec: true, subjects.VerbSignal: true, subjects.VerbFigures: true,
+	subjects.VerbUsers: true, subjects.VerbExec: true, subjects.VerbSignal: true, subjects.VerbFigures: true, subjects.VerbAllocator: true,
 	subjects.VerbObjects: true, subjects.VerbObjectOwners: true, subjects.VerbObject: true, subjects.VerbObjectState: true, subjects.VerbObjectAct: true,
 }
 

@@ -199,6 +199,8 @@ func (d *desk) api(ctx context.Context, m *nats.Msg) (any, error) {
 		return d.inside(ctx, m, verb, tenant)
 	case subjects.VerbObjects:
 		return decoded(ctx, m.Data, tenant, d.objects)
+	case subjects.VerbAllocator:
+		return decoded(ctx, m.Data, tenant, d.allocator)
 	case subjects.VerbObjectOwners:
 		return decoded(ctx, m.Data, tenant, d.objectOwners)
 	case subjects.VerbObject, subjects.VerbObjectState:

@@ -107,6 +107,9 @@ func (f *fakeCore) core(m *nats.Msg) (any, error) {
 	if reply, known, err := f.told(verb, m); known {
 		return reply, err
 	}
+	if reply, known, err := f.allocator(verb, m); known {
+		return reply, err
+	}
 	if reply, known, err := f.objects(verb, m); known {
 		return reply, err
 	}

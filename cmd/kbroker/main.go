@@ -94,7 +94,7 @@ that fail.`,
 	root.AddCommand(
 		c.upCommand(), c.downCommand(), c.agentCommand(),
 		c.validateCommand(), c.deployCommand(), c.scaleCommand(), c.stopCommand(),
-		c.appsCommand(), c.psCommand(), c.topCommand(), c.hostsCommand(), c.statusCommand(), c.doctorCommand(), c.metricsCommand(), c.logsCommand(), c.objectsCommand(), c.endpointsCommand(), c.execCommand(), c.signalCommand(),
+		c.appsCommand(), c.psCommand(), c.topCommand(), c.hostsCommand(), c.statusCommand(), c.doctorCommand(), c.metricsCommand(), c.logsCommand(), c.objectsCommand(), c.allocatorCommand(), c.endpointsCommand(), c.execCommand(), c.signalCommand(),
 		c.initCommand(), c.runCommand(),
 		c.tokenCommand(), c.userCommand(), c.drainCommand(), c.undrainCommand(), c.removeCommand(),
 		c.historyCommand(), c.rollbackCommand(), c.restartCommand(), c.planCommand(), c.eventsCommand(), c.whyCommand(), c.auditCommand(),

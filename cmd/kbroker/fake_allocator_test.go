@@ -1,0 +1,44 @@
+package main
+
+import (
+	"encoding/json"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// allocator answers what an app's allocator decides; false: it is something else. That of the
+// bank is none at the moment.
+func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
+	if verb != subjects.VerbAllocator {
+		return nil, false, nil
+	}
+	var r kbroker.ListRequest
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		return nil, true, err
+	}
+	if _, ok := f.deployed[r.App]; !ok {
+		return nil, true, kbroker.Errorf(kbroker.NotFound, "there is no app %q", r.App).WithHint("`kbroker apps` lists them")
+	}
+	if r.App == "bank" {
+		return nil, true, kbroker.Errorf(kbroker.Unavailable, "no allocator of app %q is active", r.App)
+	}
+	busy, requests, refused, cpu, objects, waiting, turns := 0.874, 351.2, 4.25, 0.41, 1200, 3, 87.5
+	return kbroker.AllocatorReply{App: r.App, Allocator: "hello-allocator-3", AllocatorSeen: kbroker.AllocatorSeen{
+		Epoch: 4, Version: 2, Moving: 12,
+		Services: []kbroker.AllocatorNeed{
+			{Service: "hello", Min: 2, Max: 20, Instances: 3, Ready: 2, Wanted: 4, Why: "busy is 0.87 of 0.70 on each of 2"},
+			{Service: "mail", Min: 1, Max: 1, Wanted: 1},
+		},
+		Instances: []kbroker.AllocatorLoad{
+			{
+				Instance: "hello-hello-1", Service: "hello", Host: "h1", Ready: true, Shards: 1024,
+				Busy: &busy, RequestsPerS: &requests, RefusedPerS: &refused, CPUCores: &cpu, Objects: &objects, Waiting: &waiting, TurnsPerS: &turns,
+			},
+			{Instance: "hello-hello-2", Service: "hello", Host: "h2", Ready: true, Leaving: true},
+			{Instance: "hello-hello-3", Service: "hello"},
+		},
+	}}, true, nil
+}

@@ -1,0 +1,65 @@
+package super
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// TestWhatAnAllocatorDecides is asked of the one that holds the app's lease.
+func TestWhatAnAllocatorDecides(t *testing.T) {
+	t.Parallel()
+	d := startSuper(t)
+	app := shop(t, func(s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: kbroker.BuiltinHello} })
+	wait.Until(t, 10*time.Second, func() error {
+		return d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), kbroker.DeployRequest{App: app}, &kbroker.DeployReply{})
+	})
+	ask := func(of kbroker.AppName) (r kbroker.AllocatorReply, err error) {
+		return r, d.ask(subjects.Core(subjects.VerbAllocator, tenant), kbroker.ListRequest{App: of}, &r)
+	}
+	refused := func(what string, code kbroker.Code, text string) {
+		t.Helper()
+		wait.Until(t, 5*time.Second, func() error { // a core may be behind
+			_, err := ask("shop")
+			if e := kbroker.AsError(err); err == nil || e.Code != code || !strings.Contains(e.Message, text) || e.Hint == "" {
+				return errors.New(what + ": " + e.Error())
+			}
+			return nil
+		})
+	}
+	if _, err := ask("nobody"); !errors.Is(err, kbroker.NotFound) {
+		t.Errorf("of an app that is not there: %v", err)
+	}
+	refused("with no lease taken", kbroker.Unavailable, `no allocator of app "shop" is active`)
+
+	var seeded kbroker.LeaseReply
+	if err := d.ask(subjects.Lease(tenant, "shop"), kbroker.LeaseRequest{}, &seeded); err != nil {
+		t.Fatal(err)
+	}
+	const holder = kbroker.Incarnation("shop-allocator-1.aaaa")
+	take := kbroker.LeaseRequest{Write: &kbroker.AllocatorLease{Holder: holder, Epoch: 7}, Expected: seeded.Sequence}
+	if err := d.ask(subjects.Lease(tenant, "shop"), take, &kbroker.LeaseReply{}); err != nil {
+		t.Fatal(err)
+	}
+	refused("of one that has ended", kbroker.Unavailable, "shop-allocator-1")
+
+	var active atomic.Bool
+	d.owner(holder, func(r kbroker.KeeperRequest) (any, *kbroker.Error) {
+		if !active.Load() {
+			return nil, kbroker.Errorf(kbroker.Moved, "it is not active")
+		}
+		return kbroker.KeeperReply{Allocator: &kbroker.AllocatorSeen{Epoch: 7, Services: []kbroker.AllocatorNeed{{Service: "web", Wanted: 3}}}}, nil
+	})
+	refused("of one that lost its lease", kbroker.Unavailable, "is not the active allocator")
+	active.Store(true)
+	r, err := ask("shop")
+	if err != nil || r.App != "shop" || r.Allocator != "shop-allocator-1" || r.Epoch != 7 || len(r.Services) != 1 || r.Services[0].Wanted != 3 {
+		t.Errorf("it decides %+v (%v)", r, err)
+	}
+}
