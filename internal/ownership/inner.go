@@ -27,7 +27,7 @@ func (o *Owner) Begin(now time.Duration, c *Call) bool {
 func (s *shard) begin(now time.Duration, c *Call) {
 	times := s.owner.cfg.Times
 	known := now + times.Window - times.WindowMargin
-	if c.Expires == 0 || c.Expires > known {
+	if ruleTooLate && (c.Expires == 0 || c.Expires > known) {
 		c.Expires = known
 	}
 	s.call(now, c)
