@@ -30,6 +30,9 @@ func (k *keeper) effect(now time.Duration, e ownership.Effect) {
 	case ownership.ReadShard:
 		k.asking.shards[e.Shard] = true
 	case ownership.Listen:
+		// Turns that went on when it was left have set some since: who owned it meanwhile may
+		// have moved or ended those. All are found when it is heard.
+		k.reminders.release(e.Shard)
 		ear := &ear{shard: e.Shard, number: e.Number, made: make(chan struct{})}
 		k.ears[e.Number] = ear
 		k.work.Go(func() { k.listen(ear) })

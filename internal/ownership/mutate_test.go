@@ -24,6 +24,9 @@ var everything = faults{busy: true, crash: true, pause: true, late: true, lost: 
 // telling is what those are looked for in that objects send messages.
 var telling = with(everything, func(f *faults) { f.tells, f.cut, f.dup, f.busy = true, true, true, false })
 
+// reminding is what those are looked for in that objects are reminded, and not loaded for long.
+var reminding = faults{reminds: true, outage: true, crash: true, moves: true, busy: true}
+
 // parting is what those are looked for in that are about the ends of a move.
 var parting = faults{moves: true, partings: true, eager: true, unheard: true, quiet: true}
 
@@ -51,6 +54,7 @@ var mutations = []mutation{
 	{"no mark of what is old", []*bool{&ruleWindowMark}, "P1", faults{dup: true, crash: true, busy: true}},
 	{"a message that a batch has left is sent", []*bool{&ruleOutboxSent}, "P1 P5", telling},
 	{"a receiver that knows no message", []*bool{&ruleOutboxMark}, "P1", telling},
+	{"a reminder that has waited is too old to tell", []*bool{&ruleTooLate}, "P1 P5", reminding},
 	{"executed no, of an attempt", []*bool{&ruleCallExecuted}, "P2", with(everything, func(f *faults) { f.dup = true })},
 	{"a start without a name of its own", []*bool{&ruleIncarnation}, "P0 P2 P4 P5", with(everything, func(f *faults) { f.pause = false })},
 }

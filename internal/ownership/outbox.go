@@ -218,7 +218,7 @@ func (o *Owner) Relayed(now time.Duration, id kbroker.Object, activation, number
 	case follow != nil && x.shard.role == owning:
 		m.failing = true
 		follow.removes = number
-		x.shard.call(now, follow)
+		x.shard.begin(now, follow)
 	default:
 		x.cool(now, m)
 	}

@@ -30,6 +30,32 @@ func TestAShardThatIsHeardAgainIsLookedThroughAgain(t *testing.T) {
 	}
 }
 
+// Its refusal would be lost: the message is removed when the turn that follows was there.
+func TestAMessageWhoseRefusalWaitsForLongIsNotFollowed(t *testing.T) {
+	d := drive(t)
+	sub, run := d.serve(alice, []byte("0"))
+	sends := done("1")
+	sends.Sends = []Send{{To: "bob", Value: []byte("x")}}
+	d.Turned(d.now, alice, run.Activation, sends)
+	c := take[Commit](d)
+	d.Committed(d.now, c.Stream, c.Number, Accepted, 7)
+	m := take[Relay](d)
+	d.Arrived(d.now, sub, &Call{Object: alice, Session: "s", Sequence: 2})
+	run = take[Run](d) // and goes on for long
+	follow := func() *Call { return &Call{Object: alice, Session: "f.alice", Sequence: m.Message.Number} }
+	d.Relayed(d.now, alice, m.Activation, m.Message.Number, false, follow())
+	d.goesOn(Tuned.Window - Tuned.WindowMargin + 1)
+	d.Turned(d.now, alice, run.Activation, Turn{Reply: Reply{Outcome: Done}, Exists: true, State: []byte("1")})
+	d.goesOn(relayMost)
+	nothing[Remove](d, "the turn that follows was not there")
+	again := take[Relay](d)
+	second := follow()
+	d.Relayed(d.now, alice, again.Activation, again.Message.Number, false, second)
+	if run := take[Run](d); run.Call != second {
+		t.Errorf("%+v runs, want the call that follows the refusal", run.Call)
+	}
+}
+
 // A batch that a core refuses as too large would be sent again for ever.
 func TestEveryBatchIsOneThatACoreTakes(t *testing.T) {
 	for name, c := range map[string]struct{ objects, state, sends, value int }{

@@ -27,6 +27,7 @@ const (
 	ruleCallExecuted  = true // "executed no" is said of the call, not of an attempt
 	ruleIncarnation   = true // a start has a name of its own
 	ruleUnchangedTerm = true // a lease is judged by its revision, not by a wall clock
+	ruleTooLate       = true // a call that begins where it runs is too late before it is too old to tell
 	ruleOutboxSent    = true // a message behind the record's number was never sent
 	ruleOutboxMark    = true // a message that was taken, or refused, is known
 )

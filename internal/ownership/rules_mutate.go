@@ -26,6 +26,7 @@ var (
 	ruleCallExecuted  = true
 	ruleIncarnation   = true
 	ruleUnchangedTerm = true
+	ruleTooLate       = true
 	ruleOutboxSent    = true
 	ruleOutboxMark    = true
 )

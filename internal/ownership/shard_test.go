@@ -55,6 +55,19 @@ func (d *driven) renewed() Lease {
 	return l
 }
 
+// goesOn lets a time pass in which the owner keeps its lease.
+func (d *driven) goesOn(during time.Duration) {
+	d.t.Helper()
+	end := d.now + during
+	for d.now+Tuned.Renew < end {
+		d.now += Tuned.Renew
+		d.Tick(d.now)
+		d.renewed()
+	}
+	d.now = end
+	d.Tick(d.now)
+}
+
 // serve has the owner serve the shard of an object, and run a first call of it.
 func (d *driven) serve(o kbroker.Object, state []byte) (sub uint64, run Run) {
 	d.t.Helper()

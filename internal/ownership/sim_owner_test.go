@@ -160,6 +160,7 @@ func (o *simOwner) effect(e Effect) {
 		if s := o.o.shards[e.Shard]; s != nil && s.role == owning {
 			w.serves(o.me, e.Shard, s.epoch)
 		}
+		o.releaseDues(e.Shard) // those that turns have set which went on when it was left
 		w.after(w.hop(), func() {
 			if o.dead {
 				return
