@@ -2,6 +2,8 @@ package super
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,12 +25,12 @@ func TestWhatAnAllocatorDecides(t *testing.T) {
 	ask := func(of kbroker.AppName) (r kbroker.AllocatorReply, err error) {
 		return r, d.ask(subjects.Core(subjects.VerbAllocator, tenant), kbroker.ListRequest{App: of}, &r)
 	}
-	refused := func(what string, code kbroker.Code, text string) {
+	refused := func(what string, code kbroker.Code, text, hint string) {
 		t.Helper()
 		wait.Until(t, 5*time.Second, func() error { // a core may be behind
 			_, err := ask("shop")
-			if e := kbroker.AsError(err); err == nil || e.Code != code || !strings.Contains(e.Message, text) || e.Hint == "" {
-				return errors.New(what + ": " + e.Error())
+			if e := kbroker.AsError(err); err == nil || e.Code != code || !strings.Contains(e.Message, text) || !strings.Contains(e.Hint, hint) {
+				return fmt.Errorf("%s: %+v, want %s: %q, with the hint %q", what, e, code, text, hint)
 			}
 			return nil
 		})
@@ -36,7 +38,7 @@ func TestWhatAnAllocatorDecides(t *testing.T) {
 	if _, err := ask("nobody"); !errors.Is(err, kbroker.NotFound) {
 		t.Errorf("of an app that is not there: %v", err)
 	}
-	refused("with no lease taken", kbroker.Unavailable, `no allocator of app "shop" is active`)
+	refused("with no lease taken", kbroker.Unavailable, `no allocator of app "shop" is active`, "kbroker why shop")
 
 	var seeded kbroker.LeaseReply
 	if err := d.ask(subjects.Lease(tenant, "shop"), kbroker.LeaseRequest{}, &seeded); err != nil {
@@ -47,19 +49,40 @@ func TestWhatAnAllocatorDecides(t *testing.T) {
 	if err := d.ask(subjects.Lease(tenant, "shop"), take, &kbroker.LeaseReply{}); err != nil {
 		t.Fatal(err)
 	}
-	refused("of one that has ended", kbroker.Unavailable, "shop-allocator-1")
+	refused("of one that has ended", kbroker.Unavailable, "shop-allocator-1 does not listen", "kbroker restart shop/allocator/shop-allocator-1")
 
-	var active atomic.Bool
+	var active, idle atomic.Bool
 	d.owner(holder, func(r kbroker.KeeperRequest) (any, *kbroker.Error) {
 		if !active.Load() {
 			return nil, kbroker.Errorf(kbroker.Moved, "it is not active")
 		}
-		return kbroker.KeeperReply{Allocator: &kbroker.AllocatorSeen{Epoch: 7, Services: []kbroker.AllocatorNeed{{Service: "web", Wanted: 3}}}}, nil
+		if idle.Load() {
+			return kbroker.KeeperReply{Allocator: &kbroker.AllocatorSeen{Epoch: 7}}, nil
+		}
+		return kbroker.KeeperReply{Allocator: &kbroker.AllocatorSeen{
+			Epoch: 7, Services: []kbroker.AllocatorNeed{{Service: "web", Wanted: 3}},
+			Instances: []kbroker.AllocatorLoad{{Instance: "shop-web-10", Service: "web"}, {Instance: "shop-mail-11", Service: "mail"}, {Instance: "shop-web-2", Service: "web"}},
+		}}, nil
 	})
-	refused("of one that lost its lease", kbroker.Unavailable, "is not the active allocator")
+	refused("of one that lost its lease", kbroker.Unavailable, "is not the active allocator", "try again")
 	active.Store(true)
 	r, err := ask("shop")
 	if err != nil || r.App != "shop" || r.Allocator != "shop-allocator-1" || r.Epoch != 7 || len(r.Services) != 1 || r.Services[0].Wanted != 3 {
 		t.Errorf("it decides %+v (%v)", r, err)
 	}
+	var names []kbroker.InstanceID
+	for _, i := range r.Instances {
+		names = append(names, i.Instance)
+	}
+	if want := []kbroker.InstanceID{"shop-mail-11", "shop-web-2", "shop-web-10"}; !slices.Equal(names, want) {
+		t.Errorf("instances are %v, want %v, as people count", names, want)
+	}
+	idle.Store(true)
+	if r, err := ask("shop"); err != nil || r.Services == nil || r.Instances == nil {
+		t.Errorf("of one that knows of nothing: %+v (%v), want lists that are empty, and not null", r, err)
+	}
+	if err := d.ask(subjects.Super(subjects.VerbStop, tenant, subjects.NoKey), kbroker.StopRequest{App: "shop"}, &kbroker.DeployReply{}); err != nil {
+		t.Fatal(err)
+	}
+	refused("of a stopped app", kbroker.NotFound, `app "shop" is stopped`, "kbroker restart shop")
 }
