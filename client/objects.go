@@ -49,8 +49,9 @@ func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit in
 	}
 }
 
-// Allocator says what the active allocator of an app decides, and why. Errors: NotFound,
-// Unavailable.
+// Allocator says what the active allocator of an app decides, and why; it is asked for longer
+// than it takes another one to become active. Errors: NotFound - there is no such app, or it is
+// stopped; Unavailable.
 func (c *Client) Allocator(ctx context.Context, app kbroker.AppName) (kbroker.AllocatorReply, error) {
 	var r kbroker.AllocatorReply
 	return r, c.look(ctx, subjects.VerbAllocator, kbroker.ListRequest{Tenant: c.tenant, App: app}, &r)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
 )
 
 func (c *cli) allocatorCommand() *cobra.Command {
@@ -17,8 +18,9 @@ func (c *cli) allocatorCommand() *cobra.Command {
 		Short: "Show how many instances an application's allocator wants, and why",
 		Long: `Show what the active allocator of an application decides: how many instances each
 service is to have within its count, and why, and what it knows of the load of each
-instance, on average over the last two seconds. BUSY is the part of what an instance
-works on at once that is under way.`,
+instance, on average over the last two seconds; - is not known. BUSY is the part of
+what an instance works on at once that is under way, CPU is in cores, REFUSED/S are
+requests that were too many at once.`,
 		Example: `  kbroker allocator shop
   kbroker allocator shop -o json`,
 		Args:              cobra.ExactArgs(1),
@@ -45,16 +47,21 @@ works on at once that is under way.`,
 }
 
 func (c *cli) allocatorText(w io.Writer, r kbroker.AllocatorReply) {
-	fmt.Fprintf(w, "%s decides, epoch %d, by version %d\n\n", r.Allocator, r.Epoch, r.Version)
+	fmt.Fprintf(w, "%s decides for %s by version %d of its spec (epoch %d)\n\n", r.Allocator, r.App, r.Version, r.Epoch)
 	services := table{header: []string{"SERVICE", "COUNT", "INSTANCES", "READY", "WANTED", "WHY"}}
+	fixed, missing := true, false
 	for _, s := range r.Services {
 		count := fmt.Sprint(s.Min)
 		if s.Max != s.Min {
-			count = fmt.Sprintf("%d-%d", s.Min, s.Max)
+			count, fixed = fmt.Sprintf("%d-%d", s.Min, s.Max), false
 		}
+		missing = missing || s.Instances < s.Wanted
 		services.add(string(s.Service), count, fmt.Sprint(s.Instances), fmt.Sprint(s.Ready), fmt.Sprint(s.Wanted), cmp.Or(s.Why, "-"))
 	}
 	services.write(c, w)
+	if fixed && missing { // where nothing is to be decided the rows of a core are not read
+		fmt.Fprintf(w, "%s no count has bounds: instances that say no load are not known here (kbroker ps %s)\n", c.paint(w, colorYellow)("note:"), r.App)
+	}
 	if len(r.Instances) == 0 {
 		return
 	}
@@ -64,9 +71,9 @@ func (c *cli) allocatorText(w io.Writer, r kbroker.AllocatorReply) {
 	if owning {
 		header = append(header, "SHARDS", "OBJECTS", "WAITING", "TURNS/S")
 	}
-	instances := table{header: header}
+	instances := table{header: header, states: 3}
 	for _, i := range r.Instances {
-		state := "starting"
+		state := "not ready"
 		switch {
 		case i.Leaving:
 			state = "leaving"
@@ -75,13 +82,17 @@ func (c *cli) allocatorText(w io.Writer, r kbroker.AllocatorReply) {
 		}
 		row := []string{string(i.Instance), cmp.Or(string(i.Host), "-"), state, partText(i.Busy), coresText(i.CPUCores), rateText(i.RequestsPerS), rateText(i.RefusedPerS)}
 		if owning {
-			row = append(row, fmt.Sprint(i.Shards), countText(i.Objects), countText(i.Waiting), rateText(i.TurnsPerS))
+			row = append(row, fmt.Sprint(i.Shards), orDash(i.Objects), orDash(i.Waiting), rateText(i.TurnsPerS))
 		}
 		instances.add(row...)
 	}
 	instances.write(c, w)
 	if r.Moving > 0 {
-		fmt.Fprintf(w, "%d shards are on their way to another instance (kbroker objects %s)\n", r.Moving, r.App)
+		verb := "are"
+		if r.Moving == 1 {
+			verb = "is"
+		}
+		fmt.Fprintf(w, "%s %s on the way to another instance (kbroker objects %s)\n", client.Counted(r.Moving, "shard"), verb, r.App)
 	}
 }
 
@@ -90,11 +101,4 @@ func partText(v *float64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.0f %%", 100*(*v))
-}
-
-func countText(n *int) string {
-	if n == nil {
-		return "-"
-	}
-	return fmt.Sprint(*n)
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/kbroker/kbroker/subjects"
 )
 
-// allocator answers what an app's allocator decides; false: it is something else. That of the
-// bank is none at the moment.
+// allocator answers what an app's allocator decides; false: it is something else. The bank has
+// none at the moment, and that of duo has nothing to decide.
 func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 	if verb != subjects.VerbAllocator {
 		return nil, false, nil
@@ -22,8 +22,17 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 	if _, ok := f.deployed[r.App]; !ok {
 		return nil, true, kbroker.Errorf(kbroker.NotFound, "there is no app %q", r.App).WithHint("`kbroker apps` lists them")
 	}
-	if r.App == "bank" {
+	switch {
+	case f.stopped[r.App]:
+		return nil, true, kbroker.Errorf(kbroker.NotFound, "app %q is stopped: nobody decides for it", r.App).WithHint("kbroker restart %s", r.App)
+	case r.App == "bank":
 		return nil, true, kbroker.Errorf(kbroker.Unavailable, "no allocator of app %q is active", r.App)
+	case r.App == "duo":
+		return kbroker.AllocatorReply{App: r.App, Allocator: "duo-allocator-1", AllocatorSeen: kbroker.AllocatorSeen{
+			Epoch: 1, Version: 2, Moving: 1,
+			Services:  []kbroker.AllocatorNeed{{Service: "one", Min: 1, Max: 1, Instances: 1, Ready: 1, Wanted: 1}, {Service: "two", Min: 2, Max: 2, Wanted: 2}},
+			Instances: []kbroker.AllocatorLoad{{Instance: "duo-one-1", Service: "one", Host: "h1", Ready: true}},
+		}}, true, nil
 	}
 	busy, requests, refused, cpu, objects, waiting, turns := 0.874, 351.2, 4.25, 0.41, 1200, 3, 87.5
 	return kbroker.AllocatorReply{App: r.App, Allocator: "hello-allocator-3", AllocatorSeen: kbroker.AllocatorSeen{
