@@ -124,6 +124,11 @@ func TestAnotherAllocatorKeepsWhatIsThere(t *testing.T) {
 	}
 	w.rows.Store(rows)
 	w.demand("for 7", wants(7))
+	<-time.After(3 * time.Second) // more than the time after which fewer are wanted
+	if d := w.heard(); !wants(7)(d[len(d)-1]) {
+		t.Fatalf("demands %+v, though nobody says what it has to do", d[len(d)-1])
+	}
+	w.bear(7, 0)
 	wait.Until(t, within, func() error {
 		d := w.heard()
 		if last := d[len(d)-1]; last.Wanted["web"] != 1 {

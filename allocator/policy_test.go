@@ -89,7 +89,7 @@ func loaded(scale *kbroker.Scale, n int, each Load) (kbroker.Service, []Instance
 	s.Scale, s.Resources.CPU = scale, 0.5
 	var of []Instance
 	for range n {
-		each.Known = true
+		each.Known, each.Measured = true, true
 		of = append(of, Instance{Service: "web", Ready: true, Load: each})
 	}
 	return s, of
@@ -126,6 +126,24 @@ func TestNeed(t *testing.T) {
 				t.Errorf("needs %d (%s), want %d (%s)", n, why, c.want, c.why)
 			}
 		})
+	}
+}
+
+// Where nobody says what it has to do, nothing says that there are too many.
+func TestNeedOfWhatIsNotKnown(t *testing.T) {
+	s, of := loaded(nil, 4, Load{})
+	for i := range of {
+		of[i].Load = Load{}
+	}
+	of = append(of, Instance{Service: "web"}, Instance{Service: "web", Leaving: true})
+	if n, why := need(s, of); n != 5 || why != "no load is known" {
+		t.Errorf("needs %d (%s), want the 5 that are there", n, why)
+	}
+	// One that says nothing is taken to be like the others.
+	s, of = loaded(&kbroker.Scale{CPU: 0.5}, 4, Load{CPU: 0.5})
+	of[3].Load = Load{}
+	if n, why := need(s, of); n != 8 {
+		t.Errorf("needs %d (%s), want 8", n, why)
 	}
 }
 

@@ -32,8 +32,9 @@ type target struct {
 //
 // The load of all together, by what one is to have, is what is needed, whatever the number
 // of those that bear it now: while some start, the answer is the same. What those that say
-// nothing of their load have is taken to be the average.
-func need(s kbroker.Service, of []Instance) (n int, why string) {
+// nothing of their load have is taken to be the average; where nobody says anything the
+// number stays as it is.
+func need(s kbroker.Service, instances []Instance) (n int, why string) {
 	scale := kbroker.Scale{}
 	if s.Scale != nil {
 		scale = *s.Scale
@@ -41,16 +42,22 @@ func need(s kbroker.Service, of []Instance) (n int, why string) {
 	if scale.Busy == 0 && scale.CPU == 0 && scale.Requests == 0 && scale.Mailbox == 0 && scale.Objects == 0 {
 		scale.Busy = kbroker.DefaultBusy
 	}
-	ready, known := 0, 0
+	there, ready, known, measured := 0, 0, 0, 0
 	var sum Load
-	for _, i := range of {
+	for _, i := range instances {
+		if !i.Leaving {
+			there++
+		}
 		if !i.Ready {
 			continue
 		}
 		ready++
 		l := i.Load
-		sum.CPU += l.CPU
 		sum.Requests += l.Requests
+		if l.Measured {
+			measured++
+			sum.CPU += l.CPU
+		}
 		if !l.Known {
 			continue
 		}
@@ -63,24 +70,27 @@ func need(s kbroker.Service, of []Instance) (n int, why string) {
 		sum.Waiting += l.Waiting
 		sum.Objects += l.Objects
 	}
-	all := 1.0
-	if known > 0 {
-		all = float64(ready) / float64(known)
-	}
-	why = "no load is known"
-	for _, t := range []target{
-		{"busy", sum.Busy * all, scale.Busy},
-		{"cpu", sum.CPU / max(s.Resources.CPU, math.SmallestNonzeroFloat64), scale.CPU},
-		{"requests/s", sum.Requests, scale.Requests},
-		{"mailbox", float64(sum.Waiting) * all, scale.Mailbox},
-		{"objects", float64(sum.Objects) * all, scale.Objects},
+	// of is a sum over all that are ready, of which so many are known.
+	of := func(sum float64, known int) float64 { return sum * float64(ready) / float64(max(known, 1)) }
+	n, why = there, "no load is known"
+	first := true
+	for _, t := range []struct {
+		target
+		known int
+	}{
+		{target{"busy", of(sum.Busy, known), scale.Busy}, known},
+		{target{"cpu", of(sum.CPU, measured) / max(s.Resources.CPU, math.SmallestNonzeroFloat64), scale.CPU}, measured},
+		{target{"requests/s", sum.Requests, scale.Requests}, known + measured},
+		{target{"mailbox", of(float64(sum.Waiting), known), scale.Mailbox}, known},
+		{target{"objects", of(float64(sum.Objects), known), scale.Objects}, known},
 	} {
-		if t.each <= 0 || ready == 0 {
+		if t.each <= 0 || t.known == 0 {
 			continue
 		}
-		if by := t.needs(ready); by > n || why == "no load is known" {
+		if by := t.needs(ready); first || by > n {
 			n, why = by, fmt.Sprintf("%s is %s of %s on each of %d", t.name, short(t.total/float64(ready)), short(t.each), ready)
 		}
+		first = false
 	}
 	if len(s.Objects) > 0 {
 		n = max(n, 1) // somebody has to own them

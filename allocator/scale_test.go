@@ -14,9 +14,16 @@ func TestFewerInstancesAreWantedOnlyAfterAWhile(t *testing.T) {
 		at      time.Duration
 		n, want int
 	}{
-		{0, 4, 4}, {1 * s, 9, 9}, {2 * s, 3, 9}, {5 * s, 5, 9}, {10*s + 999*time.Millisecond, 3, 9},
+		{0, 4, 4},
+		{1 * s, 9, 9},
+		{2 * s, 3, 9},
+		{5 * s, 5, 9},
+		{10*s + 999*time.Millisecond, 3, 9},
 		{11 * s, 3, 5}, // 9 were needed 10 s ago
-		{12 * s, 4, 5}, {15 * s, 3, 4}, {22 * s, 3, 3}, {23 * s, 8, 8},
+		{12 * s, 4, 5},
+		{15 * s, 3, 4},
+		{22 * s, 3, 3},
+		{23 * s, 8, 8},
 	} {
 		if got := st.take(c.at, c.n, 10*s); got != c.want {
 			t.Errorf("at %v %d are needed: %d are to be there, want %d", c.at, c.n, got, c.want)
