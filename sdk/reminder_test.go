@@ -215,8 +215,8 @@ func TestTheNextOwnerReminds(t *testing.T) {
 }
 
 // TestAShardThatComesBackIsRemindedOfWhatIsStored: not of what a turn has set that went on when
-// the shard was left. Found by the simulator, with a short window: that one was called, although
-// the owner between had moved it, and the one that is stored was not.
+// the shard was left. Found by the simulator (seed 1795876709057234906): that one was called,
+// although the owner between had moved it, and the one that is stored was not.
 func TestAShardThatComesBackIsRemindedOfWhatIsStored(t *testing.T) {
 	s := natstest.Start(t)
 	core := newCore(t, s)
