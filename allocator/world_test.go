@@ -27,7 +27,7 @@ const (
 	shop   = kbroker.AppName("shop")
 	// within bounds every wait of these tests; what they wait for takes well
 	// under a second.
-	within = 10 * time.Second
+	within = 30 * time.Second
 )
 
 // fastTimes keep the proportions of state.Tuned.
