@@ -32,6 +32,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -100,6 +101,7 @@ type Allocator struct {
 	demandNow bell // send the demand again
 
 	lookInstances bell
+	began         time.Duration // by Clock
 	shards        *shards
 	loads         loads
 	leaseNews     state.LeaseNews
@@ -123,7 +125,7 @@ func New(cfg Config) (*Allocator, error) {
 		lookPlace: newBell(),
 		demandNow: newBell(), lookInstances: newBell(),
 	}
-	a.shards = newShards(a)
+	a.began, a.shards = cfg.Clock(), newShards(a)
 	return a, nil
 }
 

@@ -124,20 +124,22 @@ func (l *loads) instances(now time.Duration) ([]Instance, bool) {
 		}
 		of[i.Name] = i
 	}
+	newest := map[string]time.Duration{} // of two starts of an instance the later one counts
 	for who, s := range l.of {
-		if now-s.heard >= kbroker.LoadFor {
+		name, _, _ := strings.Cut(string(who), ".")
+		if now-s.heard >= kbroker.LoadFor || s.heard < newest[name] {
 			continue
 		}
-		name, _, _ := strings.Cut(string(who), ".")
+		newest[name] = s.heard
 		last := s.by[len(s.by)-1]
 		i := of[kbroker.InstanceID(name)]
 		if i == nil { // the rows are older
 			i = &Instance{Name: kbroker.InstanceID(name), Service: last.Service, Host: last.Host, Ready: true}
 			of[i.Name] = i
 		}
-		measured := i.Load
+		cpu, measured := i.Load.CPU, i.Load.Measured
 		i.Load = s.load()
-		i.Load.CPU, i.Load.Measured = measured.CPU, measured.Measured
+		i.Load.CPU, i.Load.Measured = cpu, measured
 		i.Leaving = i.Leaving || last.Draining
 		i.Ready = i.Ready && !i.Leaving
 	}

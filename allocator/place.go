@@ -48,7 +48,7 @@ func balanced(v View) []kbroker.Incarnation {
 	}
 	b.settle()
 	b.group()
-	for b.move() {
+	for !v.Settling && b.move() {
 	}
 	return b.out
 }

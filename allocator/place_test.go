@@ -161,6 +161,21 @@ func TestANewInstanceGetsItsShare(t *testing.T) {
 	}
 }
 
+// An allocator that has just begun knows of no turns, and would even the numbers out that
+// another one has made uneven by them.
+func TestNothingMovesBeforeTurnsAreKnown(t *testing.T) {
+	v := View{Owners: []kbroker.Incarnation{webStart(0), webStart(1)}, Settling: true}
+	for n := range 40 {
+		v.Shards = append(v.Shards, Shard{Owner: v.Owners[n/30]})
+	}
+	v.Shards[5].Owner = "gone-1.a"
+	for n, to := range balanced(v) {
+		if was := v.Shards[n].Owner; to != was && n != 5 || to == "" {
+			t.Errorf("shard %d is moved from %s to %q", n, was, to)
+		}
+	}
+}
+
 func TestNobodyOwnsWhatNobodyMayOwn(t *testing.T) {
 	if where := balanced(View{Shards: make([]Shard, 4)}); where != nil {
 		t.Errorf("placed %v", where)

@@ -19,6 +19,11 @@ type View struct {
 	// those of the app's objects; none, in an app without objects.
 	Owners []kbroker.Incarnation
 	Shards []Shard
+	// Wanted is what super has been told last, under this lease: it falls only after a while.
+	Wanted map[kbroker.ServiceName]int
+	// Settling: the turns of shards are not known for long enough, as this allocator has just
+	// begun. What another one has placed by them is not moved yet.
+	Settling bool
 }
 
 // Of are the instances of a service.
@@ -86,10 +91,26 @@ func Pack(v View) Decision {
 	d := scaled(v)
 	for _, s := range v.App.Services {
 		if len(s.Objects) > 0 {
-			d.Shards = packed(v, bounded(s, d.Wanted[s.Name]))
+			wanted, told := v.Wanted[s.Name]
+			if !told {
+				wanted = v.owning() // another allocator has decided so
+			}
+			// Not as often as the load changes.
+			d.Shards = packed(v, max(bounded(s, d.Wanted[s.Name]), wanted))
 		}
 	}
 	return d
+}
+
+// owning is how many of those that may own shards do.
+func (v View) owning() int {
+	own := map[kbroker.Incarnation]bool{}
+	for _, s := range v.Shards {
+		if slices.Contains(v.Owners, s.Owner) {
+			own[s.Owner] = true
+		}
+	}
+	return len(own)
 }
 
 // builtin is a policy by its name in a spec.
@@ -120,6 +141,10 @@ func (a *Allocator) look() (View, bool) {
 	known := false
 	v.Instances, known = a.loads.instances(a.cfg.Clock())
 	a.shards.fill(&v)
+	v.Settling = a.cfg.Clock()-a.began < turnsOver
+	if d := a.demanding.Load(); d != nil {
+		v.Wanted = d.told().Wanted
+	}
 	return v, known || !slices.ContainsFunc(v.App.Services, scales)
 }
 

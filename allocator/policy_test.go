@@ -147,6 +147,53 @@ func TestNeedOfWhatIsNotKnown(t *testing.T) {
 	}
 }
 
+// A buffer is beyond what is needed, not beyond what is there: with no load known it would
+// grow with each look.
+func TestABufferDoesNotGrowByItself(t *testing.T) {
+	s, of := loaded(&kbroker.Scale{Buffer: 2}, 5, Load{})
+	for i := range of {
+		of[i].Load = Load{}
+	}
+	if n, _ := need(s, of); n != 5 {
+		t.Errorf("needs %d, want the 5 that are there", n)
+	}
+	if n, _ := need(s, nil); n != 2 {
+		t.Errorf("needs %d where none is there, want the buffer", n)
+	}
+}
+
+// Shards do not move to and fro as the load changes: fewer own them only when fewer instances
+// are wanted.
+func TestPackKeepsOwnersWhileTheyAreWanted(t *testing.T) {
+	s, of := loaded(&kbroker.Scale{Busy: 0.5}, 3, Load{Busy: 0.16})
+	s.Objects = []kbroker.KindName{"room"}
+	v := View{App: app(s), Instances: of, Shards: make([]Shard, 30)}
+	for n := range 3 {
+		v.Owners = append(v.Owners, webStart(n))
+	}
+	for n := range v.Shards {
+		v.Shards[n].Owner = v.Owners[n%3]
+	}
+	owners := func() int {
+		on := map[kbroker.Incarnation]bool{}
+		for _, i := range Pack(v).Shards {
+			on[i] = true
+		}
+		return len(on)
+	}
+	if got := owners(); got != 3 {
+		t.Errorf("%d own shards for an allocator that has told nothing yet, want those that do", got)
+	}
+	v.Wanted = counts{"web": 3}
+	if got := owners(); got != 3 {
+		t.Errorf("%d own shards while 3 are wanted", got)
+	}
+	v.Wanted = counts{"web": 1}
+	if got := owners(); got != 1 {
+		t.Errorf("%d own shards when one is enough, and wanted", got)
+	}
+}
+
 func TestNeedOfOwnersIsOneAtLeast(t *testing.T) {
 	s, of := loaded(nil, 3, Load{})
 	s.Objects = []kbroker.KindName{"room"}

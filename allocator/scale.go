@@ -95,7 +95,10 @@ func need(s kbroker.Service, instances []Instance) (n int, why string) {
 	if len(s.Objects) > 0 {
 		n = max(n, 1) // somebody has to own them
 	}
-	if scale.Buffer > 0 {
+	switch {
+	case first: // those that are there may be the buffer: it does not grow by itself
+		n = max(n, scale.Buffer)
+	case scale.Buffer > 0:
 		n += scale.Buffer
 		why += fmt.Sprintf(", and %d ready beyond", scale.Buffer)
 	}
