@@ -49,6 +49,7 @@ type shards struct {
 	owners     bool // assignments and releases were
 	unreadable map[kbroker.Shard]bool
 	turns      turns
+	change     change
 	wishes     kbroker.ObjectWishes
 	wishedAt   kbroker.Revision
 }
