@@ -108,7 +108,8 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 	}
 	slices.Sort(busy)
 	busy = busy[:4]
-	conn, began := w.server.Connect(t), time.Now()
+	conn, began, said := w.server.Connect(t), time.Now(), 0.0
+	turns := map[kbroker.Incarnation]float64{}
 	say := func() {
 		// Each owner says what is so of its shards.
 		of := map[kbroker.Incarnation][]kbroker.ShardTurns{webA: {}, webB: {}}
@@ -118,9 +119,10 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 		}
 		at := time.Since(began).Seconds()
 		for who, hot := range of {
+			turns[who] += (at - said) * 1000 * float64(len(hot))
 			b, err := json.Marshal(kbroker.InstanceLoad{
 				Incarnation: who, Service: "web", AtS: at, Busiest: hot,
-				Objects: &kbroker.ObjectFigures{Turns: uint64(at * 1000 * float64(len(hot)))},
+				Objects: &kbroker.ObjectFigures{Turns: uint64(turns[who])},
 			})
 			if err == nil {
 				err = conn.Publish(subjects.Load(tenant, shop, who), b)
@@ -129,6 +131,7 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		said = at
 	}
 	wait.Until(t, 2*within, func() error {
 		say()
