@@ -3,7 +3,6 @@ package allocator
 import (
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 
@@ -22,8 +21,8 @@ type View struct {
 	Shards []Shard
 	// Wanted is what super has been told last, under this lease: it falls only after a while.
 	Wanted map[kbroker.ServiceName]int
-	// Settling: what the turns of shards are is not known well enough to move them, as this
-	// allocator has just begun, or as their number changes.
+	// Settling: the turns of shards are not known for long enough, as this allocator has just
+	// begun. What another one has placed by them is not moved yet.
 	Settling bool
 }
 
@@ -103,20 +102,6 @@ func Pack(v View) Decision {
 	return d
 }
 
-// changing reports whether there are far more or fewer turns of objects than there were on
-// average. Some shards' averages follow before others' do: those that have moved lately are
-// not counted for a time.
-func (v View) changing() bool {
-	now, lately := 0.0, 0.0
-	for _, i := range v.Instances {
-		now += i.Load.Turns
-	}
-	for _, s := range v.Shards {
-		lately += s.Turns
-	}
-	return math.Abs(now-lately) > lately/2+fewTurns
-}
-
 // owning is how many of those that may own shards do.
 func (v View) owning() int {
 	own := map[kbroker.Incarnation]bool{}
@@ -156,8 +141,7 @@ func (a *Allocator) look() (View, bool) {
 	known := false
 	v.Instances, known = a.loads.instances(a.cfg.Clock())
 	a.shards.fill(&v)
-	now, over := a.cfg.Clock(), a.pace.turnsOver
-	v.Settling = now-a.began < over || a.shards.unsteady(now, over, v.changing())
+	v.Settling = a.cfg.Clock()-a.began < turnsOver
 	if d := a.demanding.Load(); d != nil {
 		v.Wanted = d.told().Wanted
 	}

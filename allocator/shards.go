@@ -49,7 +49,6 @@ type shards struct {
 	owners     bool // assignments and releases were
 	unreadable map[kbroker.Shard]bool
 	turns      turns
-	change     change
 	wishes     kbroker.ObjectWishes
 	wishedAt   kbroker.Revision
 }

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// fewTurns in a second of all objects together are no reason to wait for their averages.
-	fewTurns = 10
+	// turnsOver is the time constant of the averages of turns: moves follow what lasts.
+	turnsOver = 15 * time.Second
 	// turnsAfter is how long nothing is counted of a shard that has moved: its objects come
 	// into memory, and calls that waited come at once.
 	turnsAfter = 5 * time.Second
@@ -29,31 +29,6 @@ type shardTurns struct {
 	at    time.Duration       // when it did last
 }
 
-// change is one of the turns of all shards. The zero value is before any. Not safe for
-// concurrent use.
-type change struct {
-	began, seen time.Duration // 0: none
-}
-
-// settling notes whether turns change, and reports whether their averages are to be waited
-// for. It ends where these cannot follow, as there is change after change.
-func (c *change) settling(now, over time.Duration, changing bool) bool {
-	if c.seen == 0 || now-c.seen > over {
-		c.began = now
-	}
-	if changing {
-		c.seen = now
-	}
-	return changing && now-c.began < 2*over
-}
-
-// unsteady is whether turns of shards change too much, as change says.
-func (s *shards) unsteady(now, over time.Duration, changing bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.change.settling(now, over, changing)
-}
-
 // sawTurns takes what an owner says of its shards' turns, and how many it has in all.
 func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
 	if m.Objects == nil {
@@ -67,12 +42,11 @@ func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
 			of = append(of, n)
 		}
 	}
-	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, of, l, m.Busiest)
+	s.turns.said(now, m.Incarnation, of, l, m.Busiest)
 }
 
-// said takes what an owner says that has these shards. The time constant of the averages is
-// over: moves follow what lasts.
-func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, l Load, busiest []kbroker.ShardTurns) {
+// said takes what an owner says that has these shards.
+func (t *turns) said(now time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, l Load, busiest []kbroker.ShardTurns) {
 	rates, rest := map[kbroker.Shard]float64{}, l.Turns
 	for _, b := range busiest {
 		rates[b.Shard] = b.TurnsPerS
@@ -94,7 +68,7 @@ func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []
 			s.owner, s.since, s.at = who, now, now
 		}
 		if now-s.since >= turnsAfter || s.rate == 0 {
-			s.rate += (rate - s.rate) * (1 - math.Exp(-(now-s.at).Seconds()/over.Seconds()))
+			s.rate += (rate - s.rate) * (1 - math.Exp(-(now-s.at).Seconds()/turnsOver.Seconds()))
 		}
 		s.at = now
 	}

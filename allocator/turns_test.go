@@ -20,7 +20,7 @@ func TestTurnsOfShards(t *testing.T) {
 	say := func(who kbroker.Incarnation, rounds int, all float64, busiest ...kbroker.ShardTurns) {
 		for range rounds {
 			now += kbroker.LoadEvery
-			of.said(now, 15*time.Second, who, shards, Load{Turns: all}, busiest)
+			of.said(now, who, shards, Load{Turns: all}, busiest)
 		}
 	}
 	check := func(what string, want ...float64) {
@@ -45,34 +45,6 @@ func TestTurnsOfShards(t *testing.T) {
 	check("and idle there", 0, 0, 0, 0)
 }
 
-func TestChangesAreWaitedFor(t *testing.T) {
-	const over = 15 * time.Second
-	var c change
-	now := time.Hour
-	take := func(times int, changing, want bool) {
-		t.Helper()
-		for n := range times {
-			now += time.Second
-			if got := c.settling(now, over, changing); got != want {
-				t.Errorf("look %d, changing %v: settling %v", n+1, changing, got)
-			}
-		}
-	}
-	take(100, false, false)
-	take(16, true, true) // a step
-	take(100, false, false)
-	for range 3 { // changes that go on: they are not waited for in the end
-		take(9, true, true)
-		take(1, false, false)
-	}
-	for range 100 {
-		take(9, true, false)
-		take(1, false, false)
-	}
-	take(20, false, false)
-	take(5, true, true) // something new
-}
-
 // TestBusyShardsAreOnSeveralOwners: they are all with one at first, which has as many shards
 // as the other one.
 func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
@@ -93,9 +65,8 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 				has[as.Owner]++
 			}
 		}
-		// That is where they end to be moved for their number.
-		if most := (1 + even) * kbroker.Shards / 2; has[webA]+has[webB] != kbroker.Shards || float64(has[webA]) > most {
-			return fmt.Errorf("owned %v, want at most %.0f by one", has, most)
+		if has[webA]+has[webB] != kbroker.Shards || has[webA] > 600 || has[webB] > 600 {
+			return fmt.Errorf("owned %v, want about as many by both", has)
 		}
 		return nil
 	})
@@ -108,8 +79,7 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 	}
 	slices.Sort(busy)
 	busy = busy[:4]
-	conn, began, said := w.server.Connect(t), time.Now(), 0.0
-	turns := map[kbroker.Incarnation]float64{}
+	conn, began := w.server.Connect(t), time.Now()
 	say := func() {
 		// Each owner says what is so of its shards.
 		of := map[kbroker.Incarnation][]kbroker.ShardTurns{webA: {}, webB: {}}
@@ -119,10 +89,9 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 		}
 		at := time.Since(began).Seconds()
 		for who, hot := range of {
-			turns[who] += (at - said) * 1000 * float64(len(hot))
 			b, err := json.Marshal(kbroker.InstanceLoad{
 				Incarnation: who, Service: "web", AtS: at, Busiest: hot,
-				Objects: &kbroker.ObjectFigures{Turns: uint64(turns[who])},
+				Objects: &kbroker.ObjectFigures{Turns: uint64(at * 1000 * float64(len(hot)))},
 			})
 			if err == nil {
 				err = conn.Publish(subjects.Load(tenant, shop, who), b)
@@ -131,7 +100,6 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		said = at
 	}
 	wait.Until(t, 2*within, func() error {
 		say()
