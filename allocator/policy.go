@@ -141,7 +141,7 @@ func (a *Allocator) look() (View, bool) {
 	known := false
 	v.Instances, known = a.loads.instances(a.cfg.Clock())
 	a.shards.fill(&v)
-	v.Settling = a.cfg.Clock()-a.began < turnsOver
+	v.Settling = a.cfg.Clock()-a.began < a.pace.turnsOver
 	if d := a.demanding.Load(); d != nil {
 		v.Wanted = d.told().Wanted
 	}

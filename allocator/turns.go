@@ -8,10 +8,8 @@ import (
 )
 
 const (
-	// turnsOver is the time constant of the averages of turns: moves follow what lasts.
-	turnsOver = 15 * time.Second
-	// turnsAfter is how long nothing is counted of a shard that has moved: its objects come
-	// into memory, and calls that waited come at once.
+	// turnsAfter is how long a shard that has moved is taken to be as busy as it was last: its
+	// objects come into memory, and calls that waited come at once.
 	turnsAfter = 5 * time.Second
 )
 
@@ -24,6 +22,7 @@ type turns struct {
 
 type shardTurns struct {
 	rate  float64
+	last  float64 // what the average follows
 	owner kbroker.Incarnation // that said so last
 	since time.Duration       // when it did first
 	at    time.Duration       // when it did last
@@ -42,11 +41,12 @@ func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
 			of = append(of, n)
 		}
 	}
-	s.turns.said(now, m.Incarnation, of, l, m.Busiest)
+	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, of, l, m.Busiest)
 }
 
-// said takes what an owner says that has these shards.
-func (t *turns) said(now time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, l Load, busiest []kbroker.ShardTurns) {
+// said takes what an owner says that has these shards. The time constant of the averages is
+// over: moves follow what lasts.
+func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, l Load, busiest []kbroker.ShardTurns) {
 	rates, rest := map[kbroker.Shard]float64{}, l.Turns
 	for _, b := range busiest {
 		rates[b.Shard] = b.TurnsPerS
@@ -68,8 +68,9 @@ func (t *turns) said(now time.Duration, who kbroker.Incarnation, shards []kbroke
 			s.owner, s.since, s.at = who, now, now
 		}
 		if now-s.since >= turnsAfter || s.rate == 0 {
-			s.rate += (rate - s.rate) * (1 - math.Exp(-(now-s.at).Seconds()/turnsOver.Seconds()))
+			s.last = rate
 		}
+		s.rate += (s.last - s.rate) * (1 - math.Exp(-(now-s.at).Seconds()/over.Seconds()))
 		s.at = now
 	}
 }

@@ -40,7 +40,7 @@ var fastTimes = state.Times{
 // happens because of an event or a retry.
 var eventPace = pace{
 	lookApp: time.Hour, lookPlace: time.Hour, resend: time.Hour, lookLeases: time.Hour, lookShards: time.Hour, lookInstances: time.Hour, decide: time.Hour,
-	attempt: 500 * time.Millisecond, retryLeast: 5 * time.Millisecond, retryMost: 50 * time.Millisecond,
+	attempt: 500 * time.Millisecond, turnsOver: 2 * time.Second, retryLeast: 5 * time.Millisecond, retryMost: 50 * time.Millisecond,
 }
 
 // world plays a core, with the store's part of the lease, and the super on a real server.
