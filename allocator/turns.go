@@ -1,6 +1,7 @@
 package allocator
 
 import (
+	"maps"
 	"math"
 	"time"
 
@@ -17,7 +18,14 @@ const (
 // their busiest shards, and of all: the others have the rest in equal parts. The zero value
 // knows of none. Not safe for concurrent use.
 type turns struct {
-	of [kbroker.Shards]shardTurns
+	of     [kbroker.Shards]shardTurns
+	owners map[kbroker.Incarnation]owns
+}
+
+// owns is how many shards an owner has, and since when.
+type owns struct {
+	shards int
+	since  time.Duration
 }
 
 type shardTurns struct {
@@ -58,16 +66,31 @@ func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []
 			others++
 		}
 	}
+	if t.owners == nil {
+		t.owners = map[kbroker.Incarnation]owns{}
+	}
+	if was, known := t.owners[who]; !known || was.shards != len(shards) {
+		maps.DeleteFunc(t.owners, func(_ kbroker.Incarnation, o owns) bool { return now-o.since > time.Hour })
+		t.owners[who] = owns{len(shards), now}
+		if !known {
+			t.owners[who] = owns{len(shards), now - loadOver}
+		}
+	}
+	// Its load is an average: that of shards which it no longer has is none of the others'.
+	mixed := now-t.owners[who].since < loadOver
 	for _, n := range shards {
 		s := &t.of[n]
 		rate, hot := rates[n]
 		if !hot {
 			rate = max(rest, 0) / float64(others)
 		}
-		if s.owner != who {
-			s.owner, s.since, s.at = who, now, now
+		if s.owner == "" {
+			s.at = now
 		}
-		if now-s.since >= turnsAfter || s.rate == 0 {
+		if s.owner != who {
+			s.owner, s.since = who, now
+		}
+		if (now-s.since >= turnsAfter || s.rate == 0) && (hot || !mixed) {
 			s.last = rate
 		}
 		s.rate += (s.last - s.rate) * (1 - math.Exp(-(now-s.at).Seconds()/over.Seconds()))

@@ -45,13 +45,13 @@ func TestTurnsOfShards(t *testing.T) {
 	check("and idle there", 0, 0, 0, 0)
 	// What rises goes on to rise while it moves.
 	say("b.1", 10, 400, kbroker.ShardTurns{Shard: 2, TurnsPerS: 400})
-	if got := of.of[2].rate; got > 200 {
+	if got := of.of[2].rate; got > 150 {
 		t.Errorf("after 5 s of 400 turns they are %.0f on average", got)
 	}
 	for range 8 {
 		say("a.1", 1, 0)
 	}
-	if got := of.of[2].rate; got < 200 {
+	if got := of.of[2].rate; got < 150 {
 		t.Errorf("5 s after a move it is %.0f, want that it rises to 400", got)
 	}
 }
