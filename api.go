@@ -460,6 +460,7 @@ type InstanceFile struct {
 	// those of the app are; 0: it has none.
 	Objects       []KindName `json:"objects,omitempty"`
 	ObjectStreams int        `json:"object_streams,omitempty"`
+	Placed        []KindName `json:"placed,omitempty"` // those that are placed, sorted
 	// Schemas are those of its kinds that have another than the first one, by its spec;
 	// WriteSchemas in which the state of each is written.
 	Schemas      map[KindName]Schema `json:"schemas,omitempty"`

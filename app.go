@@ -74,6 +74,17 @@ func (a *App) CheckKind(kind KindName) error {
 	return Errorf(NotFound, "app %q has no objects of kind %s", a.Name, kind).WithHint("its kinds: %s", strings.Join(kinds, ", "))
 }
 
+// Object is one by its kind and id; Placed, if its kind is.
+func (a *App) Object(kind KindName, id string) Object {
+	o := Object{Kind: kind, ID: id}
+	for _, s := range a.Services {
+		if _, is := s.Placed[kind]; is {
+			o.Placed = true
+		}
+	}
+	return o
+}
+
 // Service is one program of an app.
 type Service struct {
 	Name     ServiceName       `json:"name"`
@@ -95,6 +106,11 @@ type Service struct {
 	// Objects are the kinds of objects that its instances own. One service of an app has
 	// objects.
 	Objects []KindName `json:"objects,omitempty"`
+	// Placed are those of the kinds whose objects are allocated, each to an instance that has
+	// room for what it takes; the others are spread by their names.
+	Placed map[KindName]Demanded `json:"placed,omitempty"`
+	// Slots are those of an instance for placed objects; 0: they are not counted.
+	Slots int `json:"slots,omitempty"`
 	// Schemas are those of the kinds whose state has another than the first one.
 	Schemas map[KindName]Schema `json:"schemas,omitempty"`
 	// Ports are those that an instance listens on, sorted by name.

@@ -53,6 +53,10 @@ type InstanceLoad struct {
 	Objects *ObjectFigures `json:"objects,omitempty"`
 	Waiting int            `json:"waiting,omitempty"`
 	Busiest []ShardTurns   `json:"busiest,omitempty"`
+	// Placed are the placed objects that it knows to be its own, or to come to it, and
+	// PlacedTurnsPerS their turns in a second, reads among them, since the last message.
+	Placed          int     `json:"placed,omitempty"`
+	PlacedTurnsPerS float64 `json:"placed_turns_per_s,omitempty"`
 }
 
 // MaxBusiest bounds InstanceLoad.Busiest.

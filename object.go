@@ -11,9 +11,13 @@ import (
 // protocol.
 const Shards = 1024
 
-// Shard is one of the buckets of an app's objects, from 0 to Shards-1: what an
-// allocator gives to an owner.
-type Shard uint16
+// Shard is what an allocator gives to an owner: one of the buckets of an app's objects, from
+// 0 to Shards-1, or a placed object, which is a shard of its own with a number from Shards
+// on, below 2^53: every JSON has it as it is.
+type Shard uint64
+
+// OfOne reports whether the shard is that of one placed object.
+func (s Shard) OfOne() bool { return s >= Shards }
 
 // KindName names a kind of objects of an app; see CheckName.
 type KindName string
@@ -26,17 +30,29 @@ const MaxObjectIDBytes = 200
 type Object struct {
 	Kind KindName
 	ID   string
+	// Placed: its kind is; see Service.Placed. It is said by who knows the app's spec.
+	Placed bool
 }
 
 // String is "kind:id".
 func (o Object) String() string { return string(o.Kind) + ":" + o.ID }
 
+// MaxShard is beyond all shards.
+const MaxShard Shard = Shards + 1<<placedBits
+
+// placedBits is how many bits the number of a placed object's shard has beyond Shards.
+const placedBits = 52
+
 // Shard is the one that the object is in, for ever: FNV-1a of "kind:id" (64 bits,
-// http://www.isthe.com/chongo/tech/comp/fnv), its halves folded by XOR, modulo Shards.
+// http://www.isthe.com/chongo/tech/comp/fnv), its halves folded by XOR, modulo Shards. Of a
+// placed object it is Shards and placedBits of the hash, its upper ones folded in likewise.
 func (o Object) Shard() Shard {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(o.String())) // never fails
 	sum := h.Sum64()
+	if o.Placed {
+		return Shards + Shard((sum>>placedBits^sum)&(1<<placedBits-1))
+	}
 	return Shard((sum>>32 ^ sum) % Shards)
 }
 
@@ -70,7 +86,7 @@ func ParseObject(s string) (AppName, Object, error) {
 	if err := CheckName("app", app); err != nil {
 		return "", Object{}, err
 	}
-	o := Object{KindName(kind), id}
+	o := Object{Kind: KindName(kind), ID: id}
 	if err := o.Check(); err != nil {
 		return "", Object{}, err
 	}

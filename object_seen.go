@@ -118,7 +118,7 @@ type ObjectRequest struct {
 }
 
 // Object is the one that is meant.
-func (r ObjectRequest) Object() Object { return Object{r.Kind, r.ID} }
+func (r ObjectRequest) Object() Object { return Object{Kind: r.Kind, ID: r.ID} }
 
 // ObjectDetail is what is known of an object.
 type ObjectDetail struct {

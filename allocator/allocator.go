@@ -177,6 +177,9 @@ func (a *Allocator) Run(ctx context.Context) error {
 	running.Go(func() {
 		_ = a.rounds(ctx, "owners of shards not read, asked again", a.shards.lookShards, a.pace.lookShards, a.shards.readShards)
 	})
+	running.Go(func() {
+		_ = a.rounds(ctx, "placed objects not read, asked again", a.shards.lookPlaced, a.pace.lookPlaced, a.shards.readPlaced)
+	})
 	err := state.HoldAllocator(ctx, state.AllocatorLease{
 		Ask: a.askLease, Write: a.writeOwn, Tenant: a.own.Tenant, App: a.own.App, Holder: a.own.Incarnation,
 		News: &a.leaseNews, Times: a.cfg.Times, Clock: a.cfg.Clock, Log: a.log,
@@ -216,6 +219,12 @@ func (a *Allocator) active(ctx context.Context, h *state.AllocatorHolding) error
 	a.demanding.Store(d)
 	defer a.demanding.Store(nil)
 	beside.Go(func() { d.watch(ctx) })
+	sub, err := a.cfg.Conn.SubscribeSync(subjects.Placing(a.own.Tenant, a.own.App, "*"))
+	if err != nil {
+		return fmt.Errorf("subscribe what is asked of placed objects: %w", err)
+	}
+	defer func() { _ = sub.Unsubscribe() }() // fails only on a connection that is gone
+	beside.Go(func() { receive(ctx, sub, a.onPlacing) })
 	return a.rounds(ctx, "demand not delivered, sent again", a.demandNow, a.pace.resend, d.send)
 }
 

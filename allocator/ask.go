@@ -21,6 +21,7 @@ type pace struct {
 	resend     time.Duration // the demand is sent at least this often
 	lookLeases time.Duration // leases of incarnations are read this often: they are judged by that
 	lookShards time.Duration // who owns what is read at least this often
+	lookPlaced time.Duration // where placed objects are, likewise: there may be many
 	turnsOver  time.Duration // the time constant of the averages of shards' turns
 	// Where a service is scaled: which instances there are is read this often, and how many
 	// there are to be is decided.
@@ -32,7 +33,7 @@ type pace struct {
 
 var normalPace = pace{
 	lookApp: 30 * time.Second, lookPlace: time.Minute, resend: 5 * time.Second,
-	lookLeases: time.Second, lookShards: 30 * time.Second, turnsOver: 15 * time.Second, lookInstances: time.Second, decide: 250 * time.Millisecond,
+	lookLeases: time.Second, lookShards: 30 * time.Second, lookPlaced: 5 * time.Minute, turnsOver: 15 * time.Second, lookInstances: time.Second, decide: 250 * time.Millisecond,
 	attempt: 2 * time.Second, retryLeast: 100 * time.Millisecond, retryMost: 2 * time.Second,
 }
 

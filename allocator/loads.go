@@ -160,6 +160,9 @@ func (a *Allocator) onLoad(m *nats.Msg) {
 	}
 	now := a.cfg.Clock()
 	a.shards.sawTurns(now, l, a.loads.heard(now, l))
+	if a.demanding.Load() != nil {
+		a.shards.knows(now, l)
+	}
 }
 
 // readInstances reads which instances are to run, and what their agents measure.

@@ -19,6 +19,13 @@ type View struct {
 	// those of the app's objects; none, in an app without objects.
 	Owners []kbroker.Incarnation
 	Shards []Shard
+	// Rooms are those of Owners, in their order, in an app with placed objects. Waiting are the
+	// placed objects that are to get a place now, at most MostPlaced: those whose owner is lost
+	// or leaves, then those that were asked for, the oldest first. Missing is what all that wait
+	// take together.
+	Rooms   []Room
+	Waiting []Placed
+	Missing kbroker.Demanded
 	// Wanted is what super has been told last, under this lease: it falls only after a while.
 	Wanted map[kbroker.ServiceName]int
 	// Settling: the turns of shards are not known for long enough, as this allocator has just
@@ -66,6 +73,9 @@ type Decision struct {
 	// Shards is which owner each is to have, in their order; nil: they are spread evenly by
 	// their number. An empty name: the one that it has.
 	Shards []kbroker.Incarnation
+	// Placed is which owner each of those that wait is to have, in their order, none beyond its
+	// room; nil: as of Spread. An empty name: it goes on to wait.
+	Placed []kbroker.Incarnation
 }
 
 // Policy decides for an app. It is pure: the same view gives the same answer, without
@@ -75,20 +85,28 @@ type Policy func(View) Decision
 
 // Spread is the policy of an app that names none: each service has as many instances as its
 // load needs, by its kbroker.Scale, and each of its owners about as many shards.
-func Spread(v View) Decision { return scaled(v) }
+// Placed objects go where there is most room.
+func Spread(v View) Decision {
+	d := scaled(v)
+	d.Placed = fitted(v, emptiest)
+	return d
+}
 
 // Balance is as Spread, but owners have about the same load in place of the same number of
-// shards: turns of objects in a second.
+// shards: turns of objects in a second. Placed objects go where there is most room, and not
+// too much to do.
 func Balance(v View) Decision {
 	d := scaled(v)
-	d.Shards = balanced(v)
+	d.Shards, d.Placed = balanced(v), fitted(v, calmest)
 	return d
 }
 
 // Pack has as few owners as the load needs own shards, those that have most of them now, with
-// about the same load. The others are there for load that comes, or are drained.
+// about the same load; placed objects go where there is least room that is enough. The others
+// are there for load that comes, or are drained.
 func Pack(v View) Decision {
 	d := scaled(v)
+	d.Placed = fitted(v, fullest)
 	for _, s := range v.App.Services {
 		if len(s.Objects) > 0 {
 			wanted, told := v.Wanted[s.Name]
@@ -156,7 +174,7 @@ func scaled(v View) Decision {
 			d.Wanted[s.Name] = s.Count.Min
 			continue
 		}
-		d.Wanted[s.Name], d.Why[s.Name] = need(s, v.Of(s.Name))
+		d.Wanted[s.Name], d.Why[s.Name] = need(s, v.Of(s.Name), v.targets(s)...)
 	}
 	return d
 }

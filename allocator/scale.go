@@ -26,6 +26,7 @@ type target struct {
 	name  string
 	total float64
 	each  float64
+	exact bool // no part of an instance may be missing
 }
 
 // need is how many instances of a service its load needs, and why. Pure.
@@ -34,7 +35,7 @@ type target struct {
 // of those that bear it now: while some start, the answer is the same. What those that say
 // nothing of their load have is taken to be the average; where nobody says anything the
 // number stays as it is.
-func need(s kbroker.Service, instances []Instance) (n int, why string) {
+func need(s kbroker.Service, instances []Instance, exact ...target) (n int, why string) {
 	scale := kbroker.Scale{}
 	if s.Scale != nil {
 		scale = *s.Scale
@@ -74,21 +75,26 @@ func need(s kbroker.Service, instances []Instance) (n int, why string) {
 	of := func(sum float64, known int) float64 { return sum * float64(ready) / float64(max(known, 1)) }
 	n, why = there, "no load is known"
 	first := true
-	for _, t := range []struct {
+	type knownTarget struct {
 		target
 		known int
-	}{
-		{target{"busy", of(sum.Busy, known), scale.Busy}, known},
-		{target{"cpu", of(sum.CPU, measured) / max(s.Resources.CPU, math.SmallestNonzeroFloat64), scale.CPU}, measured},
-		{target{"requests/s", sum.Requests, scale.Requests}, known + measured},
-		{target{"mailbox", of(float64(sum.Waiting), known), scale.Mailbox}, known},
-		{target{"objects", of(float64(sum.Objects), known), scale.Objects}, known},
-	} {
+	}
+	targets := []knownTarget{
+		{target{name: "busy", total: of(sum.Busy, known), each: scale.Busy}, known},
+		{target{name: "cpu", total: of(sum.CPU, measured) / max(s.Resources.CPU, math.SmallestNonzeroFloat64), each: scale.CPU}, measured},
+		{target{name: "requests/s", total: sum.Requests, each: scale.Requests}, known + measured},
+		{target{name: "mailbox", total: of(float64(sum.Waiting), known), each: scale.Mailbox}, known},
+		{target{name: "objects", total: of(float64(sum.Objects), known), each: scale.Objects}, known},
+	}
+	for _, t := range exact {
+		targets = append(targets, knownTarget{t, 1})
+	}
+	for _, t := range targets {
 		if t.each <= 0 || t.known == 0 {
 			continue
 		}
 		if by := t.needs(ready); first || by > n {
-			n, why = by, fmt.Sprintf("%s is %s of %s on each of %d", t.name, short(t.total/float64(ready)), short(t.each), ready)
+			n, why = by, fmt.Sprintf("%s is %s of %s on each of %d", t.name, short(t.total/float64(max(ready, 1))), short(t.each), max(ready, 1))
 		}
 		first = false
 	}
@@ -107,7 +113,7 @@ func need(s kbroker.Service, instances []Instance) (n int, why string) {
 
 // needs is how many instances a target needs, of which so many bear the load.
 func (t target) needs(ready int) int {
-	if off := t.total/(t.each*float64(ready)) - 1; math.Abs(off) <= tolerance {
+	if off := t.total/(t.each*float64(ready)) - 1; math.Abs(off) <= tolerance && !t.exact {
 		return ready
 	}
 	// What is a rounding error above a whole number needs no further instance.

@@ -42,6 +42,7 @@ type shards struct {
 	now        bell // plan again
 	lookLeases bell
 	lookShards bell
+	lookPlaced bell
 
 	mu         sync.Mutex
 	assigner   *ownership.Assigner
@@ -49,6 +50,7 @@ type shards struct {
 	owners     bool // assignments and releases were
 	unreadable map[kbroker.Shard]bool
 	turns      turns
+	placing    placing
 	wishes     kbroker.ObjectWishes
 	wishedAt   kbroker.Revision
 }
@@ -56,7 +58,7 @@ type shards struct {
 func newShards(a *Allocator) *shards {
 	t := a.cfg.Times
 	return &shards{
-		alloc: a, now: newBell(), lookLeases: newBell(), lookShards: newBell(), unreadable: map[kbroker.Shard]bool{},
+		alloc: a, now: newBell(), lookLeases: newBell(), lookShards: newBell(), lookPlaced: newBell(), placing: newPlacing(), unreadable: map[kbroker.Shard]bool{},
 		assigner: ownership.NewAssigner(ownership.AssignerConfig{Times: ownership.Times{
 			Renew: t.LeaseRenew, RenewAttempt: t.RenewAttempt, HolderStops: t.HolderStops, ObserverActs: t.ObserverActs,
 			OutageGrace: t.OutageGrace, MoveDeadline: moveDeadline,
@@ -159,7 +161,7 @@ func (s *shards) readShards(ctx context.Context) error {
 
 // saw notes that all has been read, and has it planned on. The caller holds mu.
 func (s *shards) saw() {
-	if s.leases && s.owners {
+	if v, _ := s.alloc.view(); s.leases && s.owners && (s.placing.read || !slices.ContainsFunc(v.App.Services, places)) {
 		s.assigner.SawAll()
 		s.now.ring()
 	}
@@ -211,13 +213,24 @@ func (s *shards) see(asked, at time.Duration, r kbroker.Stored) bool {
 		return s.assigner.SawLease(asked, at, k.Incarnation, l, r.Revision)
 	case subjects.OwnAssign:
 		as, ok := decode[ownership.Assignment](s, r)
+		if k.Shard.OfOne() {
+			was := s.assigner.Placed(k.Shard)
+			if ok = ok && s.assigner.SawShard(at, k.Shard, as, r.Revision); ok {
+				s.sawPlaced(was, as)
+			}
+			return ok
+		}
 		if s.unreadable[k.Shard] = !ok; !ok {
 			return false
 		}
 		return s.assigner.SawShard(at, k.Shard, as, r.Revision)
 	case subjects.OwnRelease:
 		release, _ := decode[ownership.Release](s, r)
-		return s.assigner.SawRelease(k.Shard, release, r.Revision)
+		news := s.assigner.SawRelease(k.Shard, release, r.Revision)
+		if news && k.Shard.OfOne() && s.alloc.demanding.Load() != nil {
+			s.forward(r, k.Shard)
+		}
+		return news
 	case subjects.OwnWishes:
 		return s.sawWishes(r)
 	}
@@ -242,18 +255,22 @@ func (s *shards) plan(epoch uint64) ownership.Batch {
 		return ownership.Batch{}
 	}
 	v, _ := s.alloc.look() // shards have owners however much is known of loads
-	placed := s.place(v)
+	decision := s.alloc.policy(v)(v)
+	placed := s.place(v, decision.Shards)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Where nobody is to have a shard it stays, and a move that has begun comes to its end.
 	want := s.assigner.Owners()
 	maps.Copy(want, placed)
 	maps.DeleteFunc(want, func(n kbroker.Shard, _ kbroker.Incarnation) bool { return s.unreadable[n] })
-	return s.assigner.Plan(s.alloc.cfg.Judge(), epoch, want)
+	if b := s.assigner.Plan(s.alloc.cfg.Judge(), epoch, want); len(b.Writes) > 0 {
+		return b
+	}
+	return s.planPlaced(epoch, v, decision.Placed)
 }
 
 // place is which owner each shard is to have, of those that the policy of the app gives one.
-func (s *shards) place(v View) map[kbroker.Shard]kbroker.Incarnation {
+func (s *shards) place(v View, placed []kbroker.Incarnation) map[kbroker.Shard]kbroker.Incarnation {
 	now, wished := map[kbroker.Shard]kbroker.Incarnation{}, map[kbroker.Shard]kbroker.Incarnation{}
 	for n, of := range v.Shards {
 		if of.Owner != "" {
@@ -263,7 +280,6 @@ func (s *shards) place(v View) map[kbroker.Shard]kbroker.Incarnation {
 			wished[kbroker.Shard(n)] = of.Wished
 		}
 	}
-	placed := s.alloc.policy(v)(v).Shards
 	if placed == nil {
 		return ownership.Spread(now, v.Owners, wished)
 	}
@@ -298,12 +314,15 @@ func (s *shards) fill(v *View) {
 	for n := range v.Shards {
 		v.Shards[n].Turns = s.turns.of[n].rate
 	}
+	s.fillPlaced(v)
 }
 
 // assign gives the shards to who is there, batch by batch, until ctx ends or the lease is
 // lost.
 func (s *shards) assign(ctx context.Context, h *state.AllocatorHolding) {
 	s.lookShards.ring() // announcements may have been lost
+	s.lookPlaced.ring()
+	defer s.forgetAsked()
 	pause, failures := againLeast, 0
 	var done ownership.Counts
 	for ctx.Err() == nil {
@@ -346,9 +365,18 @@ func (s *shards) wrote(b ownership.Batch, reply kbroker.OwnWriteReply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := s.alloc.cfg.Judge()
-	for i, w := range b.Writes {
-		s.see(0, at, kbroker.Stored{Key: w.Key, Revision: reply.At(i), Value: w.Value})
+	before := map[kbroker.Shard]ownership.Assignment{}
+	for _, n := range b.Shards {
+		if n.OfOne() {
+			before[n] = s.assigner.Placed(n)
+		}
 	}
+	all := make([]kbroker.Stored, len(b.Writes))
+	for i, w := range b.Writes {
+		all[i] = kbroker.Stored{Key: w.Key, Revision: reply.At(i), Value: w.Value}
+		s.see(0, at, all[i])
+	}
+	s.tellOwners(before, all)
 }
 
 // again reads what a batch was about.
@@ -376,8 +404,8 @@ func (s *shards) again(ctx context.Context, b ownership.Batch) error {
 
 // tell says what was done since it was called last.
 func (s *shards) tell(epoch uint64, done *ownership.Counts) {
-	if c := *done; c.Assigned+c.Taken+c.Moved+c.Kept > 0 {
-		s.alloc.log.Info("shards have other owners", "epoch", epoch, "assigned", c.Assigned, "taken", c.Taken, "moved", c.Moved, "kept", c.Kept)
+	if c := *done; c.Assigned+c.Taken+c.Moved+c.Kept+c.Released > 0 {
+		s.alloc.log.Info("shards have other owners", "epoch", epoch, "assigned", c.Assigned, "taken", c.Taken, "moved", c.Moved, "kept", c.Kept, "released", c.Released)
 	}
 	*done = ownership.Counts{}
 }

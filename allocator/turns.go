@@ -30,7 +30,7 @@ type owns struct {
 
 type shardTurns struct {
 	rate  float64
-	last  float64 // what the average follows
+	last  float64             // what the average follows
 	owner kbroker.Incarnation // that said so last
 	since time.Duration       // when it did first
 	at    time.Duration       // when it did last
@@ -49,13 +49,13 @@ func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
 			of = append(of, n)
 		}
 	}
-	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, of, l, m.Busiest)
+	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, of, l, m.PlacedTurnsPerS, m.Busiest)
 }
 
 // said takes what an owner says that has these shards. The time constant of the averages is
 // over: moves follow what lasts.
-func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, l Load, busiest []kbroker.ShardTurns) {
-	rates, rest := map[kbroker.Shard]float64{}, l.Turns
+func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, l Load, ofPlaced float64, busiest []kbroker.ShardTurns) {
+	rates, rest := map[kbroker.Shard]float64{}, l.Turns-ofPlaced
 	for _, b := range busiest {
 		rates[b.Shard] = b.TurnsPerS
 		rest -= b.TurnsPerS

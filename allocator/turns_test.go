@@ -20,7 +20,7 @@ func TestTurnsOfShards(t *testing.T) {
 	say := func(who kbroker.Incarnation, rounds int, all float64, busiest ...kbroker.ShardTurns) {
 		for range rounds {
 			now += kbroker.LoadEvery
-			of.said(now, 15*time.Second, who, shards, Load{Turns: all}, busiest)
+			of.said(now, 15*time.Second, who, shards, Load{Turns: all}, 0, busiest)
 		}
 	}
 	check := func(what string, want ...float64) {

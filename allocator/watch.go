@@ -48,6 +48,7 @@ func (a *Allocator) watchConnection(ctx context.Context, status <-chan nats.Stat
 			a.demandNow.ring()
 			a.shards.lookLeases.ring()
 			a.shards.lookShards.ring()
+			a.shards.lookPlaced.ring()
 		}
 	}
 }
@@ -92,6 +93,7 @@ func (a *Allocator) readApp(ctx context.Context) error {
 		a.lookInstances.ring()     // a service may be scaled now
 		a.shards.lookLeases.ring() // it may have objects now
 		a.shards.lookShards.ring()
+		a.shards.lookPlaced.ring()
 	}
 	if announced := a.announced.Load(); int64(v.Version) < announced {
 		return kbroker.Errorf(kbroker.Unavailable, "version %d read, but %d is announced", v.Version, announced)

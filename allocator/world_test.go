@@ -39,7 +39,7 @@ var fastTimes = state.Times{
 // eventPace never looks of its own accord: what happens in a test with it
 // happens because of an event or a retry.
 var eventPace = pace{
-	lookApp: time.Hour, lookPlace: time.Hour, resend: time.Hour, lookLeases: time.Hour, lookShards: time.Hour, lookInstances: time.Hour, decide: time.Hour,
+	lookApp: time.Hour, lookPlace: time.Hour, resend: time.Hour, lookLeases: time.Hour, lookShards: time.Hour, lookPlaced: time.Hour, lookInstances: time.Hour, decide: time.Hour,
 	attempt: 500 * time.Millisecond, turnsOver: 2 * time.Second, retryLeast: 5 * time.Millisecond, retryMost: 50 * time.Millisecond,
 }
 

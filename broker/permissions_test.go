@@ -81,6 +81,8 @@ var may = map[string][]string{
 		"subscribe kb.keeper.default.shop-web-1.1",
 		"publish kb.kept.default.shop-web-1.1.c1.q",
 		"publish kb.load.default.shop.shop-web-1.1",
+		"publish kb.placing.default.{shop,bank}.allocate",
+		"subscribe kb.placed.default.shop.shop-web-1.1",
 		"publish kb.own.default.shop.{read,write,new}.shop-web-1.1",
 		"publish kb.topic.default.shop.{orders,web}.publish.shop-web-1.1",
 		"publish kb.topic.default.{shop.orders,shop.web,bank.web}.read.shop-web-1.1",
@@ -106,6 +108,8 @@ var may = map[string][]string{
 		"subscribe kb.keeper.default.bank-api-1.1",
 		"publish kb.kept.default.bank-api-1.1.c1.q",
 		"publish kb.load.default.bank.bank-api-1.1",
+		"publish kb.placing.default.shop.allocate",
+		"subscribe kb.placed.default.bank.bank-api-1.1",
 		"publish kb.own.default.bank.read.bank-api-1.1",
 		"publish kb.topic.default.bank.orders.publish.bank-api-1.1",
 		"publish kb.topic.default.shop.web.read.bank-api-1.1",
@@ -134,6 +138,8 @@ var may = map[string][]string{
 		"subscribe kb.keeper.default.shop-mail-1.1",
 		"publish kb.kept.default.shop-mail-1.1.c1.q",
 		"publish kb.load.default.shop.shop-mail-1.1",
+		"publish kb.placing.default.shop.allocate",
+		"subscribe kb.placed.default.shop.shop-mail-1.1",
 		"publish kb.own.default.shop.{read,write}.shop-mail-1.1",
 		"publish kb.topic.default.shop.orders.{publish,read}.shop-mail-1.1",
 		"subscribe kb.owned.default.shop.>",
@@ -163,6 +169,8 @@ var may = map[string][]string{
 		"subscribe kb.keeper.other.shop-web-1.1",
 		"publish kb.kept.other.shop-web-1.1.c1.q",
 		"publish kb.load.other.shop.shop-web-1.1",
+		"publish kb.placing.other.{shop,bank}.allocate",
+		"subscribe kb.placed.other.shop.shop-web-1.1",
 		"publish kb.own.other.shop.write.shop-web-1.1",
 		"publish kb.topic.other.shop.web.publish.shop-web-1.1",
 		"publish kb.topic.other.{shop,bank}.web.read.shop-web-1.1",
@@ -195,6 +203,9 @@ var may = map[string][]string{
 		"subscribe kb.keeper.default.shop-allocator-1.1",
 		"publish kb.kept.default.shop-allocator-1.1.c1.q",
 		"subscribe kb.load.default.shop.>",
+		"subscribe kb.placing.default.shop.*",
+		"subscribe exactly kb.placing.default.shop.>",
+		"publish kb.placed.default.shop.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-mail-1.1,shop-allocator-1.1,bank-api-1.1}",
 	}),
 
 	// People: each may do what the one before may.
@@ -234,6 +245,7 @@ var (
 		"publish kb.artifact.{w1,w2,c1}.default.s",
 		"publish svc.{shop.web,shop.mail,bank.api}.{m,m.p_1.s.1}",
 		"publish obj.{shop,bank}.{0,1023}.account.m",
+		"publish kb.placing.default.{shop,bank}.allocate",
 	}
 	// Who may reach into an instance, or has something done with objects, asks a core; only
 	// cores ask the agent, or the owner.

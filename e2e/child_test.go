@@ -31,6 +31,7 @@ const (
 	proberJob = "prober"
 	countJob  = "count"
 	rateJob   = "rate"
+	placeJob  = "place"
 	// These do not wait for the end of standard input.
 	replicasJob = "replicas"
 	valuesJob   = "values"
@@ -71,6 +72,8 @@ func child(job string) int {
 		report, err = countUntilTold(servers)
 	case rateJob:
 		report, err = sendAtRates(servers)
+	case placeJob:
+		report, err = placeUntilTold(servers)
 	case replicasJob:
 		report, err = replicas(core, servers)
 	case valuesJob:

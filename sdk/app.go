@@ -81,6 +81,7 @@ func New(opts ...Option) *App {
 		a.identity, a.err = developer(o.as, target)
 	}
 	client.app, client.start = a.identity.App, a.identity.Incarnation
+	client.knowPlaced(&a.identity)
 	return a
 }
 

@@ -115,7 +115,7 @@ func (t Target) call(ctx context.Context, method string, in any, opts []CallOpti
 	defer client.desks.put(c)
 	c.client, c.to, c.method, c.data, c.timeout = client, t, method, data, DefaultTimeout
 	if t.isObject() {
-		c.subject = subjects.ObjectMethod(t.app, t.object.Shard(), t.object.Kind, method)
+		c.aim(client.isPlaced(t))
 	} else {
 		c.subject = subjects.Method(t.app, t.service, method)
 	}
@@ -177,6 +177,8 @@ type call struct {
 	inARow   int            // attempts that certainly did not run
 	paused   bool           // the next attempt goes at the next wake-up
 	last     *kbroker.Error // why the latest attempt did not run
+	where    *whereabouts   // of a placed object that nobody serves; nil: it is not asked for
+	askedFor time.Time      // when that was asked for last
 	asked    *lookup        // discovery under way for the retry table
 	found    *lookup        // discovery for the error message
 	desk
@@ -229,6 +231,12 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 				return nil, c.refused()
 			}
 			refused = c.client.refused.wait()
+			continue
+		case <-c.where.answered():
+			if e := c.where.nowhere(); e != nil && len(c.open) == 0 {
+				return nil, c.final(e, kbroker.ExecutedNo)
+			}
+			c.where = nil
 			continue
 		case <-c.asked.answered():
 			c.asked = nil
@@ -291,7 +299,13 @@ func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error)
 
 // backOff pauses the call before its next attempt.
 func (c *call) backOff(t transport) time.Duration {
-	if c.inARow == attemptsBeforeLookup && !c.to.isObject() {
+	switch {
+	case c.inARow < attemptsBeforeLookup:
+	case c.to.object.Placed:
+		if now := time.Now(); c.where == nil && now.Sub(c.askedFor) >= whereTimeout {
+			c.where, c.askedFor = c.client.whereIs(t, c.to), now
+		}
+	case c.inARow == attemptsBeforeLookup && !c.to.isObject():
 		c.found = c.client.lookup(t, c.to)
 	}
 	d := backoff(c.inARow)
@@ -338,6 +352,10 @@ func (c *call) receive(ctx context.Context, m *nats.Msg) (reply *nats.Msg, e eve
 		c.remember(m)
 		return m, 0, nil
 	case failure.Code == kbroker.Overloaded && failure.Executed == kbroker.ExecutedNo:
+		c.last = failure
+		return nil, refusedNow, nil
+	}
+	if c.misaimed(m, failure) {
 		c.last = failure
 		return nil, refusedNow, nil
 	}

@@ -34,6 +34,7 @@ type Client struct {
 	back     broadcast // fires when the connection is (again) there, or will never be
 
 	listening      listening
+	placed         sync.Map // placedKey -> bool, as far as it is known
 	methods        sync.Map // subject of a method -> bool: idempotent
 	calls, retried atomic.Uint64
 	desks          desks

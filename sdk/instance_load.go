@@ -48,6 +48,13 @@ type loadMeter struct {
 	draining bool // it was told that the instance drains
 }
 
+// loadOfShards is what is told of the shards that an instance owns.
+type loadOfShards struct {
+	busiest     []kbroker.ShardTurns
+	placed      int
+	placedTurns float64
+}
+
 func newLoadMeter(a *App, t transport) *loadMeter {
 	l := &loadMeter{app: a, t: t, subject: subjects.Load(a.identity.Tenant, a.identity.App, a.identity.Incarnation)}
 	for _, m := range a.methods {
@@ -132,7 +139,7 @@ func (l *loadMeter) load() kbroker.InstanceLoad {
 	if k := a.keeper; k != nil {
 		m.Waiting = int(k.queued.Load())
 		if busiest := k.busiest.Load(); busiest != nil {
-			m.Busiest = *busiest
+			m.Busiest, m.Placed, m.PlacedTurnsPerS = busiest.busiest, busiest.placed, busiest.placedTurns
 		}
 	}
 	return m

@@ -29,7 +29,28 @@ func (k *keeper) watch() error {
 			return fmt.Errorf("subscribe who owns what: %w", err)
 		}
 	}
+	if len(k.own.Placed) == 0 {
+		return nil
+	}
+	if _, err := k.t.subscribe(subjects.PlacedOn(k.own.Tenant, k.own.App, k.own.Incarnation), "", k.placed); err != nil {
+		return fmt.Errorf("subscribe which placed objects are on this instance: %w", err)
+	}
 	return nil
+}
+
+// placed is what the allocator says of placed objects: records, as they are stored.
+func (k *keeper) placed(m *nats.Msg) {
+	var told kbroker.OwnReadReply
+	if err := told.UnmarshalBinary(m.Data); err != nil || k.deaf.Load() {
+		return
+	}
+	k.post(func(now time.Duration) {
+		for _, r := range told.Records {
+			if subjects.ParseOwnKey(r.Key).Shard.OfOne() {
+				k.seen(now, r)
+			}
+		}
+	})
 }
 
 // announced is a record that was changed.

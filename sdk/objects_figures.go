@@ -17,11 +17,12 @@ func (k *keeper) figure(now time.Duration) {
 		return
 	}
 	k.figured = max(now, 1)
-	busiest := k.shardTurns.busiest(now)
-	k.busiest.Store(&busiest)
+	busiest, placedTurns := k.shardTurns.busiest(now)
+	shards, placed := k.owner.Serves()
+	k.busiest.Store(&loadOfShards{busiest, placed, placedTurns})
 	k.app.figures.Store(&kbroker.ObjectFigures{
 		Turns: f.Turns, Reads: f.Reads, Refused: f.Refused, Activations: f.Activations, Commits: f.Commits, CommitsRefused: f.CommitsRefused,
 		ShardsTaken: f.Taken, TakingS: f.TakenFor.Seconds(), ShardsReleased: f.Released, ReleasingS: f.ReleasedFor.Seconds(),
-		Shards: len(k.owner.Owned()), Active: len(k.active), Outbox: f.Messages,
+		Shards: shards, Active: len(k.active), Outbox: f.Messages,
 	})
 }

@@ -69,6 +69,10 @@ func (k *keeper) hear(number uint64) func(*nats.Msg) {
 			return
 		}
 		call, e := k.request(m)
+		if e != nil && e.Code == kbroker.Moved {
+			k.tellPlaced(m, e)
+			return
+		}
 		if e != nil {
 			k.refuse(m.Reply, e)
 			return
@@ -99,6 +103,27 @@ func (k *keeper) overloaded(what string) *kbroker.Error {
 		WithHint("more instances own fewer objects each: kbroker scale"))
 }
 
+// tellPlaced answers a call that came by the subject of a placed object, and its kind is not
+// placed, or the other way round.
+func (k *keeper) tellPlaced(m *nats.Msg, e *kbroker.Error) {
+	_, shard, _, _, _ := subjects.ParseObjectMethod(m.Subject)
+	if int64(k.now()) >= k.until.Load() {
+		return
+	}
+	reply := errorReply(m.Reply, k.heads[false], e)
+	reply.Header.Set(subjects.HeaderPlaced, strconv.FormatBool(!shard.OfOne()))
+	k.send(reply)
+}
+
+// misplaced is the answer to who does not know whether the objects of a kind are placed, or takes
+// them for what they were in another version.
+func (k *keeper) misplaced(o kbroker.Object, placed bool) *kbroker.Error {
+	if placed {
+		return notRun(kbroker.Errorf(kbroker.Moved, "%s is a placed object", o))
+	}
+	return notRun(kbroker.Errorf(kbroker.Moved, "%s is no placed object", o))
+}
+
 // request reads a message.
 func (k *keeper) request(m *nats.Msg) (*ownership.Call, *kbroker.Error) {
 	invalid := func(format string, args ...any) (*ownership.Call, *kbroker.Error) {
@@ -110,7 +135,7 @@ func (k *keeper) request(m *nats.Msg) (*ownership.Call, *kbroker.Error) {
 	}
 	token := m.Header.Get(subjects.HeaderObject)
 	id, ok := subjects.UnescapeID(token)
-	o := kbroker.Object{Kind: kindName, ID: id}
+	o := kbroker.Object{Kind: kindName, ID: id, Placed: shard.OfOne()}
 	switch {
 	case !ok:
 		return invalid("the header %s is %.80q, want an id of 1 to %d bytes, escaped", subjects.HeaderObject, token, kbroker.MaxObjectIDBytes)
@@ -121,6 +146,9 @@ func (k *keeper) request(m *nats.Msg) (*ownership.Call, *kbroker.Error) {
 	if kind == nil {
 		return nil, notRun(kbroker.Errorf(kbroker.NotFound, "%s has no objects of kind %s", k.own.App, kindName).
 			WithHint("its kinds: %s", joined(k.kinds)))
+	}
+	if is := slices.Contains(k.own.Placed, kindName); is != o.Placed {
+		return nil, k.misplaced(o, is)
 	}
 	o.Kind = kind.name // that of the message would keep its subject for as long as the object is known
 	c := &heard{reply: m.Reply, method: kind.methods[method], data: m.Data, chain: chain(m.Header.Get(subjects.HeaderChain))}

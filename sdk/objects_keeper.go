@@ -93,7 +93,7 @@ type keeper struct {
 	complained time.Duration // about a core that refuses
 	figured    time.Duration // when the figures were told last
 	queued     atomic.Int64  // calls that wait for their object, as of the last tick
-	busiest    atomic.Pointer[[]kbroker.ShardTurns]
+	busiest    atomic.Pointer[loadOfShards]
 }
 
 func newKeeper(a *App, t transport, times ownership.Times) *keeper {

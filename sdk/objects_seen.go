@@ -214,8 +214,9 @@ func (k *keeper) remove(now time.Duration, to string, kind *kind, o kbroker.Obje
 // look is what the instance owns. It is asked for on the loop: what it takes must not grow
 // with the objects in memory.
 func (k *keeper) look(now time.Duration) *kbroker.KeeperSeen {
+	shards, _ := k.owner.Serves()
 	seen := &kbroker.KeeperSeen{
-		Shards: len(k.owner.Owned()), Active: map[kbroker.KindName]int{}, Mailbox: k.owner.Figures().Waiting, TurnsPerS: k.turns.perSecond(now),
+		Shards: shards, Active: map[kbroker.KindName]int{}, Mailbox: k.owner.Figures().Waiting, TurnsPerS: k.turns.perSecond(now),
 	}
 	var hot []kbroker.ObjectHot
 	for name, kind := range k.kinds {

@@ -171,6 +171,7 @@ func (d *decoder) service(app *kbroker.App, name kbroker.ServiceName, v value) {
 			})
 		}},
 		field{name: "objects", read: func(v value) { d.objects(&s, v) }},
+		field{name: "slots", read: d.nonzero(d.integer(&s.Slots), func() bool { return s.Slots == 0 }, slotsHint)},
 		field{name: "on_disconnect", unsupported: "remove it: in this build a service that loses the cluster keeps running"},
 	)
 	if !ok {
@@ -296,13 +297,20 @@ func (d *decoder) objects(s *kbroker.Service, v value) {
 // kind is a kind with settings. A program without a Downgrade writes its own schema alone.
 func (d *decoder) kind(s *kbroker.Service, name *string, v value) {
 	var of kbroker.Schema
-	var hasKind, hasSchema, hasLowest bool
+	var hasKind, hasSchema, hasLowest, hasPlaced bool
+	var takes kbroker.Demanded
 	ok := d.fields(v,
 		field{name: "kind", read: func(v value) { hasKind = true; d.text(name)(v) }},
 		field{name: "schema", read: func(v value) { hasSchema = true; d.integer(&of.Number)(v) }},
 		field{name: "lowest", read: func(v value) { hasLowest = true; d.integer(&of.Lowest)(v) }},
-		field{name: "placed", unsupported: "remove it: objects are spread over the instances by their ids"},
+		field{name: "placed", read: func(v value) { hasPlaced = true; d.demanded(&takes, v) }},
 	)
+	if ok && hasKind && hasPlaced {
+		if s.Placed == nil {
+			s.Placed = map[kbroker.KindName]kbroker.Demanded{}
+		}
+		s.Placed[kbroker.KindName(*name)] = takes
+	}
 	switch {
 	case !ok:
 		return
@@ -324,6 +332,25 @@ func (d *decoder) kind(s *kbroker.Service, name *string, v value) {
 	}
 	s.Schemas[kbroker.KindName(*name)] = of
 }
+
+// demanded is what a placed object takes: one slot, if it does not say.
+func (d *decoder) demanded(of *kbroker.Demanded, v value) {
+	hasAny := false
+	note := func(read func(value)) func(value) { return func(v value) { hasAny = true; read(v) } }
+	d.fields(v,
+		field{name: "slots", read: note(d.integer(&of.Slots))},
+		field{name: "cpu", read: note(d.number(&of.CPU, placedHint))},
+		field{name: "memory", read: note(d.size(&of.MemoryBytes))},
+	)
+	if !hasAny {
+		of.Slots = 1
+	}
+}
+
+const (
+	placedHint = "write what one of its objects takes of an instance: `placed: {slots: 1}`, or cpu and memory of its resources"
+	slotsHint  = "write how many slots an instance has for placed objects, e.g. 100; leave it out where they are not counted"
+)
 
 const streamsHint = "leave it out for 4; it is fixed by the first version with objects"
 

@@ -63,6 +63,11 @@ func serviceSchema() schema {
 		"kind":   kindName,
 		"schema": kindSchema("of its state in this version of the program; default 1"),
 		"lowest": kindSchema("down to which the program has a Downgrade; default: schema"),
+		"placed": object("its objects are allocated, each to an instance that has room for what it takes; one slot, if nothing is said", map[string]schema{
+			"slots":  {"type": "integer", "description": "of those of its service", "minimum": 0, "maximum": MaxSlots},
+			"cpu":    {"type": "number", "description": "cores, of the resources of an instance", "minimum": 0, "maximum": MaxCPU},
+			"memory": {"type": "string", "description": "of the resources of an instance, with its unit, e.g. 64MiB", "pattern": sizeForm.String()},
+		}),
 	}), "kind")
 	instances := schema{"type": "integer", "minimum": 0, "maximum": MaxInstances}
 	s := object("A program of the app", map[string]schema{
@@ -98,6 +103,7 @@ func serviceSchema() schema {
 			"type": "array", "description": "kinds of objects that its instances own; one service of an app has its objects",
 			"items": schema{"oneOf": []schema{kindName, kindWith}}, "maxItems": MaxKinds, "uniqueItems": true,
 		},
+		"slots":   {"type": "integer", "description": "of an instance, for placed objects; they are not counted without", "minimum": 1, "maximum": MaxSlots},
 		"health":  healthSchema(),
 		"sandbox": {"description": "strict: it reads its program and the system's files, writes its own directories, connects to the brokers alone", "enum": []string{kbroker.SandboxStrict}},
 		"update": object("how a running service is changed", map[string]schema{

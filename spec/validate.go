@@ -24,6 +24,7 @@ const (
 	MaxRequire      = 32
 	MaxCalls        = 64
 	MaxKinds        = 64       // of objects, of one service
+	MaxSlots        = 1 << 20  // of an instance, for placed objects
 	MaxSchema       = 1 << 20  // of a kind
 	MaxStringBytes  = 8 << 10  // one argument, variable, path or command
 	MaxServiceBytes = 32 << 10 // a service as JSON: it is part of each of its placements
@@ -230,6 +231,7 @@ func (c *checker) objects(app *kbroker.App) {
 			c.add(path, "", "%s has %d kinds, at most %d are allowed", label(path), len(s.Objects), MaxKinds)
 		default:
 			c.kinds(path, s.Objects)
+			c.placed(path, s)
 		}
 		c.schemas(path, s)
 		has = s.Name
@@ -248,6 +250,28 @@ func (c *checker) topics(l kbroker.TopicLimits) {
 	}
 	if n := l.MaxBytes; n != 0 && (n < MinTopicMaxBytes || n > MaxTopicMaxBytes) {
 		c.add("topics.max_bytes", topicBytesHint, "topics.max_bytes is %s, want %s to %s", formatSize(n), formatSize(MinTopicMaxBytes), formatSize(MaxTopicMaxBytes))
+	}
+}
+
+// placed holds the rules of placed kinds: one of their objects fits into an instance.
+func (c *checker) placed(path string, s kbroker.Service) {
+	for i, kind := range s.Objects {
+		d, is := s.Placed[kind]
+		at, has := fmt.Sprintf("%s[%d].placed", path, i), s.Resources
+		switch {
+		case !is:
+		case d.Slots < 0 || d.Slots > MaxSlots || d.CPU < 0 || d.CPU > MaxCPU || d.MemoryBytes < 0:
+			c.add(at, placedHint, "%s: %d slots, %v cores, %s; want 0 to %d slots, to %d cores", label(at), d.Slots, d.CPU, formatSize(d.MemoryBytes), MaxSlots, int(MaxCPU))
+		case s.Slots > 0 && d.Slots > s.Slots:
+			c.add(at, "more `slots` of the service, or less here", "%s: %d slots, an instance has %d", label(at), d.Slots, s.Slots)
+		case has.CPU > 0 && d.CPU > has.CPU:
+			c.add(at, "more cpu in the resources of the service, or less here", "%s: %v cores, an instance reserves %v", label(at), d.CPU, has.CPU)
+		case has.MemoryBytes > 0 && d.MemoryBytes > has.MemoryBytes:
+			c.add(at, "more memory in the resources of the service, or less here", "%s: %s, an instance reserves %s", label(at), formatSize(d.MemoryBytes), formatSize(has.MemoryBytes))
+		}
+	}
+	if s.Slots < 0 || s.Slots > MaxSlots {
+		c.add(strings.TrimSuffix(path, ".objects")+".slots", slotsHint, "slots is %d, want 1 to %d", s.Slots, MaxSlots)
 	}
 }
 

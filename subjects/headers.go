@@ -27,6 +27,9 @@ const (
 	// HeaderSent is when the call was begun, in milliseconds of Unix, the same with all
 	// its attempts: for owners that do not know HeaderAge, and of callers that do not.
 	HeaderSent = "Kb-Sent-Ms"
+	// HeaderPlaced says with an error, as true or false, whether the object that was called is a
+	// placed one: who calls did not know.
+	HeaderPlaced = "Kb-Placed"
 	// HeaderLinearizable is "1" on a read that its owner is to confirm by a write.
 	HeaderLinearizable = "Kb-Linearizable"
 	// HeaderChain names the objects whose turns wait for the call, outermost first, each

@@ -65,6 +65,32 @@ func LoadOf(t kbroker.TenantID, a kbroker.AppName) string {
 	return "kb.load." + string(t) + "." + string(a) + "."
 }
 
+// Verbs of Placing.
+const (
+	VerbAllocate = "allocate"
+	VerbRelease  = "release"
+	VerbFind     = "find"
+)
+
+// Placing is where the active allocator of an app is asked about its placed objects.
+func Placing(t kbroker.TenantID, a kbroker.AppName, verb string) string {
+	return placingPrefix + string(t) + "." + string(a) + "." + verb
+}
+
+// ParsePlacing splits a subject of Placing.
+func ParsePlacing(subject string) (verb string, ok bool) {
+	s := strings.Split(subject, ".")
+	return s[len(s)-1], len(s) == 5 && strings.HasPrefix(subject, placingPrefix)
+}
+
+const placingPrefix = "kb.placing."
+
+// PlacedOn is where the allocator of an app tells a start which placed objects are on it, as
+// the records that say so: a kbroker.OwnReadReply.
+func PlacedOn(t kbroker.TenantID, a kbroker.AppName, i kbroker.Incarnation) string {
+	return "kb.placed." + string(t) + "." + string(a) + "." + string(i)
+}
+
 // OwnershipKey splits a subject of an app's ownership stream, or one that it was
 // republished to.
 func OwnershipKey(subject string) (t kbroker.TenantID, a kbroker.AppName, key string, ok bool) {
@@ -96,21 +122,42 @@ const (
 	tableOwnLease = "lease"
 	tableAssign   = "assign"
 	tableRelease  = "release"
-	placed        = "o"
+	// Those of placed objects are apart: who watches the shards does not hear of them all.
+	tablePlaced = "placed"
+	tableLeft   = "left"
+	// placedBuckets is how many parts those of placed objects are in: they are read part by
+	// part, as a listing of many is one of all.
+	placedBuckets = 256
 )
 
 // KeyLease is the lease of a start of an instance.
 func KeyLease(i kbroker.Incarnation) string { return tableOwnLease + "." + string(i) }
 
-// KeyAssign says who owns a shard, KeyAssignObject who owns an object that is placed alone.
-func KeyAssign(s kbroker.Shard) string { return tableAssign + "." + shardToken(s) }
-
-func KeyAssignObject(o kbroker.Object) string {
-	return tableAssign + "." + placed + "." + objectTokens(o)
-}
+// KeyAssign says who owns a shard.
+func KeyAssign(s kbroker.Shard) string { return keyOfShard(tableAssign, tablePlaced, s) }
 
 // KeyRelease says that an owner has let a shard go.
-func KeyRelease(s kbroker.Shard) string { return tableRelease + "." + shardToken(s) }
+func KeyRelease(s kbroker.Shard) string { return keyOfShard(tableRelease, tableLeft, s) }
+
+func keyOfShard(table, placed string, s kbroker.Shard) string {
+	if s.OfOne() {
+		return placed + "." + strconv.Itoa(int(s%placedBuckets)) + "." + shardToken(s)
+	}
+	return table + "." + shardToken(s)
+}
+
+// MatchPlaced are what the keys of the assignments of placed objects begin with, for one
+// kbroker.OwnReadRequest each; MatchPlacedReleases those of their releases.
+func MatchPlaced() []string         { return buckets(tablePlaced) }
+func MatchPlacedReleases() []string { return buckets(tableLeft) }
+
+func buckets(table string) []string {
+	var all []string
+	for n := range placedBuckets {
+		all = append(all, table+"."+strconv.Itoa(n))
+	}
+	return all
+}
 
 // Keys of an app's objects.
 const (
@@ -176,7 +223,6 @@ const (
 	OwnAllocatorLease
 	OwnLease
 	OwnAssign
-	OwnAssignObject
 	OwnRelease
 	OwnHead
 	OwnWishes
@@ -214,20 +260,20 @@ func ParseOwnKey(key string) OwnKey {
 		return OwnKey{Table: OwnWishes}
 	case len(t) == 3 && t[0] == tableOwnLease && isName(t[1]) && isName(t[2]):
 		return OwnKey{Table: OwnLease, Incarnation: kbroker.Incarnation(t[1] + "." + t[2])}
-	case len(t) == 4 && t[0] == tableAssign && t[1] == placed:
-		if o, ok := parseObject(t[2], t[3]); ok {
-			return OwnKey{Table: OwnAssignObject, Shard: o.Shard(), Object: o}
-		}
-	case len(t) == 2 && (t[0] == tableAssign || t[0] == tableRelease):
-		table := OwnAssign
-		if t[0] == tableRelease {
-			table = OwnRelease
-		}
-		if s, ok := parseShard(t[1]); ok {
-			return OwnKey{Table: table, Shard: s}
+	case isShardTable(t[0]):
+		s, ok := parseShard(t[len(t)-1])
+		switch {
+		case ok && key == KeyAssign(s):
+			return OwnKey{Table: OwnAssign, Shard: s}
+		case ok && key == KeyRelease(s):
+			return OwnKey{Table: OwnRelease, Shard: s}
 		}
 	}
 	return OwnKey{}
+}
+
+func isShardTable(t string) bool {
+	return t == tableAssign || t == tableRelease || t == tablePlaced || t == tableLeft
 }
 
 // parseObjectKey parses what is behind the shard.
@@ -236,7 +282,7 @@ func parseObjectKey(shard kbroker.Shard, t []string) OwnKey {
 		return OwnKey{}
 	}
 	o, ok := parseObject(t[1], t[2])
-	if !ok || o.Shard() != shard {
+	if o.Placed = shard.OfOne(); !ok || o.Shard() != shard {
 		return OwnKey{}
 	}
 	k := OwnKey{Shard: shard, Object: o}
@@ -266,7 +312,7 @@ func parseObject(kind, id string) (kbroker.Object, bool) {
 
 func parseShard(token string) (kbroker.Shard, bool) {
 	n, err := strconv.Atoi(token)
-	return kbroker.Shard(n), err == nil && n >= 0 && n < kbroker.Shards && strconv.Itoa(n) == token
+	return kbroker.Shard(n), err == nil && n >= 0 && kbroker.Shard(n) < kbroker.MaxShard && strconv.Itoa(n) == token
 }
 
 // isName reports whether s is a part of an incarnation.
@@ -289,7 +335,7 @@ func StoredAt(t kbroker.TenantID, a kbroker.AppName, streams int, key string) (s
 		return stream, objectsPrefix(t, a, n), true
 	}
 	stream, _ = Ownership(t, a)
-	return stream, ownershipPrefix(t, a), first == tableOwnLease || first == tableAssign || first == tableRelease || key == KeyOwnershipHead || key == KeyWishes
+	return stream, ownershipPrefix(t, a), first == tableOwnLease || isShardTable(first) || key == KeyOwnershipHead || key == KeyWishes
 }
 
 // EscapeID makes one token of a subject of any id: all but letters and digits of ASCII,

@@ -19,7 +19,7 @@ func id(t *rapid.T, what string) string {
 }
 
 func object(t *rapid.T) kbroker.Object {
-	return kbroker.Object{Kind: name[kbroker.KindName](t, "kind"), ID: id(t, "id")}
+	return kbroker.Object{Kind: name[kbroker.KindName](t, "kind"), ID: id(t, "id"), Placed: rapid.Bool().Draw(t, "placed")}
 }
 
 func TestKeysOfObjectsComeBack(t *testing.T) {
@@ -35,7 +35,6 @@ func TestKeysOfObjectsComeBack(t *testing.T) {
 			subjects.KeyOwnershipHead:    {Table: subjects.OwnHead},
 			subjects.KeyLease(start):     {Table: subjects.OwnLease, Incarnation: start},
 			subjects.KeyAssign(shard):    {Table: subjects.OwnAssign, Shard: shard},
-			subjects.KeyAssignObject(o):  {Table: subjects.OwnAssignObject, Shard: shard, Object: o},
 			subjects.KeyRelease(shard):   {Table: subjects.OwnRelease, Shard: shard},
 			subjects.KeyState(o):         {Table: subjects.OwnState, Shard: shard, Object: o},
 			subjects.KeyOut(o, n):        {Table: subjects.OwnOut, Shard: shard, Object: o, Number: n},
@@ -66,7 +65,8 @@ func TestKeysOfObjectsComeBack(t *testing.T) {
 		}
 		for match, key := range map[string]string{
 			subjects.MatchStates(shard): subjects.KeyState(o), subjects.MatchOuts(shard): subjects.KeyOut(o, n), subjects.MatchDues(shard): subjects.KeyDue(o, reminder),
-			subjects.MatchLeases: subjects.KeyLease(start), subjects.MatchAssigns: subjects.KeyAssignObject(o), subjects.MatchReleases: subjects.KeyRelease(shard),
+			subjects.MatchLeases: subjects.KeyLease(start), matchOf(subjects.MatchAssigns, subjects.MatchPlaced(), shard): subjects.KeyAssign(shard),
+			matchOf(subjects.MatchReleases, subjects.MatchPlacedReleases(), shard): subjects.KeyRelease(shard),
 		} {
 			stream, prefix, ok := subjects.StoredAt(tenant, app, streams, match)
 			if of, at, _ := subjects.StoredAt(tenant, app, streams, key); !ok || stream != of || prefix != at || !matches(match+".>", key) {
@@ -76,11 +76,19 @@ func TestKeysOfObjectsComeBack(t *testing.T) {
 	})
 }
 
+// matchOf is the one that finds a shard: of placed objects one of several.
+func matchOf(shards string, placed []string, s kbroker.Shard) string {
+	if s.OfOne() {
+		return placed[int(s)%len(placed)]
+	}
+	return shards
+}
+
 func TestParseOwnKeyDoesNotGuess(t *testing.T) {
 	alice := subjects.KeyState(kbroker.Object{Kind: "account", ID: "alice"}) // 257
 	for _, key := range []string{
 		"", ".", "lease", "lease.", "lease.x", "lease.a.b.c", "lease.*.b", "lease.A.b", "assign", "assign.", "assign.1024", "assign.-1", "assign.01", "assign.+1",
-		"assign.1.x", "assign.o", "assign.o.account", "assign.o.account.", "assign.o.Account.alice", "assign.o.account.a.b", "assign.o.account.%61lice", "release", "release.x", "head.x", "x",
+		"assign.1.x", "assign.0.1024", "placed.3", "placed.0.3", "placed.1.1024", "placed.0.1024.x", "placed.00.1024", "placed.0.9007199254740992", "left.1.1024", "release", "release.x", "head.x", "x",
 		"256.state.account.alice", "0257.state.account.alice", alice + ".x", "257.state.account", "257.state.account.", "257.x.account.alice", "257", "257.out.account.alice",
 		"257.out.account.alice.01", "257.out.account.alice.-1", "257.out.account.alice.18446744073709551616", "257.out.account.alice.1.x", "257.due.account.alice", "257.due.account.alice.", "257.due.account.alice.%", "1024.state.account.alice",
 	} {
@@ -88,7 +96,7 @@ func TestParseOwnKeyDoesNotGuess(t *testing.T) {
 			t.Errorf("ParseOwnKey(%q) = %+v, want OwnUnknown", key, got)
 		}
 	}
-	for _, key := range []string{"", "x", "head.x", "1024.state", "-1", "01.state"} {
+	for _, key := range []string{"", "x", "head.x", "9007199254740993.state", "-1", "01.state"} {
 		if stream, _, ok := subjects.StoredAt("default", "shop", 4, key); ok {
 			t.Errorf("%q is stored in %s, want nowhere", key, stream)
 		}
@@ -143,7 +151,7 @@ func isASCII(s string) bool { return !strings.ContainsFunc(s, func(r rune) bool 
 
 // A parsed key is the key: no two spellings of one record.
 func FuzzParseOwnKey(f *testing.F) {
-	for _, key := range []string{"lease.alloc", "lease.shop-web-1.00ff", "head", "assign.3", "assign.o.a.b", "release.3", "257.state.account.alice", "257.out.account.alice.7", "257.due.account.alice.x%20y"} {
+	for _, key := range []string{"lease.alloc", "lease.shop-web-1.00ff", "head", "assign.3", "placed.0.1024", "left.1.1025", "release.3", "257.state.account.alice", "257.out.account.alice.7", "257.due.account.alice.x%20y"} {
 		f.Add(key)
 	}
 	f.Fuzz(func(t *testing.T, key string) {
@@ -156,8 +164,6 @@ func FuzzParseOwnKey(f *testing.F) {
 			again = subjects.KeyLease(k.Incarnation)
 		case subjects.OwnAssign:
 			again = subjects.KeyAssign(k.Shard)
-		case subjects.OwnAssignObject:
-			again = subjects.KeyAssignObject(k.Object)
 		case subjects.OwnRelease:
 			again = subjects.KeyRelease(k.Shard)
 		case subjects.OwnState:
@@ -190,7 +196,7 @@ func TestCallsOfObjectsComeBack(t *testing.T) {
 			t.Fatalf("%q is heard by another shard", s)
 		}
 	})
-	for _, s := range []string{"", "obj.bank.7.account", "obj.bank.7.account.m.x", "obj.bank.1024.account.m", "obj.bank.07.account.m", "obj.bank.x.account.m", "obj..7.account.m", "obj.bank.7..m", "obj.bank.7.account.", "svc.bank.7.account.m"} {
+	for _, s := range []string{"", "obj.bank.7.account", "obj.bank.7.account.m.x", "obj.bank.9007199254740993.account.m", "obj.bank.07.account.m", "obj.bank.x.account.m", "obj..7.account.m", "obj.bank.7..m", "obj.bank.7.account.", "svc.bank.7.account.m"} {
 		if app, _, _, _, ok := subjects.ParseObjectMethod(s); ok {
 			t.Errorf("%q is taken for a call of an object of %q", s, app)
 		}

@@ -100,7 +100,7 @@ func mayOwn(app kbroker.AppName, who kbroker.Incarnation, writes []kbroker.Write
 			return kbroker.Errorf(kbroker.Invalid, "%.80q is not a key of app %s", w.Key, app)
 		case subjects.OwnAllocatorLease:
 			may = allocator && i == 0
-		case subjects.OwnAssign, subjects.OwnAssignObject, subjects.OwnHead:
+		case subjects.OwnAssign, subjects.OwnHead:
 			may = allocator
 		case subjects.OwnLease:
 			may = allocator || k.Incarnation == who

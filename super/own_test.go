@@ -45,7 +45,7 @@ func TestWhoMayOwn(t *testing.T) {
 		return append([]kbroker.Write{allocatorLease(allocates, 7)}, of(keys...)...)
 	}
 	state, out, due := subjects.KeyState(anObject), subjects.KeyOut(anObject, 1), subjects.KeyDue(anObject, "tick")
-	assign, placed, release := subjects.KeyAssign(3), subjects.KeyAssignObject(anObject), subjects.KeyRelease(3)
+	assign, placed, release := subjects.KeyAssign(3), subjects.KeyAssign(kbroker.Object{Kind: "room", ID: "1", Placed: true}.Shard()), subjects.KeyRelease(3)
 	guarded := allocatorLease(allocates, 0)
 	guarded.Guard, guarded.GuardAt = assign, 3
 	for name, c := range map[string]struct {

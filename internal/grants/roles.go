@@ -109,6 +109,7 @@ var (
 		tags: []string{TagCall, TagObjects, TagTopic},
 		publish: []string{
 			subjects.Methods(tag(TagCall)), subjects.ObjectMethods(kbroker.AppName(tag(TagObjects))), subjects.EndpointsOf(kbroker.TenantID(tag(TagTenant)), tag(TagCall)),
+			subjects.Placing(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagObjects)), "*"),
 			subjects.Topic(kbroker.AppName(tag(TagApp)), "*"), subjects.Discovery + ".>",
 			subjects.TopicAsk(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*", subjects.VerbTopicPublish, kbroker.Incarnation(tag(TagIncarnation))),
 			subjects.TopicAskOf(kbroker.TenantID(tag(TagTenant)), tag(TagTopic), subjects.VerbTopicRead, kbroker.Incarnation(tag(TagIncarnation))),
@@ -117,6 +118,7 @@ var (
 		// The server drops a template with a queue, and takes a last * for a >.
 		subscribe: slices.Concat(
 			[]string{
+				subjects.PlacedOn(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), kbroker.Incarnation(tag(TagIncarnation))),
 				subjects.Methods(tag(TagApp) + "." + tag(TagService)), subjects.Shards(kbroker.AppName(tag(TagApp))), subjects.Topics(tag(TagTopic)),
 			}, subjects.Discoveries,
 			each(subjects.Discoveries, func(question string) string {
@@ -132,11 +134,13 @@ var (
 			subjects.Demand(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
 			subjects.Core(subjects.VerbVersion, kbroker.TenantID(tag(TagTenant))), subjects.Core(subjects.VerbFigures, kbroker.TenantID(tag(TagTenant))),
 			subjects.Lease(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
+			subjects.PlacedOn(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*.*"),
 		},
 		subscribe: []string{
 			subjects.Changed(subjects.KeyApp(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)))),
 			subjects.Reaped(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
 			subjects.LoadOf(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))) + ">",
+			subjects.Placing(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*"),
 		},
 	})
 )
@@ -157,7 +161,7 @@ var (
 	}
 	deployer = viewer.and(permissions{publish: slices.Concat(
 		writes(subjects.VerbDeploy, subjects.VerbScale, subjects.VerbStop, subjects.VerbRollback, subjects.VerbRestart),
-		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop, subjects.VerbObjectState), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods, subjects.AllObjectMethods},
+		reads(subjects.VerbArtifactBegin, subjects.VerbArtifactGet, subjects.VerbDevelop, subjects.VerbObjectState), []string{subjects.Upload("*", kbroker.TenantID(tag(TagTenant)), "*"), subjects.AllMethods, subjects.AllObjectMethods, subjects.Placing(kbroker.TenantID(tag(TagTenant)), "*", "*")},
 	)})
 	// What is asked inside an instance goes through a core, who tells the audit trail; a
 	// deployer puts programs there, and has no hands in those that run.

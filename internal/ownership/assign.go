@@ -41,6 +41,7 @@ type Assigner struct {
 	cfg      AssignerConfig
 	leases   map[kbroker.Incarnation]*leaseSeen
 	shards   map[kbroker.Shard]*shardSeen
+	placed   placedSeen
 	gone     map[kbroker.Incarnation]bool // by (c): its agent has waited for it
 	grace    time.Duration                // nobody is judged before
 	complete bool                         // all that is stored was read once
@@ -68,7 +69,7 @@ type shardSeen struct {
 func NewAssigner(cfg AssignerConfig) *Assigner {
 	cfg.Moves = cmp.Or(cfg.Moves, 32)
 	return &Assigner{
-		cfg: cfg, leases: map[kbroker.Incarnation]*leaseSeen{}, shards: map[kbroker.Shard]*shardSeen{}, gone: map[kbroker.Incarnation]bool{},
+		cfg: cfg, leases: map[kbroker.Incarnation]*leaseSeen{}, shards: map[kbroker.Shard]*shardSeen{}, placed: newPlacedSeen(), gone: map[kbroker.Incarnation]bool{},
 	}
 }
 
@@ -98,6 +99,9 @@ func (a *Assigner) SawShard(now time.Duration, n kbroker.Shard, as Assignment, r
 	if rev <= s.rev {
 		return false
 	}
+	if n.OfOne() {
+		a.placed.saw(now, n, s.Assignment, as)
+	}
 	s.Assignment, s.rev, s.since = as, rev, now
 	return true
 }
@@ -114,10 +118,14 @@ func (a *Assigner) SawRelease(n kbroker.Shard, r Release, rev kbroker.Revision) 
 }
 
 func (a *Assigner) shard(n kbroker.Shard) *shardSeen {
-	s := a.shards[n]
+	of := a.shards
+	if n.OfOne() {
+		of = a.placed.of
+	}
+	s := of[n]
 	if s == nil {
 		s = &shardSeen{}
-		a.shards[n] = s
+		of[n] = s
 	}
 	return s
 }
@@ -152,6 +160,9 @@ func (a *Assigner) named() map[kbroker.Incarnation]bool {
 			}
 		}
 	}
+	for i := range a.placed.on {
+		named[i] = true
+	}
 	return named
 }
 
@@ -164,6 +175,7 @@ func (a *Assigner) Forget(now time.Duration) {
 			delete(a.leases, i)
 		}
 	}
+	a.placed.forget(now - garbageTerms*a.cfg.Times.ObserverActs)
 	for i := range a.gone {
 		if a.leases[i] == nil && !named[i] {
 			delete(a.gone, i)

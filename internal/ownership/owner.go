@@ -183,7 +183,7 @@ func (o *Owner) Assigned(now time.Duration, n kbroker.Shard, a Assignment, rev k
 		return // an older one, late
 	}
 	s.assigned(now, a, rev)
-	o.forget(s)
+	o.forget(now, s)
 }
 
 // Released is a release as it was read through a leader, or announced.
@@ -197,7 +197,7 @@ func (o *Owner) Released(now time.Duration, n kbroker.Shard, r Release, rev kbro
 	}
 	s.release, s.releaseRev = r, rev
 	s.settle(now)
-	o.forget(s)
+	o.forget(now, s)
 }
 
 // shard is the one of a number, made if there is none.
@@ -210,8 +210,22 @@ func (o *Owner) shard(n kbroker.Shard) *shard {
 	return s
 }
 
-// forget drops a shard that is somebody else's and was never ours.
-func (o *Owner) forget(s *shard) {
+// forget drops a shard that is somebody else's and was never ours. A placed object that was
+// released is dropped later: an assignment that is late is refused until then.
+func (o *Owner) forget(now time.Duration, s *shard) {
+	if s.number.OfOne() && s.role == none && s.hearing == deaf && s.assignment.Owner == "" && s.dropped == 0 && s.rev != 0 {
+		s.dropped = max(now, 1)
+		o.later(now+o.cfg.Times.Window, func(time.Duration) {
+			if s.role == none && s.assignment.Owner == "" && o.shards[s.number] == s {
+				delete(o.shards, s.number)
+			}
+		})
+		return
+	}
+	if s.number.OfOne() && s.dropped != 0 && s.assignment.Owner == "" {
+		return
+	}
+	s.dropped = 0
 	if s.role == none && s.releasedEpoch == 0 && s.hearing == deaf && len(s.objects) == 0 {
 		if s.assignment.Next != o.cfg.Incarnation && s.assignment.Owner != o.cfg.Incarnation {
 			delete(o.shards, s.number)
@@ -234,7 +248,7 @@ func (o *Owner) Listening(now time.Duration, n kbroker.Shard, number uint64) {
 		s.hearing = listening
 		s.served(now)
 		s.settle(now)
-		if s.role == owning {
+		if s.role == owning && !s.volatile() {
 			s.scan(now) // whatever it knew of what the shard's objects have to do may be gone
 		}
 	}
@@ -245,7 +259,7 @@ func (o *Owner) Silent(now time.Duration, n kbroker.Shard, number uint64) {
 	if s := o.shards[n]; s != nil && !o.ended && s.subscription == number && s.hearing == fading {
 		s.hearing = deaf
 		s.settle(now)
-		o.forget(s)
+		o.forget(now, s)
 	}
 }
 
@@ -274,7 +288,7 @@ func (o *Owner) Arrived(now time.Duration, number uint64, c *Call) {
 func (o *Owner) ReleaseWritten(now time.Duration, n kbroker.Shard, number uint64, w Written) {
 	if s := o.shards[n]; s != nil && !o.ended && s.writing != nil && s.writing.Number == number {
 		s.releaseWritten(now, w)
-		o.forget(s)
+		o.forget(now, s)
 	}
 }
 
@@ -322,6 +336,20 @@ func (o *Owner) Owned() map[kbroker.Shard]uint64 {
 		}
 	}
 	return out
+}
+
+// Serves is how many shards the incarnation serves, without placed objects, and how many
+// placed objects it knows to be on it, or to come to it.
+func (o *Owner) Serves() (shards, placed int) {
+	for n, s := range o.shards {
+		switch me := o.cfg.Incarnation; {
+		case n.OfOne() && (s.assignment.Owner == me || s.assignment.Next == me):
+			placed++
+		case !n.OfOne() && s.role == owning:
+			shards++
+		}
+	}
+	return shards, placed
 }
 
 // Holds is how many shards the incarnation has not let go of: those that it serves, and

@@ -24,6 +24,7 @@ type Counts struct {
 	Offered  int // a move begins
 	Moved    int // and is over
 	Kept     int // a move is called off
+	Released int // placed objects, as somebody wants
 }
 
 // Add adds what another batch did.
@@ -33,6 +34,7 @@ func (c *Counts) Add(d Counts) {
 	c.Offered += d.Offered
 	c.Moved += d.Moved
 	c.Kept += d.Kept
+	c.Released += d.Released
 }
 
 // Plan is the next batch, given who is to own each shard; empty: there is nothing to do.
@@ -78,8 +80,16 @@ type planner struct {
 	revoked map[kbroker.Incarnation]bool
 }
 
-// after is an epoch that a shard may have next, behind one that it had, or was offered.
-func (p *planner) after(epoch uint64) uint64 { return max(epoch+1, p.floor) }
+// after is an epoch that a shard may have next, behind one that it had, or was offered. Of a
+// placed object nothing may be stored any more of those that it had: each is above all that
+// this allocator, and those before it, have given to any.
+func (p *planner) after(n kbroker.Shard, epoch uint64) uint64 {
+	if n.OfOne() {
+		p.placed.count++
+		return max(epoch+1, p.floor<<allocationBits+p.placed.count)
+	}
+	return max(epoch+1, p.floor)
+}
 
 // shard does what one shard needs; to is who is to have it, empty: nobody is known.
 func (p *planner) shard(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) {
@@ -87,7 +97,7 @@ func (p *planner) shard(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) {
 	case s.Owner == "":
 		if to != "" {
 			p.Counts.Assigned++
-			p.assign(n, s, Assignment{Owner: to, Epoch: p.after(s.Epoch)})
+			p.assign(n, s, Assignment{Owner: to, Epoch: p.after(n, s.Epoch)})
 		}
 	case s.Next == "":
 		p.owned(n, s, to)
@@ -102,12 +112,12 @@ func (p *planner) owned(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) {
 	case p.out(p.now, s.Owner):
 		if to != "" && to != s.Owner {
 			p.Counts.Taken++
-			p.assign(n, s, Assignment{Owner: to, Epoch: p.after(s.Epoch)}, s.Owner)
+			p.assign(n, s, Assignment{Owner: to, Epoch: p.after(n, s.Epoch)}, s.Owner)
 		}
 	case to != "" && to != s.Owner && p.moves < p.mostMoves(s.Owner):
 		p.moves++
 		p.Counts.Offered++
-		p.assign(n, s, Assignment{Owner: s.Owner, Epoch: s.Epoch, Next: to, NextEpoch: p.after(s.Epoch)})
+		p.assign(n, s, Assignment{Owner: s.Owner, Epoch: s.Epoch, Next: to, NextEpoch: p.after(n, s.Epoch)})
 	}
 }
 
@@ -136,7 +146,7 @@ func (p *planner) moving(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) 
 				out = append(out, s.Owner)
 			}
 			p.Counts.Taken++
-			p.assign(n, s, Assignment{Owner: elsewhere, Epoch: p.after(s.NextEpoch)}, out...)
+			p.assign(n, s, Assignment{Owner: elsewhere, Epoch: p.after(n, s.NextEpoch)}, out...)
 		}
 	case nextOut: // the owner keeps it, if it has not released it meanwhile
 		p.cancel(n, s, s.Next)
@@ -144,7 +154,7 @@ func (p *planner) moving(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) 
 		p.Counts.Moved++
 		p.assign(n, s, Assignment{Owner: s.Next, Epoch: s.NextEpoch})
 	case ownerOut && !ruleForward && elsewhere != "":
-		p.assign(n, s, Assignment{Owner: elsewhere, Epoch: p.after(s.Epoch)}, s.Owner)
+		p.assign(n, s, Assignment{Owner: elsewhere, Epoch: p.after(n, s.Epoch)}, s.Owner)
 	case ownerOut:
 		p.Counts.Taken++
 		p.assign(n, s, Assignment{Owner: s.Next, Epoch: s.NextEpoch}, s.Owner)
@@ -171,6 +181,9 @@ func (p *planner) collect() {
 func (p *planner) assign(n kbroker.Shard, s *shardSeen, next Assignment, out ...kbroker.Incarnation) {
 	for _, i := range out {
 		p.revoke(i)
+	}
+	if next.Placed == nil {
+		next.Placed = s.Placed
 	}
 	w := kbroker.Write{Key: subjects.KeyAssign(n), Expected: s.rev, Value: encode(next)}
 	p.Writes, p.Shards = append(p.Writes, w), append(p.Shards, n)

@@ -8,7 +8,10 @@ import (
 	"github.com/kbroker/kbroker"
 )
 
-// Assignment says who owns a shard: the record assign.<shard>, written by the app's
+// Nobody is the next of a placed object that is to be released.
+const Nobody kbroker.Incarnation = "-.-"
+
+// Assignment says who owns a shard: the record subjects.KeyAssign, written by the app's
 // active allocator.
 type Assignment struct {
 	Owner kbroker.Incarnation `json:"owner,omitempty"`
@@ -16,10 +19,25 @@ type Assignment struct {
 	// Next is offered the shard at NextEpoch, once the owner has released it.
 	Next      kbroker.Incarnation `json:"next,omitempty"`
 	NextEpoch uint64              `json:"next_epoch,omitempty"`
+	// Placed is the object that the shard is of; nil: it is one of many.
+	Placed *Placed `json:"placed,omitempty"`
+}
+
+// Placed is a placed object, as it was allocated.
+type Placed struct {
+	Kind kbroker.KindName `json:"kind"`
+	ID   string           `json:"id"`
+	kbroker.Demanded
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// Object is the one.
+func (p Placed) Object() kbroker.Object {
+	return kbroker.Object{Kind: p.Kind, ID: p.ID, Placed: true}
 }
 
 // Release says that the owner of Epoch serves the shard no more, and whom it has left it
-// to: the record release.<shard>, written by that owner.
+// to: the record subjects.KeyRelease, written by that owner.
 type Release struct {
 	Epoch   uint64              `json:"epoch"`
 	To      kbroker.Incarnation `json:"to,omitempty"`

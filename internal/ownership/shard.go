@@ -61,6 +61,7 @@ type shard struct {
 	taking, leaving time.Duration
 	backoff         time.Duration
 	asked           time.Duration // when the assignment was asked for last
+	dropped         time.Duration // since when there is no such placed object; 0: there is, or never was
 
 	objects map[kbroker.Object]*object
 	// calls has all objects for which calls wait, and some for which none do any more.
@@ -188,6 +189,12 @@ func (s *shard) settle(now time.Duration) {
 		}
 	case none, released:
 	}
+}
+
+// volatile reports whether nothing of its objects is stored.
+func (s *shard) volatile() bool {
+	p := s.assignment.Placed
+	return p != nil && s.owner.cfg.Durable[p.Kind].Volatile
 }
 
 // busy reports whether a call is in work or waits, or a write is under way.
