@@ -36,13 +36,13 @@ const (
 //
 // What is asked is in memory alone: who is not answered asks again, the next allocator too.
 type placing struct {
-	asked    map[kbroker.Shard]*asked // that wait for a place
-	order    []kbroker.Shard          // the oldest first; some of them may wait no more
-	leaving  map[kbroker.Shard]*asked // that are to be released
-	used     map[kbroker.Incarnation]kbroker.Demanded
-	total    int                                   // of all that are placed
-	untold   map[kbroker.Incarnation]time.Duration // since when an owner knows of another number
-	read     bool                                  // what is stored was read once
+	asked   map[kbroker.Shard]*asked // that wait for a place
+	order   []kbroker.Shard          // the oldest first; some of them may wait no more
+	leaving map[kbroker.Shard]*asked // that are to be released
+	used    map[kbroker.Incarnation]kbroker.Demanded
+	total   int                                   // of all that are placed
+	untold  map[kbroker.Incarnation]time.Duration // since when an owner knows of another number
+	read    bool                                  // what is stored was read once
 }
 
 func newPlacing() placing {
@@ -66,7 +66,7 @@ func (s *shards) sawPlaced(was, is ownership.Assignment) {
 			if i == "" || i == ownership.Nobody || a.Placed == nil {
 				continue
 			}
-			if s.placing.used[i] = with(s.placing.used[i], a.Placed.Demanded); len(s.assigner.PlacedOn(i)) == 0 {
+			if s.placing.used[i] = with(s.placing.used[i], a.Placed.Demanded); s.assigner.CountOn(i) == 0 {
 				delete(s.placing.used, i)
 			}
 		}

@@ -263,7 +263,9 @@ var catalogue = []entry{
 	{"AllOwned", slices.Concat(each1(tenants, subjects.AllOwned), []string{"kb.owned.>", "kb.owned.*.shop.>"})},
 	{"Load", slices.Concat(each2(tenants, incarnations, func(t kbroker.TenantID, i kbroker.Incarnation) string { return subjects.Load(t, "shop", i) }), []string{subjects.Load("default", "bank", "bank-api-1.1")})},
 	{"LoadOf", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.LoadOf(t, a) + "*.*" }), []string{"kb.load.>"})},
-	{"Placing", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string { return subjects.Placing(t, a, subjects.VerbAllocate) }), []string{"kb.placing.>", "kb.placing.default.shop.*"})},
+	{"Placing", slices.Concat(each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {
+		return subjects.Placing(t, a, subjects.VerbAllocate)
+	}), []string{"kb.placing.>", "kb.placing.default.shop.*"})},
 	{"PlacedOn", slices.Concat(each2(tenants, incarnations, func(t kbroker.TenantID, i kbroker.Incarnation) string { return subjects.PlacedOn(t, "shop", i) }), []string{subjects.PlacedOn("default", "bank", "bank-api-1.1"), "kb.placed.>"})},
 	{"Reaped", append(each2(tenants, apps, subjects.Reaped), "kb.reaped.>", "kb.reaped.default.*")},
 	{"StoredAt", each2(tenants, apps, func(t kbroker.TenantID, a kbroker.AppName) string {

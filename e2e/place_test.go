@@ -193,3 +193,21 @@ func TestPlacedObjects(t *testing.T) {
 	}
 	t.Log(r.Missing)
 }
+
+// TestPlacedObjectsPerSecond: so many are allocated in a second by one allocator, each of them
+// committed when it is answered; at first on three hosts of one machine.
+func TestPlacedObjectsPerSecond(t *testing.T) {
+	needLong(t)
+	const booths = 20_000
+	c := up(t, 3)
+	c.deployRooms("3", "    slots: 100000\n    resources: {cpu: 0.1, memory: 256MiB}\n")
+	job := c.startChild(placeJob, []string{"booth", strconv.Itoa(booths), "1024"})
+	<-time.After(20 * time.Second)
+	var r placedReport
+	job.report(&r)
+	perS := float64(booths) / r.Allocated.Seconds()
+	t.Logf("RESULT %d placed objects: %.0f in a second, p99 %v, all called once in %v, on %v; %d of %d calls failed, released in %v", booths, perS, r.P99, r.Called, r.On, r.Failed, r.Calls, r.Released)
+	if r.Failed > 0 {
+		t.Errorf("%q", r.Errs)
+	}
+}

@@ -12,7 +12,7 @@ import (
 type shardTurns struct {
 	of     [kbroker.Shards]uint32
 	placed uint32 // of placed objects
-	since time.Duration
+	since  time.Duration
 }
 
 // busiest are the shards with most turns since it was called last, and placed the turns of placed

@@ -76,6 +76,7 @@ func (s *shard) call(now time.Duration, c *Call) {
 	c.since = now
 	x.setQueue(append(x.queue, c))
 	s.calls[x] = true
+	s.wake()
 	x.run(now)
 }
 
@@ -158,6 +159,7 @@ func (x *object) reload(now time.Duration, running Outcome, why string) {
 	y := &object{shard: s, id: x.id, joined: joined}
 	y.setQueue(queue)
 	s.objects[x.id], s.calls[y] = y, true
+	s.wake()
 	y.begin()
 	y.appear(now)
 }

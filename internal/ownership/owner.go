@@ -55,6 +55,7 @@ type Owner struct {
 	ended   bool
 
 	shards  map[kbroker.Shard]*shard
+	awake   map[kbroker.Shard]*shard // of which something is due, or may be: of many that are owned few
 	commits []committer // by stream
 	loads   int
 	waiting []*object // for a place among the loads
@@ -87,7 +88,7 @@ type retry struct {
 func NewOwner(cfg OwnerConfig) *Owner {
 	cfg.Mailbox, cfg.Streams = cmp.Or(cfg.Mailbox, 1000), max(cfg.Streams, 1)
 	o := &Owner{
-		cfg: cfg, term: term{times: cfg.Times}, shards: map[kbroker.Shard]*shard{}, renewal: map[uint64]time.Duration{},
+		cfg: cfg, term: term{times: cfg.Times}, shards: map[kbroker.Shard]*shard{}, awake: map[kbroker.Shard]*shard{}, renewal: map[uint64]time.Duration{},
 		lease: Lease{Incarnation: cfg.Incarnation, Service: cfg.Service, Host: cfg.Host},
 		away:  map[kbroker.Object]putAway{}, cooling: map[outKey]int{}, removals: make([]removals, cfg.Streams),
 	}
@@ -163,8 +164,11 @@ func (o *Owner) Tick(now time.Duration) {
 	for _, r := range due {
 		r.do(now)
 	}
-	for _, s := range o.sorted() {
+	for _, s := range sorted(o.awake) {
 		s.tick(now)
+		if s.quiet() || o.shards[s.number] != s {
+			delete(o.awake, s.number)
+		}
 	}
 	o.releaseMore(now)
 }
@@ -207,6 +211,7 @@ func (o *Owner) shard(n kbroker.Shard) *shard {
 		s = &shard{owner: o, number: n, objects: map[kbroker.Object]*object{}, calls: map[*object]bool{}}
 		o.shards[n] = s
 	}
+	s.wake()
 	return s
 }
 
@@ -233,9 +238,11 @@ func (o *Owner) forget(now time.Duration, s *shard) {
 	}
 }
 
-func (o *Owner) sorted() []*shard {
-	all := make([]*shard, 0, len(o.shards))
-	for _, s := range o.shards {
+func (o *Owner) sorted() []*shard { return sorted(o.shards) }
+
+func sorted(some map[kbroker.Shard]*shard) []*shard {
+	all := make([]*shard, 0, len(some))
+	for _, s := range some {
 		all = append(all, s)
 	}
 	slices.SortFunc(all, func(a, b *shard) int { return cmp.Compare(a.number, b.number) })

@@ -27,7 +27,10 @@ func (s *shard) offered() bool {
 // room is how many more shards may fall silent.
 func (o *Owner) room(now time.Duration) int {
 	n := 0
-	for _, s := range o.shards {
+	for _, s := range o.awake {
+		if s.assignment.Next == Nobody {
+			continue // nobody waits for it
+		}
 		if s.writing != nil || s.role == releasing && now-s.leaving < silentFor {
 			n++
 		}
@@ -39,7 +42,7 @@ func (o *Owner) room(now time.Duration) int {
 func (o *Owner) releaseMore(now time.Duration) {
 	room := o.room(now)
 	var busy []*shard
-	for _, s := range o.sorted() {
+	for _, s := range sorted(o.awake) {
 		switch {
 		case room <= 0:
 			return
@@ -76,6 +79,7 @@ func (s *shard) releaseWritten(now time.Duration, w Written) {
 	switch w {
 	case Accepted:
 		s.writing = nil
+		s.wake()
 		s.left(now)
 		s.again(now)
 		s.owner.releaseMore(now)
@@ -85,6 +89,7 @@ func (s *shard) releaseWritten(now time.Duration, w Written) {
 		s.writing = nil
 		s.releasedEpoch--
 		s.role, s.epoch = none, 0
+		s.wake()
 		s.ask(now)
 	case NotKnown, NotAttempted:
 		again, write := s.backoff, s.writing

@@ -165,7 +165,7 @@ func (s *shard) settle(now time.Duration) {
 			s.listen()
 		}
 	case owning:
-		if s.offered() && o.room(now) > 0 {
+		if s.offered() && (s.assignment.Next == Nobody || o.room(now) > 0) {
 			s.role, s.taking, s.leaving = releasing, 0, max(now, 1)
 			s.deafen()
 			s.settle(now)
@@ -224,10 +224,25 @@ func (s *shard) tick(now time.Duration) {
 	if s.role == releasing {
 		s.settle(now)
 	}
-	unclear := s.role == waiting || s.role == none && s.assignment.Owner == s.owner.cfg.Incarnation && s.assignment.Epoch > s.releasedEpoch
-	if unclear && now-s.asked >= askAgain {
+	if s.unclear() && now-s.asked >= askAgain {
 		s.ask(now)
 	}
+}
+
+// wake has what is due of the shard looked at again.
+func (s *shard) wake() { s.owner.awake[s.number] = s }
+
+// quiet reports whether nothing is due of it until something happens.
+func (s *shard) quiet() bool {
+	if s.writing != nil || len(s.calls) > 0 || s.offered() {
+		return false
+	}
+	return s.role == owning || s.role == none && !s.unclear() || s.role == released
+}
+
+// unclear reports whether it is not known what the shard is to this incarnation.
+func (s *shard) unclear() bool {
+	return s.role == waiting || s.role == none && s.assignment.Owner == s.owner.cfg.Incarnation && s.assignment.Epoch > s.releasedEpoch
 }
 
 // lost is for an object whose record shows that another incarnation owns it: whatever was
@@ -235,6 +250,7 @@ func (s *shard) tick(now time.Duration) {
 func (s *shard) lost(now time.Duration) {
 	s.dropObjects()
 	s.role, s.epoch = none, 0
+	s.wake()
 	s.deafen()
 	s.ask(now)
 }
