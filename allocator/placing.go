@@ -385,7 +385,7 @@ func (s *shards) fillPlaced(v *View) {
 	}
 	for _, n := range s.assigner.Unplaced(s.alloc.cfg.Judge()) {
 		is := s.assigner.Placed(n)
-		if is.Next != "" || is.Placed == nil || s.placing.leaving[n] != nil {
+		if is.Placed == nil || s.placing.leaving[n] != nil || !s.assigner.Homeless(s.alloc.cfg.Judge(), n) {
 			continue // it has a place, or needs none
 		}
 		v.Missing = v.Missing.Plus(is.Placed.Demanded)

@@ -52,6 +52,7 @@ var mutations = []mutation{
 	{"answers that are not stored", []*bool{&ruleRing}, "P1", everything},
 	{"no mark of what is confirmed", []*bool{&ruleMark}, "P1", faults{dup: true, crash: true, busy: true}},
 	{"no mark of what is old", []*bool{&ruleWindowMark}, "P1", faults{dup: true, crash: true, busy: true}},
+	{"an allocation whose epochs begin again", []*bool{&ruleNewEpochs}, "P0 P5", faults{placed: true, busy: true}},
 	{"a message that a batch has left is sent", []*bool{&ruleOutboxSent}, "P1 P5", telling},
 	{"a receiver that knows no message", []*bool{&ruleOutboxMark}, "P1", telling},
 	{"a reminder that has waited is too old to tell", []*bool{&ruleTooLate}, "P1 P5", reminding},

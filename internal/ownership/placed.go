@@ -1,6 +1,7 @@
 package ownership
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -105,6 +106,14 @@ func (a *Assigner) HostOf(i kbroker.Incarnation) kbroker.HostID {
 		return l.Host
 	}
 	return ""
+}
+
+// Homeless reports whether a placed object needs another owner: who has it, or is to have it, is
+// out, or leaves.
+func (a *Assigner) Homeless(now time.Duration, n kbroker.Shard) bool {
+	is := a.Placed(n)
+	to := cmp.Or(is.Next, is.Owner)
+	return to != "" && to != Nobody && !a.takes(now, to)
 }
 
 // Unplaced are the placed objects whose owner is out, or leaves, and those that move, sorted.

@@ -84,7 +84,7 @@ type planner struct {
 // placed object nothing may be stored any more of those that it had: each is above all that
 // this allocator, and those before it, have given to any.
 func (p *planner) after(n kbroker.Shard, epoch uint64) uint64 {
-	if n.OfOne() {
+	if n.OfOne() && ruleNewEpochs {
 		p.placed.count++
 		return max(epoch+1, p.floor<<allocationBits+p.placed.count)
 	}

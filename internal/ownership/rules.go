@@ -28,6 +28,7 @@ const (
 	ruleIncarnation   = true // a start has a name of its own
 	ruleUnchangedTerm = true // a lease is judged by its revision, not by a wall clock
 	ruleTooLate       = true // a call that begins where it runs is too late before it is too old to tell
+	ruleNewEpochs     = true // the epochs of a placed object do not begin again when it is allocated again
 	ruleOutboxSent    = true // a message behind the record's number was never sent
 	ruleOutboxMark    = true // a message that was taken, or refused, is known
 )

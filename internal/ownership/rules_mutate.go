@@ -27,6 +27,7 @@ var (
 	ruleIncarnation   = true
 	ruleUnchangedTerm = true
 	ruleTooLate       = true
+	ruleNewEpochs     = true
 	ruleOutboxSent    = true
 	ruleOutboxMark    = true
 )

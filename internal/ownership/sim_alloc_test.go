@@ -26,12 +26,14 @@ type simAlloc struct {
 	since  time.Duration
 	active bool
 	busy   bool // a batch is under way
+	won    uint64 // the number of the lease when it became active: its epoch
 	moves  map[kbroker.Shard]kbroker.Incarnation
+	gone   map[kbroker.Shard]bool // placed objects that are to be released
 	rounds int
 }
 
 func (w *world) allocator(n int) *simAlloc {
-	a := &simAlloc{proc: w.proc(fmt.Sprintf("alloc%d", n)), moves: map[kbroker.Shard]kbroker.Incarnation{}}
+	a := &simAlloc{proc: w.proc(fmt.Sprintf("alloc%d", n)), moves: map[kbroker.Shard]kbroker.Incarnation{}, gone: map[kbroker.Shard]bool{}}
 	a.a = NewAssigner(AssignerConfig{Times: simTimes})
 	w.store.heard = append(w.store.heard, func(key string, value []byte, rev kbroker.Revision) {
 		if w.unheard() {
@@ -44,17 +46,16 @@ func (w *world) allocator(n int) *simAlloc {
 }
 
 func (a *simAlloc) see(asked time.Duration, key string, r storedRecord) {
-	var n kbroker.Shard
 	now := a.clock()
-	switch {
-	case strings.HasPrefix(key, "lease."):
+	if strings.HasPrefix(key, "lease.") {
 		a.a.SawLease(asked, now, kbroker.Incarnation(strings.TrimPrefix(key, subjects.MatchLeases+".")), decodeAs[Lease](a.w, r.value), r.rev)
-	case strings.HasPrefix(key, "assign."):
-		_, _ = fmt.Sscanf(key, "assign.%d", &n)
-		a.a.SawShard(now, n, decodeAs[Assignment](a.w, r.value), r.rev)
-	case strings.HasPrefix(key, "release."):
-		_, _ = fmt.Sscanf(key, "release.%d", &n)
-		a.a.SawRelease(n, decodeAs[Release](a.w, r.value), r.rev)
+		return
+	}
+	switch k := subjects.ParseOwnKey(key); k.Table {
+	case subjects.OwnAssign:
+		a.a.SawShard(now, k.Shard, decodeAs[Assignment](a.w, r.value), r.rev)
+	case subjects.OwnRelease:
+		a.a.SawRelease(k.Shard, decodeAs[Release](a.w, r.value), r.rev)
 	}
 }
 
@@ -104,7 +105,9 @@ func (a *simAlloc) judge(r storedRecord) {
 			return
 		}
 		a.lease, a.rev, a.since = decodeAs[allocLease](a.w, r.value), r.rev, a.clock()
-		a.active = a.lease.Holder == a.name
+		if is := a.lease.Holder == a.name; is != a.active {
+			a.active, a.won = is, a.lease.Number
+		}
 		return
 	}
 	waits := simTimes.ObserverActs
@@ -125,11 +128,39 @@ func (a *simAlloc) act() {
 	if a.w.f.leaves {
 		floor = a.lease.Number
 	}
-	b := a.a.Plan(a.clock(), floor, a.wanted())
+	var b Batch
+	if a.w.f.placed {
+		b = a.a.PlanPlaced(a.clock(), a.won, a.places())
+	} else {
+		b = a.a.Plan(a.clock(), floor, a.wanted())
+	}
 	if len(b.Writes) == 0 && a.clock()-a.since < simTimes.Renew {
 		return
 	}
 	a.write(b)
+}
+
+// places is what is to become of placed objects: at random some move, and some are released,
+// to be allocated again at once.
+func (a *simAlloc) places() (plans []PlacedPlan) {
+	w := a.w
+	live := a.a.Live(a.clock(), nil)
+	for _, s := range w.shards() {
+		p, is := PlacedPlan{Shard: s}, a.a.Placed(s)
+		if len(live) > 0 && (is.Owner == "" || a.a.Homeless(a.clock(), s) || w.f.moves && w.chance(0.1)) {
+			p.To = live[w.r.IntN(len(live))]
+		}
+		switch {
+		case is.Owner == "":
+			p.New = &Placed{Kind: "a"}
+			delete(a.gone, s)
+		case w.chance(0.1):
+			a.gone[s] = true
+		}
+		p.Gone = a.gone[s] && !w.healing
+		plans = append(plans, p)
+	}
+	return plans
 }
 
 // wanted is the policy: where they are, but for what is moved at random, away from who is
@@ -170,6 +201,9 @@ func (a *simAlloc) write(b Batch) {
 	w.store.write(a.proc, simWithin, writes, func(out Written, first kbroker.Revision) {
 		a.busy = false
 		if out == Accepted && ruleAssignCAS {
+			if !a.active {
+				a.won = lease.Number
+			}
 			a.lease, a.rev, a.since, a.active = lease, first, a.clock(), true
 		}
 	})

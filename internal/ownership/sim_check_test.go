@@ -32,6 +32,9 @@ func (w *world) checkOwned(k subjects.OwnKey) {
 	}
 	a := decodeAs[Assignment](w, w.store.recs[subjects.KeyAssign(k.Shard)].value)
 	r := decodeAs[Release](w, w.store.recs[subjects.KeyRelease(k.Shard)].value)
+	if k.Shard.OfOne() && a.Owner == "" {
+		return // it is to be allocated again, at a higher epoch
+	}
 	left := r.Epoch == a.Epoch && r.To == a.Next && r.ToEpoch == a.NextEpoch
 	if r.Epoch != 0 && r.Epoch >= a.Epoch && !left {
 		w.fail("P5 nobody is to serve shard %d: %s has it at epoch %d, next is %q, and it was released at epoch %d to %s at %d", k.Shard, a.Owner, a.Epoch, a.Next, r.Epoch, r.To, r.ToEpoch)

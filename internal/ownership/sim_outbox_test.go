@@ -63,7 +63,7 @@ func (o *simOwner) relay(e Relay) {
 	kind, id, _ := strings.Cut(e.Message.To, ":")
 	of, _, _ := strings.Cut(string(e.Message.Value), ">")
 	m := &told{from: o, relay: e, id: of}
-	a := &attempt{id: "m:" + m.id, object: kbroker.Object{Kind: kbroker.KindName(kind), ID: id}, message: m}
+	a := &attempt{id: "m:" + m.id, object: kbroker.Object{Kind: kbroker.KindName(kind), ID: id, Placed: m.from.w.f.placed}, message: m}
 	w.say("%s relays message %d of %s to %s", o.name, e.Message.Number, e.Object, e.Message.To)
 	var send func()
 	send = func() {

@@ -104,14 +104,11 @@ func (o *simOwner) hear(key string, value []byte, rev kbroker.Revision) {
 }
 
 func (o *simOwner) see(key string, value []byte, rev kbroker.Revision) {
-	var n kbroker.Shard
-	switch {
-	case strings.HasPrefix(key, "assign."):
-		_, _ = fmt.Sscanf(key, "assign.%d", &n)
-		o.o.Assigned(o.clock(), n, decodeAs[Assignment](o.w, value), rev)
-	case strings.HasPrefix(key, "release."):
-		_, _ = fmt.Sscanf(key, "release.%d", &n)
-		o.o.Released(o.clock(), n, decodeAs[Release](o.w, value), rev)
+	switch k := subjects.ParseOwnKey(key); k.Table {
+	case subjects.OwnAssign:
+		o.o.Assigned(o.clock(), k.Shard, decodeAs[Assignment](o.w, value), rev)
+	case subjects.OwnRelease:
+		o.o.Released(o.clock(), k.Shard, decodeAs[Release](o.w, value), rev)
 	}
 	o.effects()
 }

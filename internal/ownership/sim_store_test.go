@@ -90,10 +90,10 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 		if x.Guard != "" {
 			key, at = x.Guard, x.GuardAt
 		}
-		if !ruleAssignCAS && strings.HasPrefix(key, "assign.") {
+		if !ruleAssignCAS && subjects.ParseOwnKey(key).Table == subjects.OwnAssign {
 			continue
 		}
-		if !ruleReleaseGuard && strings.HasPrefix(key, "release.") && len(writes) == 1 {
+		if !ruleReleaseGuard && subjects.ParseOwnKey(key).Table == subjects.OwnRelease && len(writes) == 1 {
 			continue
 		}
 		if s.recs[key].rev != at {
@@ -117,11 +117,12 @@ func (s *simStore) apply(from string, writes []kbroker.Write) (first kbroker.Rev
 			s.w.say("store: %s is now %s @%d (%s)", x.Key, x.Value, s.seq, from)
 		}
 		s.recs[x.Key] = storedRecord{x.Value, s.seq}
-		if len(x.Value) == 0 {
+		k := subjects.ParseOwnKey(x.Key)
+		if len(x.Value) == 0 && !(k.Shard.OfOne() && !k.OfObject()) { // of those the marker is seen
 			delete(s.recs, x.Key)
 			continue
 		}
-		s.w.checkOwned(subjects.ParseOwnKey(x.Key))
+		s.w.checkOwned(k)
 		if x.Key != allocKey {
 			for _, hear := range s.heard {
 				hear(x.Key, x.Value, s.seq)

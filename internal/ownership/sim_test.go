@@ -44,6 +44,7 @@ type faults struct {
 	reading                 bool // callers read, and write little
 	quiet                   bool // a caller alone
 	unheard                 bool // every second announcement is lost
+	placed                  bool // objects are placed, released and allocated again
 	eager                   bool // allocators act on what they hear, and read seldom
 }
 
@@ -165,7 +166,7 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 		drift: some(), dup: some(), slowNet: some(), moves: some(), duel: w.r.IntN(4) == 0,
 		often: w.r.IntN(4) == 0, patient: some(),
 		busy: seed%25 == 0, solo: seed%4 == 0, stall: seed%5 == 0, leaves: seed%3 > 0, interval: seed%10 == 7, crossing: seed%6 == 4, tells: seed%3 == 1 && seed%10 != 7, cut: seed%2 == 0,
-		apart: seed%7 == 3, frozen: seed%11 == 5, partings: seed%4 == 1, idle: seed%8 > 4, reading: (seed%7 == 3 || seed%11 == 5) && seed%3 == 0, eager: seed%9 > 4, unheard: seed%13 == 6, hasty: seed%14 == 3, reminds: seed%3 == 2 && seed%10 != 7, // not drawn: the worlds of seeds stay what they were
+		apart: seed%7 == 3, frozen: seed%11 == 5, partings: seed%4 == 1, idle: seed%8 > 4, reading: (seed%7 == 3 || seed%11 == 5) && seed%3 == 0, eager: seed%9 > 4, placed: seed%4 == 2, unheard: seed%13 == 6, hasty: seed%14 == 3, reminds: seed%3 == 2 && seed%10 != 7, // not drawn: the worlds of seeds stay what they were
 	}
 	if only != nil {
 		w.f = *only
@@ -173,8 +174,12 @@ func newWorld(seed uint64, tracing bool, only *faults) *world {
 	w.say("seed %d: %+v", seed, w.f)
 	w.store = simStore{w: w, recs: map[string]storedRecord{}}
 	w.objects = []kbroker.Object{{Kind: "a", ID: "1"}, {Kind: "a", ID: "2"}}
+	for n := range w.objects {
+		w.objects[n].Placed = w.f.placed
+	}
 	for n := 3; len(w.objects) < 3; n++ { // one more in the shard of the first
-		if o := (kbroker.Object{Kind: "a", ID: fmt.Sprint(n)}); o.Shard() == w.objects[0].Shard() {
+		if o := (kbroker.Object{Kind: "a", ID: fmt.Sprint(n)}); w.f.placed || o.Shard() == w.objects[0].Shard() {
+			o.Placed = w.f.placed
 			w.objects = append(w.objects, o)
 		}
 	}
