@@ -178,7 +178,8 @@ var may = map[string][]string{
 	}),
 
 	// An allocator holds the lease of its own app through a core, reads its spec, says what
-	// it wants, and hears which starts of its app have ended.
+	// it wants, and hears which starts of its app have ended. It hears what is asked of
+	// services of its app that have no instance, passes it on, and asks what methods they have.
 	"allocator of shop": slices.Concat(answering, []string{
 		"publish kb.core.{placement,appversion}.default",
 		"publish kb.demand.default.shop",
@@ -195,6 +196,10 @@ var may = map[string][]string{
 		"subscribe kb.keeper.default.shop-allocator-1.1",
 		"publish kb.kept.default.shop-allocator-1.1.c1.q",
 		"subscribe kb.load.default.shop.>",
+		"subscribe svc.shop.*.*",
+		"subscribe exactly svc.shop.{*,web,mail}.>",
+		"publish svc.{shop.web,shop.mail}.m",
+		"publish $SRV.INFO.{shop_web,shop_mail,bank_api}",
 	}),
 
 	// People: each may do what the one before may.
