@@ -22,7 +22,7 @@ const (
 	streamWaits = 5 * time.Second
 	// lastWord is how long before its deadline a caller is told that nothing has run: later
 	// it would not hear it.
-	lastWord = 50 * time.Millisecond
+	lastWord = 100 * time.Millisecond
 )
 
 // kept is a request that waits. Times are of the allocator's clock.

@@ -58,8 +58,8 @@ type doom struct {
 	lifts time.Duration // when who is still there stays; 0: none is wanted
 }
 
-// ear hears the requests of a service. All but service, sub and closed is guarded by the
-// waker's mu.
+// ear hears the requests of a service. All but service and closed is guarded by the waker's
+// mu; sub is not changed.
 type ear struct {
 	service kbroker.ServiceName
 	sub     *nats.Subscription
@@ -143,14 +143,20 @@ func (w *waker) step(ctx context.Context) {
 	a := w.alloc
 	now := a.cfg.Clock()
 	for _, r := range w.late(now) {
-		if !r.gone(now) {
-			w.refuse(r, kbroker.Errorf(kbroker.Overloaded, "no instance was ready in time").WithHint("`kbroker why %s` says why", a.own.App))
-		}
+		w.refuse(r, tooLate(a.own.App))
 	}
 	view, known := a.look()
 	if !known || !a.cfg.Conn.IsConnected() {
 		return
 	}
+	for _, s := range w.judge(ctx, now, view) {
+		w.listen(ctx, s)
+	}
+}
+
+// judge ends ears, and returns the services that are to be heard from now on.
+func (w *waker) judge(ctx context.Context, now time.Duration, view View) (unheard []kbroker.ServiceName) {
+	a := w.alloc
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	asleep := map[kbroker.ServiceName]bool{}
@@ -163,7 +169,7 @@ func (w *waker) step(ctx context.Context) {
 		e := w.ears[s.Name]
 		if e == nil {
 			if may, _ := a.loads.serves(now, 0, s.Name, w.doomedOf(s.Name)); w.zero[s.Name] || !may {
-				w.listen(ctx, s.Name)
+				unheard = append(unheard, s.Name)
 			}
 			continue
 		}
@@ -181,11 +187,11 @@ func (w *waker) step(ctx context.Context) {
 	}
 	for name, e := range w.ears {
 		if !asleep[name] {
-			w.end(e, func() {
-				w.stop(e, kbroker.Errorf(kbroker.Overloaded, "version %d of app %s has another count of %s", view.Version, a.own.App, name), nil)
-			})
+			refusal := kbroker.Errorf(kbroker.Overloaded, "version %d of app %s has another count of %s", view.Version, a.own.App, name)
+			w.end(e, func() { w.stop(e, refusal, nil) })
 		}
 	}
+	return unheard
 }
 
 // late takes out of all ears what has waited for long enough.
@@ -198,7 +204,7 @@ func (w *waker) late(now time.Duration) (out []*kept) {
 	return out
 }
 
-// listen joins the queue group of a service. The caller holds mu.
+// listen joins the queue group of a service.
 func (w *waker) listen(ctx context.Context, service kbroker.ServiceName) {
 	a := w.alloc
 	e := &ear{service: service, closed: make(chan struct{})}
@@ -208,7 +214,9 @@ func (w *waker) listen(ctx context.Context, service kbroker.ServiceName) {
 		return
 	}
 	sub.SetClosedHandler(func(string) { close(e.closed) })
+	w.mu.Lock()
 	e.sub, w.ears[service] = sub, e
+	w.mu.Unlock()
 	w.tasks.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, a.pace.attempt)
 		defer cancel()
@@ -308,6 +316,7 @@ func (w *waker) release(e *ear, r *kept) {
 	now := w.alloc.cfg.Clock()
 	switch {
 	case r.gone(now):
+		w.refuse(r, tooLate(w.alloc.own.App))
 	case e.refusal != nil:
 		w.refuse(r, e.refusal)
 	case e.methods != nil && !slices.Contains(e.methods, r.msg.Subject):
@@ -317,6 +326,10 @@ func (w *waker) release(e *ear, r *kept) {
 			w.alloc.log.Warn("a request is not passed on", "service", e.service, "err", err)
 		}
 	}
+}
+
+func tooLate(app kbroker.AppName) *kbroker.Error {
+	return kbroker.Errorf(kbroker.Overloaded, "no instance was ready in time").WithHint("`kbroker why %s` says why", app)
 }
 
 // refuse tells the caller that no attempt of its call has run.

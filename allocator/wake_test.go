@@ -16,6 +16,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -26,6 +27,7 @@ var webM = subjects.Method(shop, "web", "m")
 func newSleeper(t *testing.T, ready int, down time.Duration) (*world, *process) {
 	t.Helper()
 	w := newWorld(t)
+	w.times = state.Tuned // what waits is refused when the lease is lost
 	w.super()
 	s := service("web", 0, 20)
 	s.Scale = &kbroker.Scale{Busy: 0.5, Down: down}
@@ -60,7 +62,8 @@ func (w *world) heardBySomebody(s kbroker.ServiceName) bool {
 	return err == nil
 }
 
-// ask sends a request; what comes back is in the channel: nil, nobody was there or answered.
+// ask sends a request with a deadline; what comes back, even later, is in the channel: nil,
+// nobody was there or answered.
 func (w *world) ask(id string, timeout time.Duration) <-chan *nats.Msg {
 	m := nats.NewMsg(webM)
 	m.Header.Set(subjects.HeaderRequestID, id)
@@ -69,7 +72,7 @@ func (w *world) ask(id string, timeout time.Duration) <-chan *nats.Msg {
 	m.Data = []byte(id)
 	out := make(chan *nats.Msg, 1)
 	go func() {
-		reply, err := w.conn.RequestMsg(m, timeout)
+		reply, err := w.conn.RequestMsg(m, timeout+within)
 		if err != nil {
 			w.t.Logf("request %s: %v", id, err)
 			reply = nil
@@ -134,7 +137,7 @@ func (i *web) all() []*nats.Msg {
 func answered(t *testing.T, id string, c <-chan *nats.Msg) {
 	t.Helper()
 	if m := <-c; m == nil || string(m.Data) != id || m.Header.Get(subjects.HeaderInstance) != "shop-web-1.a" {
-		t.Errorf("request %s is answered %+v", id, m)
+		t.Fatalf("request %s is answered %+v", id, m)
 	}
 }
 
@@ -175,7 +178,7 @@ func TestTheFirstRequestsWait(t *testing.T) {
 	}
 	ran := i.all()
 	if len(ran) != n {
-		t.Errorf("%d have run, want %d", len(ran), n)
+		t.Fatalf("%d have run, want %d", len(ran), n)
 	}
 	m := ran[0]
 	var left int

@@ -34,6 +34,7 @@ const (
 	// These do not wait for the end of standard input.
 	replicasJob = "replicas"
 	valuesJob   = "values"
+	noteJob     = "note"
 	// It ends when it is told to leave, as programs are.
 	echoJob = "echo"
 )
@@ -71,6 +72,8 @@ func child(job string) int {
 		report, err = countUntilTold(servers)
 	case rateJob:
 		report, err = sendAtRates(servers)
+	case noteJob:
+		report, err = note(servers)
 	case replicasJob:
 		report, err = replicas(core, servers)
 	case valuesJob:
