@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/natstest"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
@@ -322,29 +322,50 @@ func TestOnlyWhatMaySleepIsHeard(t *testing.T) {
 	}
 }
 
-// TestTheLastInstanceLeavesWhenItsRequestsAreHeard: from then on nobody is told that there is
-// nobody, and nothing is passed on to the one that leaves.
-func TestTheLastInstanceLeavesWhenItsRequestsAreHeard(t *testing.T) {
+// TestTheLastInstanceStaysUntilItsRequestsAreHeard: by all servers.
+func TestTheLastInstanceStaysUntilItsRequestsAreHeard(t *testing.T) {
+	const now = time.Hour
+	conn := natstest.Start(t).Connect(t)
+	may := service("web", 0, 20)
+	for _, c := range []struct {
+		name     string
+		service  kbroker.Service
+		ear      *ear
+		n, there int
+		want     int
+	}{
+		{"nobody hears them", may, nil, 0, 1, 1},
+		{"one of three that leave stays, too", may, nil, 0, 3, 1},
+		{"they are about to be heard", may, &ear{}, 0, 1, 1},
+		{"they are heard by one server, maybe", may, &ear{since: now - restsAfter/2}, 0, 1, 1},
+		{"they are heard", may, &ear{since: now - restsAfter}, 0, 1, 0},
+		{"they are no longer heard soon", may, &ear{since: now - restsAfter, ending: true}, 0, 1, 1},
+		{"there is none to stay", may, nil, 0, 0, 0},
+		{"more are needed", may, &ear{since: now - restsAfter}, 2, 1, 2},
+		{"there is always one of another service", service("web", 1, 20), nil, 1, 1, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWaker(&Allocator{cfg: Config{Conn: conn, Clock: func() time.Duration { return now }}})
+			if c.ear != nil {
+				w.ears["web"] = c.ear
+			}
+			if n := w.rests(c.service, c.n, c.there); n != c.want {
+				t.Errorf("super is told %d, want %d", n, c.want)
+			}
+		})
+	}
+}
+
+// TestTheLastInstanceLeavesAndNothingIsLost: nobody is told that there is nobody, and nothing
+// is passed on to the one that leaves.
+func TestTheLastInstanceLeavesAndNothingIsLost(t *testing.T) {
 	t.Parallel()
 	w, p := newSleeper(t, 1, time.Second)
 	i := w.web()
 	idle := w.bear(1, 0)
 	w.demand("for 1", wants(1))
-	var unheard atomic.Int64
-	w.demand("for 0", func(d kbroker.Demand) bool {
-		if !wants(0)(d) {
-			return false
-		}
-		p.alloc.demanding.Load().wake.mu.Lock()
-		defer p.alloc.demanding.Load().wake.mu.Unlock()
-		if e := p.alloc.demanding.Load().wake.ears["web"]; e == nil || e.since == 0 {
-			unheard.Add(1)
-		}
-		return true
-	})
-	if unheard.Load() > 0 {
-		t.Fatal("none is wanted, and what is asked of it is not heard")
-	}
+	w.demand("for 0", wants(0))
+	p.waits(t, 0)
 	if err := i.sub.Drain(); err != nil {
 		t.Fatal(err)
 	}
