@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,6 +71,25 @@ func TestScaledToZero(t *testing.T) {
 		t.Errorf("a method that there is not: exit code %d, %s", code, out)
 	}
 
+	c.sleeps() // that question has woken it, too
+
+	// Its allocators are killed: callers try on until another one is active.
+	for pid, cmd := range c.processes("") {
+		if strings.Contains(cmd, allocators) {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				t.Fatal(err)
+			}
+		}
+	}
+	const orphans = 20
+	var orphaned noted
+	c.startChild(noteJob, []string{"orphaned", strconv.Itoa(orphans), "20s"}).report(&orphaned)
+	t.Logf("RESULT %d requests when the allocators were killed: answered after %v to %v, %d failed: %q", orphans, orphaned.least(), orphaned.most(), orphaned.Failed, orphaned.Errs)
+	if orphaned.Failed > 0 {
+		t.Errorf("%d failed", orphaned.Failed)
+	}
+	c.sleeps()
+
 	// Requests at about the time when it goes to sleep.
 	const more = 30
 	var around noted
@@ -104,8 +124,8 @@ func TestScaledToZero(t *testing.T) {
 		lines = append(lines, strings.Fields(string(raw))...)
 	}
 	slices.Sort(lines)
-	if twice := len(lines) - len(slices.Compact(slices.Clone(lines))); twice > 0 || len(lines) != n+1+more {
-		t.Errorf("%d have run, want %d; %d of them twice", len(lines), n+1+more, twice)
+	if twice := len(lines) - len(slices.Compact(slices.Clone(lines))); twice > 0 || len(lines) != n+1+orphans+more {
+		t.Errorf("%d have run, want %d; %d of them twice", len(lines), n+1+orphans+more, twice)
 	}
 
 	c.must("stop", "sleeper")
@@ -151,8 +171,8 @@ func (n noted) at(i int) time.Duration {
 	return n.Took[i].Round(time.Millisecond)
 }
 
-// note calls the sleeper with lines that begin with args[0]: args[1] at once, or one after
-// the other with a pause between args[2] and args[3].
+// note calls the sleeper with lines that begin with args[0]: args[1] at once, with a deadline
+// of args[2] if that is there, or one after the other with a pause between args[2] and args[3].
 func note(args []string) (noted, error) {
 	api, err := sdk.Dial(context.Background(), sdk.At(""))
 	if err != nil {
@@ -163,12 +183,20 @@ func note(args []string) (noted, error) {
 	if err != nil {
 		return noted{}, err
 	}
+	var opts []sdk.CallOption
+	if len(args) == 3 {
+		timeout, err := time.ParseDuration(args[2])
+		if err != nil {
+			return noted{}, err
+		}
+		opts = append(opts, sdk.Timeout(timeout))
+	}
 	var out noted
 	var mu sync.Mutex
 	call := func(n int) {
 		line := fmt.Appendf(nil, "%s-%d", args[0], n)
 		began := time.Now()
-		reply, err := sdk.Call[[]byte](context.Background(), api.Service("sleeper"), "note", line)
+		reply, err := sdk.Call[[]byte](context.Background(), api.Service("sleeper"), "note", line, opts...)
 		if err == nil && string(reply) != string(line) {
 			err = errors.New("answered " + string(reply))
 		}
@@ -180,7 +208,7 @@ func note(args []string) (noted, error) {
 			out.Errs = append(out.Errs, fmt.Sprintf("%s: %v (executed %s)", line, err, kbroker.AsError(err).Executed))
 		}
 	}
-	if len(args) == 2 {
+	if len(args) < 4 {
 		var all sync.WaitGroup
 		for n := range count {
 			all.Go(func() { call(n) })
