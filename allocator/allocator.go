@@ -21,6 +21,9 @@
 // batches behind its own lease, decided by internal/ownership. Both allocators
 // read who owns what, so that the standby may go on at once.
 //
+// The active one hears what is asked of services that have no instance, and none is needed
+// for; that waits with it until one is there.
+//
 // What the allocator acts on are records that a core has read to it, or that
 // the control store announced: never the absence of one.
 package allocator
@@ -225,6 +228,7 @@ func (a *Allocator) active(ctx context.Context, h *state.AllocatorHolding) error
 	}
 	defer func() { _ = sub.Unsubscribe() }() // fails only on a connection that is gone
 	beside.Go(func() { receive(ctx, sub, a.onPlacing) })
+	beside.Go(func() { d.wake.run(ctx) })
 	return a.rounds(ctx, "demand not delivered, sent again", a.demandNow, a.pace.resend, d.send)
 }
 

@@ -24,6 +24,7 @@ import (
 type demander struct {
 	alloc *Allocator
 	epoch uint64
+	wake  *waker
 
 	mu     sync.Mutex
 	steady map[kbroker.ServiceName]*steady
@@ -32,7 +33,7 @@ type demander struct {
 
 func newDemander(a *Allocator, epoch uint64) *demander {
 	a.loads.forget()
-	return &demander{alloc: a, epoch: epoch, steady: map[kbroker.ServiceName]*steady{}}
+	return &demander{alloc: a, epoch: epoch, wake: newWaker(a), steady: map[kbroker.ServiceName]*steady{}}
 }
 
 // watch rings when the app wants something else than super has been told, until ctx ends.
@@ -84,18 +85,21 @@ func (d *demander) decide() (Decision, bool) {
 		if s.Scale != nil {
 			down = cmp.Or(s.Scale.Down, down)
 		}
+		there := len(slices.DeleteFunc(view.Of(s.Name), func(i Instance) bool { return i.Leaving }))
 		st, n := d.steady[s.Name], wants.Wanted[s.Name]
 		if st == nil {
 			st = &steady{}
 			d.steady[s.Name] = st
-			there := slices.DeleteFunc(view.Of(s.Name), func(i Instance) bool { return i.Leaving })
-			st.take(now, bounded(s, len(there)), down)
+			st.take(now, bounded(s, there), down)
 		}
-		if held := bounded(s, st.take(now, n, down)); held != n {
-			wants.Wanted[s.Name] = held
-			if wants.Why[s.Name] != "" {
-				wants.Why[s.Name] += fmt.Sprintf("; more were needed in the last %v", down)
-			}
+		n, why := d.wake.need(s, view.Of(s.Name), n, wants.Why[s.Name])
+		held := bounded(s, st.take(now, n, down))
+		if held != n && why != "" {
+			why += fmt.Sprintf("; more were needed in the last %v", down)
+		}
+		wants.Wanted[s.Name] = d.wake.rests(s, held, there)
+		if why != "" {
+			wants.Why[s.Name] = why
 		}
 	}
 	return wants, true
@@ -111,6 +115,9 @@ func (d *demander) send(ctx context.Context) error {
 		wants = was // the reason is that of the change: super stores what is new
 	}
 	a := d.alloc
+	if view, known := a.look(); known {
+		d.wake.telling(view, wants.Wanted)
+	}
 	request := kbroker.DemandRequest{Demand: kbroker.Demand{
 		Tenant: a.own.Tenant, App: a.own.App, Epoch: d.epoch, Wanted: wants.Wanted, Reason: wants.reason(),
 	}}
@@ -122,6 +129,7 @@ func (d *demander) send(ctx context.Context) error {
 		d.mu.Lock()
 		d.sent = wants
 		d.mu.Unlock()
+		d.wake.told(wants.Wanted)
 	}
 	return err
 }

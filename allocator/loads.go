@@ -28,6 +28,7 @@ type loads struct {
 	mu    sync.Mutex
 	of    map[kbroker.Incarnation]*said
 	rows  []kbroker.InstanceRow // that are to run; nil: not read yet
+	asked time.Duration         // when the rows were asked for
 	known bool
 }
 
@@ -85,14 +86,43 @@ func (s *said) load() Load {
 	return l
 }
 
-// read takes the rows of the app's instances.
-func (l *loads) read(rows []kbroker.InstanceRow) {
+// read takes the rows of the app's instances, that were asked for at a time.
+func (l *loads) read(asked time.Duration, rows []kbroker.InstanceRow) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.rows = slices.DeleteFunc(slices.Clone(rows), func(r kbroker.InstanceRow) bool {
 		return r.Instance == nil || r.Service == kbroker.AllocatorService || r.State == kbroker.StateExited
 	})
-	l.known = true
+	l.asked, l.known = asked, true
+}
+
+// serves reports whether an instance of a service that is not among these may answer what is
+// asked of it now, and whether one is sure to, as it has been heard of later than since.
+func (l *loads) serves(now, since time.Duration, service kbroker.ServiceName, but map[kbroker.InstanceID]bool) (may, sure bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	leaving := map[kbroker.InstanceID]bool{}
+	for _, r := range l.rows {
+		if r.Service != service || but[*r.Instance] {
+			continue
+		}
+		switch r.State {
+		case kbroker.StateReady:
+			may, sure = true, sure || l.asked > since
+		case kbroker.StateUnmanaged: // only its agent is not there
+			may = true
+		case kbroker.StateDraining:
+			leaving[*r.Instance] = true
+		}
+	}
+	for who, s := range l.of {
+		name, _, _ := strings.Cut(string(who), ".")
+		i, last := kbroker.InstanceID(name), s.by[len(s.by)-1]
+		if last.Service == service && now-s.heard < kbroker.LoadFor && !last.Draining && !leaving[i] && !but[i] {
+			may, sure = true, sure || s.heard > since
+		}
+	}
+	return may, sure
 }
 
 // forget drops the rows: those who are active again read them first.
@@ -160,8 +190,9 @@ func (a *Allocator) onLoad(m *nats.Msg) {
 	}
 	now := a.cfg.Clock()
 	a.shards.sawTurns(now, l, a.loads.heard(now, l))
-	if a.demanding.Load() != nil {
+	if d := a.demanding.Load(); d != nil {
 		a.shards.knows(now, l)
+		d.wake.stir()
 	}
 }
 
@@ -171,10 +202,14 @@ func (a *Allocator) readInstances(ctx context.Context) error {
 		return nil
 	}
 	var reply kbroker.FiguresReply
+	asked := a.cfg.Clock()
 	request := kbroker.ListRequest{Tenant: a.own.Tenant, App: a.own.App}
 	if err := ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Core(subjects.VerbFigures, a.own.Tenant), request, &reply); err != nil {
 		return err
 	}
-	a.loads.read(reply.Instances)
+	a.loads.read(asked, reply.Instances)
+	if d := a.demanding.Load(); d != nil {
+		d.wake.stir()
+	}
 	return nil
 }

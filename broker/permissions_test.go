@@ -186,7 +186,8 @@ var may = map[string][]string{
 	}),
 
 	// An allocator holds the lease of its own app through a core, reads its spec, says what
-	// it wants, and hears which starts of its app have ended.
+	// it wants, and hears which starts of its app have ended. It hears what is asked of
+	// services of its app that have no instance, passes it on, and asks what methods they have.
 	"allocator of shop": slices.Concat(answering, []string{
 		"publish kb.core.{placement,appversion}.default",
 		"publish kb.demand.default.shop",
@@ -206,6 +207,10 @@ var may = map[string][]string{
 		"subscribe kb.placing.default.shop.*",
 		"subscribe exactly kb.placing.default.shop.>",
 		"publish kb.placed.default.shop.{shop-web-1.1,shop-web-1.2,shop-web-2.1,shop-mail-1.1,shop-allocator-1.1,bank-api-1.1}",
+		"subscribe svc.shop.*.*",
+		"subscribe exactly svc.shop.{*,web,mail}.>",
+		"publish svc.{shop.web,shop.mail}.m",
+		"publish $SRV.INFO.{shop_web,shop_mail,bank_api}",
 	}),
 
 	// People: each may do what the one before may.

@@ -35,6 +35,7 @@ const (
 	// These do not wait for the end of standard input.
 	replicasJob = "replicas"
 	valuesJob   = "values"
+	noteJob     = "note"
 	// It ends when it is told to leave, as programs are.
 	echoJob = "echo"
 )
@@ -74,6 +75,8 @@ func child(job string) int {
 		report, err = sendAtRates(servers)
 	case placeJob:
 		report, err = placeUntilTold(servers)
+	case noteJob:
+		report, err = note(servers)
 	case replicasJob:
 		report, err = replicas(core, servers)
 	case valuesJob:

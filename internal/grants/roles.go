@@ -135,8 +135,11 @@ var (
 			subjects.Core(subjects.VerbVersion, kbroker.TenantID(tag(TagTenant))), subjects.Core(subjects.VerbFigures, kbroker.TenantID(tag(TagTenant))),
 			subjects.Lease(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
 			subjects.PlacedOn(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)), "*.*"),
+			// What was asked of a service while it had no instance, and what methods one has.
+			subjects.Method(kbroker.AppName(tag(TagApp)), "*", "*"), subjects.Discovery + ".INFO.*",
 		},
 		subscribe: []string{
+			subjects.Method(kbroker.AppName(tag(TagApp)), "*", "*"),
 			subjects.Changed(subjects.KeyApp(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp)))),
 			subjects.Reaped(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))),
 			subjects.LoadOf(kbroker.TenantID(tag(TagTenant)), kbroker.AppName(tag(TagApp))) + ">",

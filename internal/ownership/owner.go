@@ -56,7 +56,7 @@ type Owner struct {
 
 	shards  map[kbroker.Shard]*shard
 	awake   map[kbroker.Shard]*shard // of which something is due, or may be: of many that are owned few
-	commits []committer // by stream
+	commits []committer              // by stream
 	loads   int
 	waiting []*object // for a place among the loads
 	retries []retry

@@ -25,7 +25,7 @@ type simAlloc struct {
 	rev    kbroker.Revision
 	since  time.Duration
 	active bool
-	busy   bool // a batch is under way
+	busy   bool   // a batch is under way
 	won    uint64 // the number of the lease when it became active: its epoch
 	moves  map[kbroker.Shard]kbroker.Incarnation
 	gone   map[kbroker.Shard]bool // placed objects that are to be released
