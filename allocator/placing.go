@@ -36,9 +36,9 @@ const (
 //
 // What is asked is in memory alone: who is not answered asks again, the next allocator too.
 type placing struct {
-	asked   map[kbroker.Shard]*asked // that wait for a place
+	asked   map[kbroker.Shard]*claim // that wait for a place
 	order   []kbroker.Shard          // the oldest first; some of them may wait no more
-	leaving map[kbroker.Shard]*asked // that are to be released
+	leaving map[kbroker.Shard]*claim // that are to be released
 	used    map[kbroker.Incarnation]kbroker.Demanded
 	total   int                                   // of all that are placed
 	untold  map[kbroker.Incarnation]time.Duration // since when an owner knows of another number
@@ -47,13 +47,13 @@ type placing struct {
 
 func newPlacing() placing {
 	return placing{
-		asked: map[kbroker.Shard]*asked{}, leaving: map[kbroker.Shard]*asked{}, used: map[kbroker.Incarnation]kbroker.Demanded{},
+		asked: map[kbroker.Shard]*claim{}, leaving: map[kbroker.Shard]*claim{}, used: map[kbroker.Incarnation]kbroker.Demanded{},
 		untold: map[kbroker.Incarnation]time.Duration{},
 	}
 }
 
-// asked is what somebody wants of a placed object.
-type asked struct {
+// claim is what somebody wants of a placed object.
+type claim struct {
 	Placed
 	until   time.Duration
 	replies []string
@@ -257,7 +257,7 @@ func (s *shards) allocate(reply string, r kbroker.AllocateRequest) {
 	case len(p.asked) >= maxAsked:
 		s.alloc.answer(reply, nil, kbroker.Errorf(kbroker.Overloaded, "%d placed objects of app %s wait for a place", maxAsked, s.alloc.own.App).WithHint("more instances, or objects that take less"))
 	default:
-		p.asked[n] = &asked{
+		p.asked[n] = &claim{
 			Placed:  Placed{Object: o, Demanded: demand, Labels: r.Labels, Instance: r.Instance, Host: r.Host},
 			until:   s.waitsUntil(r.WaitMS),
 			replies: []string{reply},
@@ -337,13 +337,13 @@ func (s *shards) release(reply string, o kbroker.Object) {
 	case len(p.leaving) >= maxAsked:
 		s.alloc.answer(reply, nil, kbroker.Errorf(kbroker.Overloaded, "%d placed objects of app %s are being released", maxAsked, s.alloc.own.App))
 	default:
-		p.leaving[n] = &asked{Placed: Placed{Object: o}, replies: []string{reply}}
+		p.leaving[n] = &claim{Placed: Placed{Object: o}, replies: []string{reply}}
 		s.now.ring()
 	}
 }
 
 // refuse ends the wait for a place. The caller holds mu.
-func (s *shards) refuse(n kbroker.Shard, w *asked, err error) {
+func (s *shards) refuse(n kbroker.Shard, w *claim, err error) {
 	for _, reply := range w.replies {
 		s.alloc.answer(reply, nil, err)
 	}
