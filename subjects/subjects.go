@@ -13,6 +13,8 @@
 //	kb.view.<host>  kb.report.<host>        an agent asks, reports (queue group core)
 //	kb.sign.<host>                          an agent has a credential signed (queue group core)
 //	kb.lease.<tenant>.<app>                 an app's allocator reads and writes its lease (queue group core)
+//	kb.placing.<tenant>.<app>.<verb>        an app's active allocator is asked about placed objects
+//	kb.placed.<tenant>.<app>.<incarnation>  an allocator tells a start which placed objects are on it
 //	kb.load.<tenant>.<app>.<incarnation>    a start tells its app's allocators its load
 //	kb.own.<tenant>.<app>.<verb>.<incarnation>  a start reads, writes who owns objects, and objects (queue group core)
 //	kb.topic.<tenant>.<app>.<topic>.<verb>.<incarnation>  a start has an event stored, reads those that are (queue group core)
