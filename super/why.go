@@ -29,7 +29,7 @@ func whyApp(v *state.View, verdict Verdict, k state.AppKey) (*kbroker.WhyApp, er
 		out.Demand = &demand
 	}
 	d, ready := newDraft(World{View: v, Verdict: verdict}), 0
-	for _, s := range append(slices.Clone(version.App.Services), AllocatorSpec()) {
+	for _, s := range append(slices.Clone(version.App.Services), AllocatorSpec(version.App)) {
 		row := kbroker.WhyService{Service: s.Name, Count: s.Count, Troubles: []string{}, Hosts: d.hostFits(k, s)}
 		if !rec.Stopped {
 			row.Wanted = wanted(s, v.Demands[k])
