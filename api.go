@@ -468,6 +468,8 @@ type InstanceFile struct {
 	StockRaft bool `json:"stock_raft,omitempty"`
 	// MemoryLimitBytes is the limit of memory that the host enforces; 0: none.
 	MemoryLimitBytes int64 `json:"memory_limit_bytes,omitempty"`
+	// Crashes are those in a row that its instance has behind it, as in its status.
+	Crashes int `json:"crashes,omitempty"`
 }
 
 // Reaped is what a core says on subjects.Reaped: these starts have ended, and were waited
