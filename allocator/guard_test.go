@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,9 +56,9 @@ func TestAPolicyIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				bad := true
+				var well atomic.Bool
 				g, log := guarded(func(v View) Decision {
-					if bad {
+					if !well.Load() {
 						return c.bad(v)
 					}
 					return evenly(v)
@@ -83,7 +84,7 @@ func TestAPolicyIsRefused(t *testing.T) {
 					t.Errorf("%d warnings, want 1:\n%s", warned, log)
 				}
 				time.Sleep(5 * time.Second) // what stalled has ended
-				bad = false
+				well.Store(true)
 				if d := g.decide(v, kbroker.PolicyPack); d.Wanted["web"] != 7 || !slices.Equal(d.Shards, []owner{"web-1.a", "web-2.b", "web-1.a", "web-2.b"}) {
 					t.Errorf("decided %+v by a policy that is in order again", d)
 				}
@@ -103,10 +104,10 @@ func TestAPolicyIsRefused(t *testing.T) {
 // TestOneCallAtATime: while one hangs no other is begun, and nobody waits for it again.
 func TestOneCallAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		calls, hang := 0, make(chan struct{})
+		var calls atomic.Int32
+		hang := make(chan struct{})
 		g, _ := guarded(func(v View) Decision {
-			calls++
-			if calls == 1 {
+			if calls.Add(1) == 1 {
 				<-hang
 			}
 			return evenly(v)
@@ -118,13 +119,13 @@ func TestOneCallAtATime(t *testing.T) {
 				t.Errorf("decided %v after %v, want the built-in one's after %v at most", d.Wanted, time.Since(began), most)
 			}
 		}
-		if calls != 1 {
-			t.Errorf("%d calls, want 1", calls)
+		if n := calls.Load(); n != 1 {
+			t.Errorf("%d calls, want 1", n)
 		}
 		close(hang)
 		synctest.Wait()
-		if d := g.decide(v, ""); d.Wanted["web"] != 7 || calls != 2 {
-			t.Errorf("decided %v in %d calls after it has ended, want its own", d.Wanted, calls)
+		if d := g.decide(v, ""); d.Wanted["web"] != 7 || calls.Load() != 2 {
+			t.Errorf("decided %v in %d calls after it has ended, want its own", d.Wanted, calls.Load())
 		}
 	})
 }
