@@ -25,6 +25,9 @@ func whyApp(v *state.View, verdict Verdict, k state.AppKey) (*kbroker.WhyApp, er
 		Created: version.Created, Cause: version.Cause, Rollout: rec.Rollout,
 		Services: []kbroker.WhyService{}, Events: []kbroker.Event{},
 	}
+	if out.Policy = cmp.Or(version.App.Policy, kbroker.PolicySpread); version.App.Own != nil {
+		out.Policy, out.Instead = kbroker.PolicyOwn, out.Policy
+	}
 	if demand, ok := v.Demands[k]; ok {
 		out.Demand = &demand
 	}
