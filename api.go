@@ -483,6 +483,8 @@ type PingReply struct {
 	Incarnation Incarnation `json:"incarnation"`
 	Ready       bool        `json:"ready"`
 	Draining    bool        `json:"draining,omitempty"`
+	// Allocator: it is one, and decides for its app when it holds the lease.
+	Allocator bool `json:"allocator,omitempty"`
 	// Requests were answered since it started, Errors of them with an error; nil: nobody
 	// counts.
 	Requests *uint64 `json:"requests,omitempty"`

@@ -339,7 +339,7 @@ func (w *world) ping(pr *process) error {
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return err
 	}
-	if want := (kbroker.PingReply{Incarnation: pr.own.Incarnation, Ready: true}); r != want {
+	if want := (kbroker.PingReply{Incarnation: pr.own.Incarnation, Ready: true, Allocator: true}); r != want {
 		return fmt.Errorf("ping answered %+v, want %+v", r, want)
 	}
 	return nil
