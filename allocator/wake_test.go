@@ -142,7 +142,7 @@ func answered(t *testing.T, id string, c <-chan *nats.Msg) {
 }
 
 // refused waits for an answer that says that nothing has run.
-func refused(t *testing.T, c <-chan *nats.Msg, says string) {
+func refusedWith(t *testing.T, c <-chan *nats.Msg, says string) {
 	t.Helper()
 	m := <-c
 	if m == nil {
@@ -243,7 +243,7 @@ func TestWhatCannotWaitIsRefused(t *testing.T) {
 	t.Run("when its deadline comes", func(t *testing.T) {
 		t.Parallel()
 		w, _ := newSleeper(t, 0, 2*time.Second)
-		refused(t, w.ask("s:1", 400*time.Millisecond), "in time")
+		refusedWith(t, w.ask("s:1", 400*time.Millisecond), "in time")
 	})
 	t.Run("when too many wait", func(t *testing.T) {
 		t.Parallel()
@@ -257,7 +257,7 @@ func TestWhatCannotWaitIsRefused(t *testing.T) {
 			}
 		}
 		p.waits(t, maxWaiting)
-		refused(t, w.ask("s:1", 5*time.Second), "1000 requests")
+		refusedWith(t, w.ask("s:1", 5*time.Second), "1000 requests")
 	})
 	t.Run("when no instance has its method", func(t *testing.T) {
 		t.Parallel()
@@ -267,7 +267,7 @@ func TestWhatCannotWaitIsRefused(t *testing.T) {
 		info := micro.Info{Endpoints: []micro.EndpointInfo{{Name: "other", Subject: subjects.Method(shop, "web", "other")}}}
 		w.serve(subjects.Discovery+".INFO."+subjects.MicroName(shop, "web"), func(*nats.Msg) (any, error) { return info, nil })
 		w.bear(1, 0)
-		refused(t, c, "serves "+webM)
+		refusedWith(t, c, "serves "+webM)
 	})
 	t.Run("when the allocator leaves", func(t *testing.T) {
 		t.Parallel()
@@ -279,7 +279,7 @@ func TestWhatCannotWaitIsRefused(t *testing.T) {
 		c := w.ask("s:1", 10*time.Second)
 		p.waits(t, 1)
 		p.stop()
-		refused(t, c, "leaves")
+		refusedWith(t, c, "leaves")
 		w.hears("web") // by the other one
 		c = w.ask("s:1", 10*time.Second)
 		next.waits(t, 1)
@@ -294,7 +294,7 @@ func TestWhatCannotWaitIsRefused(t *testing.T) {
 		p.waits(t, 1)
 		w.want(kbroker.AppVersion{Tenant: tenant, Version: 2, App: app(service("web", 0, 0))})
 		w.announceVersion(2)
-		refused(t, c, "another count")
+		refusedWith(t, c, "another count")
 		wait.Until(t, within, func() error {
 			if w.heardBySomebody("web") {
 				return errors.New("it is still heard")
