@@ -37,6 +37,7 @@ func newTested(p sdkseam.Process) sdkseam.App {
 				own.Schemas[k.name] = kbroker.Schema{Number: n, Lowest: n}
 			}
 		}
+		a.client.knowPlaced(own)
 		return own.Objects, own.Schemas
 	}
 	return sdkseam.App{SDK: a, Kinds: kinds, Run: a.Run}

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -13,6 +15,38 @@ import (
 	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
+
+// Place has a kind of objects of an app be placed, as in "rooms/room", each of its objects take
+// d, and each instance have so many slots; 0: they are not counted. Its spec says so otherwise.
+// It is called before Run of the app.
+func (c *Cluster) Place(kind string, d kbroker.Demanded, slots int) {
+	c.t.Helper()
+	app, name, ok := strings.Cut(kind, "/")
+	if err := errors.Join(kbroker.CheckName("app", app), kbroker.CheckName("kind", name)); !ok || err != nil {
+		c.t.Fatalf("sdktest: place %q: want app/kind", kind)
+	}
+	c.deploying.Lock()
+	defer c.deploying.Unlock()
+	of := c.placed[kbroker.AppName(app)]
+	if of.kinds == nil {
+		of.kinds = map[kbroker.KindName]kbroker.Demanded{}
+	}
+	of.kinds[kbroker.KindName(name)], of.slots = d, slots
+	c.placed[kbroker.AppName(app)] = of
+}
+
+// places is what an app has for placed objects.
+type places struct {
+	kinds map[kbroker.KindName]kbroker.Demanded
+	slots int
+}
+
+// placedOf are the kinds of an app that are placed, sorted.
+func (c *Cluster) placedOf(app kbroker.AppName) []kbroker.KindName {
+	c.deploying.Lock()
+	defer c.deploying.Unlock()
+	return slices.Sorted(maps.Keys(c.placed[app].kinds))
+}
 
 // streams are those that the objects of an app are stored in.
 const streams = 1
@@ -30,6 +64,9 @@ type app struct {
 func (c *Cluster) deploy(name kbroker.AppName, of kbroker.Service) error {
 	c.deploying.Lock()
 	defer c.deploying.Unlock()
+	if len(of.Objects) > 0 {
+		of.Placed, of.Slots = c.placed[name].kinds, c.placed[name].slots
+	}
 	a := c.apps[name]
 	if a == nil {
 		a = &app{name: name}

@@ -150,7 +150,7 @@ func (i *Instance) make() sdkseam.App {
 	made := sdkseam.New(sdkseam.Process{
 		Identity: kbroker.InstanceFile{
 			Tenant: kbroker.DefaultTenant, App: i.app, Service: i.service, Instance: i.name, Incarnation: start,
-			Host: host, Version: 1, Epoch: 1, Servers: []string{i.c.url}, ObjectStreams: streams,
+			Host: host, Version: 1, Epoch: 1, Servers: []string{i.c.url}, ObjectStreams: streams, Placed: i.c.placedOf(i.app),
 		},
 		Log: i.c.log.With("instance", i.name), Clock: i.now, Due: i.due, Cut: i.cut, Cable: i.cable,
 	})

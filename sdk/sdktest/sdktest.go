@@ -23,6 +23,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,6 +71,7 @@ type Cluster struct {
 
 	deploying sync.Mutex
 	apps      map[kbroker.AppName]*app
+	placed    map[kbroker.AppName]places
 
 	mu        sync.Mutex
 	instances []*Instance
@@ -83,7 +85,7 @@ func New(t testing.TB) *Cluster {
 	t.Helper()
 	server := natstest.Start(t)
 	c := &Cluster{
-		t: t, url: server.URL, written: &record{}, apps: map[kbroker.AppName]*app{},
+		t: t, url: server.URL, written: &record{}, apps: map[kbroker.AppName]*app{}, placed: map[kbroker.AppName]places{},
 		owners: map[kbroker.AppName]map[kbroker.Shard]kbroker.Incarnation{}, renewals: map[kbroker.Incarnation]int{}, renewed: make(chan struct{}),
 	}
 	c.log = slog.New(slog.NewTextHandler(c.written, nil))
@@ -135,7 +137,9 @@ func (c *Cluster) Owner(object string) *Instance {
 	if !ok {
 		c.t.Fatalf("sdktest: %q is no object: want app/kind:id", object)
 	}
-	shard := kbroker.Object{Kind: kbroker.KindName(kind), ID: id}.Shard()
+	shard := kbroker.Object{
+		Kind: kbroker.KindName(kind), ID: id, Placed: slices.Contains(c.placedOf(kbroker.AppName(name)), kbroker.KindName(kind)),
+	}.Shard()
 	var owner *Instance
 	wait.Until(c.t, patience, func() error {
 		c.mu.Lock()
