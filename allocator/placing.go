@@ -201,7 +201,10 @@ func (a *Allocator) answer(to string, answer any, failure error) {
 
 // placedKind is what the spec says of a placed kind.
 func (s *shards) placedKind(o kbroker.Object) (demand kbroker.Demanded, of kbroker.Service, err error) {
-	v, _ := s.alloc.view()
+	v, known := s.alloc.view()
+	if !known {
+		return demand, of, kbroker.Errorf(kbroker.Unavailable, "the allocator of app %s has not read its spec yet", s.alloc.own.App)
+	}
 	for _, service := range v.App.Services {
 		if d, is := service.Placed[o.Kind]; is {
 			return d, service, nil
