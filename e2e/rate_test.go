@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kbroker/kbroker/sdk"
@@ -27,7 +28,8 @@ type ratedSecond struct {
 }
 
 // sendAtRates sends requests to a method, so many in a second for so long, whether they are
-// answered or not: "waiter.wait", "500/10s", "1000/20s". It ends early when it is told to.
+// answered or not: "waiter.wait", "500/10s", "1000/20s"; or to a thousand objects in turn:
+// "counter/counter:.get". It ends early when it is told to.
 func sendAtRates(args []string) (rated, error) {
 	service, method, _ := strings.Cut(args[0], ".")
 	api, err := sdk.Dial(context.Background(), sdk.At(""))
@@ -35,7 +37,10 @@ func sendAtRates(args []string) (rated, error) {
 		return rated{}, err
 	}
 	defer api.Close()
-	callee := api.Service(service)
+	callee := func(int) sdk.Target { return api.Service(service) }
+	if strings.HasSuffix(service, ":") {
+		callee = func(n int) sdk.Target { return api.Object(service + strconv.Itoa(n%1000)) }
+	}
 	done := make(chan struct{})
 	go func() { told(); close(done) }()
 	var out rated
@@ -43,10 +48,11 @@ func sendAtRates(args []string) (rated, error) {
 	took := map[int][]time.Duration{} // by second
 	var all sync.WaitGroup
 	began := time.Now()
+	var number atomic.Int64
 	send := func() {
 		sent := time.Now()
 		n := int(sent.Sub(began) / time.Second)
-		_, err := sdk.Call[struct{}](context.Background(), callee, method, struct{}{})
+		_, err := sdk.Call[struct{}](context.Background(), callee(int(number.Add(1))), method, struct{}{})
 		d := time.Since(sent)
 		mu.Lock()
 		defer mu.Unlock()

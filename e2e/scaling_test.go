@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -104,6 +105,80 @@ func TestAllocatorsAreKilledUnderLoad(t *testing.T) {
 	t.Logf("RESULT both allocators of each app killed %d times: %d requests failed, %d calls of counters failed and %d are unknown, other demands: %d", kills, failed, counted.Failed, counted.Unknown, other)
 	if failed > 0 || counted.Failed+counted.Unknown > 0 || other > 0 {
 		t.Errorf("%q", rate.Errs)
+	}
+}
+
+// TestANewInstanceHasItsShare: a new, empty instance joins an app under load, whose policy is
+// that all have about the same.
+func TestANewInstanceHasItsShare(t *testing.T) {
+	needLong(t)
+	const (
+		rate     = 1000 // calls in a second, of objects
+		joins    = 15 * time.Second
+		unevenly = 0.2 // of the even load
+	)
+	c := up(t, 3)
+	dir := t.TempDir()
+	buildInto(t, dir, "counter", "./testdata/counter")
+	path := filepath.Join(dir, "app.yaml")
+	writeFile(t, path, "name: counter\nallocator: {policy: balanced}\nservices:\n  counter:\n    run: counter\n    objects: [counter]\n    count: 3\n", 0o600)
+	c.must("deploy", path)
+	c.waitReady(30*time.Second, "counter", "counter", 3, nil)
+	job := c.startChild(rateJob, []string{"counter/counter:.get", fmt.Sprintf("%d/1h", rate)})
+	off := func(instances int) (float64, string) {
+		var r kbroker.AllocatorReply
+		out, code := c.try("allocator", "counter", "-o", "json")
+		if code != 0 {
+			return 1, out
+		}
+		if err := json.Unmarshal([]byte(out), &r); err != nil {
+			return 1, out
+		}
+		all, most, known := 0.0, 0.0, 0
+		for _, i := range r.Instances {
+			if i.TurnsPerS != nil {
+				all, known = all+*i.TurnsPerS, known+1
+			}
+		}
+		text := ""
+		for _, i := range r.Instances {
+			if i.TurnsPerS != nil {
+				most = max(most, math.Abs(*i.TurnsPerS*float64(known)/all-1))
+				text += fmt.Sprintf("%s %.0f (%d shards) ", i.Instance, *i.TurnsPerS, i.Shards)
+			}
+		}
+		if known < instances {
+			return 1, text
+		}
+		return most, text
+	}
+	even := func(within time.Duration, instances int) time.Duration {
+		t.Helper()
+		began := time.Now()
+		wait.Until(t, within, func() error {
+			if by, text := off(instances); by > unevenly {
+				return fmt.Errorf("uneven by %.2f: %s", by, text)
+			}
+			return nil
+		})
+		return time.Since(began)
+	}
+	even(time.Minute, 3)
+	<-time.After(20 * time.Second) // the averages of its loads
+	c.must("scale", "counter", "4")
+	c.waitReady(30*time.Second, "counter", "counter", 4, nil)
+	took := even(time.Minute, 4)
+	<-time.After(10 * time.Second)
+	by, text := off(4)
+	var r rated
+	job.report(&r)
+	failed, sent := 0, 0
+	for _, s := range r.Seconds {
+		failed, sent = failed+s.Failed, sent+s.Sent
+	}
+	t.Logf("RESULT a new instance has its share after %v, 10 s later they are off by %.2f: %s; %d of %d calls failed", took.Round(10*time.Millisecond), by, text, failed, sent)
+	if failed > 0 || took > joins {
+		t.Errorf("want within %v, and none failed: %q", joins, r.Errs)
 	}
 }
 
