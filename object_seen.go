@@ -42,7 +42,10 @@ type ObjectRow struct {
 	Kind   KindName `json:"kind"`
 	ID     string   `json:"id"`
 	Shard  Shard    `json:"shard"`
-	// Owner is the instance that owns its shard; empty: none does.
+	// Placed: its kind is, and the shard is its own.
+	Placed bool `json:"placed,omitempty"`
+	// Owner is the instance that owns its shard; empty: none does, so that a placed object is
+	// not allocated.
 	Owner     InstanceID `json:"owner,omitempty"`
 	SizeBytes int        `json:"size_bytes"` // of its state
 	Schema    int        `json:"schema,omitempty"`
@@ -117,9 +120,6 @@ type ObjectRequest struct {
 	ID     string   `json:"id"`
 }
 
-// Object is the one that is meant.
-func (r ObjectRequest) Object() Object { return Object{Kind: r.Kind, ID: r.ID} }
-
 // ObjectDetail is what is known of an object.
 type ObjectDetail struct {
 	ObjectRow
@@ -133,6 +133,11 @@ type ObjectDetail struct {
 	AssignedAt *time.Time `json:"assigned_at,omitempty"`
 	// Moving is where the shard is moving to.
 	Moving InstanceID `json:"moving,omitempty"`
+	// Releasing: it is a placed object that is not to be allocated any more.
+	Releasing bool `json:"releasing,omitempty"`
+	// Takes is what a placed object that is allocated takes, Labels are its labels.
+	Takes  *Demanded         `json:"takes,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
 	// Wanted is where an operator wants the shard.
 	Wanted InstanceID `json:"wanted,omitempty"`
 	// Lease is that of the owner: held, leaving, revoked or none.

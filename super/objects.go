@@ -157,7 +157,7 @@ func (d *desk) objects(ctx context.Context, tenant kbroker.TenantID, r kbroker.O
 
 func rowOf(app kbroker.AppName, o kbroker.Object, own owners) kbroker.ObjectRow {
 	return kbroker.ObjectRow{
-		Object: string(app) + "/" + o.String(), Kind: o.Kind, ID: o.ID, Shard: o.Shard(), Owner: instanceOf(own.assigned[o.Shard()].Owner),
+		Object: string(app) + "/" + o.String(), Kind: o.Kind, ID: o.ID, Shard: o.Shard(), Placed: o.Placed, Owner: instanceOf(own.of(o).Owner),
 	}
 }
 
@@ -289,35 +289,38 @@ func gatherSeen(r *kbroker.ObjectOwnersReply) {
 // object says what is known of one object, with its state if that is wanted.
 func (d *desk) object(withState bool) func(context.Context, kbroker.TenantID, kbroker.ObjectRequest) (any, error) {
 	return func(ctx context.Context, tenant kbroker.TenantID, r kbroker.ObjectRequest) (any, error) {
-		o := r.Object()
-		if err := o.Check(); err != nil {
+		if err := (kbroker.Object{Kind: r.Kind, ID: r.ID}).Check(); err != nil {
 			return nil, err
 		}
 		_, app, k, err := d.objectsOf(ctx, tenant, r.App, r.Kind)
 		if err != nil {
 			return nil, err
 		}
+		o := app.Object(r.Kind, r.ID)
 		own, err := d.shardOf(ctx, k, o.Shard())
 		if err != nil {
 			return nil, err
 		}
-		a := own.assigned[o.Shard()]
+		a := own.of(o)
 		out := kbroker.ObjectDetail{
 			ObjectRow: rowOf(r.App, o, own), Incarnation: a.Owner, Host: own.leases[a.Owner].Host, Epoch: a.Epoch,
 			Moving: instanceOf(a.Next), Wanted: instanceOf(own.wishes.Of(o.Shard())), Lease: own.lease(a.Owner), Reminders: []string{},
 		}
+		place(&out, a)
 		at, err := d.store.OwnChanged(ctx, k, subjects.KeyAssign(o.Shard()))
 		if err != nil {
 			return nil, err
 		}
-		if !at.IsZero() {
+		if !at.IsZero() && (a.Owner != "" || !o.Placed) {
 			out.AssignedAt = &at
 		}
 		if err := d.stored(ctx, k, app.ObjectStreams, o, withState, &out); err != nil {
 			return nil, err
 		}
 		if a.Owner == "" {
-			out.Silent = "no instance owns its shard"
+			if out.Silent = "no instance owns its shard"; o.Placed {
+				out.Silent = "it is not allocated"
+			}
 			return out, nil
 		}
 		says, err := d.keepers.ask(ctx, tenant, a.Owner, kbroker.KeeperRequest{Kind: o.Kind, Object: o.ID}, seeWithin)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -219,7 +220,11 @@ deployer and above.`,
 			if err != nil {
 				return err
 			}
-			if !d.Stored && (d.Seen == nil || !d.Seen.Active && d.Seen.Quarantine == "") {
+			if d.Placed && d.Owner == "" && !d.Stored {
+				return kbroker.Errorf(kbroker.NotFound, "%s is not allocated, nor stored", d.Object).
+					WithHint("sdk.Allocate gives it an owner; `kbroker objects ls %s %s` lists those that are", app, o.Kind)
+			}
+			if !d.Placed && !d.Stored && (d.Seen == nil || !d.Seen.Active && d.Seen.Quarantine == "") {
 				return kbroker.Errorf(kbroker.NotFound, "%s is not stored, nor in memory", d.Object).
 					WithHint("its first call makes it, in shard %d; `kbroker objects ls %s %s` lists those that are", d.Shard, app, o.Kind)
 			}
@@ -232,12 +237,27 @@ func (c *cli) objectText(w io.Writer, d kbroker.ObjectDetail, now time.Time) {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%-10s  %s\n", name, oneLine(fmt.Sprintf(format, args...)))
 	}
-	line("object", "%s, in shard %d", d.Object, d.Shard)
+	if d.Placed {
+		line("object", "%s, placed", d.Object)
+	} else {
+		line("object", "%s, in shard %d", d.Object, d.Shard)
+	}
 	switch {
+	case d.Owner == "" && d.Placed:
+		line("owner", "none: it is not allocated (sdk.Allocate)")
 	case d.Owner == "":
 		line("owner", "none")
 	default:
 		line("owner", "%s on %s, epoch %d, lease %s", d.Owner, cmp.Or(string(d.Host), "an unknown host"), d.Epoch, d.Lease)
+	}
+	if d.Releasing {
+		line("releasing", "its owner brings to an end what runs")
+	}
+	if d.Takes != nil {
+		line("takes", "%s", takesText(*d.Takes))
+	}
+	if len(d.Labels) > 0 {
+		line("labels", "%s", labelsText(d.Labels))
 	}
 	if d.Moving != "" {
 		line("moving to", "%s", d.Moving)
@@ -277,6 +297,29 @@ func (c *cli) objectText(w io.Writer, d kbroker.ObjectDetail, now time.Time) {
 		return
 	}
 	line("state", "%s", d.State)
+}
+
+// takesText is what a placed object takes of an instance.
+func takesText(d kbroker.Demanded) string {
+	var parts []string
+	if d.Slots > 0 {
+		parts = append(parts, client.Counted(d.Slots, "slot"))
+	}
+	if d.CPU > 0 {
+		parts = append(parts, fmt.Sprintf("%g cores", d.CPU))
+	}
+	if d.MemoryBytes > 0 {
+		parts = append(parts, bytesText(d.MemoryBytes)+" of memory")
+	}
+	return cmp.Or(strings.Join(parts, ", "), "nothing")
+}
+
+func labelsText(labels map[string]string) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		parts = append(parts, name+"="+labels[name])
+	}
+	return strings.Join(parts, ", ")
 }
 
 // remindersText are an object's reminders, the next one first; those of which nothing else is

@@ -1,0 +1,112 @@
+package super
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/ownership"
+	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
+)
+
+// withRooms is the shop with accounts, and rooms that are placed.
+func withRooms(t *testing.T) kbroker.App {
+	app := shop(t, func(s *kbroker.Service) {
+		s.Artifact, s.Objects = kbroker.Artifact{Builtin: kbroker.BuiltinHello}, []kbroker.KindName{"account", "room"}
+		s.Placed, s.Slots = map[kbroker.KindName]kbroker.Demanded{"room": {Slots: 1}}, 4
+	})
+	app.ObjectStreams = 1
+	return app
+}
+
+func room(id string) kbroker.Object { return kbroker.Object{Kind: "room", ID: id, Placed: true} }
+
+// allocate gives placed objects to a start that has a lease, as an allocator does.
+func (d *desktop) allocate(to kbroker.Incarnation, all ...ownership.Placed) {
+	d.t.Helper()
+	d.assign(to, 0)
+	seeded, err := d.ownRead(subjects.Own(tenant, "shop", subjects.VerbOwnRead, allocates), kbroker.OwnReadRequest{Keys: []string{subjects.KeyAllocatorLease}})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	writes := []kbroker.Write{allocatorLease(allocates, seeded.Records[0].Revision)}
+	for _, p := range all {
+		a := ownership.Assignment{Owner: to, Epoch: 1 << 34, Placed: &p}
+		if p.ID == "ending" {
+			a.Next, a.NextEpoch = ownership.Nobody, a.Epoch+1
+		}
+		writes = append(writes, kbroker.Write{Key: subjects.KeyAssign(p.Object().Shard()), Value: marshalled(d.t, a)})
+	}
+	if _, err := d.ownWrite(subjects.Own(tenant, "shop", subjects.VerbOwnWrite, allocates), writes...); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// TestWhatIsKnownOfPlacedObjects: they are found by their own shards, and only those that are
+// allocated have an owner.
+func TestWhatIsKnownOfPlacedObjects(t *testing.T) {
+	t.Parallel()
+	d := startSuper(t)
+	wait.Until(t, 10*time.Second, func() error {
+		return d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), kbroker.DeployRequest{App: withRooms(t)}, &kbroker.DeployReply{})
+	})
+	mine := subjects.Own(tenant, "shop", subjects.VerbOwnWrite, webStart)
+	wait.Until(t, 5*time.Second, func() error { // a core may be behind
+		state := ownership.Encode(ownership.Record{Epoch: 3, Exists: true, State: []byte(`{"seats":7}`)})
+		_, err := d.ownWrite(mine, kbroker.Write{Key: subjects.KeyState(room("lobby")), Value: state}, kbroker.Write{Key: subjects.KeyState(room("old")), Value: state})
+		return err
+	})
+	labels := map[string]string{"map": "dust"}
+	d.allocate(webStart, ownership.Placed{Kind: "room", ID: "lobby", Demanded: kbroker.Demanded{Slots: 2}, Labels: labels}, ownership.Placed{Kind: "room", ID: "ending"})
+	detail := func(id string) (r kbroker.ObjectDetail) {
+		t.Helper()
+		if err := d.ask(subjects.Core(subjects.VerbObjectState, tenant), kbroker.ObjectRequest{App: "shop", Kind: "room", ID: id}, &r); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if is := detail("lobby"); !is.Placed || is.Shard != room("lobby").Shard() || is.Owner != "shop-web-1" || is.Host != "h1" || is.Epoch != 1<<34 || is.Lease != "held" ||
+		is.Takes == nil || is.Takes.Slots != 2 || is.Labels["map"] != "dust" || !is.Stored || string(is.State) != `{"seats":7}` || is.AssignedAt == nil || is.Releasing {
+		t.Errorf("the lobby is %+v", is)
+	}
+	if is := detail("old"); !is.Placed || is.Owner != "" || !is.Stored || is.Silent != "it is not allocated" || is.Takes != nil || is.AssignedAt != nil {
+		t.Errorf("one that is not allocated is %+v", is)
+	}
+	if is := detail("ending"); is.Owner != "shop-web-1" || !is.Releasing || is.Moving != "" {
+		t.Errorf("one that is released is %+v", is)
+	}
+	asked := d.owner(webStart, func(r kbroker.KeeperRequest) (any, *kbroker.Error) {
+		return kbroker.KeeperReply{Object: &kbroker.ObjectSeen{}, Message: "done with " + r.Object}, nil
+	})
+	act := kbroker.ObjectActRequest{App: "shop", Verb: kbroker.ObjectDeactivate, ID: "r1", Kind: "room", Object: "lobby"}
+	var did kbroker.ObjectActReply
+	if err := d.askAs("ME", subjects.VerbObjectAct, act, &did); err != nil || did.Message != "shop/done with lobby" {
+		t.Errorf("deactivate: %+v %v", did, err)
+	}
+	if r := <-asked; r.Verb != kbroker.ObjectDeactivate || r.Object != "lobby" {
+		t.Errorf("the owner was asked %+v", r)
+	}
+	act.Object = "old"
+	if err := d.askAs("ME", subjects.VerbObjectAct, act, &did); !errors.Is(err, kbroker.NotFound) || !strings.Contains(err.Error(), "room:old is not allocated") || kbroker.AsError(err).Executed != kbroker.ExecutedNo {
+		t.Errorf("what is not allocated is put away: %v", err)
+	}
+	act = kbroker.ObjectActRequest{App: "shop", Verb: kbroker.ObjectMove, ID: "r2", Kind: "room", Object: "lobby", To: "shop-web-1"}
+	if err := d.askAs("ME", subjects.VerbObjectAct, act, &did); !errors.Is(err, kbroker.Refused) || !strings.Contains(kbroker.AsError(err).Hint, "kbroker drain") {
+		t.Errorf("a move of a placed object: %v, want it refused", err)
+	}
+}
+
+// Where two placed objects have the same shard, the one that is not allocated has no owner.
+func TestTheOwnerOfAnotherPlacedObject(t *testing.T) {
+	own, o := newOwners(), room("lobby")
+	own.assigned[o.Shard()] = ownership.Assignment{Owner: webStart, Epoch: 1, Placed: &ownership.Placed{Kind: "room", ID: "other"}}
+	if a := own.of(o); a.Owner != "" {
+		t.Errorf("it is on %s", a.Owner)
+	}
+	if own.assigned[o.Shard()].Placed.ID = "lobby"; own.of(o).Owner != webStart {
+		t.Error("its own assignment is not found")
+	}
+}
