@@ -19,7 +19,8 @@ const (
 	MaxHotObjects = 20
 )
 
-// ObjectsRequest lists objects of an app, in the order of their shards, kinds and ids.
+// ObjectsRequest lists objects of an app, in the order of their shards, kinds and ids, and then
+// the placed ones: those that are allocated, and those that are stored alone.
 type ObjectsRequest struct {
 	Tenant TenantID `json:"tenant"`
 	App    AppName  `json:"app"`
@@ -30,13 +31,16 @@ type ObjectsRequest struct {
 	After string `json:"after,omitempty"`
 }
 
-// ObjectsReply has the first of the objects that are stored; After is empty: they are all.
+// ObjectsReply has the first of the objects; After is empty: they are all.
 type ObjectsReply struct {
 	Rows  []ObjectRow `json:"rows"`
 	After string      `json:"after,omitempty"`
+	// Incomplete: there may be placed objects that are stored, not allocated, and not listed, as
+	// there are too many objects.
+	Incomplete bool `json:"incomplete,omitempty"`
 }
 
-// ObjectRow is an object as it is stored, and the owner of its shard.
+// ObjectRow is an object as it is stored, or allocated, and the owner of its shard.
 type ObjectRow struct {
 	Object string   `json:"object"` // app/kind:id
 	Kind   KindName `json:"kind"`
@@ -46,9 +50,11 @@ type ObjectRow struct {
 	Placed bool `json:"placed,omitempty"`
 	// Owner is the instance that owns its shard; empty: none does, so that a placed object is
 	// not allocated.
-	Owner     InstanceID `json:"owner,omitempty"`
-	SizeBytes int        `json:"size_bytes"` // of its state
-	Schema    int        `json:"schema,omitempty"`
+	Owner InstanceID `json:"owner,omitempty"`
+	// Unstored: it is allocated, and nothing is stored of it.
+	Unstored  bool `json:"unstored,omitempty"`
+	SizeBytes int  `json:"size_bytes"` // of its state
+	Schema    int  `json:"schema,omitempty"`
 }
 
 // ObjectOwnersReply says who owns the objects of an app. It is asked for by a ListRequest.

@@ -2,6 +2,8 @@ package super
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,7 +58,8 @@ func TestWhatIsKnownOfPlacedObjects(t *testing.T) {
 	mine := subjects.Own(tenant, "shop", subjects.VerbOwnWrite, webStart)
 	wait.Until(t, 5*time.Second, func() error { // a core may be behind
 		state := ownership.Encode(ownership.Record{Epoch: 3, Exists: true, State: []byte(`{"seats":7}`)})
-		_, err := d.ownWrite(mine, kbroker.Write{Key: subjects.KeyState(room("lobby")), Value: state}, kbroker.Write{Key: subjects.KeyState(room("old")), Value: state})
+		_, err := d.ownWrite(mine, kbroker.Write{Key: subjects.KeyState(room("lobby")), Value: state}, kbroker.Write{Key: subjects.KeyState(room("old")), Value: state},
+			kbroker.Write{Key: subjects.KeyState(anObject), Value: ownership.Encode(ownership.Record{Epoch: 3, Exists: true, State: []byte("{}")})})
 		return err
 	})
 	labels := map[string]string{"map": "dust"}
@@ -78,6 +81,7 @@ func TestWhatIsKnownOfPlacedObjects(t *testing.T) {
 	if is := detail("ending"); is.Owner != "shop-web-1" || !is.Releasing || is.Moving != "" {
 		t.Errorf("one that is released is %+v", is)
 	}
+	d.lists("shop/room:ending shop-web-1 0 unstored", "shop/room:lobby shop-web-1 11", "shop/room:old  11")
 	asked := d.owner(webStart, func(r kbroker.KeeperRequest) (any, *kbroker.Error) {
 		return kbroker.KeeperReply{Object: &kbroker.ObjectSeen{}, Message: "done with " + r.Object}, nil
 	})
@@ -96,6 +100,41 @@ func TestWhatIsKnownOfPlacedObjects(t *testing.T) {
 	act = kbroker.ObjectActRequest{App: "shop", Verb: kbroker.ObjectMove, ID: "r2", Kind: "room", Object: "lobby", To: "shop-web-1"}
 	if err := d.askAs("ME", subjects.VerbObjectAct, act, &did); !errors.Is(err, kbroker.Refused) || !strings.Contains(kbroker.AsError(err).Hint, "kbroker drain") {
 		t.Errorf("a move of a placed object: %v, want it refused", err)
+	}
+}
+
+// lists expects the rooms in pages of one, and with the accounts.
+func (d *desktop) lists(want ...string) {
+	d.t.Helper()
+	for _, kind := range []kbroker.KindName{"room", ""} {
+		var got []string
+		for r := (kbroker.ObjectsRequest{App: "shop", Kind: kind, Limit: 1}); ; {
+			var reply kbroker.ObjectsReply
+			if err := d.ask(subjects.Core(subjects.VerbObjects, tenant), r, &reply); err != nil || len(reply.Rows) > 1 || reply.Incomplete {
+				d.t.Fatalf("after %q there is %+v (%v)", r.After, reply, err)
+			}
+			for _, row := range reply.Rows {
+				is := fmt.Sprintf("%s %s %d", row.Object, row.Owner, row.SizeBytes)
+				if row.Unstored {
+					is += " unstored"
+				}
+				if row.Placed != (row.Kind == "room") {
+					is += " wrong"
+				}
+				got = append(got, is)
+			}
+			if r.After = reply.After; r.After == "" {
+				break
+			}
+		}
+		if kind == "" {
+			want = append(want, "shop/account:alice  2")
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			d.t.Errorf("of kind %q there are %q, want %q", kind, got, want)
+		}
 	}
 }
 

@@ -83,6 +83,15 @@ func (f *fakeCore) ofObjects(verb string, m *nats.Msg) (any, error) {
 
 func fakeObjects(r kbroker.ObjectsRequest) kbroker.ObjectsReply {
 	reply := kbroker.ObjectsReply{Rows: []kbroker.ObjectRow{}}
+	if r.Kind == "room" {
+		row := func(id string) kbroker.ObjectRow {
+			return kbroker.ObjectRow{Object: "bank/room:" + id, Kind: "room", ID: id, Shard: 4503599627370496, Placed: true}
+		}
+		lobby, old := row("lobby"), row("old")
+		lobby.Owner, lobby.Unstored, old.SizeBytes, reply.Incomplete = "bank-ledger-1", true, 13, true
+		reply.Rows = append(reply.Rows, lobby, old)
+		return reply
+	}
 	var ids []string
 	for n := range 300 {
 		ids = append(ids, fmt.Sprintf("%03d", n))

@@ -137,10 +137,11 @@ func (c *cli) objectsListCommand() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "ls APP [KIND]",
-		Short: "List the objects that are stored",
-		Long: `List the objects that are stored: of all kinds, or of one; --prefix: those whose id
-begins so. At most --limit are listed (0: all), of which those in the first shards
-are: a shard has objects of all names.`,
+		Short: "List the objects that are stored, or allocated",
+		Long: `List the objects that are stored, and the placed ones that are allocated: of all
+kinds, or of one; --prefix: those whose id begins so. At most --limit are listed (0:
+all), of which those in the first shards are: a shard has objects of all names.
+Placed objects come after the others; one without an owner is not allocated.`,
 		Example: `  kbroker objects ls bank
   kbroker objects ls bank account --prefix order-2026- -o json`,
 		Args:              cobra.RangeArgs(1, 2),
@@ -168,8 +169,9 @@ are: a shard has objects of all names.`,
 			}
 			defer api.Close()
 			rows := []kbroker.ObjectRow{}
-			more, err := api.Objects(ctx, req, limit, func(page []kbroker.ObjectRow) error {
-				rows = append(rows, page...)
+			incomplete := false
+			more, err := api.Objects(ctx, req, limit, func(page kbroker.ObjectsReply) error {
+				rows, incomplete = append(rows, page.Rows...), incomplete || page.Incomplete
 				return nil
 			})
 			if err != nil {
@@ -178,11 +180,21 @@ are: a shard has objects of all names.`,
 			if more {
 				fmt.Fprintf(c.err, "the first %d objects are listed, of more: --limit, or --prefix\n", limit)
 			}
+			if incomplete {
+				fmt.Fprintln(c.err, "placed objects that are stored and not allocated are not all listed: there are too many objects")
+			}
 			slices.SortFunc(rows, func(a, b kbroker.ObjectRow) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID)) })
 			return c.print(rows, func(w io.Writer) {
 				t := table{header: []string{"OBJECT", "SHARD", "OWNER", "SIZE", "SCHEMA"}}
 				for _, r := range rows {
-					t.add(r.Object, fmt.Sprint(r.Shard), cmp.Or(string(r.Owner), "-"), bytesText(int64(r.SizeBytes)), fmt.Sprint(max(r.Schema, 1)))
+					shard, size, schema := fmt.Sprint(r.Shard), bytesText(int64(r.SizeBytes)), fmt.Sprint(max(r.Schema, 1))
+					if r.Placed {
+						shard = "placed"
+					}
+					if r.Unstored {
+						size, schema = "-", "-"
+					}
+					t.add(r.Object, shard, cmp.Or(string(r.Owner), "-"), size, schema)
 				}
 				t.write(c, w)
 			})
