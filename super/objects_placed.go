@@ -3,6 +3,7 @@ package super
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 
@@ -99,4 +100,29 @@ func (d *desk) kept(ctx context.Context, k state.AppKey, app kbroker.App, q stat
 		}
 	}
 	return reply, nil
+}
+
+// misplaced is why a version of an app must not be the wanted one: a kind of which another
+// version says otherwise whether its objects are placed, the newest one first; nil: there is none.
+// A placed object is in a shard of its own, so that what is stored would not be found any more.
+func misplaced(v *state.View, k state.AppKey, app kbroker.App) error {
+	placed, kinds := app.PlacedKinds(), kindsOf(app)
+	versions := v.Versions[k]
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+		is := slices.Contains(placed, kind)
+		for _, n := range slices.Backward(slices.Sorted(maps.Keys(versions))) {
+			old := versions[n].App
+			if _, had := kindsOf(old)[kind]; !had {
+				continue
+			}
+			was := slices.Contains(old.PlacedKinds(), kind)
+			if was == is {
+				break // by then it was checked itself
+			}
+			words := map[bool]string{true: "placed", false: "not placed"}
+			return kbroker.Errorf(kbroker.Refused, "the objects %s of app %q are %s in version %d, and %s in this one: what is stored of them would not be found any more", kind, app.Name, words[was], n, words[is]).
+				WithHint("another name for the kind; or leave it %s", words[was])
+		}
+	}
+	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/state"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -147,5 +148,61 @@ func TestTheOwnerOfAnotherPlacedObject(t *testing.T) {
 	}
 	if own.assigned[o.Shard()].Placed.ID = "lobby"; own.of(o).Owner != webStart {
 		t.Error("its own assignment is not found")
+	}
+}
+
+func TestAKindStaysPlacedOrNot(t *testing.T) {
+	c := newCluster(t, 3)
+	with := func(placed bool, kinds ...kbroker.KindName) kbroker.App {
+		app := withRooms(t)
+		s := &app.Services[0]
+		if s.Objects = kinds; !placed {
+			s.Placed = nil
+		}
+		return app
+	}
+	for _, step := range []struct {
+		name string
+		app  kbroker.App
+		why  string // it is refused
+	}{
+		{"without rooms", with(false, "account"), ""},
+		{"with rooms that are placed", with(true, "account", "room"), ""},
+		{"placed no more", with(false, "account", "room"), `the objects room of app "shop" are placed in version 2, and not placed in this one`},
+		{"takes something else", func() kbroker.App {
+			app := with(true, "account", "room")
+			app.Services[0].Placed = map[kbroker.KindName]kbroker.Demanded{"room": {Slots: 2}}
+			return app
+		}(), ""},
+		{"without rooms again", with(false, "account"), ""},
+		{"rooms that are not placed, though there were none", with(false, "account", "room"), "are placed in version 3"},
+		{"a kind that was not placed", func() kbroker.App {
+			app := with(true, "account", "room")
+			app.Services[0].Placed["account"] = kbroker.Demanded{}
+			return app
+		}(), "the objects account of app \"shop\" are not placed in version 4"},
+		{"rooms again", with(true, "account", "room"), ""},
+	} {
+		for _, dry := range []bool{true, false} {
+			d, err := decideDeploy(&c.view, kbroker.DeployRequest{Tenant: tenant, App: step.app, DryRun: dry}, time.Time{})
+			if step.why == "" && err != nil || step.why != "" && (!errors.Is(err, kbroker.Refused) || !strings.Contains(err.Error(), step.why) || kbroker.AsError(err).Hint == "") {
+				t.Fatalf("%s, dry %v: %v, want %q", step.name, dry, err, step.why)
+			}
+			c.apply(d.changes)
+		}
+		_, err := decidePlan(t.Context(), &c.view, Verdict{}, kbroker.PlanRequest{Tenant: tenant, App: step.app}, time.Time{})
+		if step.why != "" && !errors.Is(err, kbroker.Refused) || step.why == "" && err != nil {
+			t.Errorf("%s: the plan says %v, want %q", step.name, err, step.why)
+		}
+	}
+	if _, err := decideRollback(&c.view, kbroker.RollbackRequest{Tenant: tenant, App: "shop", Version: 2}, time.Time{}); err != nil {
+		t.Errorf("a rollback: %v", err)
+	}
+	// A version of an earlier build, which has let it pass.
+	old := c.view.Versions[webKey][1]
+	old.App = with(false, "account", "room")
+	c.apply([]state.Change{state.PutVersion{Version: old}})
+	if _, err := decideRollback(&c.view, kbroker.RollbackRequest{Tenant: tenant, App: "shop", Version: 1}, time.Time{}); !errors.Is(err, kbroker.Refused) {
+		t.Errorf("a rollback to rooms that are not placed: %v, want it refused", err)
 	}
 }
