@@ -113,7 +113,7 @@ func placedText(w io.Writer, p *kbroker.AllocatorPlaced) {
 	if p.Moving > 0 {
 		line += fmt.Sprintf(", %d on the way to another instance", p.Moving)
 	}
-	fmt.Fprintf(w, "%s; %d more wait for a place\n", line, p.Waiting)
+	fmt.Fprintf(w, "%s; %d wait for a place\n", line, p.Waiting)
 }
 
 // roomTexts are the placed objects of an instance, and its slots.

@@ -282,6 +282,8 @@ func (c *cli) objectText(w io.Writer, d kbroker.ObjectDetail, now time.Time) {
 		return since(&at, now)
 	}
 	switch s := d.Seen; {
+	case s == nil && d.Placed && d.Owner == "":
+		line("active", "no")
 	case s == nil:
 		line("active", "not known: %s", d.Silent)
 	case !s.Active:
