@@ -2,6 +2,7 @@ package kbroker
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -96,6 +97,15 @@ func (a *App) Object(kind KindName, id string) Object {
 		}
 	}
 	return o
+}
+
+// PlacedKinds are those of its kinds whose objects are allocated, sorted.
+func (a *App) PlacedKinds() (all []KindName) {
+	for _, s := range a.Services {
+		all = slices.AppendSeq(all, maps.Keys(s.Placed))
+	}
+	slices.Sort(all)
+	return all
 }
 
 // Service is one program of an app.

@@ -84,11 +84,28 @@ type AllocatorSeen struct {
 	Instances []AllocatorLoad `json:"instances"`
 	// Moving are shards of objects that are on their way to another owner.
 	Moving int `json:"moving"`
+	// Placed counts placed objects; nil: the app has none, or it is not known yet.
+	Placed *AllocatorPlaced `json:"placed,omitempty"`
 	// Policy is PolicyOwn, or the built-in one that decides. Of an own one Refused says why it
 	// does not decide, empty if it does, and Instead which one then does.
 	Policy  string `json:"policy,omitempty"`
 	Refused string `json:"refused,omitempty"`
 	Instead string `json:"instead,omitempty"`
+}
+
+// AllocatorPlaced counts the placed objects of an app.
+type AllocatorPlaced struct {
+	Objects int `json:"objects"` // that have a place
+	// Waiting are those that need one: new ones, and those whose owner is lost or leaves.
+	Waiting int `json:"waiting"`
+	Moving  int `json:"moving"` // on their way to another owner
+}
+
+// AllocatorRoom is what placed objects take of an instance; of Has 0 is not counted.
+type AllocatorRoom struct {
+	Objects int      `json:"objects"` // on it, or on their way to it
+	Used    Demanded `json:"used"`
+	Has     Demanded `json:"has"`
 }
 
 // AllocatorNeed is what it decides of a service.
@@ -110,6 +127,8 @@ type AllocatorLoad struct {
 	Ready    bool        `json:"ready"`
 	Leaving  bool        `json:"leaving,omitempty"`
 	Shards   int         `json:"shards"` // that it owns, or that are on their way to it
+	// Placed is nil where an instance has no room for placed objects.
+	Placed *AllocatorRoom `json:"placed,omitempty"`
 	// Null where it has not said so lately: what it says itself, and what its agent measures.
 	Busy         *float64 `json:"busy"`
 	RequestsPerS *float64 `json:"requests_per_s"`

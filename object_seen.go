@@ -19,7 +19,8 @@ const (
 	MaxHotObjects = 20
 )
 
-// ObjectsRequest lists objects of an app, in the order of their shards, kinds and ids.
+// ObjectsRequest lists objects of an app, in the order of their shards, kinds and ids, and then
+// the placed ones: those that are allocated, and those that are stored alone.
 type ObjectsRequest struct {
 	Tenant TenantID `json:"tenant"`
 	App    AppName  `json:"app"`
@@ -30,22 +31,30 @@ type ObjectsRequest struct {
 	After string `json:"after,omitempty"`
 }
 
-// ObjectsReply has the first of the objects that are stored; After is empty: they are all.
+// ObjectsReply has the first of the objects; After is empty: they are all.
 type ObjectsReply struct {
 	Rows  []ObjectRow `json:"rows"`
 	After string      `json:"after,omitempty"`
+	// Incomplete: there may be placed objects that are stored, not allocated, and not listed, as
+	// there are too many objects.
+	Incomplete bool `json:"incomplete,omitempty"`
 }
 
-// ObjectRow is an object as it is stored, and the owner of its shard.
+// ObjectRow is an object as it is stored, or allocated, and the owner of its shard.
 type ObjectRow struct {
 	Object string   `json:"object"` // app/kind:id
 	Kind   KindName `json:"kind"`
 	ID     string   `json:"id"`
 	Shard  Shard    `json:"shard"`
-	// Owner is the instance that owns its shard; empty: none does.
-	Owner     InstanceID `json:"owner,omitempty"`
-	SizeBytes int        `json:"size_bytes"` // of its state
-	Schema    int        `json:"schema,omitempty"`
+	// Placed: its kind is, and the shard is its own.
+	Placed bool `json:"placed,omitempty"`
+	// Owner is the instance that owns its shard; empty: none does, so that a placed object is
+	// not allocated.
+	Owner InstanceID `json:"owner,omitempty"`
+	// Unstored: it is allocated, and nothing is stored of it.
+	Unstored  bool `json:"unstored,omitempty"`
+	SizeBytes int  `json:"size_bytes"` // of its state
+	Schema    int  `json:"schema,omitempty"`
 }
 
 // ObjectOwnersReply says who owns the objects of an app. It is asked for by a ListRequest.
@@ -117,9 +126,6 @@ type ObjectRequest struct {
 	ID     string   `json:"id"`
 }
 
-// Object is the one that is meant.
-func (r ObjectRequest) Object() Object { return Object{Kind: r.Kind, ID: r.ID} }
-
 // ObjectDetail is what is known of an object.
 type ObjectDetail struct {
 	ObjectRow
@@ -133,6 +139,11 @@ type ObjectDetail struct {
 	AssignedAt *time.Time `json:"assigned_at,omitempty"`
 	// Moving is where the shard is moving to.
 	Moving InstanceID `json:"moving,omitempty"`
+	// Releasing: it is a placed object that is not to be allocated any more.
+	Releasing bool `json:"releasing,omitempty"`
+	// Takes is what a placed object that is allocated takes, Labels are its labels.
+	Takes  *Demanded         `json:"takes,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
 	// Wanted is where an operator wants the shard.
 	Wanted InstanceID `json:"wanted,omitempty"`
 	// Lease is that of the owner: held, leaving, revoked or none.

@@ -3,11 +3,13 @@ package allocator
 import (
 	"cmp"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -47,6 +49,8 @@ func (d *demander) seen() *kbroker.AllocatorSeen {
 	if a.guard != nil {
 		out.Policy, out.Instead, out.Refused = kbroker.PolicyOwn, out.Policy, a.guard.why()
 	}
+	rooms, placed := a.shards.rooms(view.App)
+	out.Placed = placed
 	for _, s := range view.App.Services {
 		row := kbroker.AllocatorNeed{Service: s.Name, Min: s.Count.Min, Max: s.Count.Max, Wanted: wants.Wanted[s.Name], Why: wants.Why[s.Name]}
 		for _, i := range view.Of(s.Name) {
@@ -62,7 +66,7 @@ func (d *demander) seen() *kbroker.AllocatorSeen {
 	for _, i := range view.Instances {
 		l := i.Load
 		row := kbroker.AllocatorLoad{
-			Instance: i.Name, Service: i.Service, Host: i.Host, Ready: i.Ready, Leaving: i.Leaving, Shards: shards[i.Name],
+			Instance: i.Name, Service: i.Service, Host: i.Host, Ready: i.Ready, Leaving: i.Leaving, Shards: shards[i.Name], Placed: rooms(i),
 		}
 		if l.Measured {
 			row.CPUCores, row.RequestsPerS = &l.CPU, &l.Requests
@@ -85,4 +89,37 @@ func (s *shards) owned() (of map[kbroker.InstanceID]int, moving int) {
 		of[kbroker.InstanceID(name)]++
 	}
 	return of, len(s.assigner.Moving())
+}
+
+// rooms says what placed objects take of an instance, and counts them.
+func (s *shards) rooms(app kbroker.App) (of func(Instance) *kbroker.AllocatorRoom, all *kbroker.AllocatorPlaced) {
+	at := slices.IndexFunc(app.Services, places)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at < 0 || !s.placing.read {
+		return func(Instance) *kbroker.AllocatorRoom { return nil }, nil
+	}
+	service, rooms := app.Services[at], map[kbroker.InstanceID]kbroker.AllocatorRoom{}
+	for i, used := range s.placing.used {
+		room := rooms[instanceOf(i)]
+		room.Objects, room.Used = room.Objects+s.assigner.CountOn(i), room.Used.Plus(used)
+		rooms[instanceOf(i)] = room
+	}
+	all = &kbroker.AllocatorPlaced{Objects: s.placing.total, Waiting: len(s.placing.asked)}
+	for _, n := range s.assigner.Unplaced(s.alloc.cfg.Judge()) {
+		switch next := s.assigner.Placed(n).Next; {
+		case next == "" && s.placing.leaving[n] == nil:
+			all.Waiting++
+		case next != "" && next != ownership.Nobody:
+			all.Moving++
+		}
+	}
+	return func(i Instance) *kbroker.AllocatorRoom {
+		if i.Service != service.Name {
+			return nil
+		}
+		room := rooms[i.Name]
+		room.Has = roomOf(service)
+		return &room
+	}, all
 }

@@ -23,10 +23,10 @@ func (c *Client) look(ctx context.Context, verb string, req, reply any) error {
 }
 
 // Objects lists objects of an app, of one kind if that is named, in the order of their
-// shards: at most limit, 0 for all. more: there are others. Each page is handed to page,
-// whose error ends it. Errors: NotFound - there is no such app, or it has no such objects;
+// shards, and then the placed ones: at most limit, 0 for all. more: there are others. Each page
+// is handed to page, whose error ends it. Errors: NotFound - there is no such app, or it has no such objects;
 // Unavailable.
-func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit int, page func([]kbroker.ObjectRow) error) (more bool, err error) {
+func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit int, page func(kbroker.ObjectsReply) error) (more bool, err error) {
 	r.Tenant = c.tenant
 	for got := 0; ; {
 		if r.Limit = 0; limit > 0 {
@@ -36,7 +36,7 @@ func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit in
 		if err := c.look(ctx, subjects.VerbObjects, r, &reply); err != nil {
 			return false, err
 		}
-		if err := page(reply.Rows); err != nil {
+		if err := page(reply); err != nil {
 			return false, err
 		}
 		got += len(reply.Rows)

@@ -122,7 +122,7 @@ func (k *keeper) attend(now time.Duration, to string, r kbroker.KeeperRequest) {
 		k.tell(to, &kbroker.KeeperReply{Keeper: k.look(now)}, nil)
 		return
 	}
-	o := kbroker.Object{Kind: r.Kind, ID: r.Object}
+	o := kbroker.Object{Kind: r.Kind, ID: r.Object, Placed: slices.Contains(k.own.Placed, r.Kind)}
 	kind := k.kinds[r.Kind]
 	switch err := o.Check(); {
 	case err != nil:
@@ -132,7 +132,7 @@ func (k *keeper) attend(now time.Duration, to string, r kbroker.KeeperRequest) {
 		k.tell(to, nil, notRun(kbroker.Errorf(kbroker.NotFound, "%s has no objects of kind %s", k.own.Instance, r.Kind).WithHint("its kinds: %s", joined(k.kinds))))
 		return
 	case r.Verb != "" && (!k.owner.See(o).Serves || !k.owner.Valid(now)):
-		k.tell(to, nil, notRun(kbroker.Errorf(kbroker.Moved, "%s does not own %s (shard %d) now", k.own.Instance, o, o.Shard())))
+		k.tell(to, nil, notRun(kbroker.Errorf(kbroker.Moved, "%s does not own %s now", k.own.Instance, o)))
 		return
 	}
 	said := ""

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/natstest"
+	"github.com/kbroker/kbroker/internal/ownership"
 	"github.com/kbroker/kbroker/internal/wait"
 	"github.com/kbroker/kbroker/subjects"
 )
@@ -94,6 +95,39 @@ func TestAnOwnerSaysWhatItKnowsOfObjects(t *testing.T) {
 	if _, err := core.asks(of(other, kbroker.ObjectRemove)); !errors.Is(err, kbroker.Moved) {
 		t.Errorf("rm of an object that it does not own: %v, want Moved", err)
 	}
+}
+
+// TestAnOwnerIsAskedOfPlacedObjects: of a kind that is placed an object is looked for in the
+// shard of its own.
+func TestAnOwnerIsAskedOfPlacedObjects(t *testing.T) {
+	s := natstest.Start(t)
+	core := newCore(t, s)
+	i := instance(s.URL, "a")
+	i.App, i.Service, i.Objects, i.ObjectStreams, i.Placed = "bank", "ledger", []kbroker.KindName{"account"}, testStreams, []kbroker.KindName{"account"}
+	start(t, bank(s.URL, "a", nil, Option(as(s.URL, &i))))
+	o := acc("1")
+	o.Placed = true
+	if _, err := core.asks(of(o, kbroker.ObjectDeactivate)); !errors.Is(err, kbroker.Moved) {
+		t.Errorf("of one that is not there: %v, want Moved", err)
+	}
+	value, err := json.Marshal(ownership.Assignment{Owner: incarnation("a"), Epoch: 7, Placed: &ownership.Placed{Kind: "account", ID: "1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, err := kbroker.OwnReadReply{Records: []kbroker.Stored{{Key: subjects.KeyAssign(o.Shard()), Revision: 7, Value: value}}}.MarshalBinary()
+	if err == nil {
+		err = core.nc.Publish(subjects.PlacedOn(kbroker.DefaultTenant, "bank", incarnation("a")), told)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait.Until(t, patience, func() error {
+		reply, err := core.asks(of(o, kbroker.ObjectDeactivate))
+		if err == nil && (!reply.Object.Serves || reply.Message != "account:1 was not in memory") {
+			err = fmt.Errorf("it says %+v", reply)
+		}
+		return err
+	})
 }
 
 // TestAnInstanceCountsForItsAgent: what objects do is in the answer to the agent's ping.

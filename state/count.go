@@ -14,16 +14,17 @@ import (
 // CountObjects counts what is stored of objects of a kind; those that were deleted count
 // for as long as something is stored of them. Many are counted in some of the shards alone,
 // which have as many as the others, give or take a few of a hundred: exact is false then.
-// Error: Unavailable.
-func (s *Store) CountObjects(ctx context.Context, k AppKey, streams int, kind kbroker.KindName) (stored int, exact bool, err error) {
-	return s.countObjects(ctx, k, streams, kind, fewObjects)
+// Of many of the placed kinds it is what is stored of all of them together, messages and
+// reminders too. Error: Unavailable.
+func (s *Store) CountObjects(ctx context.Context, k AppKey, streams int, kind kbroker.KindName, placed []kbroker.KindName) (stored int, exact bool, err error) {
+	return s.countObjects(ctx, k, streams, kind, placed, fewObjects)
 }
 
-func (s *Store) countObjects(ctx context.Context, k AppKey, streams int, kind kbroker.KindName, few int) (stored int, exact bool, err error) {
+func (s *Store) countObjects(ctx context.Context, k AppKey, streams int, kind kbroker.KindName, placed []kbroker.KindName, few int) (stored int, exact bool, err error) {
 	exact = true
 	for n := range streams {
 		stream, prefix := objectsAt(k, streams, n)
-		c := counting{store: s, stream: stream, prefix: prefix, n: n, streams: streams, few: few}
+		c := counting{store: s, stream: stream, prefix: prefix, n: n, streams: streams, few: few, placed: placed}
 		about, err := c.about(ctx, kind)
 		if err == nil && about > 0 && about <= few {
 			about, err = c.sum(ctx, []string{filterOf(kind)})
@@ -44,6 +45,7 @@ type counting struct {
 	stream, prefix string
 	n, streams     int
 	few            int
+	placed         []kbroker.KindName // of the app: their objects are not in the shards
 }
 
 // about is how many objects of a kind, or of all, there are about: 0 only if there are none
@@ -51,7 +53,7 @@ type counting struct {
 func (c counting) about(ctx context.Context, kind kbroker.KindName) (int, error) {
 	stream, err := c.store.subjectsOf(ctx, c.stream, "", 0)
 	all := stream.State.All
-	if err != nil || all <= c.few {
+	if err != nil || all <= c.few || kind == "" && len(c.placed) > 0 {
 		return all, err
 	}
 	// Some shards, of few subjects together: how many of these are of the kind.
@@ -73,6 +75,15 @@ func (c counting) about(ctx context.Context, kind kbroker.KindName) (int, error)
 	looked, err := c.sum(ctx, among)
 	if err != nil {
 		return 0, err
+	}
+	switch {
+	case slices.Contains(c.placed, kind): // what is not in the shards, of which few may be an error
+		if rest := all - looked*shards/some; rest > all/20 {
+			return rest, nil
+		}
+		return 1, nil
+	case len(c.placed) > 0:
+		return max(found*shards/some, 1), nil
 	}
 	share := float64(found) / float64(max(looked, found, 1))
 	return max(int(math.Round(float64(all)*share)), 1), nil

@@ -57,7 +57,7 @@ func TestManyObjectsAreCountedInSomeShards(t *testing.T) {
 		exact bool
 		off   int // at most
 	}{"account": {off: 150}, "room": {exact: true}, "lamp": {exact: true}, "none": {exact: true}} {
-		n, exact, err := s.countObjects(testContext(t, 5*time.Second), shopKey, shopStreams, kind, few)
+		n, exact, err := s.countObjects(testContext(t, 5*time.Second), shopKey, shopStreams, kind, nil, few)
 		if err != nil || exact != c.exact || n < of[kind]-c.off || n > of[kind]+c.off {
 			t.Errorf("%d objects of kind %s are counted (%v), exactly %v, want %d, give or take %d, exactly %v", n, kind, err, exact, of[kind], c.off, c.exact)
 		}
@@ -110,7 +110,7 @@ func BenchmarkCountObjects(b *testing.B) {
 	for _, few := range []int{fewObjects, 100, 1 << 30} {
 		b.Run(fmt.Sprint(few), func(b *testing.B) {
 			for b.Loop() {
-				if _, _, err := s.countObjects(b.Context(), shopKey, shopStreams, "account", few); err != nil {
+				if _, _, err := s.countObjects(b.Context(), shopKey, shopStreams, "account", nil, few); err != nil {
 					b.Fatal(err)
 				}
 			}

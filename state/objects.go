@@ -29,6 +29,8 @@ type ObjectQuery struct {
 	Prefix string           // of the id
 	After  string           // what Objects has returned last
 	Limit  int
+	// Placed are the kinds of the app that are placed: Objects lists none of them.
+	Placed []kbroker.KindName
 
 	few int // of a stream that are listed at once; 0: fewObjects
 }
@@ -108,7 +110,7 @@ func (s *Store) fewObjects(ctx context.Context, k AppKey, streams int, q ObjectQ
 	out := someKeys{map[int]bool{}, map[kbroker.Shard][]string{}}
 	for n := range streams {
 		stream, prefix := objectsAt(k, streams, n)
-		c := counting{store: s, stream: stream, prefix: prefix, n: n, streams: streams, few: cmp.Or(q.few, fewObjects)}
+		c := counting{store: s, stream: stream, prefix: prefix, n: n, streams: streams, few: cmp.Or(q.few, fewObjects), placed: q.Placed}
 		about, err := c.about(ctx, q.Kind)
 		if err != nil {
 			return out, unavailable(err, "count the objects of app %s", k.App)

@@ -65,7 +65,7 @@ func TestObjectsAreListedPageByPage(t *testing.T) {
 		}
 	}
 	for kind, want := range map[kbroker.KindName]int{"account": len(accounts) + 1, "room": 4, "none": 0} { // with the one that is gone
-		if n, exact, err := s.CountObjects(testContext(t, 5*time.Second), shopKey, shopStreams, kind); err != nil || n != want || !exact {
+		if n, exact, err := s.CountObjects(testContext(t, 5*time.Second), shopKey, shopStreams, kind, nil); err != nil || n != want || !exact {
 			t.Errorf("%d objects of kind %s are counted (%v), exactly %v, want %d", n, kind, err, exact, want)
 		}
 	}

@@ -205,7 +205,7 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 	if r.App.ObjectStreams, err = objectStreams(rec, r.App); err != nil {
 		return decision{}, err
 	}
-	if err := unread(rec, r.App); err != nil {
+	if err := cmp.Or(unread(rec, r.App), misplaced(v, k, r.App)); err != nil {
 		return decision{}, err
 	}
 	r.App.Services = keepRestarts(r.App.Services, v.Versions[k][rec.Version].App)

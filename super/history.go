@@ -116,7 +116,7 @@ func decideRollback(v *state.View, r kbroker.RollbackRequest, now time.Time) (de
 			WithHint("it has %s; `kbroker history %s` says what they are", versionList(v, k), r.App)
 	}
 	app := old.App
-	if err := unread(rec, app); err != nil {
+	if err := cmp.Or(unread(rec, app), misplaced(v, k, app)); err != nil {
 		return decision{}, err
 	}
 	app.Services = keepRestarts(app.Services, wanted.App)

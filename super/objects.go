@@ -131,7 +131,19 @@ func (d *desk) objects(ctx context.Context, tenant kbroker.TenantID, r kbroker.O
 	if r.Limit < 1 || r.Limit > kbroker.MaxObjectRows {
 		r.Limit = kbroker.MaxObjectRows
 	}
-	found, next, err := d.store.Objects(ctx, k, app.ObjectStreams, state.ObjectQuery{Kind: r.Kind, Prefix: r.Prefix, After: r.After, Limit: r.Limit})
+	q := state.ObjectQuery{Kind: r.Kind, Prefix: r.Prefix, After: r.After, Limit: r.Limit, Placed: app.PlacedKinds()}
+	if r.After == "" && slices.Contains(q.Placed, r.Kind) {
+		q.After = listAllocated
+	}
+	if after, is := strings.CutPrefix(q.After, listAllocated); is {
+		q.After = after
+		return d.allocated(ctx, k, app, q)
+	}
+	if after, is := strings.CutPrefix(q.After, listKept); is {
+		q.After = after
+		return d.kept(ctx, k, app, q)
+	}
+	found, next, err := d.store.Objects(ctx, k, app.ObjectStreams, q)
 	if err != nil {
 		return nil, err
 	}
@@ -140,24 +152,34 @@ func (d *desk) objects(ctx context.Context, tenant kbroker.TenantID, r kbroker.O
 		return nil, err
 	}
 	reply := kbroker.ObjectsReply{Rows: []kbroker.ObjectRow{}, After: next}
+	if next == "" && r.Kind == "" && len(q.Placed) > 0 {
+		reply.After = listAllocated
+	}
 	for _, s := range found {
-		object := subjects.ParseOwnKey(s.Key).Object
-		row := rowOf(r.App, object, o)
-		rec, err := ownership.Decode(s.Value)
-		if err != nil {
-			d.log.Warn("an object is not readable", "app", r.App, "object", object, "err", err)
-		} else if !rec.Exists {
-			continue
+		if row := rowOf(r.App, subjects.ParseOwnKey(s.Key).Object, o); d.storedAs(&row, s) {
+			reply.Rows = append(reply.Rows, row)
 		}
-		row.SizeBytes, row.Schema = len(rec.State), rec.Schema
-		reply.Rows = append(reply.Rows, row)
 	}
 	return reply, nil
 }
 
+// storedAs says in a row what is stored of an object, and whether something is.
+func (d *desk) storedAs(row *kbroker.ObjectRow, s kbroker.Stored) bool {
+	if !s.Exists() {
+		return false
+	}
+	rec, err := ownership.Decode(s.Value)
+	if err != nil {
+		d.log.Warn("an object is not readable", "object", row.Object, "err", err)
+		return true
+	}
+	row.SizeBytes, row.Schema = len(rec.State), rec.Schema
+	return rec.Exists
+}
+
 func rowOf(app kbroker.AppName, o kbroker.Object, own owners) kbroker.ObjectRow {
 	return kbroker.ObjectRow{
-		Object: string(app) + "/" + o.String(), Kind: o.Kind, ID: o.ID, Shard: o.Shard(), Owner: instanceOf(own.assigned[o.Shard()].Owner),
+		Object: string(app) + "/" + o.String(), Kind: o.Kind, ID: o.ID, Shard: o.Shard(), Placed: o.Placed, Owner: instanceOf(own.of(o).Owner),
 	}
 }
 
@@ -192,7 +214,7 @@ func (d *desk) objectOwners(ctx context.Context, tenant kbroker.TenantID, r kbro
 	for _, s := range app.Services {
 		for _, kind := range s.Objects {
 			row := kbroker.ObjectKindRow{Kind: kind, Service: s.Name}
-			stored, exact, failed := d.store.CountObjects(ctx, k, app.ObjectStreams, kind)
+			stored, exact, failed := d.store.CountObjects(ctx, k, app.ObjectStreams, kind, app.PlacedKinds())
 			if err = failed; err != nil {
 				break
 			}
@@ -289,35 +311,38 @@ func gatherSeen(r *kbroker.ObjectOwnersReply) {
 // object says what is known of one object, with its state if that is wanted.
 func (d *desk) object(withState bool) func(context.Context, kbroker.TenantID, kbroker.ObjectRequest) (any, error) {
 	return func(ctx context.Context, tenant kbroker.TenantID, r kbroker.ObjectRequest) (any, error) {
-		o := r.Object()
-		if err := o.Check(); err != nil {
+		if err := (kbroker.Object{Kind: r.Kind, ID: r.ID}).Check(); err != nil {
 			return nil, err
 		}
 		_, app, k, err := d.objectsOf(ctx, tenant, r.App, r.Kind)
 		if err != nil {
 			return nil, err
 		}
+		o := app.Object(r.Kind, r.ID)
 		own, err := d.shardOf(ctx, k, o.Shard())
 		if err != nil {
 			return nil, err
 		}
-		a := own.assigned[o.Shard()]
+		a := own.of(o)
 		out := kbroker.ObjectDetail{
 			ObjectRow: rowOf(r.App, o, own), Incarnation: a.Owner, Host: own.leases[a.Owner].Host, Epoch: a.Epoch,
 			Moving: instanceOf(a.Next), Wanted: instanceOf(own.wishes.Of(o.Shard())), Lease: own.lease(a.Owner), Reminders: []string{},
 		}
+		place(&out, a)
 		at, err := d.store.OwnChanged(ctx, k, subjects.KeyAssign(o.Shard()))
 		if err != nil {
 			return nil, err
 		}
-		if !at.IsZero() {
+		if !at.IsZero() && (a.Owner != "" || !o.Placed) {
 			out.AssignedAt = &at
 		}
 		if err := d.stored(ctx, k, app.ObjectStreams, o, withState, &out); err != nil {
 			return nil, err
 		}
 		if a.Owner == "" {
-			out.Silent = "no instance owns its shard"
+			if out.Silent = "no instance owns its shard"; o.Placed {
+				out.Silent = "it is not allocated"
+			}
 			return out, nil
 		}
 		says, err := d.keepers.ask(ctx, tenant, a.Owner, kbroker.KeeperRequest{Kind: o.Kind, Object: o.ID}, seeWithin)

@@ -39,6 +39,10 @@ func (d *desk) objectAct(ctx context.Context, m *nats.Msg, tenant kbroker.Tenant
 	if err != nil {
 		return nil, err
 	}
+	if o = app.Object(r.Kind, r.Object); o.Placed && r.Verb == kbroker.ObjectMove {
+		return nil, kbroker.Errorf(kbroker.Refused, "%s is placed, and a placed object is not moved by hand", o).
+			WithHint("it moves when its instance leaves: `kbroker drain` of its host, or `kbroker scale`")
+	}
 	what := "app " + string(r.App)
 	if r.Kind != "" {
 		what = "object " + string(r.App) + "/" + o.String()
@@ -78,7 +82,12 @@ func (d *desk) byOwner(ctx context.Context, k state.AppKey, r kbroker.ObjectActR
 		if err != nil {
 			return kbroker.KeeperReply{}, err
 		}
-		owner := own.assigned[o.Shard()].Owner
+		owner := own.of(o).Owner
+		if owner == "" && o.Placed {
+			e := kbroker.Errorf(kbroker.NotFound, "%s is not allocated: nothing is done", o).WithHint("%s", allocateHint(r.App, o))
+			e.Executed = kbroker.ExecutedNo
+			return kbroker.KeeperReply{}, e
+		}
 		if owner == "" {
 			e := kbroker.Errorf(kbroker.Unavailable, "no instance owns shard %d, in which %s is: nothing is done", o.Shard(), o).
 				WithHint("`kbroker why %s` says what its instances wait for", r.App)
@@ -101,6 +110,10 @@ func (d *desk) byOwner(ctx context.Context, k state.AppKey, r kbroker.ObjectActR
 		case <-time.After(movedAgain):
 		}
 	}
+}
+
+func allocateHint(app kbroker.AppName, o kbroker.Object) string {
+	return fmt.Sprintf("sdk.Allocate of %s/%s gives it an owner; what is stored of it stays", app, o)
 }
 
 func checkAct(r kbroker.ObjectActRequest, o kbroker.Object) error {
@@ -200,7 +213,11 @@ func emptied(v *state.View, app kbroker.App, tenant kbroker.TenantID, r kbroker.
 		wishes[n] = next
 		has[next]++
 	}
-	return wishes, fmt.Sprintf("all %d shards of %s move to %d other instances", len(leave), r.From, len(has)), nil
+	message := fmt.Sprintf("all %d shards of %s move to %d other instances", len(leave), r.From, len(has))
+	if slices.ContainsFunc(app.Services, func(s kbroker.Service) bool { return len(s.Placed) > 0 }) {
+		message += "; placed objects stay where they are"
+	}
+	return wishes, message, nil
 }
 
 // ownerNamed is the start of an instance of an app that may own objects now.

@@ -427,7 +427,8 @@ func (a *appDraft) judgeRollout(app kbroker.App) {
 		}
 	}
 	if rollback && r.From > 0 && r.From < a.rec.Version {
-		if err := unread(*a.rec, a.w.View.Versions[a.key][r.From].App); err != nil {
+		before := a.w.View.Versions[a.key][r.From].App
+		if err := cmp.Or(unread(*a.rec, before), misplaced(a.w.View, a.key, before)); err != nil {
 			r.State, r.Reason = kbroker.RolloutFailed, why+"; not rolled back: "+err.Error()
 			return
 		}

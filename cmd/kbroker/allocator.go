@@ -20,7 +20,8 @@ func (c *cli) allocatorCommand() *cobra.Command {
 service is to have within its count, and why, and what it knows of the load of each
 instance, on average over the last two seconds; - is not known. BUSY is the part of
 what an instance works on at once that is under way, CPU is in cores, REFUSED/S are
-requests that were too many at once. Of an app with a policy of its own it says
+requests that were too many at once, PLACED are placed objects, and SLOTS what they
+take of those that an instance has. Of an app with a policy of its own it says
 whether that decides, or what it is refused for and which one decides in its place.`,
 		Example: `  kbroker allocator shop
   kbroker allocator shop -o json`,
@@ -68,6 +69,7 @@ func (c *cli) allocatorText(w io.Writer, r kbroker.AllocatorReply) {
 		fmt.Fprintf(w, "%s no count has bounds: instances that say no load are not known here (kbroker ps %s)\n", c.paint(w, colorYellow)("note:"), r.App)
 	}
 	if len(r.Instances) == 0 {
+		placedText(w, r.Placed)
 		return
 	}
 	fmt.Fprintln(w)
@@ -75,6 +77,9 @@ func (c *cli) allocatorText(w io.Writer, r kbroker.AllocatorReply) {
 	header := []string{"INSTANCE", "HOST", "STATE", "BUSY", "CPU", "REQUESTS/S", "REFUSED/S"}
 	if owning {
 		header = append(header, "SHARDS", "OBJECTS", "WAITING", "TURNS/S")
+	}
+	if r.Placed != nil {
+		header = append(header, "PLACED", "SLOTS")
 	}
 	instances := table{header: header, states: 3}
 	for _, i := range r.Instances {
@@ -89,9 +94,13 @@ func (c *cli) allocatorText(w io.Writer, r kbroker.AllocatorReply) {
 		if owning {
 			row = append(row, fmt.Sprint(i.Shards), orDash(i.Objects), orDash(i.Waiting), rateText(i.TurnsPerS))
 		}
+		if r.Placed != nil {
+			row = append(row, roomTexts(i.Placed)...)
+		}
 		instances.add(row...)
 	}
 	instances.write(c, w)
+	placedText(w, r.Placed)
 	if r.Moving > 0 {
 		verb := "are"
 		if r.Moving == 1 {
@@ -99,6 +108,28 @@ func (c *cli) allocatorText(w io.Writer, r kbroker.AllocatorReply) {
 		}
 		fmt.Fprintf(w, "%s %s on the way to another instance (kbroker objects %s)\n", client.Counted(r.Moving, "shard"), verb, r.App)
 	}
+}
+
+func placedText(w io.Writer, p *kbroker.AllocatorPlaced) {
+	if p == nil {
+		return
+	}
+	line := client.Counted(p.Objects, "placed object")
+	if p.Moving > 0 {
+		line += fmt.Sprintf(", %d on the way to another instance", p.Moving)
+	}
+	fmt.Fprintf(w, "%s; %d wait for a place\n", line, p.Waiting)
+}
+
+// roomTexts are the placed objects of an instance, and its slots.
+func roomTexts(r *kbroker.AllocatorRoom) []string {
+	switch {
+	case r == nil:
+		return []string{"-", "-"}
+	case r.Has.Slots == 0:
+		return []string{fmt.Sprint(r.Objects), "-"}
+	}
+	return []string{fmt.Sprint(r.Objects), fmt.Sprintf("%d/%d", r.Used.Slots, r.Has.Slots)}
 }
 
 func partText(v *float64) string {

@@ -36,7 +36,7 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 	}
 	busy, requests, refused, cpu, objects, waiting, turns := 0.874, 351.2, 4.25, 0.41, 1200, 3, 87.5
 	return kbroker.AllocatorReply{App: r.App, Allocator: "hello-allocator-3", AllocatorSeen: kbroker.AllocatorSeen{
-		Epoch: 4, Version: 2, Moving: 12, Policy: kbroker.PolicyOwn, Instead: kbroker.PolicySpread,
+		Epoch: 4, Version: 2, Moving: 12, Placed: &kbroker.AllocatorPlaced{Objects: 25, Waiting: 2, Moving: 1}, Policy: kbroker.PolicyOwn, Instead: kbroker.PolicySpread,
 		Refused: "it wants 21 of service hello, more than the 20 of its count",
 		Services: []kbroker.AllocatorNeed{
 			{Service: "hello", Min: 2, Max: 20, Instances: 3, Ready: 2, Wanted: 4, Why: "busy is 0.87 of 0.70 on each of 2"},
@@ -44,7 +44,7 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 		},
 		Instances: []kbroker.AllocatorLoad{
 			{
-				Instance: "hello-hello-1", Service: "hello", Host: "h1", Ready: true, Shards: 1024,
+				Instance: "hello-hello-1", Service: "hello", Host: "h1", Ready: true, Shards: 1024, Placed: &kbroker.AllocatorRoom{Objects: 25, Used: kbroker.Demanded{Slots: 30}, Has: kbroker.Demanded{Slots: 32}},
 				Busy: &busy, RequestsPerS: &requests, RefusedPerS: &refused, CPUCores: &cpu, Objects: &objects, Waiting: &waiting, TurnsPerS: &turns,
 			},
 			{Instance: "hello-hello-2", Service: "hello", Host: "h2", Ready: true, Leaving: true},

@@ -12,9 +12,10 @@ import (
 )
 
 // fakeBank is an app with objects of kind account: alice, bob, and 300 whose ids are
-// numbers. broken is in quarantine, lost is in a shard that nobody owns.
+// numbers. broken is in quarantine, lost is in a shard that nobody owns. Objects of kind room are
+// placed: lobby is never stored; old is, and is not allocated.
 func fakeBank() kbroker.App {
-	return kbroker.App{Name: "bank", ObjectStreams: 4, Services: []kbroker.Service{{Name: "ledger", Objects: []kbroker.KindName{"account"}}}}
+	return kbroker.App{Name: "bank", ObjectStreams: 4, Services: []kbroker.Service{{Name: "ledger", Objects: []kbroker.KindName{"account", "room"}, Placed: map[kbroker.KindName]kbroker.Demanded{"room": {Slots: 1}}}}}
 }
 
 const fakePage = 100
@@ -76,11 +77,21 @@ func (f *fakeCore) ofObjects(verb string, m *nats.Msg) (any, error) {
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return nil, err
 	}
-	return fakeObject(r.Object(), verb == subjects.VerbObjectState), nil
+	app := fakeBank()
+	return fakeObject(app.Object(r.Kind, r.ID), verb == subjects.VerbObjectState), nil
 }
 
 func fakeObjects(r kbroker.ObjectsRequest) kbroker.ObjectsReply {
 	reply := kbroker.ObjectsReply{Rows: []kbroker.ObjectRow{}}
+	if r.Kind == "room" {
+		row := func(id string) kbroker.ObjectRow {
+			return kbroker.ObjectRow{Object: "bank/room:" + id, Kind: "room", ID: id, Shard: 4503599627370496, Placed: true}
+		}
+		lobby, old := row("lobby"), row("old")
+		lobby.Owner, lobby.Unstored, old.SizeBytes, reply.Incomplete = "bank-ledger-1", true, 13, true
+		reply.Rows = append(reply.Rows, lobby, old)
+		return reply
+	}
 	var ids []string
 	for n := range 300 {
 		ids = append(ids, fmt.Sprintf("%03d", n))
@@ -100,7 +111,11 @@ func fakeObjects(r kbroker.ObjectsRequest) kbroker.ObjectsReply {
 }
 
 func fakeObject(o kbroker.Object, state bool) kbroker.ObjectDetail {
-	d := kbroker.ObjectDetail{ObjectRow: kbroker.ObjectRow{Object: "bank/" + o.String(), Kind: o.Kind, ID: o.ID, Shard: o.Shard()}, Lease: "none", Reminders: []string{}}
+	d := kbroker.ObjectDetail{ObjectRow: kbroker.ObjectRow{Object: "bank/" + o.String(), Kind: o.Kind, ID: o.ID, Shard: o.Shard(), Placed: o.Placed}, Lease: "none", Reminders: []string{}}
+	if o.Placed && o.ID != "lobby" {
+		d.Stored, d.Silent = o.ID == "old", "it is not allocated"
+		return d
+	}
 	if o.ID == "lost" {
 		d.Stored, d.SizeBytes, d.Silent = true, 13, "no instance owns its shard"
 		return d
@@ -108,6 +123,9 @@ func fakeObject(o kbroker.Object, state bool) kbroker.ObjectDetail {
 	d.Owner, d.Incarnation, d.Host, d.Epoch, d.Lease = "bank-ledger-1", "bank-ledger-1.a", "h1", 3, "held"
 	d.Seen = &kbroker.ObjectSeen{Serves: true}
 	switch o.ID {
+	case "lobby":
+		d.Takes, d.Labels = &kbroker.Demanded{Slots: 2, CPU: 0.5, MemoryBytes: 64 << 20}, map[string]string{"map": "dust", "mode": "duel"}
+		d.Seen = &kbroker.ObjectSeen{Serves: true, Active: true, Phase: "idle", Turns: 2, Durable: kbroker.ObjectNever}
 	case "alice":
 		d.Stored, d.SizeBytes, d.InMemoryS, d.Outbox, d.Reminders = true, 13, 90, 1, []string{"interest"}
 		d.Moving, d.Wanted = "bank-ledger-2", "bank-ledger-2"

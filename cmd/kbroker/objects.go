@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -136,10 +137,11 @@ func (c *cli) objectsListCommand() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "ls APP [KIND]",
-		Short: "List the objects that are stored",
-		Long: `List the objects that are stored: of all kinds, or of one; --prefix: those whose id
-begins so. At most --limit are listed (0: all), of which those in the first shards
-are: a shard has objects of all names.`,
+		Short: "List the objects that are stored, or allocated",
+		Long: `List the objects that are stored, and the placed ones that are allocated: of all
+kinds, or of one; --prefix: those whose id begins so. At most --limit are listed (0:
+all), of which those in the first shards are: a shard has objects of all names.
+Placed objects come after the others; one without an owner is not allocated.`,
 		Example: `  kbroker objects ls bank
   kbroker objects ls bank account --prefix order-2026- -o json`,
 		Args:              cobra.RangeArgs(1, 2),
@@ -167,8 +169,9 @@ are: a shard has objects of all names.`,
 			}
 			defer api.Close()
 			rows := []kbroker.ObjectRow{}
-			more, err := api.Objects(ctx, req, limit, func(page []kbroker.ObjectRow) error {
-				rows = append(rows, page...)
+			incomplete := false
+			more, err := api.Objects(ctx, req, limit, func(page kbroker.ObjectsReply) error {
+				rows, incomplete = append(rows, page.Rows...), incomplete || page.Incomplete
 				return nil
 			})
 			if err != nil {
@@ -177,11 +180,21 @@ are: a shard has objects of all names.`,
 			if more {
 				fmt.Fprintf(c.err, "the first %d objects are listed, of more: --limit, or --prefix\n", limit)
 			}
+			if incomplete {
+				fmt.Fprintln(c.err, "placed objects that are stored and not allocated are not all listed: there are too many objects")
+			}
 			slices.SortFunc(rows, func(a, b kbroker.ObjectRow) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID)) })
 			return c.print(rows, func(w io.Writer) {
 				t := table{header: []string{"OBJECT", "SHARD", "OWNER", "SIZE", "SCHEMA"}}
 				for _, r := range rows {
-					t.add(r.Object, fmt.Sprint(r.Shard), cmp.Or(string(r.Owner), "-"), bytesText(int64(r.SizeBytes)), fmt.Sprint(max(r.Schema, 1)))
+					shard, size, schema := fmt.Sprint(r.Shard), bytesText(int64(r.SizeBytes)), fmt.Sprint(max(r.Schema, 1))
+					if r.Placed {
+						shard = "placed"
+					}
+					if r.Unstored {
+						size, schema = "-", "-"
+					}
+					t.add(r.Object, shard, cmp.Or(string(r.Owner), "-"), size, schema)
 				}
 				t.write(c, w)
 			})
@@ -219,7 +232,11 @@ deployer and above.`,
 			if err != nil {
 				return err
 			}
-			if !d.Stored && (d.Seen == nil || !d.Seen.Active && d.Seen.Quarantine == "") {
+			if d.Placed && d.Owner == "" && !d.Stored {
+				return kbroker.Errorf(kbroker.NotFound, "%s is not allocated, nor stored", d.Object).
+					WithHint("sdk.Allocate gives it an owner; `kbroker objects ls %s %s` lists those that are", app, o.Kind)
+			}
+			if !d.Placed && !d.Stored && (d.Seen == nil || !d.Seen.Active && d.Seen.Quarantine == "") {
 				return kbroker.Errorf(kbroker.NotFound, "%s is not stored, nor in memory", d.Object).
 					WithHint("its first call makes it, in shard %d; `kbroker objects ls %s %s` lists those that are", d.Shard, app, o.Kind)
 			}
@@ -232,12 +249,27 @@ func (c *cli) objectText(w io.Writer, d kbroker.ObjectDetail, now time.Time) {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%-10s  %s\n", name, oneLine(fmt.Sprintf(format, args...)))
 	}
-	line("object", "%s, in shard %d", d.Object, d.Shard)
+	if d.Placed {
+		line("object", "%s, placed", d.Object)
+	} else {
+		line("object", "%s, in shard %d", d.Object, d.Shard)
+	}
 	switch {
+	case d.Owner == "" && d.Placed:
+		line("owner", "none: it is not allocated (sdk.Allocate)")
 	case d.Owner == "":
 		line("owner", "none")
 	default:
 		line("owner", "%s on %s, epoch %d, lease %s", d.Owner, cmp.Or(string(d.Host), "an unknown host"), d.Epoch, d.Lease)
+	}
+	if d.Releasing {
+		line("releasing", "its owner brings to an end what runs")
+	}
+	if d.Takes != nil {
+		line("takes", "%s", takesText(*d.Takes))
+	}
+	if len(d.Labels) > 0 {
+		line("labels", "%s", labelsText(d.Labels))
 	}
 	if d.Moving != "" {
 		line("moving to", "%s", d.Moving)
@@ -250,6 +282,8 @@ func (c *cli) objectText(w io.Writer, d kbroker.ObjectDetail, now time.Time) {
 		return since(&at, now)
 	}
 	switch s := d.Seen; {
+	case s == nil && d.Placed && d.Owner == "":
+		line("active", "no")
 	case s == nil:
 		line("active", "not known: %s", d.Silent)
 	case !s.Active:
@@ -277,6 +311,29 @@ func (c *cli) objectText(w io.Writer, d kbroker.ObjectDetail, now time.Time) {
 		return
 	}
 	line("state", "%s", d.State)
+}
+
+// takesText is what a placed object takes of an instance.
+func takesText(d kbroker.Demanded) string {
+	var parts []string
+	if d.Slots > 0 {
+		parts = append(parts, client.Counted(d.Slots, "slot"))
+	}
+	if d.CPU > 0 {
+		parts = append(parts, fmt.Sprintf("%g cores", d.CPU))
+	}
+	if d.MemoryBytes > 0 {
+		parts = append(parts, bytesText(d.MemoryBytes)+" of memory")
+	}
+	return cmp.Or(strings.Join(parts, ", "), "nothing")
+}
+
+func labelsText(labels map[string]string) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		parts = append(parts, name+"="+labels[name])
+	}
+	return strings.Join(parts, ", ")
 }
 
 // remindersText are an object's reminders, the next one first; those of which nothing else is

@@ -57,10 +57,14 @@ func whyOwned(d kbroker.ObjectDetail, app kbroker.AppRow, now time.Time) []strin
 	}
 	on := cmp.Or(string(d.Host), "an unknown host")
 	switch {
+	case d.Owner == "" && d.Placed:
+		say("%s is not allocated, so that nobody owns it: sdk.Allocate has the app's allocator find a place for it (`kbroker allocator %s` says how much room there is).", d.Object, app.App)
 	case d.Owner == "" && app.Stopped:
 		say("%s is in shard %d, which nobody owns: the app is stopped; `kbroker restart %s` starts it again.", d.Object, d.Shard, app.App)
 	case d.Owner == "":
 		say("%s is in shard %d, which nobody owns: the app's allocator has given it to no instance yet (%d of %d instances are ready; `kbroker why %s` says more).", d.Object, d.Shard, app.Ready, app.Wanted, app.App)
+	case d.Placed:
+		say("%s is placed: the app's allocator has found %s on %s for it (epoch %d)%s.", d.Object, d.Owner, on, d.Epoch, when)
 	case d.Epoch <= 1:
 		say("%s is in shard %d, which %s on %s owns as the first owner%s.", d.Object, d.Shard, d.Owner, on, when)
 	default:
@@ -70,12 +74,19 @@ func whyOwned(d kbroker.ObjectDetail, app kbroker.AppRow, now time.Time) []strin
 	case d.Owner == "":
 	case app.Stopped:
 		say("The app is stopped: nobody serves it until `kbroker restart %s`.", app.App)
+	case d.Placed && d.Lease == "revoked":
+		say("The lease of %s was revoked, as it was silent for a term or had ended: the object goes to another instance.", d.Owner)
+	case d.Placed && d.Lease == "leaving":
+		say("%s is to leave: it moves to another instance.", d.Owner)
 	case d.Lease == "revoked":
 		say("The lease of %s was revoked, as it was silent for a term or had ended: the shard goes to another instance.", d.Owner)
 	case d.Lease == "none":
 		say("%s has no lease: it does not serve what it was given.", d.Owner)
 	case d.Lease == "leaving":
 		say("%s is to leave: its shards move to others.", d.Owner)
+	}
+	if d.Releasing {
+		say("It is being released: its owner brings to an end what runs; then nobody owns it.")
 	}
 	if d.Moving != "" {
 		say("It is moving to %s: its owner brings to an end what runs, and releases it.", d.Moving)
@@ -100,7 +111,9 @@ func whySo(d kbroker.ObjectDetail) []string {
 	case s == nil:
 	case s.Quarantine != "":
 		say("It is in quarantine: %s. Its calls are refused until `kbroker objects release %s`, or until another instance owns it.", s.Quarantine, d.Object)
-	case !s.Serves && d.Moving == "":
+	case !s.Serves && d.Placed && d.Moving == "" && !d.Releasing:
+		say("%s does not serve it yet, or any more.", d.Owner)
+	case !s.Serves && d.Moving == "" && !d.Releasing:
 		say("%s does not serve the shard yet, or any more.", d.Owner)
 	case !s.Active:
 		say("It is not in memory: its next call loads it.")
