@@ -469,6 +469,8 @@ type InstanceFile struct {
 	StockRaft bool `json:"stock_raft,omitempty"`
 	// MemoryLimitBytes is the limit of memory that the host enforces; 0: none.
 	MemoryLimitBytes int64 `json:"memory_limit_bytes,omitempty"`
+	// Crashes are those in a row that its instance has behind it, as in its status.
+	Crashes int `json:"crashes,omitempty"`
 }
 
 // Reaped is what a core says on subjects.Reaped: these starts have ended, and were waited
@@ -482,6 +484,8 @@ type PingReply struct {
 	Incarnation Incarnation `json:"incarnation"`
 	Ready       bool        `json:"ready"`
 	Draining    bool        `json:"draining,omitempty"`
+	// Allocator: it is one, and decides for its app when it holds the lease.
+	Allocator bool `json:"allocator,omitempty"`
 	// Requests were answered since it started, Errors of them with an error; nil: nobody
 	// counts.
 	Requests *uint64 `json:"requests,omitempty"`

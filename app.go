@@ -19,6 +19,9 @@ type App struct {
 	// Policy is how its allocator decides: PolicySpread, PolicyPack, PolicyBalanced; empty is
 	// PolicySpread.
 	Policy string `json:"policy,omitempty"`
+	// Own is the program whose policy its allocator decides by; where that is refused Policy
+	// takes over. nil: Policy decides.
+	Own *OwnPolicy `json:"own_policy,omitempty"`
 	// Topics bounds the events of its topics that are stored.
 	Topics TopicLimits `json:"topics,omitzero"`
 }
@@ -47,6 +50,16 @@ const (
 	PolicyPack     = "pack"     // as few instances as the load needs
 	PolicyBalanced = "balanced" // each about the same load
 )
+
+// PolicyOwn is what the policy of an app's own program is called where one is named.
+const PolicyOwn = "own"
+
+// OwnPolicy is the program of an app's own policy.
+type OwnPolicy struct {
+	Build    string   `json:"build,omitempty"` // run by the deploying machine, never by hosts
+	Run      string   `json:"run,omitempty"`   // the local file that was uploaded, for display
+	Artifact Artifact `json:"artifact"`
+}
 
 // DefaultObjectStreams are those of an app whose first spec with objects does not say.
 const DefaultObjectStreams = 4

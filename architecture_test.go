@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"agent/cgroup":         {"internal/durable"},
 	"agent/output":         {"internal/durable"},
 	"agent/spawn":          {"agent/cgroup"},
-	"allocator":            {"state", "subjects", "internal/ownership", "internal/connect"},
+	"allocator":            {"state", "subjects", "internal/ownership", "internal/connect", "internal/pulse"},
 	"super":                {"state", "subjects", "spec", "internal/ownership"},
 	"node":                 {"broker", "agent", "allocator", "super", "state", "spec", "subjects", "internal/connect", "internal/credential", "internal/durable", "internal/freeport", "internal/grants", "internal/pki"},
 	"client":               {"subjects", "internal/connect", "internal/flow", "internal/pki"},

@@ -12,6 +12,7 @@ const (
 	EventAppStarted    EventKind = "app_started"    // a stopped app is wanted again
 	EventAppStopped    EventKind = "app_stopped"    // nothing of the app is wanted
 	EventDemand        EventKind = "demand"         // its allocator wants other numbers
+	EventPolicy        EventKind = "policy"         // the app's own policy is refused, or not any more
 	EventRolloutDone   EventKind = "rollout_done"   // every instance runs as wanted
 	EventRolloutFailed EventKind = "rollout_failed" // it stays where it stopped
 	EventRolledBack    EventKind = "rolled_back"    // it failed and returned to the version before

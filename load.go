@@ -84,6 +84,11 @@ type AllocatorSeen struct {
 	Instances []AllocatorLoad `json:"instances"`
 	// Moving are shards of objects that are on their way to another owner.
 	Moving int `json:"moving"`
+	// Policy is PolicyOwn, or the built-in one that decides. Of an own one Refused says why it
+	// does not decide, empty if it does, and Instead which one then does.
+	Policy  string `json:"policy,omitempty"`
+	Refused string `json:"refused,omitempty"`
+	Instead string `json:"instead,omitempty"`
 }
 
 // AllocatorNeed is what it decides of a service.

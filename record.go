@@ -192,6 +192,9 @@ type Demand struct {
 	Epoch  uint64              `json:"epoch"` // the allocator's lease epoch; a lower one is refused
 	Wanted map[ServiceName]int `json:"wanted"`
 	Reason string              `json:"reason,omitempty"`
+	// Refused says why the app's own policy does not decide, and the one of its spec does;
+	// empty: nothing is refused.
+	Refused string `json:"refused,omitempty"`
 }
 
 // InstanceState is where an instance is in its life.

@@ -30,11 +30,15 @@ type Basis struct {
 
 // WhyApp is an app with what decides where it runs.
 type WhyApp struct {
-	Row      AppRow       `json:"row"`
-	Created  time.Time    `json:"created"` // of the wanted version
-	Cause    string       `json:"cause"`
-	Rollout  Rollout      `json:"rollout"`
-	Demand   *Demand      `json:"demand"` // null: the allocator has not spoken
+	Row     AppRow    `json:"row"`
+	Created time.Time `json:"created"` // of the wanted version
+	Cause   string    `json:"cause"`
+	Rollout Rollout   `json:"rollout"`
+	Demand  *Demand   `json:"demand"` // null: the allocator has not spoken
+	// Policy is PolicyOwn, or the built-in one that decides; Instead which one does where an
+	// own one is refused.
+	Policy   string       `json:"policy,omitempty"`
+	Instead  string       `json:"instead,omitempty"`
 	Services []WhyService `json:"services"`
 	Events   []Event      `json:"events"` // the latest, oldest first
 }

@@ -250,7 +250,7 @@ func (a *Agent) writeInstanceFile(r record, home string) error {
 		Tenant: p.Tenant, App: p.App, Service: p.Service, Instance: p.Instance, Incarnation: r.Incarnation,
 		Host: a.cfg.Host, Version: p.Version, Epoch: p.Epoch, Servers: a.servers(), CA: a.cfg.CA, Credential: credsPath(home, r.Incarnation),
 		Objects: p.Spec.Objects, ObjectStreams: p.ObjectStreams, Placed: slices.Sorted(maps.Keys(p.Spec.Placed)), StockRaft: a.cfg.Times == state.Stock,
-		MemoryLimitBytes: limitBytes, Schemas: p.Spec.Schemas, WriteSchemas: p.WriteSchemas,
+		MemoryLimitBytes: limitBytes, Crashes: r.Crashes, Schemas: p.Spec.Schemas, WriteSchemas: p.WriteSchemas,
 	})
 	if err != nil {
 		return fmt.Errorf("instance file: %w", err)

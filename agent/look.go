@@ -150,6 +150,8 @@ func (a *Agent) checkSDK(ctx context.Context, r record) (outcome, string) {
 	switch {
 	case errors.Is(err, errNotTold):
 		return untold, err.Error()
+	case err == nil && !reply.Allocator && ownPolicy(r.Placement):
+		return no, "it is no allocator: the program of an app's own policy calls allocator.Run"
 	case err == nil && reply.Ready:
 		return yes, ""
 	case err == nil:
@@ -159,6 +161,12 @@ func (a *Agent) checkSDK(ctx context.Context, r record) (outcome, string) {
 		return unheard, "its SDK runs and is not heard"
 	}
 	return unanswered, "no SDK in it answers"
+}
+
+// ownPolicy reports whether a placement is of an allocator with the program of an app's own
+// policy; the built-in one may be of an earlier build, and says nothing.
+func ownPolicy(p kbroker.Placement) bool {
+	return p.Service == kbroker.AllocatorService && p.Spec.Artifact.Builtin != kbroker.BuiltinAllocator
 }
 
 func checkTCP(ctx context.Context, address string) error {

@@ -53,7 +53,7 @@ type Config struct {
 	Clock state.Clock // nil: the boottime clock
 	// Judge is the clock by which leases of incarnations, and moves, are late; nil: Clock.
 	Judge  state.Clock
-	Policy Policy // nil: the one that the spec names
+	Policy Policy // the app's own; nil: the one that the spec names
 	Log    *slog.Logger
 }
 
@@ -91,10 +91,11 @@ var (
 
 // Allocator is one of the allocator processes of an app.
 type Allocator struct {
-	cfg  Config
-	own  kbroker.InstanceFile
-	log  *slog.Logger
-	pace pace
+	cfg   Config
+	own   kbroker.InstanceFile
+	log   *slog.Logger
+	pace  pace
+	guard *guard // of the app's own policy; nil: it has none
 
 	lookApp   bell // read the wanted version again
 	lookPlace bell // read the own placement again
@@ -126,6 +127,10 @@ func New(cfg Config) (*Allocator, error) {
 		demandNow: newBell(), lookInstances: newBell(),
 	}
 	a.began, a.shards = cfg.Clock(), newShards(a)
+	if cfg.Policy != nil {
+		cfg.Log = a.log
+		a.guard = newGuard(cfg)
+	}
 	return a, nil
 }
 

@@ -28,6 +28,7 @@ type demander struct {
 	mu     sync.Mutex
 	steady map[kbroker.ServiceName]*steady
 	sent   Decision // that super has taken last
+	said   string   // likewise, why the app's own policy is refused
 }
 
 func newDemander(a *Allocator, epoch uint64) *demander {
@@ -51,7 +52,7 @@ func (d *demander) watch(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if now, ok := d.decide(); ok && !maps.Equal(now.Wanted, d.told().Wanted) {
+		if now, ok := d.decide(); ok && (!maps.Equal(now.Wanted, d.told().Wanted) || d.alloc.guard.why() != d.toldRefused()) {
 			a.demandNow.ring()
 		}
 	}
@@ -62,6 +63,13 @@ func (d *demander) told() Decision {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.sent
+}
+
+// toldRefused is why the app's own policy is refused, as super has taken it last.
+func (d *demander) toldRefused() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.said
 }
 
 // decide is what the app wants now; false if what it depends on is not known yet.
@@ -112,7 +120,7 @@ func (d *demander) send(ctx context.Context) error {
 	}
 	a := d.alloc
 	request := kbroker.DemandRequest{Demand: kbroker.Demand{
-		Tenant: a.own.Tenant, App: a.own.App, Epoch: d.epoch, Wanted: wants.Wanted, Reason: wants.reason(),
+		Tenant: a.own.Tenant, App: a.own.App, Epoch: d.epoch, Wanted: wants.Wanted, Reason: wants.reason(), Refused: a.guard.why(),
 	}}
 	err := ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Demand(a.own.Tenant, a.own.App), request, nil)
 	if errors.Is(err, kbroker.Refused) {
@@ -120,7 +128,7 @@ func (d *demander) send(ctx context.Context) error {
 	}
 	if err == nil {
 		d.mu.Lock()
-		d.sent = wants
+		d.sent, d.said = wants, request.Demand.Refused
 		d.mu.Unlock()
 	}
 	return err

@@ -78,9 +78,13 @@ type Decision struct {
 	Placed []kbroker.Incarnation
 }
 
-// Policy decides for an app. It is pure: the same view gives the same answer, without
-// clock or I/O, and it may be called at any time. It need not know the bounds of the spec,
-// nor that instances are drained only after a while: the allocator keeps to them.
+// Policy decides for an app. It is pure and fast: the same view gives the same answer, without
+// clock or I/O, and it may be called at any time, one call after the other. It need not know
+// that instances are drained only after a while: the allocator keeps to that.
+//
+// An app's own policy is refused where it panics, takes longer than a second, wants a number of
+// instances that the count of a service does not allow or a service that the spec does not
+// have, or places shards at who may not own any: the one that the spec names decides then.
 type Policy func(View) Decision
 
 // Spread is the policy of an app that names none: each service has as many instances as its
@@ -142,10 +146,10 @@ func builtin(name string) Policy {
 	return Spread
 }
 
-// policy is the one that decides for the app.
+// policy is the one that decides for the app: its own, guarded, or the one that its spec names.
 func (a *Allocator) policy(v View) Policy {
-	if a.cfg.Policy != nil {
-		return a.cfg.Policy
+	if a.guard != nil {
+		return func(v View) Decision { return a.guard.decide(v, v.App.Policy) }
 	}
 	return builtin(v.App.Policy)
 }
@@ -174,7 +178,8 @@ func scaled(v View) Decision {
 			d.Wanted[s.Name] = s.Count.Min
 			continue
 		}
-		d.Wanted[s.Name], d.Why[s.Name] = need(s, v.Of(s.Name), v.targets(s)...)
+		n, why := need(s, v.Of(s.Name), v.targets(s)...)
+		d.want(s, n, why)
 	}
 	return d
 }
@@ -189,17 +194,21 @@ func Wanted(p Policy, v View) Decision {
 	answer := p(v)
 	d := Decision{Wanted: make(map[kbroker.ServiceName]int, len(v.App.Services)), Why: map[kbroker.ServiceName]string{}}
 	for _, s := range v.App.Services {
-		n := answer.Wanted[s.Name]
-		d.Wanted[s.Name] = bounded(s, n)
-		why := answer.Why[s.Name]
-		if bound := d.Wanted[s.Name]; bound != n && why != "" {
-			why += fmt.Sprintf("; its count is %d to %d", s.Count.Min, s.Count.Max)
-		}
-		if why != "" {
-			d.Why[s.Name] = why
-		}
+		d.want(s, answer.Wanted[s.Name], answer.Why[s.Name])
 	}
 	return d
+}
+
+// want has a service have n instances, or as many of them as its count allows, for a reason.
+func (d *Decision) want(s kbroker.Service, n int, why string) {
+	d.Wanted[s.Name] = bounded(s, n)
+	if why == "" {
+		return
+	}
+	if d.Wanted[s.Name] != n {
+		why += fmt.Sprintf("; its count is %d to %d", s.Count.Min, s.Count.Max)
+	}
+	d.Why[s.Name] = why
 }
 
 // bounded is n within the count of a service. A spec in which Max is below Min is read as

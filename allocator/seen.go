@@ -1,6 +1,7 @@
 package allocator
 
 import (
+	"cmp"
 	"encoding/json"
 	"strings"
 
@@ -42,7 +43,10 @@ func (d *demander) seen() *kbroker.AllocatorSeen {
 		wants = was
 	}
 	shards, moving := a.shards.owned()
-	out := &kbroker.AllocatorSeen{Epoch: d.epoch, Version: view.Version, Moving: moving}
+	out := &kbroker.AllocatorSeen{Epoch: d.epoch, Version: view.Version, Moving: moving, Policy: cmp.Or(view.App.Policy, kbroker.PolicySpread)}
+	if a.guard != nil {
+		out.Policy, out.Instead, out.Refused = kbroker.PolicyOwn, out.Policy, a.guard.why()
+	}
 	for _, s := range view.App.Services {
 		row := kbroker.AllocatorNeed{Service: s.Name, Min: s.Count.Min, Max: s.Count.Max, Wanted: wants.Wanted[s.Name], Why: wants.Why[s.Name]}
 		for _, i := range view.Of(s.Name) {

@@ -57,7 +57,7 @@ func (a *Allocator) onPing(m *nats.Msg) {
 	if !subjects.IsPong(m.Reply, a.own.Tenant, a.own.Host) && !subjects.IsInbox(m.Reply) {
 		return
 	}
-	b, err := json.Marshal(kbroker.PingReply{Incarnation: a.own.Incarnation, Ready: true})
+	b, err := json.Marshal(kbroker.PingReply{Incarnation: a.own.Incarnation, Ready: true, Allocator: true})
 	if err == nil {
 		err = m.Respond(b)
 	}

@@ -302,8 +302,14 @@ func instance(name kbroker.InstanceID) kbroker.InstanceFile {
 
 func (w *world) start(name kbroker.InstanceID, p pace) *process {
 	w.t.Helper()
+	return w.startOwn(name, p, nil)
+}
+
+// startOwn starts an allocator with a policy of its own; nil: without.
+func (w *world) startOwn(name kbroker.InstanceID, p pace, policy Policy) *process {
+	w.t.Helper()
 	pr := &process{own: instance(name), conn: w.server.Connect(w.t, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond)), done: make(chan struct{})}
-	alloc, err := New(Config{Instance: pr.own, Conn: pr.conn, Times: w.times, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))})
+	alloc, err := New(Config{Instance: pr.own, Conn: pr.conn, Times: w.times, Policy: policy, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))})
 	if err != nil {
 		w.t.Fatalf("new allocator: %v", err)
 	}
@@ -333,7 +339,7 @@ func (w *world) ping(pr *process) error {
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return err
 	}
-	if want := (kbroker.PingReply{Incarnation: pr.own.Incarnation, Ready: true}); r != want {
+	if want := (kbroker.PingReply{Incarnation: pr.own.Incarnation, Ready: true, Allocator: true}); r != want {
 		return fmt.Errorf("ping answered %+v, want %+v", r, want)
 	}
 	return nil

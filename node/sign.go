@@ -28,7 +28,9 @@ func (i *identity) signInstance(p kbroker.Placement, r kbroker.SignRequest) (str
 // start is the user of a start.
 func (i *identity) start(p kbroker.Placement, incarnation kbroker.Incarnation, key string) grants.User {
 	role := grants.Instance
-	if p.Spec.Artifact.Builtin == kbroker.BuiltinAllocator {
+	// No service of a spec has that name; a program that somebody runs beside the cluster may
+	// call itself anything.
+	if p.Service == kbroker.AllocatorService && p.Host != developmentHost {
 		role = grants.Allocator
 	}
 	return grants.User{

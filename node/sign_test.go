@@ -170,3 +170,25 @@ func TestAProgramHoldsAsLongAsWhoRunsIt(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoIsAnAllocator: whatever program it runs; and nobody else, whatever it calls itself.
+func TestWhoIsAnAllocator(t *testing.T) {
+	i := newFounder(t, "kb-test")
+	placed := func(host kbroker.HostID, service kbroker.ServiceName, a kbroker.Artifact) kbroker.Placement {
+		return kbroker.Placement{Tenant: "default", App: "shop", Service: service, Instance: "shop-allocator-1", Host: host, Spec: kbroker.Service{Artifact: a}}
+	}
+	for name, c := range map[string]struct {
+		p    kbroker.Placement
+		want grants.Role
+	}{
+		"the built-in one":          {placed("h1", kbroker.AllocatorService, kbroker.Artifact{Builtin: kbroker.BuiltinAllocator}), grants.Allocator},
+		"that of an own policy":     {placed("h1", kbroker.AllocatorService, kbroker.Artifact{SHA256: "one"}), grants.Allocator},
+		"a service":                 {placed("h1", "web", kbroker.Artifact{SHA256: "one"}), grants.Instance},
+		"a program beside":          {placed(developmentHost, kbroker.AllocatorService, kbroker.Artifact{}), grants.Instance},
+		"a program of another name": {placed("h1", "allocators", kbroker.Artifact{SHA256: "one"}), grants.Instance},
+	} {
+		if got := i.start(c.p, "shop-allocator-1.1", newKey(t).Key()).Role; got != c.want {
+			t.Errorf("%s is signed for as %s, want %s", name, got, c.want)
+		}
+	}
+}

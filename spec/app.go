@@ -74,12 +74,22 @@ func (d *decoder) app(root ast.Node) *kbroker.App {
 			)
 		}},
 		field{name: "allocator", read: func(v value) {
-			const own = "remove it: every app has the built-in allocator, which decides by its policy"
+			own := kbroker.OwnPolicy{}
+			written := false
+			part := func(into *string) func(value) {
+				return func(v value) {
+					written = true
+					d.text(into)(v)
+				}
+			}
 			d.fields(v,
 				field{name: "policy", read: d.text(&app.Policy)},
-				field{name: "build", unsupported: own},
-				field{name: "run", unsupported: own},
+				field{name: "build", read: part(&own.Build)},
+				field{name: "run", read: part(&own.Run)},
 			)
+			if own.Artifact.Path = own.Run; written {
+				app.Own = &own
+			}
 		}},
 	)
 	slices.SortFunc(app.Services, func(a, b kbroker.Service) int { return cmp.Compare(a.Name, b.Name) })

@@ -39,9 +39,7 @@ func appSchema() schema {
 			"description": "streams that the app's objects are stored in, fixed by its first version with objects",
 			"enum":        objectStreams, "default": kbroker.DefaultObjectStreams,
 		},
-		"allocator": object("how the app's allocator decides", map[string]schema{
-			"policy": enum("which instances own the objects; spread: each about as many shards; balanced: each about the same load; pack: as few as the load needs", policies...),
-		}),
+		"allocator": allocatorSchema(),
 		"topics": object("what is stored of the app's events, for durable subscriptions; the oldest leave first", map[string]schema{
 			"keep":      duration("how long they are kept", kbroker.DefaultTopicKeep.String()),
 			"max_bytes": {"type": "string", "description": "of all topics of the app, with its unit, e.g. 256MiB", "pattern": sizeForm.String(), "default": formatSize(kbroker.DefaultTopicMaxBytes)},
@@ -50,6 +48,16 @@ func appSchema() schema {
 	s["required"] = []string{"name", "services"}
 	s["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	s["$id"] = SchemaID
+	return s
+}
+
+func allocatorSchema() schema {
+	s := object("how the app's allocator decides", map[string]schema{
+		"policy": enum("which instances own the objects; spread: each about as many shards; balanced: each about the same load; pack: as few as the load needs. With run, it takes over where the app's own policy is refused", policies...),
+		"build":  {"type": "string", "description": "command that deploy runs in the spec's folder first"},
+		"run":    {"type": "string", "description": "the program of the app's own policy, which calls allocator.Run: a local file, uploaded by its digest at deploy", "minLength": 1},
+	})
+	s["dependentRequired"] = map[string][]string{"build": {"run"}}
 	return s
 }
 

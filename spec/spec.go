@@ -31,7 +31,8 @@ import (
 // For a service with `run`, Run and Artifact.Path are that path, as written;
 // for one with `artifact`, Artifact.Path and Artifact.SHA256, or Artifact.Command, or
 // all of them are set. Artifact.Path is relative to the folder of the file. Parse reads no other file and runs
-// nothing; the deploying program fills in the rest of Artifact.
+// nothing; the deploying program fills in the rest of Artifact. The same holds for the
+// program of the app's own policy.
 func Parse(src []byte, file string) (*kbroker.App, error) {
 	d, err := ParseDocument(src, file)
 	if err != nil {

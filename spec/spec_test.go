@@ -89,6 +89,20 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestAPolicyOfItsOwn: its program is the app's, and the built-in policy that takes over is
+// the one that the spec names.
+func TestAPolicyOfItsOwn(t *testing.T) {
+	const text = "name: x\nservices: {a: {run: b}}\nallocator: {run: bin/policy, build: go build -o bin/policy ./policy, policy: pack}\n"
+	app, err := spec.Parse([]byte(text), "app.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &kbroker.OwnPolicy{Build: "go build -o bin/policy ./policy", Run: "bin/policy", Artifact: kbroker.Artifact{Path: "bin/policy"}}
+	if !reflect.DeepEqual(app.Own, want) || app.Policy != kbroker.PolicyPack {
+		t.Errorf("own policy %+v beside %q, want %+v beside pack", app.Own, app.Policy, want)
+	}
+}
+
 func TestParseTakes(t *testing.T) {
 	for name, src := range map[string]string{
 		"a document mark and CRLF":        "---\r\nname: x\r\nservices:\r\n  a:\r\n    run: b\r\n...\r\n",
@@ -188,7 +202,11 @@ func TestParseFindings(t *testing.T) {
 		{"topics as a list", in("count: 1") + "topics: [orders]\n", []string{"6:9: topics is"}, ""},
 		{"on_disconnect", in("on_disconnect: stop"), []string{`4:5: key "on_disconnect" is not supported`}, ""},
 		{"a policy that is none", "name: x\nservices: {a: {run: b}}\nallocator: {policy: fair}\n", []string{`3:21: allocator.policy is "fair", want spread or balanced or pack`}, ""},
-		{"an allocator of one's own", "name: x\nservices: {a: {run: b}}\nallocator: {run: c}\n", []string{`3:13: key "run" is not supported`}, "built-in"},
+		{"a policy without a program", "name: x\nservices: {a: {run: b}}\nallocator: {run: \"\"}\n", []string{`3:18: allocator.run is empty`}, "allocator.Run"},
+		{"a policy's program that is a number", "name: x\nservices: {a: {run: b}}\nallocator: {run: 5}\n", []string{`3:18: allocator.run is 5, want text`}, "quotes"},
+		{"a policy that is built and not run", "name: x\nservices: {a: {run: b}}\nallocator:\n  policy: pack\n  build: make\n", []string{`5:3: allocator.build makes a program, and allocator.run does not say which`}, "run: bin/policy"},
+		{"a policy with an unknown key", "name: x\nservices: {a: {run: b}}\nallocator: {runs: c}\n", []string{`3:13: unknown key "runs" in allocator`}, `did you mean "run"?`},
+		{"a policy of its own that falls back to none", "name: x\nservices: {a: {run: b}}\nallocator: {run: c, policy: fair}\n", []string{`3:29: allocator.policy is "fair", want spread or balanced or pack`}, ""},
 		{"health over http without a port", in("health: {ready: http}"), []string{`4:13: services.a.health does not say which port to look at, the service has 0`}, "ports"},
 		{"health over a port that is not there", in("ports: [web]\n    health: {ready: tcp, port: wep}"), []string{`5:32: services.a.health.port is "wep", the service has no port of this name`}, "ports"},
 		{"health by an unknown way", in("health: {ready: grpc}"), []string{`4:21: services.a.health.ready is "grpc", want sdk or http or tcp or exec or alive`}, ""},

@@ -150,6 +150,7 @@ func check(app *kbroker.App, uploaded bool) []finding {
 	if app.Policy != "" && !slices.Contains(policies, app.Policy) {
 		c.oneOf("allocator.policy", app.Policy, policies)
 	}
+	c.own(app.Own, uploaded)
 	if len(c.found) == 0 {
 		if b, err := json.Marshal(app); err != nil || len(b) > MaxAppBytes {
 			c.add("", "", "the spec takes %d bytes, at most %d are allowed", len(b), MaxAppBytes)
@@ -337,17 +338,34 @@ func (c *checker) oneOf(path, got string, known []string) {
 	c.add(path, hint, "%s is %s, want %s", label(path), quote(got), strings.Join(known, " or "))
 }
 
+const ownHint = "name the program of your policy, which calls allocator.Run: `allocator: {run: bin/policy}`"
+
+// own holds the rules of the program of a policy.
+func (c *checker) own(p *kbroker.OwnPolicy, uploaded bool) {
+	const path = "allocator"
+	if p == nil {
+		return
+	}
+	c.str(path+".build", p.Build)
+	c.str(path+".run", p.Run)
+	c.artifact(path, p.Artifact)
+	switch a := p.Artifact; {
+	case a.Builtin != "" || a.Command != "":
+		c.add(path, ownHint, "%s wants a program of its own", label(path))
+	case !uploaded && a.Path == "" && p.Build != "":
+		c.found = append(c.found, finding{path: path + ".build", key: true, message: "allocator.build makes a program, and allocator.run does not say which", hint: ownHint})
+	case !uploaded && a.Path == "":
+		c.add(path+".run", ownHint, "%s is empty", label(path+".run"))
+	case uploaded && a.SHA256 == "":
+		c.add(path, "deploy uploads the program and fills in its digest", "%s wants the digest of its program", label(path))
+	}
+}
+
 func (c *checker) program(path string, s *kbroker.Service, uploaded bool) {
 	a := s.Artifact
 	c.str(path+".build", s.Build)
 	c.str(path+".run", s.Run)
-	c.str(path+".artifact.path", a.Path)
-	c.command(path+".artifact.command", a)
-	if a.SHA256 != "" {
-		if b, err := hex.DecodeString(a.SHA256); err != nil || len(b) != 32 || strings.ToLower(a.SHA256) != a.SHA256 {
-			c.add(path+".artifact.sha256", "64 lower-case hex digits, as sha256sum prints them", "%s is %s, want a SHA-256 digest", label(path+".artifact.sha256"), quote(a.SHA256))
-		}
-	}
+	c.artifact(path, a)
 	switch {
 	case !uploaded && a.Path == "":
 		c.add(path+".run", "write `run: FILE`, or for an archive `artifact: {path: FILE, command: PATH IN IT}`", "%s has no program to run", label(path))
@@ -356,6 +374,17 @@ func (c *checker) program(path string, s *kbroker.Service, uploaded bool) {
 	}
 	if a.Builtin != "" && a.Builtin != kbroker.BuiltinHello {
 		c.add(path+".artifact", "", "%s: there is no built-in service %s", label(path), quote(a.Builtin))
+	}
+}
+
+// artifact holds the rules of what a program is in.
+func (c *checker) artifact(path string, a kbroker.Artifact) {
+	c.str(path+".artifact.path", a.Path)
+	c.command(path+".artifact.command", a)
+	if a.SHA256 != "" {
+		if b, err := hex.DecodeString(a.SHA256); err != nil || len(b) != 32 || strings.ToLower(a.SHA256) != a.SHA256 {
+			c.add(path+".artifact.sha256", "64 lower-case hex digits, as sha256sum prints them", "%s is %s, want a SHA-256 digest", label(path+".artifact.sha256"), quote(a.SHA256))
+		}
 	}
 	if a.SizeBytes < 0 || a.SizeBytes > kbroker.MaxArtifactBytes {
 		c.add(path+".artifact", "", "%s: an artifact of %d bytes is not possible, at most %d are allowed", label(path), a.SizeBytes, int64(kbroker.MaxArtifactBytes))

@@ -70,6 +70,13 @@ func TestValidateRefuses(t *testing.T) {
 		{"a digest and a built-in", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.Builtin = "hello" }, "exactly one"},
 		{"an unknown built-in", func(a *kbroker.App, s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: "rm"} }, "no built-in"},
 		{"the allocator as a service", func(a *kbroker.App, s *kbroker.Service) { s.Artifact = kbroker.Artifact{Builtin: "allocator"} }, "no built-in"},
+		{"a policy without a digest", func(a *kbroker.App, s *kbroker.Service) { a.Own = &kbroker.OwnPolicy{Run: "bin/policy"} }, "wants the digest of its program"},
+		{"a policy that is built in", func(a *kbroker.App, s *kbroker.Service) {
+			a.Own = &kbroker.OwnPolicy{Artifact: kbroker.Artifact{Builtin: kbroker.BuiltinAllocator}}
+		}, "wants a program of its own"},
+		{"a policy with a strange digest", func(a *kbroker.App, s *kbroker.Service) {
+			a.Own = &kbroker.OwnPolicy{Artifact: kbroker.Artifact{SHA256: "../x"}}
+		}, "SHA-256"},
 		{"a short digest", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SHA256 = digest[1:] }, "SHA-256"},
 		{"an upper-case digest", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SHA256 = strings.ToUpper(digest) }, "SHA-256"},
 		{"a digest with a path in it", func(a *kbroker.App, s *kbroker.Service) { s.Artifact.SHA256 = "../" + digest[3:] }, "SHA-256"},

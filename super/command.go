@@ -166,7 +166,7 @@ func (t *term) checkArtifacts(ctx context.Context, r kbroker.DeployRequest) erro
 	if err != nil {
 		return err
 	}
-	for _, s := range r.App.Services {
+	for _, s := range append(slices.Clone(r.App.Services), AllocatorSpec(r.App)) {
 		if s.Artifact.Builtin != "" {
 			continue
 		}
@@ -195,6 +195,9 @@ func decideDeploy(v *state.View, r kbroker.DeployRequest, now time.Time) (decisi
 		if err := possible(v, s); err != nil {
 			return decision{}, err
 		}
+	}
+	if err := possible(v, AllocatorSpec(r.App)); err != nil {
+		return decision{}, err
 	}
 	k := state.AppKey{Tenant: r.Tenant, App: r.App.Name}
 	rec, known := v.Apps[k]
@@ -267,6 +270,11 @@ func sameApp(a, b kbroker.App) bool {
 		a.Services = slices.Clone(a.Services)
 		for i := range a.Services {
 			a.Services[i].Build, a.Services[i].Run, a.Services[i].Artifact.Path = "", "", ""
+		}
+		if a.Own != nil {
+			own := *a.Own
+			own.Build, own.Run, own.Artifact.Path = "", "", ""
+			a.Own = &own
 		}
 		return a
 	}

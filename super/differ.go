@@ -19,8 +19,8 @@ func differences(before, after kbroker.App) []string {
 	if was, is := before.Topics.Filled(), after.Topics.Filled(); was != is {
 		out = append(out, fmt.Sprintf("topics: events kept for %v, in %s -> %v, in %s", was.Keep, memoryText(was.MaxBytes), is.Keep, memoryText(is.MaxBytes)))
 	}
-	if was, is := cmp.Or(before.Policy, kbroker.PolicySpread), cmp.Or(after.Policy, kbroker.PolicySpread); was != is {
-		out = append(out, fmt.Sprintf("allocator: policy %s -> %s", was, is))
+	if words := allocatorWords(before, after); len(words) > 0 {
+		out = append(out, "allocator: "+strings.Join(words, "; "))
 	}
 	for _, d := range serviceDiffs(before, after) {
 		switch d.change {
@@ -33,6 +33,30 @@ func differences(before, after kbroker.App) []string {
 		}
 	}
 	return out
+}
+
+// allocatorWords says what differs between how two specs have their allocator decide.
+func allocatorWords(before, after kbroker.App) (words []string) {
+	if was, is := policyText(before), policyText(after); was != is {
+		words = append(words, fmt.Sprintf("policy %s -> %s", was, is))
+	}
+	switch {
+	case before.Own == nil || after.Own == nil:
+	case after.Own.Artifact.SHA256 == unbuilt:
+		words = append(words, unbuiltText)
+	case before.Own.Artifact.SHA256 != after.Own.Artifact.SHA256:
+		words = append(words, "program changed")
+	}
+	return words
+}
+
+// policyText is how a spec's allocator decides.
+func policyText(app kbroker.App) string {
+	named := cmp.Or(app.Policy, kbroker.PolicySpread)
+	if app.Own != nil {
+		return fmt.Sprintf("%s (or %s)", kbroker.PolicyOwn, named)
+	}
+	return named
 }
 
 // serviceDiff is one service in two specs.

@@ -98,6 +98,7 @@ func (e *eventDraft) app(now kbroker.AppRecord) {
 
 func (e *eventDraft) demand(now kbroker.Demand) {
 	was := e.view.Demands[state.AppKey{Tenant: now.Tenant, App: now.App}]
+	e.policy(was, now)
 	if maps.Equal(was.Wanted, now.Wanted) {
 		return // its allocator is another one, and has its own reason for the same
 	}
@@ -112,6 +113,24 @@ func (e *eventDraft) demand(now kbroker.Demand) {
 	e.add(kbroker.Event{
 		Kind: kbroker.EventDemand, Tenant: now.Tenant, App: now.App, OldEpoch: was.Epoch, Epoch: now.Epoch, Message: text,
 	})
+}
+
+// policy says that an app's own policy is refused, or not any more.
+func (e *eventDraft) policy(was, now kbroker.Demand) {
+	if was.Refused == now.Refused {
+		return
+	}
+	k := state.AppKey{Tenant: now.Tenant, App: now.App}
+	app := e.view.Versions[k][e.view.Apps[k].Version].App
+	instead := cmp.Or(app.Policy, kbroker.PolicySpread)
+	text := fmt.Sprintf("the app's own policy is refused: %s; %s decides", now.Refused, instead)
+	switch {
+	case now.Refused == "" && app.Own == nil:
+		text = fmt.Sprintf("%s decides; the app's own policy, which was refused, is gone", instead)
+	case now.Refused == "":
+		text = "the app's own policy decides again"
+	}
+	e.add(kbroker.Event{Kind: kbroker.EventPolicy, Tenant: now.Tenant, App: now.App, OldEpoch: was.Epoch, Epoch: now.Epoch, Message: text})
 }
 
 // user says who was let in, or is out.

@@ -45,6 +45,10 @@ func decidePlan(ctx context.Context, v *state.View, verdict Verdict, r kbroker.P
 			a.SHA256 = unbuilt
 		}
 	}
+	if own := r.App.Own; own != nil && own.Artifact.SHA256 == "" {
+		copied := *own
+		copied.Artifact.SHA256, r.App.Own = unbuilt, &copied
+	}
 	d, err := decideDeploy(v, kbroker.DeployRequest{Tenant: r.Tenant, App: r.App}, now)
 	if err != nil {
 		return kbroker.PlanReply{}, err
@@ -74,6 +78,9 @@ func decidePlan(ctx context.Context, v *state.View, verdict Verdict, r kbroker.P
 	r.App.Services = keepRestarts(r.App.Services, before)
 	for _, diff := range serviceDiffs(before, r.App) {
 		out.Services = append(out.Services, servicePlan(diff, look, v.Demands[k], rec.Stopped))
+	}
+	if p, changes := allocatorPlan(before, r.App, known && !rec.Stopped); changes {
+		out.Services = append(out.Services, p)
 	}
 	return out, nil
 }
@@ -105,6 +112,23 @@ func servicePlan(diff serviceDiff, look outlook, demand kbroker.Demand, stopped 
 		p.Mode = kbroker.ModeInPlace
 	}
 	return p
+}
+
+// allocatorPlan is what becomes of the allocator of an app; false: nothing. Which hosts its
+// instances start on is not told.
+func allocatorPlan(before, after kbroker.App, runs bool) (kbroker.ServicePlan, bool) {
+	words := allocatorWords(before, after)
+	was, is := AllocatorSpec(before), AllocatorSpec(after)
+	p := kbroker.ServicePlan{
+		Service: kbroker.AllocatorService, Change: kbroker.ServiceChanged, Changes: words, Before: was.Count.Min, After: is.Count.Min, Mode: kbroker.ModeInPlace,
+	}
+	switch {
+	case !runs:
+		p.Before, p.Mode = 0, kbroker.ModeStart
+	case kbroker.Template(was) != kbroker.Template(is):
+		p.Mode = kbroker.ModeRolling
+	}
+	return p, len(words) > 0
 }
 
 // planWarnings is what a person should know before a deploy.
@@ -203,10 +227,10 @@ func (o *outlook) note(before *state.View, p kbroker.Placement) {
 
 // serviceSpec is a service of the wanted version, or the allocator.
 func serviceSpec(v *state.View, k state.AppKey, name kbroker.ServiceName) (kbroker.Service, bool) {
-	if name == kbroker.AllocatorService {
-		return AllocatorSpec(), true
-	}
 	app := v.Versions[k][v.Apps[k].Version].App
+	if name == kbroker.AllocatorService {
+		return AllocatorSpec(app), true
+	}
 	s, ok := app.Service(name)
 	if !ok {
 		return kbroker.Service{}, false

@@ -123,7 +123,7 @@ func decideRollback(v *state.View, r kbroker.RollbackRequest, now time.Time) (de
 	if sameApp(wanted.App, app) && !rec.Stopped && rec.Rollout.State != kbroker.RolloutFailed {
 		return decision{reply: kbroker.DeployReply{Version: rec.Version, Unchanged: true}}, nil
 	}
-	for _, s := range app.Services {
+	for _, s := range append(slices.Clone(app.Services), AllocatorSpec(app)) {
 		if err := possible(v, s); err != nil {
 			return decision{}, err
 		}

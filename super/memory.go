@@ -75,7 +75,7 @@ func (m *memory) see(v *state.View, now time.Duration) {
 			tried[k] = keep(m.tried, k, true, now)
 		}
 		switch since, isReady := ready[k]; {
-		case p.Service == kbroker.AllocatorService:
+		case isBuiltin(p.Spec):
 		case p.Version != v.Apps[app].Version:
 			old[app]++
 		case isReady && now-since.since >= p.Spec.Update.MinHealthy:

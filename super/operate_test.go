@@ -193,7 +193,7 @@ func (o *operator) ended(count int) {
 			allocators++
 		}
 	}
-	if allocators != AllocatorSpec().Count.Min {
+	if allocators != AllocatorSpec(kbroker.App{}).Count.Min {
 		say("%d allocators", allocators)
 	}
 	if hosts := len(o.live()); hosts < 2 && count > 1 && o.open() > 1 {

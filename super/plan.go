@@ -248,9 +248,12 @@ func (d *draft) planApp(k state.AppKey) {
 	a := &appDraft{draft: d, key: k, rec: &rec, demand: d.w.View.Demands[k], lost: d.stopLost(k), waiting: waiting}
 	good := d.w.View.Versions[k][lastGood(rec)].App
 	kept := map[kbroker.ServiceName]bool{}
-	for _, s := range append(slices.Clone(version.App.Services), AllocatorSpec()) {
+	for _, s := range append(slices.Clone(version.App.Services), AllocatorSpec(version.App)) {
 		kept[s.Name] = true
 		before, _ := good.Service(s.Name)
+		if s.Name == kbroker.AllocatorService && lastGood(rec) > 0 {
+			before = new(AllocatorSpec(good))
+		}
 		a.planService(s, before)
 	}
 	for _, s := range good.Services {
@@ -365,10 +368,20 @@ func sortedHosts(v *state.View) []kbroker.Host {
 	return slices.SortedFunc(maps.Values(v.Hosts), func(a, b kbroker.Host) int { return cmp.Compare(a.Name, b.Name) })
 }
 
+// What the program of an app's own policy is held to where its host can: others run there,
+// too.
+const (
+	ownMemoryBytes      = 64 << 20
+	ownMemoryLimitBytes = 256 << 20
+	ownCPULimit         = 1
+	ownPIDs             = 256
+)
+
 // AllocatorSpec is the service that every app has beside its own: the app's
-// allocator, one active and one standby.
-func AllocatorSpec() kbroker.Service {
-	return kbroker.Service{
+// allocator, one active and one standby. Its program is the built-in one, or that of the
+// app's own policy.
+func AllocatorSpec(app kbroker.App) kbroker.Service {
+	s := kbroker.Service{
 		Name:      kbroker.AllocatorService,
 		Artifact:  kbroker.Artifact{Builtin: kbroker.BuiltinAllocator},
 		Count:     kbroker.Count{Min: 2, Max: 2},
@@ -378,6 +391,18 @@ func AllocatorSpec() kbroker.Service {
 		Stop:      kbroker.Stop{Signal: "SIGTERM", Grace: 5 * time.Second},
 		Spread:    "host",
 	}
+	if own := app.Own; own != nil {
+		s.Build, s.Run, s.Artifact = own.Build, own.Run, own.Artifact
+		s.Resources.MemoryBytes, s.Resources.MemoryLimitBytes = ownMemoryBytes, ownMemoryLimitBytes
+		s.Resources.CPULimit, s.Resources.PIDs = ownCPULimit, ownPIDs
+	}
+	return s
+}
+
+// isBuiltin reports whether a service is the allocator that every app has: no rollout waits
+// for it.
+func isBuiltin(s kbroker.Service) bool {
+	return s.Name == kbroker.AllocatorService && s.Artifact.Builtin != ""
 }
 
 // newInstance names the app's next instance.

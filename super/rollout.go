@@ -62,7 +62,7 @@ func (a *appDraft) planService(s kbroker.Service, good *kbroker.Service) {
 		a.callOff(at)
 		a.roll(s, at)
 	}
-	if s.Name != kbroker.AllocatorService && (len(at.old) > 0 || at.ready < at.want) {
+	if !isBuiltin(s) && (len(at.old) > 0 || at.ready < at.want) {
 		a.unfinished = true
 	}
 }

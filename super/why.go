@@ -25,11 +25,14 @@ func whyApp(v *state.View, verdict Verdict, k state.AppKey) (*kbroker.WhyApp, er
 		Created: version.Created, Cause: version.Cause, Rollout: rec.Rollout,
 		Services: []kbroker.WhyService{}, Events: []kbroker.Event{},
 	}
+	if out.Policy = cmp.Or(version.App.Policy, kbroker.PolicySpread); version.App.Own != nil {
+		out.Policy, out.Instead = kbroker.PolicyOwn, out.Policy
+	}
 	if demand, ok := v.Demands[k]; ok {
 		out.Demand = &demand
 	}
 	d, ready := newDraft(World{View: v, Verdict: verdict}), 0
-	for _, s := range append(slices.Clone(version.App.Services), AllocatorSpec()) {
+	for _, s := range append(slices.Clone(version.App.Services), AllocatorSpec(version.App)) {
 		row := kbroker.WhyService{Service: s.Name, Count: s.Count, Troubles: []string{}, Hosts: d.hostFits(k, s)}
 		if !rec.Stopped {
 			row.Wanted = wanted(s, v.Demands[k])

@@ -20,7 +20,8 @@ func (c *cli) allocatorCommand() *cobra.Command {
 service is to have within its count, and why, and what it knows of the load of each
 instance, on average over the last two seconds; - is not known. BUSY is the part of
 what an instance works on at once that is under way, CPU is in cores, REFUSED/S are
-requests that were too many at once.`,
+requests that were too many at once. Of an app with a policy of its own it says
+whether that decides, or what it is refused for and which one decides in its place.`,
 		Example: `  kbroker allocator shop
   kbroker allocator shop -o json`,
 		Args:              cobra.ExactArgs(1),
@@ -47,7 +48,11 @@ requests that were too many at once.`,
 }
 
 func (c *cli) allocatorText(w io.Writer, r kbroker.AllocatorReply) {
-	fmt.Fprintf(w, "%s decides for %s by version %d of its spec (epoch %d)\n\n", r.Allocator, r.App, r.Version, r.Epoch)
+	fmt.Fprintf(w, "%s decides for %s by version %d of its spec (epoch %d)\n", r.Allocator, r.App, r.Version, r.Epoch)
+	if r.Policy == kbroker.PolicyOwn {
+		fmt.Fprintf(w, "policy: %s\n", c.ownPolicyText(w, r.Refused, r.Instead))
+	}
+	fmt.Fprintln(w)
 	services := table{header: []string{"SERVICE", "COUNT", "INSTANCES", "READY", "WANTED", "WHY"}}
 	fixed, missing := true, false
 	for _, s := range r.Services {

@@ -28,9 +28,45 @@ const (
 	buildGrace = 5 * time.Second
 )
 
-// build runs the service's build line in the folder of its spec.
-func build(ctx context.Context, folder string, s kbroker.Service) error {
-	cmd := exec.CommandContext(ctx, "sh", "-c", s.Build)
+// brought is a program that a deploy brings: that of a service, or of the app's own policy.
+type brought struct {
+	of         kbroker.ServiceName // the allocator has that of the policy
+	build, run string
+	artifact   *kbroker.Artifact // of the app
+}
+
+// programs are those of an app. What is filled in of their artifacts is in the app.
+func programs(app *kbroker.App) []brought {
+	var all []brought
+	for i := range app.Services {
+		s := &app.Services[i]
+		all = append(all, brought{s.Name, s.Build, s.Run, &s.Artifact})
+	}
+	if own := app.Own; own != nil {
+		all = append(all, brought{kbroker.AllocatorService, own.Build, own.Run, &own.Artifact})
+	}
+	return all
+}
+
+// at is the place in the spec of what is said of the program.
+func (p brought) at() string {
+	if p.of == kbroker.AllocatorService {
+		return "allocator"
+	}
+	return "services." + string(p.of)
+}
+
+// String is the program in a text.
+func (p brought) String() string {
+	if p.of == kbroker.AllocatorService {
+		return "the allocator's policy"
+	}
+	return "service " + string(p.of)
+}
+
+// runBuild runs the program's build line in the folder of its spec.
+func runBuild(ctx context.Context, folder string, p brought) error {
+	cmd := exec.CommandContext(ctx, "sh", "-c", p.build)
 	cmd.Dir = folder
 	// What the build starts must end with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -40,10 +76,10 @@ func build(ctx context.Context, folder string, s kbroker.Service) error {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
-			return ctxError(ctx, "the build of service "+string(s.Name))
+			return ctxError(ctx, "the build of "+p.String())
 		}
-		return kbroker.Errorf(kbroker.Failed, "build of service %s: %v\n%s", s.Name, err, bytes.TrimRight(out.kept, "\n")).
-			WithHint("it was: %s (in %s)", s.Build, folder)
+		return kbroker.Errorf(kbroker.Failed, "build of %s: %v\n%s", p, err, bytes.TrimRight(out.kept, "\n")).
+			WithHint("it was: %s (in %s)", p.build, folder)
 	}
 	return nil
 }
@@ -70,25 +106,25 @@ func (l *lastBytes) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// measure fills in what a service's artifact is: digest, size, architecture. What
+// measure fills in what a program's artifact is: digest, size, architecture. What
 // hosts would refuse is refused here: an archive is unpacked as they do it.
 // The error is a finding at the line of the spec that names the file.
-func measure(ctx context.Context, doc *spec.Document, folder string, s *kbroker.Service) error {
-	at := "services." + string(s.Name) + ".run"
-	if s.Run == "" {
-		at = "services." + string(s.Name) + ".artifact"
+func measure(ctx context.Context, doc *spec.Document, folder string, p brought) error {
+	at := p.at() + ".run"
+	if p.run == "" {
+		at = p.at() + ".artifact"
 	}
-	path := s.Artifact.Path
+	path := p.artifact.Path
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(folder, path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		e := doc.At(at, "cannot read the program of service %s: %s: %v", s.Name, path, reason(err))
+		e := doc.At(at, "cannot read the program of %s: %s: %v", p, path, reason(err))
 		switch {
 		case !errors.Is(err, fs.ErrNotExist):
 			return e
-		case s.Build == "":
+		case p.build == "":
 			return e.WithHint("build it first, or add a `build` line; paths are relative to the folder of the spec")
 		}
 		return e.WithHint("`build` has run and did not make it; paths are relative to the folder of the spec")
@@ -105,13 +141,13 @@ func measure(ctx context.Context, doc *spec.Document, folder string, s *kbroker.
 	case info.Size() > kbroker.MaxArtifactBytes:
 		return doc.At(at, "%s has %s, at most %s are taken", path, bytesText(info.Size()), bytesText(kbroker.MaxArtifactBytes))
 	}
-	if s.Artifact.Command != "" {
+	if p.artifact.Command != "" {
 		var key string
-		if s.Artifact.Arch, key, err = archived(ctx, f, info.Size(), s.Artifact.Command); err != nil {
+		if p.artifact.Arch, key, err = archived(ctx, f, info.Size(), p.artifact.Command); err != nil {
 			at, err = at+"."+key, fmt.Errorf("%s: %w", path, err)
 		}
 	} else {
-		s.Artifact.Arch, err = architecture(path, f)
+		p.artifact.Arch, err = architecture(path, f)
 	}
 	switch {
 	case err == nil:
@@ -128,11 +164,11 @@ func measure(ctx context.Context, doc *spec.Document, folder string, s *kbroker.
 		return inputError(path, err)
 	}
 	digest := hex.EncodeToString(h.Sum(nil))
-	if want := s.Artifact.SHA256; want != "" && want != digest {
-		return doc.At("services."+string(s.Name)+".artifact.sha256", "%s has another digest", path).
+	if want := p.artifact.SHA256; want != "" && want != digest {
+		return doc.At(p.at()+".artifact.sha256", "%s has another digest", path).
 			WithHint("its sha256 is %s", digest)
 	}
-	s.Artifact.SHA256, s.Artifact.SizeBytes = digest, size
+	p.artifact.SHA256, p.artifact.SizeBytes = digest, size
 	return nil
 }
 

@@ -70,18 +70,19 @@ func (c *cli) deploy(ctx context.Context, file string, checkIndex uint64, detach
 			return locate(doc, app, err)
 		}
 	}
-	for _, s := range app.Services {
-		if s.Build == "" {
+	brings := programs(app)
+	for _, p := range brings {
+		if p.build == "" {
 			continue
 		}
-		c.say("building %s/%s", app.Name, s.Name)
-		if err := build(ctx, folder, s); err != nil {
+		c.say("building %s/%s", app.Name, p.of)
+		if err := runBuild(ctx, folder, p); err != nil {
 			return err
 		}
 	}
 	var findings spec.Errors
-	for i := range app.Services {
-		if err := measure(ctx, doc, folder, &app.Services[i]); err != nil {
+	for _, p := range brings {
+		if err := measure(ctx, doc, folder, p); err != nil {
 			finding, ok := errors.AsType[spec.Error](err)
 			if !ok {
 				return err
@@ -96,8 +97,8 @@ func (c *cli) deploy(ctx context.Context, file string, checkIndex uint64, detach
 	if _, err := api.Check(ctx, *app); err != nil {
 		return locate(doc, app, err)
 	}
-	for _, s := range app.Services {
-		if err := c.upload(ctx, api, folder, s); err != nil {
+	for _, p := range brings {
+		if err := c.upload(ctx, api, folder, *p.artifact); err != nil {
 			return err
 		}
 	}
@@ -152,6 +153,9 @@ func locate(doc *spec.Document, app *kbroker.App, err error) error {
 		return err
 	}
 	e := kbroker.AsError(err)
+	if app.Own != nil && strings.HasPrefix(e.Message, "service "+string(kbroker.AllocatorService)+":") {
+		return doc.At("allocator.run", "%s", e.Message).WithHint("%s", e.Hint)
+	}
 	for _, s := range app.Services {
 		prefix := "service " + string(s.Name) + ":"
 		if !strings.HasPrefix(e.Message, prefix) {
@@ -168,9 +172,9 @@ func locate(doc *spec.Document, app *kbroker.App, err error) error {
 	return err
 }
 
-// upload puts the program of a service where hosts can fetch it.
-func (c *cli) upload(ctx context.Context, api *client.Client, folder string, s kbroker.Service) error {
-	path := s.Artifact.Path
+// upload puts a program where hosts can fetch it.
+func (c *cli) upload(ctx context.Context, api *client.Client, folder string, a kbroker.Artifact) error {
+	path := a.Path
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(folder, path)
 	}
@@ -179,8 +183,8 @@ func (c *cli) upload(ctx context.Context, api *client.Client, folder string, s k
 		return inputError(path, err)
 	}
 	defer f.Close()
-	bar := c.bar("uploading "+s.Artifact.Path, s.Artifact.SizeBytes)
-	err = api.PutArtifact(ctx, s.Artifact.SHA256, s.Artifact.SizeBytes, f, bar.at)
+	bar := c.bar("uploading "+a.Path, a.SizeBytes)
+	err = api.PutArtifact(ctx, a.SHA256, a.SizeBytes, f, bar.at)
 	bar.end()
 	switch {
 	case ctx.Err() != nil:

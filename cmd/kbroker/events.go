@@ -141,7 +141,7 @@ func eventColor(k kbroker.EventKind) string {
 	case kbroker.EventCrashed, kbroker.EventBackoff, kbroker.EventCrashLoop, kbroker.EventHostLost, kbroker.EventRolloutFailed, kbroker.EventRolledBack,
 		kbroker.EventUnplaced, kbroker.EventEventsDropped:
 		return colorRed
-	case kbroker.EventMoved, kbroker.EventHostSuspect, kbroker.EventRefused, kbroker.EventLeader:
+	case kbroker.EventMoved, kbroker.EventHostSuspect, kbroker.EventRefused, kbroker.EventPolicy, kbroker.EventLeader:
 		return colorYellow
 	}
 	return ""

@@ -29,14 +29,15 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 		return nil, true, kbroker.Errorf(kbroker.Unavailable, "no allocator of app %q is active", r.App)
 	case r.App == "duo":
 		return kbroker.AllocatorReply{App: r.App, Allocator: "duo-allocator-1", AllocatorSeen: kbroker.AllocatorSeen{
-			Epoch: 1, Version: 2, Moving: 1,
+			Epoch: 1, Version: 2, Moving: 1, Policy: kbroker.PolicyPack,
 			Services:  []kbroker.AllocatorNeed{{Service: "one", Min: 1, Max: 1, Instances: 1, Ready: 1, Wanted: 1}, {Service: "two", Min: 2, Max: 2, Wanted: 2}},
 			Instances: []kbroker.AllocatorLoad{{Instance: "duo-one-1", Service: "one", Host: "h1", Ready: true}},
 		}}, true, nil
 	}
 	busy, requests, refused, cpu, objects, waiting, turns := 0.874, 351.2, 4.25, 0.41, 1200, 3, 87.5
 	return kbroker.AllocatorReply{App: r.App, Allocator: "hello-allocator-3", AllocatorSeen: kbroker.AllocatorSeen{
-		Epoch: 4, Version: 2, Moving: 12,
+		Epoch: 4, Version: 2, Moving: 12, Policy: kbroker.PolicyOwn, Instead: kbroker.PolicySpread,
+		Refused: "it wants 21 of service hello, more than the 20 of its count",
 		Services: []kbroker.AllocatorNeed{
 			{Service: "hello", Min: 2, Max: 20, Instances: 3, Ready: 2, Wanted: 4, Why: "busy is 0.87 of 0.70 on each of 2"},
 			{Service: "mail", Min: 1, Max: 1, Wanted: 1},

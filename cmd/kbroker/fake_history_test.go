@@ -156,7 +156,8 @@ func (f *fakeCore) why(r kbroker.WhyRequest) (any, error) {
 	default:
 		out.App = &kbroker.WhyApp{
 			Row: f.apps("hello")[0], Cause: "rollback to 1", Created: time.Now().Add(-time.Hour), Rollout: kbroker.Rollout{State: kbroker.RolloutDone},
-			Demand: &kbroker.Demand{Epoch: 3, Wanted: map[kbroker.ServiceName]int{"hello": 3}, Reason: "load"},
+			Demand: &kbroker.Demand{Epoch: 3, Wanted: map[kbroker.ServiceName]int{"hello": 3}, Reason: "load", Refused: "it panicked:\nno"},
+			Policy: kbroker.PolicyOwn, Instead: kbroker.PolicyPack,
 			Services: []kbroker.WhyService{{
 				Service: "hello", Count: kbroker.Count{Min: 2, Max: 9}, Wanted: 3, Placed: 2, Ready: 1, Troubles: []string{"hello-hello-2 on h1 is backoff: exit code 3"},
 				Hosts: []kbroker.HostFit{

@@ -298,6 +298,12 @@ func (f *fakeCore) deploy(r kbroker.DeployRequest) (any, error) {
 			return nil, kbroker.Errorf(kbroker.Invalid, "service %s: artifact %.12s has not been uploaded", s.Name, s.Artifact.SHA256)
 		}
 	}
+	if own := r.App.Own; own != nil && !r.DryRun && f.stored[own.Artifact.SHA256] == nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "service allocator: artifact %.12s has not been uploaded", own.Artifact.SHA256)
+	}
+	if own := r.App.Own; own != nil && own.Artifact.Arch == "arm64" {
+		return nil, kbroker.Errorf(kbroker.Invalid, "service allocator: no known host can ever run it").WithHint("h1: the program is built for arm64, the host is amd64")
+	}
 	if r.CheckIndex != 0 && (r.CheckIndex != fakeIndex || r.App.Name == "overtaken") {
 		return nil, kbroker.Errorf(kbroker.Refused, "app %q has changed since that plan was made", r.App.Name).WithHint("plan again")
 	}

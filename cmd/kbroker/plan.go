@@ -69,27 +69,25 @@ func (c *cli) plan(ctx context.Context, file string) error {
 // measureBuilt fills in the programs of a spec that are there, and says what
 // that is worth. One that deploy would build first may be missing.
 func measureBuilt(ctx context.Context, doc *spec.Document, folder string) (warnings []string, err error) {
-	app := doc.App()
 	warnings = []string{}
 	var findings spec.Errors
-	for i := range app.Services {
-		s := &app.Services[i]
-		path := s.Artifact.Path
+	for _, p := range programs(doc.App()) {
+		path := p.artifact.Path
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(folder, path)
 		}
-		if _, err := os.Stat(path); s.Build != "" && errors.Is(err, fs.ErrNotExist) {
-			warnings = append(warnings, fmt.Sprintf("service %s: %s has not been built yet", s.Name, s.Artifact.Path))
+		if _, err := os.Stat(path); p.build != "" && errors.Is(err, fs.ErrNotExist) {
+			warnings = append(warnings, fmt.Sprintf("%s: %s has not been built yet", p, p.artifact.Path))
 			continue
 		}
-		if err := measure(ctx, doc, folder, s); err != nil {
+		if err := measure(ctx, doc, folder, p); err != nil {
 			finding, ok := errors.AsType[spec.Error](err)
 			if !ok {
 				return nil, err
 			}
 			findings = append(findings, finding)
-		} else if s.Build != "" {
-			warnings = append(warnings, fmt.Sprintf("service %s: %s is taken as it was last built; deploy builds it first", s.Name, s.Artifact.Path))
+		} else if p.build != "" {
+			warnings = append(warnings, fmt.Sprintf("%s: %s is taken as it was last built; deploy builds it first", p, p.artifact.Path))
 		}
 	}
 	if len(findings) > 0 {

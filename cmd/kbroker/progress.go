@@ -33,6 +33,9 @@ func (c *cli) rollout(ctx context.Context, api *client.Client, app kbroker.AppNa
 	if e := kbroker.AsError(err); guilty.State == kbroker.StateRunning && e.Hint == "" && waitsForSDK(ctx, api, app, guilty) {
 		err = e.WithHint("the program runs and has not said that it is ready; one without the SDK needs `health: {ready: alive}` in its spec")
 	}
+	if e := kbroker.AsError(err); guilty.State == kbroker.StateRunning && e.Hint == "" && guilty.Service == kbroker.AllocatorService {
+		err = e.WithHint("the program runs and has not said that it is ready; that of a policy calls allocator.Run")
+	}
 	return lastOutput(ctx, api, app, guilty, err)
 }
 
@@ -90,10 +93,14 @@ func (s *changes) show(p client.Progress) {
 func troubled(rows []kbroker.InstanceRow, version int) (kbroker.InstanceRow, bool) {
 	var found kbroker.InstanceRow
 	for _, r := range rows {
-		if r.Instance == nil || r.State == kbroker.StateReady || r.Service == kbroker.AllocatorService {
+		if r.Instance == nil || r.State == kbroker.StateReady {
 			continue
 		}
-		if found.Instance == nil || r.Version == version && (found.Version != version || r.Exit != nil && found.Exit == nil) {
+		allocator := r.Service == kbroker.AllocatorService
+		if allocator && (found.Instance != nil || r.Version != version) {
+			continue // it may be what keeps a rollout from getting done where it is the app's own
+		}
+		if found.Instance == nil || !allocator && found.Service == kbroker.AllocatorService || r.Version == version && (found.Version != version || r.Exit != nil && found.Exit == nil) {
 			found = r
 		}
 	}

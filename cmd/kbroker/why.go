@@ -82,6 +82,13 @@ func (c *cli) whyAppText(w io.Writer, a kbroker.WhyApp, now time.Time) {
 	}
 	fmt.Fprintf(w, "instances  %d of %d ready\n", a.Row.Ready, a.Row.Wanted)
 	fmt.Fprintf(w, "demand     %s\n", demandText(a.Demand))
+	if a.Policy == kbroker.PolicyOwn {
+		refused := ""
+		if a.Demand != nil {
+			refused = a.Demand.Refused
+		}
+		fmt.Fprintf(w, "policy     %s\n", c.ownPolicyText(w, refused, a.Instead))
+	}
 	for _, s := range a.Services {
 		c.whyServiceText(w, s)
 	}
@@ -91,6 +98,14 @@ func (c *cli) whyAppText(w io.Writer, a kbroker.WhyApp, now time.Time) {
 			_ = c.eventText(w, e) // as every other line
 		}
 	}
+}
+
+// ownPolicyText says whether an app's own policy decides.
+func (c *cli) ownPolicyText(w io.Writer, refused, instead string) string {
+	if refused == "" {
+		return fmt.Sprintf("%s; %s decides where it is refused", kbroker.PolicyOwn, instead)
+	}
+	return fmt.Sprintf("%s, %s: %s; %s decides", kbroker.PolicyOwn, c.paint(w, colorRed)("refused"), oneLine(refused), instead)
 }
 
 func demandText(d *kbroker.Demand) string {

@@ -1,0 +1,91 @@
+package allocator
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"unicode/utf8"
+
+	"github.com/kbroker/kbroker"
+)
+
+// maxWhy bounds what a policy says of a service, in bytes: it is a part of the demand.
+const maxWhy = 500
+
+// check says what an own policy's decision on a view cannot be; nil: it can. The built-in ones
+// are held to their bounds instead. Pure.
+func check(v View, d Decision) error {
+	for _, part := range []func(View, Decision) error{checkWanted, checkWhy, checkShards} {
+		if err := part(v, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkWanted holds the numbers of instances to the spec.
+func checkWanted(v View, d Decision) error {
+	for _, name := range slices.Sorted(maps.Keys(d.Wanted)) {
+		s, ok := v.App.Service(name)
+		switch n := d.Wanted[name]; {
+		case !ok:
+			return fmt.Errorf("it wants %d of service %.80q, which the spec does not have", n, name)
+		case n < 0:
+			return fmt.Errorf("it wants %d of service %s", n, name)
+		case n < s.Count.Min:
+			return fmt.Errorf("it wants %d of service %s, fewer than the %d of its count", n, name, s.Count.Min)
+		case n > bounded(*s, n):
+			return fmt.Errorf("it wants %d of service %s, more than the %d of its count", n, name, s.Count.Max)
+		}
+	}
+	return nil
+}
+
+func checkWhy(v View, d Decision) error {
+	for _, name := range slices.Sorted(maps.Keys(d.Why)) {
+		why := d.Why[name]
+		switch _, ok := v.App.Service(name); {
+		case !ok:
+			return fmt.Errorf("it says why of service %.80q, which the spec does not have", name)
+		case len(why) > maxWhy:
+			return fmt.Errorf("it says why of service %s in %d bytes, at most %d are taken", name, len(why), maxWhy)
+		case !utf8.ValidString(why):
+			return fmt.Errorf("what it says why of service %s is no text", name)
+		}
+	}
+	return nil
+}
+
+// checkShards has each shard end at somebody who may own it, where anybody may: one that
+// stays where nobody is any more would serve nobody.
+func checkShards(v View, d Decision) error {
+	if d.Shards == nil {
+		return nil
+	}
+	if len(d.Shards) != len(v.Shards) {
+		return fmt.Errorf("it places %d shards, the app has %d", len(d.Shards), len(v.Shards))
+	}
+	live := make(map[kbroker.Incarnation]bool, len(v.Owners))
+	for _, o := range v.Owners {
+		live[o] = true
+	}
+	for n, to := range d.Shards {
+		was := v.Shards[n].Owner
+		switch {
+		case to != "" && to != was && !live[to]:
+			return fmt.Errorf("it gives shard %d to %.80q, which may own none", n, to)
+		case len(live) == 0 || live[to] || to == "" && live[was]:
+		case was == "":
+			return fmt.Errorf("it leaves shard %d, which nobody owns, to nobody", n)
+		default:
+			return fmt.Errorf("it leaves shard %d to %s, which is out or leaves", n, was)
+		}
+	}
+	return nil
+}
+
+// clone is a decision that whoever made it cannot change any more.
+func (d Decision) clone() Decision {
+	d.Wanted, d.Why, d.Shards, d.Placed = maps.Clone(d.Wanted), maps.Clone(d.Why), slices.Clone(d.Shards), slices.Clone(d.Placed)
+	return d
+}
