@@ -15,7 +15,7 @@ const maxWhy = 500
 // check says what an own policy's decision on a view cannot be; nil: it can. The built-in ones
 // are held to their bounds instead. Pure.
 func check(v View, d Decision) error {
-	for _, part := range []func(View, Decision) error{checkWanted, checkWhy, checkShards} {
+	for _, part := range []func(View, Decision) error{checkWanted, checkWhy, checkShards, checkPlaced} {
 		if err := part(v, d); err != nil {
 			return err
 		}
@@ -79,6 +79,36 @@ func checkShards(v View, d Decision) error {
 			return fmt.Errorf("it leaves shard %d, which nobody owns, to nobody", n)
 		default:
 			return fmt.Errorf("it leaves shard %d to %s, which is out or leaves", n, was)
+		}
+	}
+	return nil
+}
+
+// checkPlaced has placed objects be where there is room for them.
+func checkPlaced(v View, d Decision) error {
+	if d.Placed == nil {
+		return nil
+	}
+	if len(d.Placed) != len(v.Waiting) {
+		return fmt.Errorf("it places %d objects, %d wait", len(d.Placed), len(v.Waiting))
+	}
+	rooms := make(map[kbroker.Incarnation]Room, len(v.Rooms))
+	for _, r := range v.Rooms {
+		rooms[r.Owner] = r
+	}
+	for n, to := range d.Placed {
+		if to == "" {
+			continue
+		}
+		r, ok := rooms[to]
+		switch w := v.Waiting[n]; {
+		case !ok:
+			return fmt.Errorf("it places %s at %.80q, which may own none", w.Object, to)
+		case !r.Fits(w.Demanded):
+			return fmt.Errorf("it places %s at %s, which has no room for it", w.Object, to)
+		default:
+			r.Used = r.Used.Plus(w.Demanded)
+			rooms[to] = r
 		}
 	}
 	return nil

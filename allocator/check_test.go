@@ -20,6 +20,14 @@ func owned() View {
 func TestWhatADecisionCannotBe(t *testing.T) {
 	const a, b, out = kbroker.Incarnation("web-1.a"), kbroker.Incarnation("web-2.b"), kbroker.Incarnation("web-3.c")
 	shards := func(to ...kbroker.Incarnation) Decision { return Decision{Shards: to} }
+	placed := func(to ...kbroker.Incarnation) Decision { return Decision{Placed: to} }
+	waiting := owned()
+	room := Placed{Object: kbroker.Object{Kind: "room", ID: "1", Placed: true}, Demanded: kbroker.Demanded{Slots: 2}}
+	waiting.Waiting = []Placed{room, room, room}
+	waiting.Rooms = []Room{
+		{Owner: a, Has: kbroker.Demanded{Slots: 5}, Used: kbroker.Demanded{Slots: 1}},
+		{Owner: b, Has: kbroker.Demanded{Slots: 5}, Used: kbroker.Demanded{Slots: 4}},
+	}
 	nobody := owned()
 	nobody.Owners = nil
 	for _, c := range []struct {
@@ -35,6 +43,7 @@ func TestWhatADecisionCannotBe(t *testing.T) {
 		{"shards that stay, by an empty name or by that of their owner", owned(), shards("", b, a, a), ""},
 		{"shards that move", owned(), shards(b, a, b, b), ""},
 		{"shards that nobody may own", nobody, shards("", b, out, ""), ""},
+		{"objects where there is room", waiting, placed(a, "", a), ""},
 
 		{"an unknown service", owned(), Decision{Wanted: counts{"web": 2, "old": 4}}, `it wants 4 of service "old", which the spec does not have`},
 		{"more than the count", owned(), Decision{Wanted: counts{"web": 21}}, "it wants 21 of service web, more than the 20 of its count"},
@@ -55,6 +64,10 @@ func TestWhatADecisionCannotBe(t *testing.T) {
 		{"a shard left to an owner that is out, by an empty name", owned(), shards(a, b, "", b), "it leaves shard 2 to web-3.c, which is out or leaves"},
 		{"a shard left to nobody", owned(), shards(a, b, a, ""), "it leaves shard 3, which nobody owns, to nobody"},
 		{"a shard for somebody where nobody may own any", nobody, shards("", "", "", a), `it gives shard 3 to "web-1.a", which may own none`},
+		{"too few objects", waiting, placed(a), "it places 1 objects, 3 wait"},
+		{"an object at who is out", waiting, placed(a, out, a), `it places room:1 at "web-3.c", which may own none`},
+		{"an object where there is no room", waiting, placed(a, b, ""), "it places room:1 at web-2.b, which has no room for it"},
+		{"objects that have room each, but not together", waiting, placed(a, a, a), "it places room:1 at web-1.a, which has no room for it"},
 	} {
 		err := check(c.view, c.d)
 		switch {
