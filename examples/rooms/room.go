@@ -36,25 +36,41 @@ type view struct {
 	Players []string `json:"players"`
 }
 
-// join takes somebody in, in place of who had the seat before. It is late for who has left.
+// join takes somebody in.
 func (r *room) join(ctx context.Context, in ticket) (view, error) {
+	if err := r.sit(in); err != nil {
+		return view{}, err
+	}
+	return r.state(ctx, struct{}{})
+}
+
+// sit gives somebody the seat of a ticket, in place of who had it before. Who has left, or has
+// been heard of too late, does not get it.
+func (r *room) sit(in ticket) error {
 	if in.Seat < 0 || in.Seat >= seats {
-		return view{}, sdk.Errorf(sdk.Invalid, "seat %d of %d", in.Seat, seats)
+		return sdk.Errorf(sdk.Invalid, "seat %d of %d", in.Seat, seats)
 	}
 	is := &r.Seats[in.Seat]
 	if in.Ticket < is.Ticket || in.Ticket == is.Ticket && in.Player != is.Player {
-		return view{}, sdk.Errorf("left", "%s has left room %s", in.Player, sdk.Self(ctx).ID)
+		return sdk.Errorf("left", "%s has given its seat back", in.Player)
 	}
 	*is = sitting{in.Player, in.Ticket}
-	return r.state(ctx, struct{}{})
+	return nil
 }
 
 // leave lets somebody go, or who has not come yet stay away.
 func (r *room) leave(_ context.Context, in ticket) (struct{}, error) {
+	if in.Seat < 0 || in.Seat >= seats {
+		return struct{}{}, sdk.Errorf(sdk.Invalid, "seat %d of %d", in.Seat, seats)
+	}
+	r.free(in)
+	return struct{}{}, nil
+}
+
+func (r *room) free(in ticket) {
 	if is := &r.Seats[in.Seat]; in.Ticket >= is.Ticket {
 		*is = sitting{"", in.Ticket}
 	}
-	return struct{}{}, nil
 }
 
 func (r *room) state(ctx context.Context, _ struct{}) (view, error) {

@@ -33,11 +33,11 @@ const (
 func main() {
 	var d day
 	flag.DurationVar(&d.duration, "duration", time.Minute, "how long the day is")
-	flag.IntVar(&d.players, "players", 180, "how many play in the evening")
-	flag.DurationVar(&d.stay, "stay", 8*time.Second, "how long a player stays, on average")
+	flag.IntVar(&d.players, "players", 140, "how many play in the evening")
+	flag.DurationVar(&d.stay, "stay", 10*time.Second, "how long a player stays, on average")
 	flag.DurationVar(&d.patience, "patience", 15*time.Second, "how long a player waits for a seat")
 	flag.IntVar(&d.seats, "seats", 4, "of a room, as in the program")
-	flag.IntVar(&d.slots, "slots", 5, "of an instance, as in its app.yaml")
+	flag.IntVar(&d.slots, "slots", 4, "of an instance, as in its app.yaml")
 	flag.Uint64Var(&d.seed, "seed", rand.Uint64(), "of how long players stay")
 	at := flag.String("at", "", "the cluster: a directory, a context or nats:// URLs (default: as for kbroker)")
 	flag.Parse()
@@ -145,17 +145,22 @@ func (d *day) live(ctx context.Context) (report, error) {
 	}, err
 }
 
+// seat is what a player gets, and gives back.
+type seat struct {
+	Room   string          `json:"room"`
+	Ticket json.RawMessage `json:"ticket"`
+}
+
 // play is one player's visit; the end of the day ends it.
 func (d *day) play(ctx context.Context, name string, stay time.Duration) {
-	lobby, who := d.client.Service("rooms/lobby"), map[string]string{"player": name}
-	call := func(method string) error { // what has begun when the day ends is ended
+	lobby, who := d.client.Service("rooms/lobby"), map[string]any{"player": name}
+	call := func(method string) (got seat, err error) { // what has begun when the day ends is ended
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.patience)
 		defer cancel()
-		_, err := sdk.Call[struct{}](ctx, lobby, method, who)
-		return err
+		return sdk.Call[seat](ctx, lobby, method, who)
 	}
 	began := time.Now()
-	err := call("play")
+	got, err := call("play")
 	took := time.Since(began)
 	d.mu.Lock()
 	if err == nil {
@@ -170,7 +175,10 @@ func (d *day) play(ctx context.Context, name string, stay time.Duration) {
 			timer.Stop()
 		}
 	}
-	left := call("leave") // also who has not heard of a seat may have one
+	if err == nil {
+		who["room"], who["ticket"] = got.Room, got.Ticket
+	}
+	_, left := call("leave") // also who has not heard of a seat may have one
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.playing--

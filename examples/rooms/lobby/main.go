@@ -26,6 +26,9 @@ type lobby struct{ app *sdk.App }
 type playing struct {
 	Player string `json:"player"`
 	Mode   string `json:"mode"` // of the game; empty: open
+	// Of who leaves: what play has answered. It is looked up, where it is left out.
+	Room   string `json:"room"`
+	Ticket ticket `json:"ticket"`
 }
 
 type player struct {
@@ -49,6 +52,7 @@ type room struct {
 	Room    string   `json:"room"`
 	Seats   int      `json:"seats"`
 	Players []string `json:"players"`
+	Ticket  ticket   `json:"ticket"` // of who has joined
 }
 
 // play returns the room in which the player has a seat; if there is no slot for a new one it
@@ -59,9 +63,8 @@ func (l lobby) play(ctx context.Context, in playing) (room, error) {
 	if err != nil {
 		return room{}, err
 	}
-	at := l.app.Object("rooms/room:" + s.Room)
 	if !s.New { // most are open already
-		r, err := sdk.Call[room](ctx, at, "join", s.ticket)
+		r, err := l.join(ctx, s)
 		if !errors.Is(err, sdk.NotFound) {
 			return r, err
 		}
@@ -69,16 +72,25 @@ func (l lobby) play(ctx context.Context, in playing) (room, error) {
 	if _, err := sdk.Call[struct{}](ctx, l.app.Object("rooms/door:"+s.Room), "open", nil); err != nil {
 		return room{}, err
 	}
-	return sdk.Call[room](ctx, at, "join", s.ticket)
+	return l.join(ctx, s)
+}
+
+func (l lobby) join(ctx context.Context, s seated) (room, error) {
+	r, err := sdk.Call[room](ctx, l.app.Object("rooms/room:"+s.Room), "join", s.ticket)
+	r.Ticket = s.ticket
+	return r, err
 }
 
 // leave frees the seat, once the room has let the player go. Who has none has left.
 func (l lobby) leave(ctx context.Context, in playing) (struct{}, error) {
-	s, err := sdk.Call[seated](ctx, l.hall(in.Mode), "where", player{in.Player})
-	if err != nil || s.Room == "" {
-		return struct{}{}, err
+	s := seated{Room: in.Room, ticket: in.Ticket}
+	if s.Room == "" {
+		var err error
+		if s, err = sdk.Call[seated](ctx, l.hall(in.Mode), "where", player{in.Player}); err != nil || s.Room == "" {
+			return struct{}{}, err
+		}
 	}
-	_, err = sdk.Call[struct{}](ctx, l.app.Object("rooms/room:"+s.Room), "leave", s.ticket)
+	_, err := sdk.Call[struct{}](ctx, l.app.Object("rooms/room:"+s.Room), "leave", s.ticket)
 	if err != nil && !errors.Is(err, sdk.NotFound) { // it was not open
 		return struct{}{}, err
 	}
