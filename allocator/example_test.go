@@ -3,6 +3,7 @@ package allocator_test
 import (
 	"fmt"
 
+	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/allocator"
 )
 
@@ -26,5 +27,21 @@ func decide(v allocator.View) allocator.Decision {
 	return d
 }
 
-// All of a program that decides by a policy of its own.
-func ExampleRun() { allocator.Run(decide) }
+// A policy is a function: this calls it with what it decides on. In its program main is
+// allocator.Run(decide).
+func Example() {
+	v := allocator.View{
+		App: kbroker.App{Name: "shop", Services: []kbroker.Service{
+			{Name: "bank", Count: kbroker.Count{Min: 3, Max: 3}, Objects: []kbroker.KindName{"account"}},
+			{Name: "web", Count: kbroker.Count{Min: 2, Max: 20}},
+		}},
+		Instances: []allocator.Instance{
+			{Name: "shop-bank-1", Service: "bank", Ready: true},
+			{Name: "shop-bank-2", Service: "bank", Ready: true, Load: allocator.Load{Known: true, Waiting: 300}},
+			{Name: "shop-bank-3", Service: "bank", Ready: true},
+		},
+	}
+	d := decide(v)
+	fmt.Println(d.Wanted["web"], d.Why["web"])
+	// Output: 7 3 of the bank need 7
+}
