@@ -84,7 +84,8 @@ type Decision struct {
 //
 // An app's own policy is refused where it panics, takes longer than a second, wants a number of
 // instances that the count of a service does not allow or a service that the spec does not
-// have, or places shards or objects at who may not own any, or has no room: the one that the spec names decides then.
+// have, places shards at who may not own any, or objects where there is no room for them: the
+// one that the spec names decides then.
 type Policy func(View) Decision
 
 // Spread is the policy of an app that names none: each service has as many instances as its
