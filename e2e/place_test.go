@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/sdk"
 )
 
@@ -28,10 +29,14 @@ type placedReport struct {
 	Visits    int                      `json:"visits"` // that were lost, or there twice
 	Silent    map[string]time.Duration `json:"silent"` // the longest pause of a second or more, by object
 	Released  time.Duration            `json:"released"`
+	Lost      int                      `json:"lost"`     // objects of the instance that has died
+	LostP99   time.Duration            `json:"lost_p99"` // from then on until one of them answers
+	LostMost  time.Duration            `json:"lost_most"`
 	Missing   string                   `json:"missing"` // the error of a call of one that is released
 }
 
-// placeUntilTold does so: kind, number, callers.
+// placeUntilTold does so: kind, number, callers. With a fourth argument it has an instance die in
+// place of that, and calls the objects that were on it.
 func placeUntilTold(args []string) (placedReport, error) {
 	out := placedReport{On: map[string]int{}, Silent: map[string]time.Duration{}}
 	api, err := sdk.Dial(context.Background(), sdk.At(""))
@@ -74,7 +79,7 @@ func placeUntilTold(args []string) (placedReport, error) {
 		all.Wait()
 		return time.Since(began)
 	}
-	took := make([]time.Duration, number)
+	took, on := make([]time.Duration, number), make([]kbroker.InstanceID, number)
 	out.Allocated = each(func(ctx context.Context, n int) error {
 		began := time.Now()
 		a, err := api.Allocate(ctx, name(n))
@@ -82,6 +87,7 @@ func placeUntilTold(args []string) (placedReport, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		out.On[string(a.Instance)]++
+		on[n] = a.Instance
 		return err
 	})
 	slices.Sort(took)
@@ -99,6 +105,31 @@ func placeUntilTold(args []string) (placedReport, error) {
 	}
 	out.Called = each(enter)
 	out.Calls = number
+	if len(args) > 3 {
+		for n := range on {
+			if on[n] == on[0] {
+				out.Lost++
+			}
+		}
+		// Nobody answers: whoever sends it again finds the next instance, and kills that.
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		_, _ = sdk.Call[visit](ctx, api.Object(name(0)), "die", struct{}{}, sdk.Timeout(100*time.Millisecond))
+		cancel()
+		began, back := time.Now().Add(-100*time.Millisecond), make([]time.Duration, 0, out.Lost)
+		each(func(ctx context.Context, n int) error {
+			if on[n] != on[0] {
+				return nil
+			}
+			err := enter(ctx, n)
+			mu.Lock()
+			defer mu.Unlock()
+			back = append(back, time.Since(began))
+			return err
+		})
+		slices.Sort(back)
+		out.LostP99, out.LostMost = back[len(back)*99/100], back[len(back)-1]
+		return out, nil
+	}
 	done := make(chan struct{})
 	go func() { told(); close(done) }()
 	last := make([]time.Time, number)
@@ -209,5 +240,21 @@ func TestPlacedObjectsPerSecond(t *testing.T) {
 	t.Logf("RESULT %d placed objects: %.0f in a second, p99 %v, all called once in %v, on %v; %d of %d calls failed, released in %v", booths, perS, r.P99, r.Called, r.On, r.Failed, r.Calls, r.Released)
 	if r.Failed > 0 {
 		t.Errorf("%q", r.Errs)
+	}
+}
+
+// TestAnInstanceOfAHundredIsLost: with as many placed objects as the machine has time for.
+func TestAnInstanceOfAHundredIsLost(t *testing.T) {
+	needLong(t)
+	const instances, booths, within = 100, 100_000, 5 * time.Second
+	c := up(t, 3)
+	c.deployRooms(strconv.Itoa(instances), "    slots: 2000\n    resources: {cpu: 0.01, memory: 16MiB}\n    update: {deadline: 10m}\n")
+	c.waitReady(5*time.Minute, "rooms", "rooms", instances, nil)
+	job := c.startChild(placeJob, []string{"booth", strconv.Itoa(booths), "1000", "lost"})
+	var r placedReport
+	job.report(&r)
+	t.Logf("RESULT %d placed objects on %d instances: %.0f allocated in a second; of the %d of one that died all but 1 in 100 answer after %v, all after %v; %d calls failed", booths, len(r.On), booths/r.Allocated.Seconds(), r.Lost, r.LostP99, r.LostMost, r.Failed)
+	if r.Failed > 0 || r.LostP99 > within {
+		t.Errorf("want within %v: %q", within, r.Errs)
 	}
 }

@@ -117,14 +117,15 @@ func (c *Client) askAllocator(ctx context.Context, app kbroker.AppName, verb str
 	if err != nil {
 		return notRun(kbroker.AsError(err))
 	}
-	sent := false
+	subject, began, sent := subjects.Placing(c.tenant, app, verb), time.Now(), false
+	refused := c.refused.wait()
 	for {
 		deadline, _ := ctx.Deadline()
 		data, err := json.Marshal(request(time.Until(deadline)))
 		if err != nil {
 			return notRun(kbroker.AsError(err))
 		}
-		m, err := c.askOnce(ctx, t, &nats.Msg{Subject: subjects.Placing(c.tenant, app, verb), Data: data})
+		m, err := c.askOnce(ctx, t, &nats.Msg{Subject: subject, Data: data}, refused)
 		var again time.Duration
 		switch {
 		case err == nil:
@@ -140,7 +141,11 @@ func (c *Client) askAllocator(ctx context.Context, app kbroker.AppName, verb str
 			again = allocateRetry
 		case errors.Is(err, errClosed):
 			return c.placingFailed(app, verb, sent, err)
+		case c.refusedSince(subject, began):
+			return notRun(kbroker.Errorf(kbroker.Refused, "the credential of this process does not allow to %s objects of app %s", verb, app).
+				WithHint("the spec of a service names those of other apps that it calls, as in calls: [%s/*]; people need the role deployer", app))
 		default:
+			refused = c.refused.wait()
 			sent = true
 		}
 		select {
@@ -160,8 +165,9 @@ func (c *Client) placingFailed(app kbroker.AppName, verb string, sent bool, err 
 	return e
 }
 
-// askOnce sends one request, and waits for the answer until ctx ends or it is to be sent again.
-func (c *Client) askOnce(ctx context.Context, t transport, m *nats.Msg) (*nats.Msg, error) {
+// askOnce sends one request, and waits for the answer until ctx ends, it is to be sent again, or
+// the servers have refused a subject.
+func (c *Client) askOnce(ctx context.Context, t transport, m *nats.Msg, refused <-chan struct{}) (*nats.Msg, error) {
 	answers := make(chan *nats.Msg, 1)
 	slot, err := t.request(m, func(_ uint64, m *nats.Msg) { answers <- m })
 	if err != nil {
@@ -177,8 +183,13 @@ func (c *Client) askOnce(ctx context.Context, t transport, m *nats.Msg) (*nats.M
 		return nil, ctx.Err()
 	case <-timer.C:
 		return nil, context.DeadlineExceeded
+	case <-refused:
+		return nil, errRefused
 	}
 }
+
+// errRefused is a subject that this process may not publish to: this one, or another.
+var errRefused = errors.New("the servers have refused a subject")
 
 // placedKey is a kind of objects of an app.
 type placedKey struct {

@@ -66,3 +66,32 @@ func TestACallThatIsNotAllowedEndsAtOnce(t *testing.T) {
 		t.Errorf("the call that is allowed: %v", e)
 	}
 }
+
+// TestAnAllocationThatIsNotAllowedEndsAtOnce, and says what would allow it.
+func TestAnAllocationThatIsNotAllowedEndsAtOnce(t *testing.T) {
+	b := newBus()
+	refused := make(chan func(string), 1)
+	client := newClient(slog.New(slog.DiscardHandler), func(_ context.Context, events connEvents) (transport, error) {
+		refused <- events.refused
+		return b.connect(events), nil
+	})
+	t.Cleanup(client.Close)
+	subject := subjects.Placing(kbroker.DefaultTenant, "rooms", subjects.VerbAllocate)
+	asked := make(chan struct{}, 10)
+	if _, err := b.connect(connEvents{}).subscribe(subject, "", func(*nats.Msg) { asked <- struct{}{} }); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		refuse := <-refused
+		<-asked
+		refuse(subjects.Method("shop", "web", "a")) // of another one
+		<-asked
+		refuse(subject)
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err := client.Allocate(ctx, "rooms/room:1")
+	if e := kbroker.AsError(err); !errors.Is(err, kbroker.Refused) || e.Executed != kbroker.ExecutedNo || e.Hint == "" || ctx.Err() != nil {
+		t.Errorf("%v, want Refused, executed no, with a hint, at once", err)
+	}
+}

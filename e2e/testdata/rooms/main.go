@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"os"
+	"syscall"
 
 	"github.com/kbroker/kbroker/sdk"
 )
@@ -21,12 +22,18 @@ func (r *room) enter(context.Context, struct{}) (room, error) {
 
 func (r *room) get(context.Context, struct{}) (room, error) { return *r, nil }
 
+// die ends the instance, as a crash would.
+func (r *room) die(context.Context, struct{}) (room, error) {
+	return *r, syscall.Kill(os.Getpid(), syscall.SIGKILL)
+}
+
 func main() {
 	app := sdk.New()
 	rooms, booths := sdk.Objects[room](app, "room"), sdk.Objects[room](app, "booth", sdk.Durable(sdk.None))
 	for _, k := range []*sdk.Kind[room]{rooms, booths} {
 		sdk.Method(k, "enter", (*room).enter)
 		sdk.ReadOnly(k, "get", (*room).get)
+		sdk.Method(k, "die", (*room).die)
 	}
 	app.Main()
 }
