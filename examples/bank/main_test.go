@@ -61,7 +61,7 @@ func TestMoneyOutlivesItsInstances(t *testing.T) {
 	for n := range accounts {
 		load.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := sdk.Call[account](context.Background(), c.Object(fmt.Sprintf("bank/account:%d", n)), "deposit", amount{1}); err != nil {
+				if _, err := sdk.Call[account](context.Background(), c.Object(fmt.Sprintf("bank/account:%d", n)), "deposit", amount{1}, sdk.Timeout(30*time.Second)); err != nil {
 					t.Errorf("deposit: %v", err)
 					return
 				}
