@@ -69,7 +69,7 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 	w.start("shop-allocator-1", objectPace)
 	w.shared(webA)
 	w.fake(webB, "web")
-	wait.Until(t, within, func() error {
+	wait.Until(t, 3*within, func() error {
 		has := map[kbroker.Incarnation]int{}
 		for _, as := range w.assignments() {
 			if as.Next == "" {
@@ -116,7 +116,7 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 		}
 		said = at
 	}
-	wait.Until(t, 2*within, func() error {
+	wait.Until(t, 3*within, func() error {
 		say()
 		now, on := w.assignments(), map[kbroker.Incarnation]int{}
 		for _, key := range busy {

@@ -12,6 +12,9 @@ import (
 	"github.com/kbroker/kbroker/sdk/sdktest"
 )
 
+// patience bounds what takes a moment, on a machine that is full.
+const patience = time.Minute
+
 // rooms is a cluster with instances that have two slots each.
 func rooms(t *testing.T, instances int) (*sdktest.Cluster, []*sdktest.Instance) {
 	t.Helper()
@@ -26,9 +29,16 @@ func rooms(t *testing.T, instances int) (*sdktest.Cluster, []*sdktest.Instance) 
 
 func add(t *testing.T, c *sdk.Client, n int) (int, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	return sdk.Call[int](ctx, c.Object(fmt.Sprintf("shop/counter:%d", n)), "add", 1)
+}
+
+func release(t *testing.T, c *sdktest.Cluster, name string) (bool, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	return c.Client().Release(ctx, name)
 }
 
 // allocate allocates within a time.
@@ -45,7 +55,7 @@ func TestPlacedObjectsAreAllocated(t *testing.T) {
 	if _, err := add(t, c.Client(), 1); !errors.Is(err, kbroker.NotFound) || kbroker.AsError(err).Executed != kbroker.ExecutedNo {
 		t.Errorf("a call of what is not allocated: %v, want NotFound, executed no", err)
 	}
-	a, err := allocate(t, c, 10*time.Second, 1, sdk.OnInstance(string(all[1].Name())), sdk.Labels(map[string]string{"mode": "duel"}))
+	a, err := allocate(t, c, patience, 1, sdk.OnInstance(string(all[1].Name())), sdk.Labels(map[string]string{"mode": "duel"}))
 	if err != nil || a.Existed || a.Instance != all[1].Name() || a.Labels["mode"] != "duel" {
 		t.Fatalf("allocated %+v: %v, want on %s", a, err, all[1].Name())
 	}
@@ -57,43 +67,43 @@ func TestPlacedObjectsAreAllocated(t *testing.T) {
 			t.Fatalf("call %d: %d, %v", n, got, err)
 		}
 	}
-	if a, err := allocate(t, c, 10*time.Second, 1); err != nil || !a.Existed || a.Instance != all[1].Name() {
+	if a, err := allocate(t, c, patience, 1); err != nil || !a.Existed || a.Instance != all[1].Name() {
 		t.Errorf("allocated again: %+v, %v", a, err)
 	}
 	// Three more fill both instances; the next one waits, and has a place when one is free.
 	for n := 2; n <= 4; n++ {
-		if _, err := allocate(t, c, 10*time.Second, n, sdk.OnHost("nowhere")); err != nil {
+		if _, err := allocate(t, c, patience, n, sdk.OnHost("nowhere")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := allocate(t, c, 1500*time.Millisecond, 5); !errors.Is(err, kbroker.Unavailable) {
 		t.Errorf("without room: %v, want Unavailable", err)
 	}
-	if _, err := allocate(t, c, 10*time.Second, 6, sdk.Takes(kbroker.Demanded{Slots: 3})); !errors.Is(err, kbroker.Invalid) {
+	if _, err := allocate(t, c, patience, 6, sdk.Takes(kbroker.Demanded{Slots: 3})); !errors.Is(err, kbroker.Invalid) {
 		t.Errorf("more than an instance has: %v, want Invalid", err)
 	}
 	waited := make(chan error, 1)
 	go func() {
-		_, err := c.Client().Allocate(t.Context(), "shop/counter:7")
+		_, err := allocate(t, c, patience, 7)
 		waited <- err
 	}()
-	if is, err := c.Client().Release(t.Context(), "shop/counter:1"); err != nil || !is {
+	if is, err := release(t, c, "shop/counter:1"); err != nil || !is {
 		t.Fatalf("released %t: %v", is, err)
 	}
 	if err := <-waited; err != nil {
 		t.Errorf("the one that waited: %v", err)
 	}
-	if is, err := c.Client().Release(t.Context(), "shop/counter:1"); err != nil || is {
+	if is, err := release(t, c, "shop/counter:1"); err != nil || is {
 		t.Errorf("released again: %t, %v", is, err)
 	}
 	if _, err := add(t, c.Client(), 1); !errors.Is(err, kbroker.NotFound) {
 		t.Errorf("a call of what is released: %v, want NotFound", err)
 	}
 	// What it has stored is there when it has a place again.
-	if _, err := c.Client().Release(t.Context(), "shop/counter:7"); err != nil {
+	if _, err := release(t, c, "shop/counter:7"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := allocate(t, c, 10*time.Second, 1); err != nil {
+	if _, err := allocate(t, c, patience, 1); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := add(t, c.Client(), 1); err != nil || got != 4 {
@@ -104,7 +114,7 @@ func TestPlacedObjectsAreAllocated(t *testing.T) {
 func TestPlacedObjectsOfALostInstance(t *testing.T) {
 	c, all := rooms(t, 2)
 	for n := range 4 {
-		if _, err := allocate(t, c, 10*time.Second, n); err != nil {
+		if _, err := allocate(t, c, patience, n); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := add(t, c.Client(), n); err != nil {
