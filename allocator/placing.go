@@ -1,6 +1,7 @@
 package allocator
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -41,6 +42,7 @@ type placing struct {
 	leaving map[kbroker.Shard]*claim // that are to be released
 	used    map[kbroker.Incarnation]kbroker.Demanded
 	total   int                                   // of all that are placed
+	number  uint64                                // of what was to be released last
 	untold  map[kbroker.Incarnation]time.Duration // since when an owner knows of another number
 	read    bool                                  // what is stored was read once
 }
@@ -55,7 +57,8 @@ func newPlacing() placing {
 // claim is what somebody wants of a placed object.
 type claim struct {
 	Placed
-	until   time.Duration
+	until   time.Duration // of one that waits for a place
+	number  uint64        // of one that is to be released: the oldest come first
 	replies []string
 }
 
@@ -340,7 +343,8 @@ func (s *shards) release(reply string, o kbroker.Object) {
 	case len(p.leaving) >= maxAsked:
 		s.alloc.answer(reply, nil, kbroker.Errorf(kbroker.Overloaded, "%d placed objects of app %s are being released", maxAsked, s.alloc.own.App))
 	default:
-		p.leaving[n] = &claim{Placed: Placed{Object: o}, replies: []string{reply}}
+		p.number++
+		p.leaving[n] = &claim{Placed: Placed{Object: o}, number: p.number, replies: []string{reply}}
 		s.now.ring()
 	}
 }
@@ -434,7 +438,9 @@ func (s *shards) planPlaced(epoch uint64, v View, to []kbroker.Incarnation) owne
 	for n := range s.placing.leaving {
 		plans = append(plans, ownership.PlacedPlan{Shard: n, Gone: true})
 	}
-	slices.SortFunc(plans, func(a, b ownership.PlacedPlan) int { return int(int64(a.Shard) - int64(b.Shard)) })
+	slices.SortFunc(plans, func(a, b ownership.PlacedPlan) int {
+		return cmp.Compare(s.placing.leaving[a.Shard].number, s.placing.leaving[b.Shard].number)
+	})
 	wanted := map[kbroker.Shard]kbroker.Incarnation{}
 	for i, w := range v.Waiting {
 		if n := w.Object.Shard(); w.Owner != "" {
