@@ -243,10 +243,10 @@ func TestPlacedObjectsPerSecond(t *testing.T) {
 	}
 }
 
-// TestAnInstanceOfAHundredIsLost: with as many placed objects as the machine has time for.
-func TestAnInstanceOfAHundredIsLost(t *testing.T) {
+// TestAnInstanceOfManyIsLost, with a thousand placed objects on each.
+func TestAnInstanceOfManyIsLost(t *testing.T) {
 	needLong(t)
-	const instances, booths, within = 100, 100_000, 5 * time.Second
+	const instances, booths, within = 30, 30_000, 5 * time.Second
 	c := up(t, 3)
 	c.deployRooms(strconv.Itoa(instances), "    slots: 2000\n    resources: {cpu: 0.01, memory: 16MiB}\n    update: {deadline: 10m}\n")
 	c.waitReady(5*time.Minute, "rooms", "rooms", instances, nil)
