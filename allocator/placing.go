@@ -526,12 +526,13 @@ func (s *shards) tellOwner(i kbroker.Incarnation, records []kbroker.Stored) {
 }
 
 // knows takes how many placed objects a start knows to be on it: one that has not heard of some
-// is told all. Of the active allocator.
+// is told all, and which of them it is to leave, as long as it has not. Of the active allocator.
 func (s *shards) knows(now time.Duration, m kbroker.InstanceLoad) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.placing
-	if s.assigner.CountOn(m.Incarnation) == m.Placed {
+	moving := s.assigner.MovingFrom(m.Incarnation)
+	if s.assigner.CountOn(m.Incarnation) == m.Placed && len(moving) == 0 {
 		delete(p.untold, m.Incarnation)
 		return
 	}
@@ -544,7 +545,11 @@ func (s *shards) knows(now time.Duration, m kbroker.InstanceLoad) {
 	}
 	p.untold[m.Incarnation] = now
 	var records []kbroker.Stored
-	for _, n := range s.assigner.PlacedOn(m.Incarnation) {
+	told := moving // it may not know that it is to leave them
+	if s.assigner.CountOn(m.Incarnation) != m.Placed {
+		told = s.assigner.PlacedOn(m.Incarnation)
+	}
+	for _, n := range told {
 		records = append(records, s.assigner.PlacedRecord(n))
 	}
 	s.tellOwner(m.Incarnation, records)

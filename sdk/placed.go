@@ -134,6 +134,9 @@ func (c *Client) askAllocator(ctx context.Context, app kbroker.AppName, verb str
 				return json.Unmarshal(m.Data, into)
 			}
 			if failure != nil && !(failure.Code == kbroker.Unavailable && time.Until(deadline) > allocateAttempt) {
+				if failure.Executed == kbroker.ExecutedNo { // that is of this attempt
+					failure.Executed = executedBefore(sent)
+				}
 				return failure
 			}
 			again = allocateRetry
@@ -142,8 +145,10 @@ func (c *Client) askAllocator(ctx context.Context, app kbroker.AppName, verb str
 		case errors.Is(err, errClosed):
 			return c.placingFailed(app, verb, sent, err)
 		case c.refusedSince(subject, began):
-			return notRun(kbroker.Errorf(kbroker.Refused, "the credential of this process does not allow to %s objects of app %s", verb, app).
-				WithHint("the spec of a service names those of other apps that it calls, as in calls: [%s/*]; people need the role deployer", app))
+			e := kbroker.Errorf(kbroker.Refused, "the credential of this process does not allow to %s objects of app %s", verb, app).
+				WithHint("the spec of a service names those of other apps that it calls, as in calls: [%s/*]; people need the role deployer", app)
+			e.Executed = executedBefore(sent)
+			return e
 		default:
 			refused = c.refused.wait()
 			sent = true
@@ -159,10 +164,17 @@ func (c *Client) askAllocator(ctx context.Context, app kbroker.AppName, verb str
 func (c *Client) placingFailed(app kbroker.AppName, verb string, sent bool, err error) error {
 	e := kbroker.Errorf(kbroker.Unavailable, "the allocator of app %s has not answered to %s: %v", app, verb, err).
 		WithHint("kbroker why %s says whether it runs", app)
-	if e.Executed = kbroker.ExecutedNo; sent {
-		e.Executed = kbroker.ExecutedUnknown
-	}
+	e.Executed = executedBefore(sent)
 	return e
+}
+
+// executedBefore is what can be said of a request that was not executed now; sent: an earlier
+// attempt was not answered.
+func executedBefore(sent bool) kbroker.Executed {
+	if sent {
+		return kbroker.ExecutedUnknown
+	}
+	return kbroker.ExecutedNo
 }
 
 // askOnce sends one request, and waits for the answer until ctx ends, it is to be sent again, or

@@ -219,9 +219,10 @@ func (o *Owner) shard(n kbroker.Shard) *shard {
 // released is dropped later: an assignment that is late is refused until then.
 func (o *Owner) forget(now time.Duration, s *shard) {
 	if s.number.OfOne() && s.role == none && s.hearing == deaf && s.assignment.Owner == "" && s.dropped == 0 && s.rev != 0 {
-		s.dropped = max(now, 1)
+		at := max(now, 1)
+		s.dropped = at
 		o.later(now+o.cfg.Times.Window, func(time.Duration) {
-			if s.role == none && s.assignment.Owner == "" && o.shards[s.number] == s {
+			if s.role == none && s.dropped == at && o.shards[s.number] == s {
 				delete(o.shards, s.number)
 			}
 		})

@@ -83,6 +83,18 @@ func (a *Assigner) PlacedOn(i kbroker.Incarnation) []kbroker.Shard {
 // CountOn is how many they are.
 func (a *Assigner) CountOn(i kbroker.Incarnation) int { return len(a.placed.on[i]) }
 
+// MovingFrom are the placed objects that an incarnation is to leave, sorted.
+func (a *Assigner) MovingFrom(i kbroker.Incarnation) []kbroker.Shard {
+	var all []kbroker.Shard
+	for n := range a.placed.moving {
+		if a.placed.of[n].Owner == i {
+			all = append(all, n)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
 // AllPlaced are the placed objects that there are, in no order.
 func (a *Assigner) AllPlaced() []kbroker.Shard {
 	var all []kbroker.Shard
@@ -152,9 +164,9 @@ func (a *Assigner) PlanPlaced(now time.Duration, floor uint64, plans []PlacedPla
 		switch {
 		case s.Owner != "" && (s.Next == Nobody || s.Next == "" && x.Gone):
 			p.gone(x.Shard, s)
-		case s.Owner != "":
+		case s.Owner != "" && x.New == nil: // else it has a place by now
 			p.shard(x.Shard, s, to)
-		case x.New != nil && to != "":
+		case s.Owner == "" && x.New != nil && to != "":
 			p.Counts.Assigned++
 			p.assign(x.Shard, s, Assignment{Owner: to, Epoch: p.after(x.Shard, s.Epoch), Placed: x.New})
 		}
