@@ -126,14 +126,14 @@ func TestWhatListensIsReadyAndWhoStopsToIsHung(t *testing.T) {
 	t.Parallel()
 	c := newCore(t)
 	p := webPlacement(t, "shop-web-1", kbroker.Health{Check: quick(kbroker.HealthTCP)})
-	deaf := webPlacement(t, "shop-web-2", kbroker.Health{Check: quick(kbroker.HealthTCP), Start: 300 * time.Millisecond})
+	deaf := webPlacement(t, "shop-web-2", kbroker.Health{Check: quick(kbroker.HealthTCP), Start: 3 * time.Second})
 	deaf.Spec.Artifact.Builtin = "run" // listens on nothing
 	deaf.Backoff = 5
 	c.want(p, deaf)
 	c.startAgent(t.TempDir())
 	c.awaitState(p.Instance, kbroker.StateReady)
-	s := c.await(deaf.Instance, 10*time.Second, "backoff", func(s kbroker.Status) bool { return s.State == kbroker.StateBackoff })
-	want := fmt.Sprintf("killed: not ready within 300ms (tcp: dial tcp 127.0.0.1:%d: connect: connection refused)", deaf.Spec.Ports[0].Number)
+	s := c.await(deaf.Instance, 30*time.Second, "backoff", func(s kbroker.Status) bool { return s.State == kbroker.StateBackoff })
+	want := fmt.Sprintf("killed: not ready within 3s (tcp: dial tcp 127.0.0.1:%d: connect: connection refused)", deaf.Spec.Ports[0].Number)
 	if !strings.HasPrefix(s.Message, want) || !strings.HasSuffix(s.Message, "this is run") || s.Crashes != 6 {
 		t.Errorf("status %+v, want %q, the output, and a sixth crash", s, want)
 	}
@@ -190,7 +190,7 @@ func TestACheckByAProgramIsOfTheInstance(t *testing.T) {
 func TestAHungSDKIsKilledAlsoWithoutTheBus(t *testing.T) {
 	t.Parallel()
 	c := newCore(t)
-	sdk := kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: 100 * time.Millisecond, Timeout: 100 * time.Millisecond}, Start: time.Second}
+	sdk := kbroker.Health{Check: kbroker.Check{Ready: kbroker.HealthSDK, Interval: 100 * time.Millisecond, Timeout: 100 * time.Millisecond}, Start: 5 * time.Second}
 	hangs, lives, older := placement("shop-web-1", "beating"), placement("shop-web-2", "beating"), placement("shop-web-3", "answer")
 	dumb, off := placement("shop-web-4", "dumb"), placement("shop-web-5", "beating")
 	all := []*kbroker.Placement{&hangs, &lives, &older, &dumb, &off}
@@ -205,6 +205,7 @@ func TestAHungSDKIsKilledAlsoWithoutTheBus(t *testing.T) {
 	}
 	c.want(want...)
 	a := c.startAgent(t.TempDir())
+	began := time.Now()
 	pids := map[kbroker.InstanceID]int{dumb.Instance: c.awaitState(dumb.Instance, kbroker.StateRunning).PID}
 	for _, p := range []kbroker.Placement{hangs, lives, older, off} {
 		pids[p.Instance] = c.awaitState(p.Instance, kbroker.StateReady).PID
@@ -219,7 +220,8 @@ func TestAHungSDKIsKilledAlsoWithoutTheBus(t *testing.T) {
 	second := c.awaitKilled(first, 15*time.Second, "killed: hung, 6 looks in a row saw no sign of life (sdk)")
 	c.srv.Shutdown()
 	kill(t, second.PID, unix.SIGSTOP)
-	awaitDead(t, 15*time.Second, second.PID) // the others had the same time
+	awaitDead(t, 15*time.Second, second.PID)                   // the others had the same time
+	time.Sleep(time.Until(began.Add(sdk.Start + time.Second))) // and more than that to be ready
 	delete(pids, hangs.Instance)
 	for i, pid := range pids {
 		if !alive(pid) {

@@ -346,12 +346,12 @@ func (c *core) await(i kbroker.InstanceID, within time.Duration, what string, ok
 
 func (c *core) awaitState(i kbroker.InstanceID, want kbroker.InstanceState) kbroker.Status {
 	c.t.Helper()
-	return c.await(i, 10*time.Second, string(want), func(s kbroker.Status) bool { return s.State == want })
+	return c.await(i, 30*time.Second, string(want), func(s kbroker.Status) bool { return s.State == want })
 }
 
 func (c *core) awaitGone(i kbroker.InstanceID) {
 	c.t.Helper()
-	wait.Until(c.t, 10*time.Second, func() error {
+	wait.Until(c.t, 30*time.Second, func() error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if !c.gone[i] {

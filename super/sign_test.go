@@ -65,10 +65,17 @@ func TestNoKeyIsOnRecordThatWasNotProved(t *testing.T) {
 	})
 	shown := makeToken(t, d, kbroker.RoleWorker)
 	r := kbroker.JoinRequest{Host: "w1", Role: kbroker.RoleWorker, Fingerprint: "w", User: publicKey(1), Token: shown}
-	join := func(user string) error {
+	join := func(user string) (err error) {
 		r.User = user
-		var reply kbroker.JoinReply
-		return d.ask(subjects.Join, r, &reply)
+		wait.Until(t, 10*time.Second, func() error {
+			var reply kbroker.JoinReply
+			err = d.ask(subjects.Join, r, &reply)
+			if reply.Wait != "" {
+				return errors.New(reply.Wait)
+			}
+			return nil
+		})
+		return err
 	}
 	if err := join(publicKey(7)); !errors.Is(err, kbroker.Invalid) {
 		t.Errorf("a host joins with another's key: %v", err)
