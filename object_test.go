@@ -130,7 +130,7 @@ func sameWrites(a, b []kbroker.Write) bool {
 
 func TestWhatIsReadComesBack(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		want := kbroker.OwnReadReply{More: rapid.Bool().Draw(t, "more")}
+		want := kbroker.OwnReadReply{More: rapid.Bool().Draw(t, "more"), Same: rapid.Bool().Draw(t, "same"), At: kbroker.Revision(rapid.Uint64().Draw(t, "at"))}
 		for range rapid.IntRange(0, 6).Draw(t, "records") {
 			s := kbroker.Stored{Key: key(t, "key"), Revision: kbroker.Revision(rapid.Uint64().Draw(t, "revision"))}
 			s.Value = rapid.SliceOfN(rapid.Byte(), 1, 50).Draw(t, "value")
@@ -199,6 +199,9 @@ func TestAReadHasBounds(t *testing.T) {
 		"what is below":       {kbroker.OwnReadRequest{Match: "12.out"}, true},
 		"what is behind":      {kbroker.OwnReadRequest{Match: "12.out", After: "12.out.a.b.1"}, true},
 		"behind another":      {kbroker.OwnReadRequest{Match: "12.out", After: "12.outer"}, false},
+		"since a revision":    {kbroker.OwnReadRequest{Match: "12.out", Since: 7}, true},
+		"a key since one":     {kbroker.OwnReadRequest{Keys: []string{"head"}, Since: 7}, false},
+		"a part since one":    {kbroker.OwnReadRequest{Match: "12.out", After: "12.out.a.b.1", Since: 7}, false},
 		"nothing":             {kbroker.OwnReadRequest{}, false},
 		"both":                {kbroker.OwnReadRequest{Keys: []string{"head"}, Match: "12.out"}, false},
 		"too many":            {kbroker.OwnReadRequest{Keys: make([]string, kbroker.MaxReadKeys+1)}, false},

@@ -34,6 +34,10 @@ type OwnReadRequest struct {
 	// below it are wanted that exist, in the order of their keys, behind the key After.
 	Match string `json:"match,omitempty"`
 	After string `json:"after,omitempty"`
+	// Since, of a match: the records are wanted only if one below it was written after this
+	// revision, the OwnReadReply.At of a read of all of them; 0: always. A core of an earlier
+	// build takes it for 0.
+	Since Revision `json:"since,omitempty"`
 }
 
 // Check reports why it cannot be answered, or nil. The error has code Invalid.
@@ -43,6 +47,8 @@ func (r OwnReadRequest) Check() error {
 		return Errorf(Invalid, "nothing is to be read")
 	case len(r.Keys) > 0 && (r.Match != "" || r.After != ""):
 		return Errorf(Invalid, "keys are to be read, and what is below %.80q", r.Match)
+	case r.Since > 0 && (r.Match == "" || r.After != ""):
+		return Errorf(Invalid, "what was written since revision %d is asked of the whole of a match alone", r.Since)
 	case len(r.Keys) > MaxReadKeys:
 		return Errorf(Invalid, "%d records are to be read, at most %d are at once", len(r.Keys), MaxReadKeys)
 	}
@@ -66,6 +72,11 @@ func (r OwnReadRequest) Check() error {
 type OwnReadReply struct {
 	Records []Stored
 	More    bool
+	// Same says, without records, that none below Match was written since OwnReadRequest.Since.
+	Same bool
+	// At, of a match: what was written until this revision is among them, and in the pages
+	// behind this one. 0: a core of an earlier build does not say.
+	At Revision
 }
 
 // OwnWriteRequest is a batch of records of one stream: all of them are written, or none.
@@ -159,6 +170,8 @@ type (
 	readHead struct {
 		Records []sizedStored `json:"records"`
 		More    bool          `json:"more,omitempty"`
+		Same    bool          `json:"same,omitempty"`
+		At      Revision      `json:"at,omitempty"`
 	}
 )
 
@@ -201,7 +214,7 @@ func (r *OwnWriteRequest) UnmarshalBinary(data []byte) error {
 
 // MarshalBinary encodes the reply as it is sent.
 func (r OwnReadReply) MarshalBinary() ([]byte, error) {
-	head, values := readHead{Records: make([]sizedStored, len(r.Records)), More: r.More}, make([][]byte, len(r.Records))
+	head, values := readHead{Records: make([]sizedStored, len(r.Records)), More: r.More, Same: r.Same, At: r.At}, make([][]byte, len(r.Records))
 	for i, s := range r.Records {
 		head.Records[i], values[i] = sizedStored{s, len(s.Value)}, s.Value
 	}
@@ -232,7 +245,7 @@ func (r *OwnReadReply) UnmarshalBinary(data []byte) error {
 	if len(rest) > 0 {
 		return Errorf(Invalid, "%d bytes too many", len(rest))
 	}
-	r.Records, r.More = records, head.More
+	r.Records, r.More, r.Same, r.At = records, head.More, head.Same, head.At
 	return nil
 }
 

@@ -221,7 +221,7 @@ func TestAHungSDKIsKilledAlsoWithoutTheBus(t *testing.T) {
 	c.srv.Shutdown()
 	kill(t, second.PID, unix.SIGSTOP)
 	awaitDead(t, 15*time.Second, second.PID)                   // the others had the same time
-	time.Sleep(time.Until(began.Add(sdk.Start + time.Second))) // and more than that to be ready
+	<-time.After(time.Until(began.Add(sdk.Start + time.Second))) // and more than that to be ready
 	delete(pids, hangs.Instance)
 	for i, pid := range pids {
 		if !alive(pid) {

@@ -46,20 +46,32 @@ func (a *Allocator) readOwn(ctx context.Context, r kbroker.OwnReadRequest) (repl
 
 // readBelow reads all records that exist below a beginning of keys.
 func (a *Allocator) readBelow(ctx context.Context, match string) ([]kbroker.Stored, error) {
-	var all []kbroker.Stored
-	for after := ""; ; {
-		reply, err := a.readOwn(ctx, kbroker.OwnReadRequest{Match: match, After: after})
-		if err != nil {
-			return nil, err
+	all, _, err := a.readSince(ctx, match, 0)
+	return all, err
+}
+
+// readSince is readBelow, but reads none if none of them was written after a revision. The one
+// that it returns is until when all is known that was.
+func (a *Allocator) readSince(ctx context.Context, match string, since kbroker.Revision) (all []kbroker.Stored, at kbroker.Revision, err error) {
+	r := kbroker.OwnReadRequest{Match: match, Since: since}
+	for {
+		reply, err := a.readOwn(ctx, r)
+		switch {
+		case err != nil:
+			return nil, 0, err
+		case reply.Same:
+			return nil, since, nil
+		case r.After == "":
+			at = reply.At // later pages know of what may be missing in the first
 		}
 		all = append(all, reply.Records...)
 		if !reply.More {
-			return all, nil
+			return all, at, nil
 		}
-		if len(reply.Records) == 0 || reply.Records[len(reply.Records)-1].Key <= after {
-			return nil, kbroker.Errorf(kbroker.Internal, "a core says that more is below %s, and does not come behind %q", match, after)
+		if len(reply.Records) == 0 || reply.Records[len(reply.Records)-1].Key <= r.After {
+			return nil, 0, kbroker.Errorf(kbroker.Internal, "a core says that more is below %s, and does not come behind %q", match, r.After)
 		}
-		after = reply.Records[len(reply.Records)-1].Key
+		r.After, r.Since = reply.Records[len(reply.Records)-1].Key, 0
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -43,6 +44,10 @@ type shards struct {
 	lookLeases bell
 	lookShards bell
 	lookPlaced bell
+
+	// Until which revisions it is known who owns what, and what was released; of readShards.
+	assigns, releases kbroker.Revision
+	anew              atomic.Bool // these may be of another store
 
 	mu         sync.Mutex
 	assigner   *ownership.Assigner
@@ -136,11 +141,14 @@ func (s *shards) readShards(ctx context.Context) error {
 	if len(s.kinds()) == 0 {
 		return nil
 	}
-	assigns, err := s.alloc.readBelow(ctx, subjects.MatchAssigns)
+	if s.anew.Swap(false) {
+		s.assigns, s.releases = 0, 0
+	}
+	assigns, assignsAt, err := s.alloc.readSince(ctx, subjects.MatchAssigns, s.assigns)
 	if err != nil {
 		return err
 	}
-	releases, err := s.alloc.readBelow(ctx, subjects.MatchReleases)
+	releases, releasesAt, err := s.alloc.readSince(ctx, subjects.MatchReleases, s.releases)
 	if err != nil {
 		return err
 	}
@@ -154,7 +162,7 @@ func (s *shards) readShards(ctx context.Context) error {
 	for _, r := range slices.Concat(assigns, releases, wishes) {
 		s.see(0, at, r)
 	}
-	s.owners = true
+	s.owners, s.assigns, s.releases = true, assignsAt, releasesAt
 	s.saw()
 	return nil
 }

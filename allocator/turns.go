@@ -43,13 +43,7 @@ func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var of []kbroker.Shard
-	for n, owner := range s.assigner.Owners() {
-		if owner == m.Incarnation {
-			of = append(of, n)
-		}
-	}
-	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, of, l, m.PlacedTurnsPerS, m.Busiest)
+	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, s.assigner.OwnedBy(m.Incarnation), l, m.PlacedTurnsPerS, m.Busiest)
 }
 
 // said takes what an owner says that has these shards. The time constant of the averages is

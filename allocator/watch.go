@@ -47,6 +47,7 @@ func (a *Allocator) watchConnection(ctx context.Context, status <-chan nats.Stat
 			a.lookPlace.ring()
 			a.demandNow.ring()
 			a.shards.lookLeases.ring()
+			a.shards.anew.Store(true)
 			a.shards.lookShards.ring()
 			a.shards.lookPlaced.ring()
 		}

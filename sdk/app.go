@@ -40,6 +40,7 @@ type App struct {
 	err      error                // what New and Handle found wrong
 	started  time.Time
 	phase    atomic.Int32
+	drains   chan struct{}                         // the load meter hears that it begins to
 	figures  atomic.Pointer[kbroker.ObjectFigures] // of the objects; nil: it has none
 }
 
@@ -68,7 +69,7 @@ const (
 // returned by Run. It does not connect; Run and the first call do.
 func New(opts ...Option) *App {
 	o := collect(opts)
-	a := &App{log: o.log, grace: o.grace, started: time.Now(), leases: timesOf, clock: boottime.Now}
+	a := &App{log: o.log, grace: o.grace, started: time.Now(), drains: make(chan struct{}, 1), leases: timesOf, clock: boottime.Now}
 	client, target, err := o.client("dev")
 	if err != nil {
 		a.err = err
@@ -270,6 +271,7 @@ func (a *App) pong(t transport, m *nats.Msg) {
 // nothing but running handlers.
 func (a *App) drain(t transport, subs []subscription, giveUp func()) error {
 	a.phase.Store(phaseDraining)
+	stir(a.drains)
 	ctx, cancel := context.WithTimeout(context.Background(), a.grace)
 	defer cancel()
 	var wg sync.WaitGroup

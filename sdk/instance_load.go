@@ -16,6 +16,9 @@ const (
 	// loadSample is how often is looked at what is under way: the requests say nothing of it
 	// themselves, as a look at the clock would cost each of them.
 	loadSample = 25 * time.Millisecond
+	// loadIdle is that of an instance that had nothing to do since it was told last: each look
+	// wakes the process up, and of its kind there may be hundreds on a host.
+	loadIdle = 4 * loadSample
 	// loadRefused is for how long nothing is told after the servers have refused it: those of
 	// an earlier build know of no load.
 	loadRefused = time.Minute
@@ -44,8 +47,10 @@ type loadMeter struct {
 	subject  string
 	busy     []func() float64 // of all that is bounded: the part that is under way now
 	sums     []float64        // of their samples since it was told last
-	samples  int
-	draining bool // it was told that the instance drains
+	samples  float64          // that they stand for, of loadSample each
+	every    time.Duration    // how often is looked at them now
+	idle     time.Duration    // for how long nothing was found
+	draining bool             // it was told that the instance drains
 }
 
 // loadOfShards is what is told of the shards that an instance owns.
@@ -56,7 +61,7 @@ type loadOfShards struct {
 }
 
 func newLoadMeter(a *App, t transport) *loadMeter {
-	l := &loadMeter{app: a, t: t, subject: subjects.Load(a.identity.Tenant, a.identity.App, a.identity.Incarnation)}
+	l := &loadMeter{app: a, t: t, every: loadSample, subject: subjects.Load(a.identity.Tenant, a.identity.App, a.identity.Incarnation)}
 	for _, m := range a.methods {
 		l.busy = append(l.busy, m.crew.busy)
 	}
@@ -70,17 +75,23 @@ func newLoadMeter(a *App, t transport) *loadMeter {
 // run tells at once, then every kbroker.LoadEvery, and when the instance begins to drain;
 // that, at the latest, when ctx ends.
 func (l *loadMeter) run(ctx context.Context) {
-	sample, every := time.NewTicker(loadSample), time.NewTicker(kbroker.LoadEvery)
+	paced := l.every
+	sample, every := time.NewTicker(paced), time.NewTicker(kbroker.LoadEvery)
 	defer sample.Stop()
 	defer every.Stop()
 	l.tell()
 	for {
+		if l.every != paced {
+			paced = l.every
+			sample.Reset(paced)
+		}
 		select {
 		case <-ctx.Done():
 			l.tellDraining()
 			return
 		case <-sample.C:
 			l.sample()
+		case <-l.app.drains:
 			l.tellDraining()
 		case <-every.C:
 			l.tell()
@@ -88,18 +99,32 @@ func (l *loadMeter) run(ctx context.Context) {
 	}
 }
 
+// sample looks at what is under way. What is found by the first look after a long time without
+// anything has begun since, and counts for half of that time.
 func (l *loadMeter) sample() {
-	for i, busy := range l.busy {
-		l.sums[i] += busy()
+	passed, found := float64(l.every/loadSample), false
+	share := passed
+	if l.every == loadIdle {
+		share /= 2
 	}
-	l.samples++
+	for i, busy := range l.busy {
+		is := busy()
+		l.sums[i] += is * share
+		found = found || is > 0
+	}
+	l.samples += passed
+	if found {
+		l.idle, l.every = 0, loadSample
+	} else if l.idle += time.Duration(passed) * loadSample; l.idle >= kbroker.LoadEvery {
+		l.every = loadIdle
+	}
 }
 
 // busiest is the highest average of the samples, of which there are some; it drops them.
 func (l *loadMeter) busiest() float64 {
 	most := 0.0
 	for i, sum := range l.sums {
-		most = max(most, sum/float64(l.samples))
+		most = max(most, sum/l.samples)
 		l.sums[i] = 0
 	}
 	l.samples = 0

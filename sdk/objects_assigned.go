@@ -76,18 +76,22 @@ func (k *keeper) follow(ctx context.Context) {
 	defer next.Stop()
 	back := k.app.client.back.wait()
 	answered := make(chan bool, 1)
+	var since kbroker.Revision // what was written until then is known
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-back:
-			back = k.app.client.back.wait()
+			back, since = k.app.client.back.wait(), 0 // of another store, perhaps, or of one that was put back
 			next.Reset(rand.N(afterReconnect))
 			continue
 		case <-next.C:
 		}
-		k.read(kbroker.OwnReadRequest{Match: subjects.MatchAssigns}, func(now time.Duration, found []kbroker.Stored, ok bool) {
-			k.see(now, found, ok)
+		k.readOn(kbroker.OwnReadRequest{Match: subjects.MatchAssigns, Since: since}, 0, found{}, func(now time.Duration, all found, ok bool) {
+			k.see(now, all.records, ok)
+			if ok {
+				since = all.at
+			}
 			answered <- ok
 		})
 		select {

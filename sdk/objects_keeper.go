@@ -24,6 +24,9 @@ const (
 	maxHeard = 10_000
 	// tickEvery is how often is looked at what is due.
 	tickEvery = 50 * time.Millisecond
+	// tickIdle is that of who has nothing to do: each look wakes the process up, and of its
+	// kind there may be hundreds on a host.
+	tickIdle = 250 * time.Millisecond
 	// tickLeast is how much later that is done again at least, whatever happens.
 	tickLeast = 10 * time.Millisecond
 	// handOverShare is the part of its grace for which an app that leaves waits for the
@@ -163,13 +166,19 @@ func (k *keeper) run(ctx context.Context) {
 	defer k.work.Wait()
 	defer k.stop()
 	defer k.close()
-	tick := time.NewTicker(tickEvery)
+	every := tickEvery
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var last time.Duration
 	for {
-		if now := k.now(); last == 0 || now-last >= tickLeast {
+		now := k.now()
+		if last == 0 || now-last >= tickLeast {
 			last = now
 			k.tick(now)
+		}
+		if next := k.pause(now); next != every {
+			every = next
+			tick.Reset(every)
 		}
 		select {
 		case <-ctx.Done():
@@ -187,6 +196,15 @@ func (k *keeper) run(ctx context.Context) {
 			k.settle(now)
 		}
 	}
+}
+
+// pause is how long the next look may wait.
+func (k *keeper) pause(now time.Duration) time.Duration {
+	if k.leaving || k.handing || len(k.feeds) > 0 || len(k.crossings.queued) > 0 || !k.owner.Quiet() ||
+		k.timers.dueWithin(now, tickIdle) || k.reminders.dueWithin(tickIdle) {
+		return tickEvery
+	}
+	return tickIdle
 }
 
 // tick does what is due by the clock.

@@ -108,10 +108,16 @@ func written(m *nats.Msg, err error) (ownership.Written, kbroker.Revision, error
 // read reads records, all pages of them. A request by keys is answered with as many, in
 // their order.
 func (k *keeper) read(r kbroker.OwnReadRequest, done func(now time.Duration, found []kbroker.Stored, ok bool)) {
-	k.readOn(r, len(r.Keys), nil, done)
+	k.readOn(r, len(r.Keys), found{}, func(now time.Duration, all found, ok bool) { done(now, all.records, ok) })
 }
 
-func (k *keeper) readOn(r kbroker.OwnReadRequest, want int, found []kbroker.Stored, done func(now time.Duration, found []kbroker.Stored, ok bool)) {
+// found are the records of a read, and the revision until which they are all; 0: not known.
+type found struct {
+	records []kbroker.Stored
+	at      kbroker.Revision
+}
+
+func (k *keeper) readOn(r kbroker.OwnReadRequest, want int, all found, done func(now time.Duration, all found, ok bool)) {
 	data, err := json.Marshal(r)
 	if err != nil {
 		panic("sdk: a request does not marshal: " + err.Error()) // strings only
@@ -133,18 +139,25 @@ func (k *keeper) readOn(r kbroker.OwnReadRequest, want int, found []kbroker.Stor
 			}
 		}
 		n := len(page.Records)
-		found = append(found, page.Records...)
+		all.records = append(all.records, page.Records...)
+		if r.After == "" {
+			all.at = page.At // of the first page: later ones know of what may be missing in it
+		}
+		if page.Same {
+			all.at = r.Since
+		}
+		have := len(all.records)
 		switch {
-		case err != nil, page.More && n == 0, want > 0 && (len(found) > want || !page.More && len(found) < want):
-			done(now, nil, false)
+		case err != nil, page.More && n == 0, want > 0 && (have > want || !page.More && have < want):
+			done(now, found{}, false)
 		case page.More && want > 0:
 			r.Keys = r.Keys[n:]
-			k.readOn(r, want, found, done)
+			k.readOn(r, want, all, done)
 		case page.More:
-			r.After = page.Records[n-1].Key
-			k.readOn(r, want, found, done)
+			r.After, r.Since = page.Records[n-1].Key, 0
+			k.readOn(r, want, all, done)
 		default:
-			done(now, found, true)
+			done(now, all, true)
 		}
 	})
 }

@@ -173,6 +173,11 @@ func (k *keeper) foundDue(f kbroker.Stored, touched map[reminderID]bool) {
 	k.reminders.get(id).sure = false
 }
 
+// dueWithin reports whether one is due in that time.
+func (r *reminders) dueWithin(within time.Duration) bool {
+	return len(r.queue) > 0 && !r.queue[0].at.After(time.Now().Add(within))
+}
+
 // remind begins the turns of what is due.
 func (k *keeper) remind(now time.Duration) {
 	for len(k.reminders.queue) > 0 && !k.reminders.queue[0].at.After(time.Now()) {

@@ -204,6 +204,11 @@ func (k *keeper) turnedWell(now time.Duration, o kbroker.Object, t *turn) {
 	k.timers.apply(now, o, k.own.Incarnation, t.wanted(), false)
 }
 
+// dueWithin reports whether one is due in that time.
+func (t *timers) dueWithin(now, within time.Duration) bool {
+	return len(t.queue) > 0 && t.queue[0].due <= now+within
+}
+
 // fire begins the turns that are due.
 func (k *keeper) fire(now time.Duration) {
 	for len(k.timers.queue) > 0 && k.timers.queue[0].due <= now {

@@ -219,7 +219,7 @@ func (s *Store) auditAfter(ctx context.Context, after uint64) (out kbroker.Audit
 		return out, nil // there is no leader
 	}
 	if out.Next == after && after < out.Last {
-		m, err := readNext(ctx, s.cfg.Conn, subjects.AuditStream, after+1)
+		m, err := readNext(ctx, s.cfg.Conn, subjects.AuditStream, after+1, ">")
 		switch {
 		case err != nil:
 			return out, err

@@ -237,7 +237,7 @@ func (f *follower) check(ctx context.Context, fed <-chan *nats.Msg) {
 // stillThere reports whether the leader knows a message at or after pos: a
 // leader that was elected just now may for a moment name a lower sequence.
 func (f *follower) stillThere(ctx context.Context) bool {
-	m, err := readNext(ctx, f.conn, f.stream, f.pos)
+	m, err := readNext(ctx, f.conn, f.stream, f.pos, ">")
 	if err != nil || m != nil {
 		return true
 	}
@@ -367,7 +367,7 @@ func (f *follower) read(ctx context.Context, leader bool) (more bool, err error)
 // readLeader adds a few messages after pos, read from the leader one by one.
 func (f *follower) readLeader(ctx context.Context) (more bool, err error) {
 	for range stallMessages {
-		m, err := readNext(ctx, f.conn, f.stream, f.pos+1)
+		m, err := readNext(ctx, f.conn, f.stream, f.pos+1, ">")
 		if err != nil {
 			return false, err
 		}

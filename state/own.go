@@ -40,6 +40,12 @@ func (s *Store) OwnRead(ctx context.Context, k AppKey, streams int, r kbroker.Ow
 	if err := r.Check(); err != nil {
 		return kbroker.OwnReadReply{}, err
 	}
+	if r.Since > 0 {
+		same, err := s.sameBelow(ctx, k, streams, r.Match, r.Since)
+		if err != nil || same {
+			return kbroker.OwnReadReply{Same: same}, err
+		}
+	}
 	keys, total, floor := r.Keys, len(r.Keys), uint64(0)
 	if r.Match != "" {
 		below, named, err := s.keysBelow(ctx, k, streams, r.Match, r.After)
@@ -49,10 +55,10 @@ func (s *Store) OwnRead(ctx context.Context, k AppKey, streams int, r kbroker.Ow
 		keys, total, floor = below[:min(len(below), kbroker.MaxReadKeys)], len(below), named
 	}
 	at, err := ownPlace(k, streams, keys)
+	out := kbroker.OwnReadReply{At: kbroker.Revision(floor)}
 	if err != nil || len(keys) == 0 {
-		return kbroker.OwnReadReply{}, err
+		return out, err
 	}
-	var out kbroker.OwnReadReply
 	read, size := 0, 0
 	for rec, err := range s.readMany(ctx, at, keys, floor) {
 		if err != nil {
@@ -206,12 +212,34 @@ func (s *Store) readAll(ctx context.Context, at ownAt, keys []string) ([]kbroker
 	return records, nil
 }
 
+// sameBelow reports whether no record below match was written after a revision.
+func (s *Store) sameBelow(ctx context.Context, k AppKey, streams int, match string, since kbroker.Revision) (bool, error) {
+	stream, prefix, err := below(k, streams, match)
+	if err != nil {
+		return false, err
+	}
+	m, err := readNext(ctx, s.cfg.Conn, stream, uint64(since)+1, prefix+match+".>")
+	if err != nil {
+		return false, unavailable(err, "ask what was written below %s", match)
+	}
+	return m == nil, nil
+}
+
+// below is where the records are whose keys begin with match.
+func below(k AppKey, streams int, match string) (stream, prefix string, err error) {
+	stream, prefix, ok := subjects.StoredAt(k.Tenant, k.App, streams, match)
+	if !ok {
+		err = kbroker.Errorf(kbroker.Invalid, "%.80q is not the beginning of keys of app %s, which has %d streams of objects", match, k.App, streams)
+	}
+	return stream, prefix, err
+}
+
 // keysBelow are the keys below match that come after one, sorted: what is deleted is among
 // them for as long as its marker. floor is the last sequence that the leader has named.
 func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, after string) (keys []string, floor uint64, err error) {
-	stream, prefix, ok := subjects.StoredAt(k.Tenant, k.App, streams, match)
-	if !ok {
-		return nil, 0, kbroker.Errorf(kbroker.Invalid, "%.80q is not the beginning of keys of app %s, which has %d streams of objects", match, k.App, streams)
+	stream, prefix, err := below(k, streams, match)
+	if err != nil {
+		return nil, 0, err
 	}
 	for offset, total := 0, 1; offset < total; {
 		page, err := s.subjectsOf(ctx, stream, prefix+match+".>", offset)

@@ -504,3 +504,32 @@ func TestBatchesWhoseLeaderGoesAway(t *testing.T) {
 	})
 	t.Logf("%d outcomes were not known", unknown)
 }
+
+// TestWhatWasNotWrittenSinceIsNotReadAgain, whatever else was.
+func TestWhatWasNotWrittenSinceIsNotReadAgain(t *testing.T) {
+	_, s := ownedObjects(t)
+	write := func(key string, expected kbroker.Revision) kbroker.Revision {
+		return mustOwn(t, s, kbroker.Write{Key: key, Expected: expected, Value: []byte(`{}`)}).First
+	}
+	first := write(subjects.KeyAssign(1), 0)
+	write(subjects.KeyAssign(2), 0)
+	whole := ownRead(t, s, kbroker.OwnReadRequest{Match: subjects.MatchAssigns})
+	if len(whole.Records) != 2 || whole.Same || whole.At < first+1 {
+		t.Fatalf("read %+v, want both, until %d at least", whole, first+1)
+	}
+	since := kbroker.OwnReadRequest{Match: subjects.MatchAssigns, Since: whole.At}
+	write(subjects.KeyRelease(1), 0)
+	if got := ownRead(t, s, since); len(got.Records) != 0 || !got.Same {
+		t.Errorf("read %+v, want that it is the same", got)
+	}
+	second := write(subjects.KeyAssign(1), first)
+	got := ownRead(t, s, since)
+	if len(got.Records) != 2 || got.Same || got.At < second {
+		t.Errorf("read %+v, want both anew", got)
+	}
+	since.Since = got.At
+	mustOwn(t, s, kbroker.Write{Key: subjects.KeyAssign(2), Expected: first + 1}) // it is taken away
+	if got := ownRead(t, s, since); len(got.Records) != 1 || got.Same {
+		t.Errorf("read %+v, want the one that is left", got)
+	}
+}

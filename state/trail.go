@@ -105,7 +105,7 @@ func (t *trail) settle(ctx context.Context, id string) (done bool, err error) {
 	if !ok {
 		return false, nil
 	}
-	m, err := readNext(ctx, t.conn, subjects.AuditStream, at)
+	m, err := readNext(ctx, t.conn, subjects.AuditStream, at, ">")
 	switch {
 	case err != nil:
 		return false, err

@@ -82,10 +82,10 @@ func readLast(ctx context.Context, conn *nats.Conn, stream, subject string) (*me
 	return leaderRead(ctx, conn, stream, map[string]any{"last_by_subj": subject})
 }
 
-// readNext reads the first message at or after seq through the stream's leader.
-// It returns nil when there is none.
-func readNext(ctx context.Context, conn *nats.Conn, stream string, seq uint64) (*message, error) {
-	return leaderRead(ctx, conn, stream, map[string]any{"seq": seq, "next_by_subj": ">"})
+// readNext reads the first message at or after seq, of subjects that match, through the
+// stream's leader. It returns nil when there is none.
+func readNext(ctx context.Context, conn *nats.Conn, stream string, seq uint64, match string) (*message, error) {
+	return leaderRead(ctx, conn, stream, map[string]any{"seq": seq, "next_by_subj": match})
 }
 
 func leaderRead(ctx context.Context, conn *nats.Conn, stream string, query map[string]any) (*message, error) {

@@ -258,6 +258,17 @@ func (a *Assigner) Fresh(since time.Duration) map[kbroker.Shard]bool {
 	return fresh
 }
 
+// OwnedBy are the shards that are on an incarnation, or on their way to it, in no order.
+func (a *Assigner) OwnedBy(i kbroker.Incarnation) []kbroker.Shard {
+	var all []kbroker.Shard
+	for n, s := range a.shards {
+		if cmp.Or(s.Next, s.Owner) == i {
+			all = append(all, n)
+		}
+	}
+	return all
+}
+
 // Owners are the incarnations that the shards are on, or on their way to.
 func (a *Assigner) Owners() map[kbroker.Shard]kbroker.Incarnation {
 	out := map[kbroker.Shard]kbroker.Incarnation{}

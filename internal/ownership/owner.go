@@ -382,6 +382,11 @@ func (o *Owner) Busy() bool {
 	return false
 }
 
+// Quiet reports whether nothing is under way, and nothing due before the lease is renewed.
+func (o *Owner) Quiet() bool {
+	return o.begun && len(o.awake) == 0 && len(o.retries) == 0 && o.sent == 0 && o.reading == 0
+}
+
 // String is for people: what the owner holds.
 func (o *Owner) String() string {
 	var b strings.Builder
