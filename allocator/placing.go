@@ -26,8 +26,10 @@ const (
 	readPlacedAtOnce = 8
 	// maxTold bounds the records of a message to an owner.
 	maxTold = 128
-	// tellAgain is how long an owner may not know what is on it, before it is told again.
-	tellAgain = time.Second
+	// tellAgain is how long an owner may not know what is on it, before it is told again;
+	// tellAgainInFlow that if what is on it has changed meanwhile: then it mostly knows by now.
+	tellAgain       = time.Second
+	tellAgainInFlow = 10 * time.Second
 )
 
 // placing is what is asked of placed objects, and where they are. Of shards, under its mu.
@@ -41,16 +43,23 @@ type placing struct {
 	order   []kbroker.Shard          // the oldest first; some of them may wait no more
 	leaving map[kbroker.Shard]*claim // that are to be released
 	used    map[kbroker.Incarnation]kbroker.Demanded
-	total   int                                   // of all that are placed
-	number  uint64                                // of what was to be released last
-	untold  map[kbroker.Incarnation]time.Duration // since when an owner knows of another number
-	read    bool                                  // what is stored was read once
+	total   int                            // of all that are placed
+	number  uint64                         // of what was to be released last
+	untold  map[kbroker.Incarnation]untold // owners that know of another number
+	read    bool                           // what is stored was read once
+}
+
+// untold is what an owner does not know.
+type untold struct {
+	since time.Duration
+	count int           // of what is on it
+	same  time.Duration // since when
 }
 
 func newPlacing() placing {
 	return placing{
 		asked: map[kbroker.Shard]*claim{}, leaving: map[kbroker.Shard]*claim{}, used: map[kbroker.Incarnation]kbroker.Demanded{},
-		untold: map[kbroker.Incarnation]time.Duration{},
+		untold: map[kbroker.Incarnation]untold{},
 	}
 }
 
@@ -531,22 +540,25 @@ func (s *shards) knows(now time.Duration, m kbroker.InstanceLoad) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.placing
-	moving := s.assigner.MovingFrom(m.Incarnation)
-	if s.assigner.CountOn(m.Incarnation) == m.Placed && len(moving) == 0 {
+	moving, count := s.assigner.MovingFrom(m.Incarnation), s.assigner.CountOn(m.Incarnation)
+	if count == m.Placed && len(moving) == 0 {
 		delete(p.untold, m.Incarnation)
 		return
 	}
-	since, known := p.untold[m.Incarnation]
+	u, known := p.untold[m.Incarnation]
 	if !known {
-		p.untold[m.Incarnation] = now
+		u.since = now
 	}
-	if !known || now-since < tellAgain {
+	if !known || u.count != count {
+		u.count, u.same = count, now
+	}
+	if p.untold[m.Incarnation] = u; now-u.same < tellAgain && now-u.since < tellAgainInFlow {
 		return
 	}
-	p.untold[m.Incarnation] = now
+	p.untold[m.Incarnation] = untold{since: now, count: count, same: now}
 	var records []kbroker.Stored
 	told := moving // it may not know that it is to leave them
-	if s.assigner.CountOn(m.Incarnation) != m.Placed {
+	if count != m.Placed {
 		told = s.assigner.PlacedOn(m.Incarnation)
 	}
 	for _, n := range told {

@@ -248,7 +248,7 @@ func TestAnInstanceOfManyIsLost(t *testing.T) {
 	needLong(t)
 	const instances, booths, within = 30, 30_000, 5 * time.Second
 	c := up(t, 3)
-	c.deployRooms(strconv.Itoa(instances), "    slots: 2000\n    resources: {cpu: 0.01, memory: 16MiB}\n    update: {deadline: 10m}\n")
+	c.deployRooms(strconv.Itoa(instances), "    slots: 2000\n    resources: {cpu: 0.05, memory: 48MiB}\n    update: {deadline: 10m}\n")
 	c.waitReady(5*time.Minute, "rooms", "rooms", instances, nil)
 	job := c.startChild(placeJob, []string{"booth", strconv.Itoa(booths), "1000", "lost"})
 	var r placedReport
