@@ -220,7 +220,7 @@ func TestAHungSDKIsKilledAlsoWithoutTheBus(t *testing.T) {
 	second := c.awaitKilled(first, 15*time.Second, "killed: hung, 6 looks in a row saw no sign of life (sdk)")
 	c.srv.Shutdown()
 	kill(t, second.PID, unix.SIGSTOP)
-	awaitDead(t, 15*time.Second, second.PID)                   // the others had the same time
+	awaitDead(t, 15*time.Second, second.PID)                     // the others had the same time
 	<-time.After(time.Until(began.Add(sdk.Start + time.Second))) // and more than that to be ready
 	delete(pids, hangs.Instance)
 	for i, pid := range pids {

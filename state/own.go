@@ -20,9 +20,11 @@ import (
 const (
 	// readsAtOnce are under way for one request.
 	readsAtOnce = 8
-	// workMarkerTTL is how long the marker of a message or a reminder stays: objects have
-	// thousands of them, all are read when one is loaded, and what is late is refused by the
-	// object's record in its batch, or as there is nothing where it expects something.
+	// workMarkerTTL is how long the marker of a message or a reminder stays, and of a lease:
+	// objects have thousands of them, all are read when one is loaded, and what is late is
+	// refused by the object's record in its batch, or as there is nothing where it expects
+	// something. Leases are read each second, each start has one, and a first one that is so
+	// late is of who holds none any more: it is never renewed.
 	workMarkerTTL = time.Minute
 	// maxReadBytes bounds the records of an answer, their keys among them.
 	maxReadBytes = kbroker.MaxBatchBytes
@@ -91,8 +93,8 @@ func (s *Store) OwnRead(ctx context.Context, k AppKey, streams int, r kbroker.Ow
 // attempt up, and finds out what became of it by a read, or by the same batch once more.
 //
 // A record that is taken away leaves a marker for markerTTL, as a deleted key of the control
-// store does, so that its revision is still there for a write that is late; a message or a
-// reminder of an object for workMarkerTTL. One that comes even later, and alone expects that
+// store does, so that its revision is still there for a write that is late; a lease, and
+// a message or a reminder of an object, for workMarkerTTL. One that comes even later, and alone expects that
 // there is nothing, is taken.
 func (s *Store) OwnWrite(ctx context.Context, k AppKey, streams int, r kbroker.OwnWriteRequest) (kbroker.OwnWriteReply, error) {
 	if err := r.Check(); err != nil {
@@ -171,7 +173,7 @@ func ownRecord(k AppKey, at ownAt, w kbroker.Write) (*nats.Msg, error) {
 			return nil, kbroker.Errorf(kbroker.Invalid, "%s of app %s: want the lease of one of its allocators", w.Key, k.App)
 		}
 		m = newRecord(subject, recordOf(l))
-	case len(w.Value) == 0 && (table == subjects.OwnOut || table == subjects.OwnDue):
+	case len(w.Value) == 0 && (table == subjects.OwnOut || table == subjects.OwnDue || table == subjects.OwnLease):
 		m = newMarkerFor(subject, workMarkerTTL)
 	case len(w.Value) == 0:
 		m = newMarker(subject)

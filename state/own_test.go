@@ -113,17 +113,19 @@ func TestABatchOfAnAppIsWrittenWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
-// What was taken away leaves a marker that ends by itself, or an outbox would grow for ever.
+// What was taken away leaves a marker that ends by itself, or an outbox would grow for ever,
+// and the leases of starts that have ended.
 func TestWhatWasTakenAwayIsCollected(t *testing.T) {
 	t.Parallel()
 	srv, s := ownedObjects(t)
-	key := subjects.KeyOut(alice(1), 1)
-	reply := mustOwn(t, s, kbroker.Write{Key: key, Value: []byte("x")})
-	mustOwn(t, s, kbroker.Write{Key: key, Expected: reply.First})
-	stream, prefix, _ := subjects.StoredAt("default", "shop", shopStreams, key)
-	m, err := readLast(t.Context(), srv.Connect(t), stream, prefix+key)
-	if err != nil || m == nil || !deleted(m.header) || m.header.Get(jetstream.MsgTTLHeader) != workMarkerTTL.String() {
-		t.Fatalf("the marker is %+v (%v), want one that is collected after %v", m, err, workMarkerTTL)
+	for _, key := range []string{subjects.KeyOut(alice(1), 1), subjects.KeyLease("shop-web-1.1")} {
+		reply := mustOwn(t, s, kbroker.Write{Key: key, Value: []byte("{}")})
+		mustOwn(t, s, kbroker.Write{Key: key, Expected: reply.First})
+		stream, prefix, _ := subjects.StoredAt("default", "shop", shopStreams, key)
+		m, err := readLast(t.Context(), srv.Connect(t), stream, prefix+key)
+		if err != nil || m == nil || !deleted(m.header) || m.header.Get(jetstream.MsgTTLHeader) != workMarkerTTL.String() {
+			t.Fatalf("the marker of %s is %+v (%v), want one that is collected after %v", key, m, err, workMarkerTTL)
+		}
 	}
 	if got := ownRead(t, s, kbroker.OwnReadRequest{Match: subjects.MatchOuts(alice(1).Shard())}); len(got.Records) != 0 || got.More {
 		t.Errorf("what was taken away is listed: %+v", got)
