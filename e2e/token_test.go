@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -89,6 +90,12 @@ func TestHostsJoinWithTokens(t *testing.T) {
 	}
 	c.kill("h2", false)
 	wait.Until(t, 10*time.Second, func() error { return c.withoutAgent("h2") })
+	wait.Until(t, 30*time.Second, func() error { // or what is ready below is the one that was killed
+		if allReady(c) == nil {
+			return errors.New("h2 is taken to be ready, and is dead")
+		}
+		return nil
+	})
 	c.agent("h2", join("h2")[5:]...)
 	wait.Until(t, 20*time.Second, func() error { return allReady(c) })
 }
