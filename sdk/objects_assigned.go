@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// assignedEvery is how often an instance reads who owns what, give or take
-	// assignedJitter: changes are published, but a message can be lost.
+	// assignedEvery is how often an instance reads who owns what, give or take that part of it:
+	// changes are published, but a message can be lost.
 	assignedEvery  = 30 * time.Second
-	assignedJitter = 5 * time.Second
+	assignedJitter = 6
 	// assignedAgain is how soon it does again when nobody has answered.
 	assignedAgain = time.Second
 )
@@ -65,8 +65,9 @@ func (k *keeper) announced(m *nats.Msg) {
 	})
 }
 
-// follow reads all assignments, once the lease is there, until ctx ends.
-func (k *keeper) follow(ctx context.Context) {
+// follow reads all assignments, once the lease is there, until ctx ends: about so often, if one
+// was written since.
+func (k *keeper) follow(ctx context.Context, every time.Duration) {
 	select {
 	case <-ctx.Done():
 		return
@@ -98,7 +99,7 @@ func (k *keeper) follow(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case ok := <-answered:
-			wait := assignedEvery - assignedJitter + rand.N(2*assignedJitter)
+			wait := every - every/assignedJitter + rand.N(2*every/assignedJitter)
 			if !ok {
 				wait = assignedAgain
 			}

@@ -34,7 +34,9 @@ type core struct {
 	recs map[string]kbroker.Stored
 	now  map[string]int // writes of objects by record, for who counts
 	// mute is asked whether a batch is not answered: 1: written, 2: not even that.
-	mute func(writes []kbroker.Write) int
+	mute   func(writes []kbroker.Write) int
+	quiet  bool                           // what is written is not published: all of it is lost
+	onRead func(r kbroker.OwnReadRequest) // hears what is read; under mu
 }
 
 const (
@@ -92,6 +94,9 @@ func (c *core) read(body []byte) ([]byte, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.onRead != nil {
+		c.onRead(r)
+	}
 	var reply kbroker.OwnReadReply
 	for _, k := range r.Keys {
 		s := c.recs[k]
@@ -99,10 +104,18 @@ func (c *core) read(body []byte) ([]byte, error) {
 		reply.Records = append(reply.Records, s)
 	}
 	if r.Match != "" {
+		of, _, _ := subjects.StoredAt(kbroker.DefaultTenant, "bank", testStreams, r.Match)
+		newest := kbroker.Revision(0)
 		for k, s := range c.recs {
-			if strings.HasPrefix(k, r.Match+".") && k > r.After && s.Exists() {
+			if !strings.HasPrefix(k, r.Match+".") {
+				continue
+			}
+			if newest = max(newest, s.Revision); k > r.After && s.Exists() {
 				reply.Records = append(reply.Records, s)
 			}
+		}
+		if reply.At = c.last[of]; r.Since > 0 && newest <= r.Since {
+			return kbroker.OwnReadReply{Same: true}.MarshalBinary()
 		}
 		slices.SortFunc(reply.Records, func(a, b kbroker.Stored) int { return strings.Compare(a.Key, b.Key) })
 	}
@@ -156,7 +169,7 @@ func (c *core) apply(tenant kbroker.TenantID, app kbroker.AppName, writes []kbro
 		c.last[stream]++
 		c.recs[w.Key] = kbroker.Stored{Key: w.Key, Revision: c.last[stream], Value: w.Value}
 		c.now[w.Key]++
-		if !subjects.ParseOwnKey(w.Key).OfObject() {
+		if !subjects.ParseOwnKey(w.Key).OfObject() && !c.quiet {
 			_ = c.nc.PublishMsg(&nats.Msg{
 				Subject: subjects.Owned(tenant, app, w.Key), Data: w.Value,
 				Header: nats.Header{subjects.HeaderSequence: {strconv.FormatUint(uint64(c.last[stream]), 10)}},
@@ -218,6 +231,23 @@ func (c *core) writes(key string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.now[key]
+}
+
+// hears has what is read told, under mu, before it is.
+func (c *core) hears(onRead func(r kbroker.OwnReadRequest)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.onRead = onRead
+}
+
+// assign has a start own the shard of an object, whoever did. Under mu.
+func (c *core) assign(o kbroker.Object, to kbroker.Incarnation) error {
+	key := subjects.KeyAssign(o.Shard())
+	b, err := json.Marshal(ownership.Assignment{Owner: to, Epoch: 2})
+	if err == nil {
+		_, err = c.apply(kbroker.DefaultTenant, "bank", []kbroker.Write{{Key: key, Expected: c.recs[key].Revision, Value: b}})
+	}
+	return err
 }
 
 func (c *core) silently(mute func([]kbroker.Write) int) {

@@ -270,7 +270,7 @@ func (a *App) keep(t transport, wg *sync.WaitGroup) (end func(), err error) {
 	a.keeper = k
 	ctx, end := context.WithCancel(context.Background())
 	wg.Go(func() { k.run(ctx) })
-	wg.Go(func() { k.follow(ctx) })
+	wg.Go(func() { k.follow(ctx, assignedEvery) })
 	return end, nil
 }
 

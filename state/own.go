@@ -93,9 +93,9 @@ func (s *Store) OwnRead(ctx context.Context, k AppKey, streams int, r kbroker.Ow
 // attempt up, and finds out what became of it by a read, or by the same batch once more.
 //
 // A record that is taken away leaves a marker for markerTTL, as a deleted key of the control
-// store does, so that its revision is still there for a write that is late; a lease, and
-// a message or a reminder of an object, for workMarkerTTL. One that comes even later, and alone expects that
-// there is nothing, is taken.
+// store does, so that its revision is still there for a write that is late; a lease, and a
+// message or a reminder of an object, for workMarkerTTL. One that comes even later, and alone
+// expects that there is nothing, is taken.
 func (s *Store) OwnWrite(ctx context.Context, k AppKey, streams int, r kbroker.OwnWriteRequest) (kbroker.OwnWriteReply, error) {
 	if err := r.Check(); err != nil {
 		return kbroker.OwnWriteReply{}, err
@@ -237,7 +237,8 @@ func below(k AppKey, streams int, match string) (stream, prefix string, err erro
 }
 
 // keysBelow are the keys below match that come after one, sorted: what is deleted is among
-// them for as long as its marker. floor is the last sequence that the leader has named.
+// them for as long as its marker. floor is the last sequence that the leader has named with the
+// first of them: what is written later may be missing.
 func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, after string) (keys []string, floor uint64, err error) {
 	stream, prefix, err := below(k, streams, match)
 	if err != nil {
@@ -254,7 +255,10 @@ func (s *Store) keysBelow(ctx context.Context, k AppKey, streams int, match, aft
 				keys = append(keys, key)
 			}
 		}
-		offset, total, floor = offset+len(page.State.Subjects), page.Total, page.State.Last
+		if offset == 0 {
+			floor = page.State.Last
+		}
+		offset, total = offset+len(page.State.Subjects), page.Total
 		if len(page.State.Subjects) == 0 {
 			break // what there was has gone
 		}
