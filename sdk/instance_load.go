@@ -99,17 +99,12 @@ func (l *loadMeter) run(ctx context.Context) {
 	}
 }
 
-// sample looks at what is under way. What is found by the first look after a long time without
-// anything has begun since, and counts for half of that time.
+// sample looks at what is under way: it stands for the time since the look before.
 func (l *loadMeter) sample() {
 	passed, found := float64(l.every/loadSample), false
-	share := passed
-	if l.every == loadIdle {
-		share /= 2
-	}
 	for i, busy := range l.busy {
 		is := busy()
-		l.sums[i] += is * share
+		l.sums[i] += is * passed
 		found = found || is > 0
 	}
 	l.samples += passed

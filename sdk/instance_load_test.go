@@ -173,8 +173,8 @@ func TestWhatIsBusyIsAnAverage(t *testing.T) {
 		later(kbroker.LoadEvery / 2)
 		l.finish(4)
 		later(kbroker.LoadEvery / 2)
-		// One sample of twenty, or one more at either end; and half of the last look before.
-		const near = 0.06 + float64(loadIdle)/float64(2*kbroker.LoadEvery)
+		// One sample of twenty at the end; at the start the last look before, which is a long one.
+		const near = 0.06 + float64(loadIdle-loadSample)/float64(kbroker.LoadEvery)
 		if got, _ := l.last(); math.Abs(got.Busy-0.5) > near {
 			t.Errorf("all of the bound for half of the time is %v, want about 0.5", got.Busy)
 		}
@@ -183,6 +183,48 @@ func TestWhatIsBusyIsAnAverage(t *testing.T) {
 			t.Errorf("afterwards it is %v, want nothing of what was said before", got.Busy)
 		}
 		l.leave(t)
+	})
+}
+
+// TestWhoHadNothingToDoLooksRarely, and still tells, on average, about what there was.
+func TestWhoHadNothingToDoLooksRarely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		loaded := loadedApp(t)
+		const burst = 2 * kbroker.LoadEvery
+		sum, times := 0.0, 0
+		for begins := 5 * time.Millisecond; begins < loadIdle; begins += 10 * time.Millisecond {
+			var heard loads
+			m := newLoadMeter(loaded.App, loaded.end)
+			m.subject = "load.of." + fmt.Sprint(times)
+			if _, err := loaded.wire.subscribe(m.subject, "", func(msg *nats.Msg) { heard.hear(t, msg) }); err != nil {
+				t.Fatal(err)
+			}
+			busy, looks := 0.0, 0
+			m.busy, m.sums = []func() float64{func() float64 { looks++; return busy }}, make([]float64, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() { defer close(done); m.run(ctx) }()
+			later(4 * kbroker.LoadEvery)
+			if most := int(4*kbroker.LoadEvery/loadIdle) + int(kbroker.LoadEvery/loadSample); looks > most {
+				t.Errorf("%d looks in %v without anything, want at most %d", looks, 4*kbroker.LoadEvery, most)
+			}
+			later(begins)
+			busy = 1
+			later(burst)
+			busy = 0
+			later(2 * kbroker.LoadEvery)
+			for _, told := range heard.all {
+				sum += told.Busy * kbroker.LoadEvery.Seconds()
+			}
+			sum -= burst.Seconds()
+			times++
+			cancel()
+			<-done
+		}
+		if off := sum / float64(times); math.Abs(off) > (loadIdle / 4).Seconds() {
+			t.Errorf("of %v that began between two looks %.3f s too much are told, on average", burst, off)
+		}
+		loaded.leave(t)
 	})
 }
 
