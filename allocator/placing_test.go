@@ -1,6 +1,7 @@
 package allocator
 
 import (
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -62,4 +63,69 @@ func TestAnOwnerIsToldAgain(t *testing.T) {
 	says(0, true)
 	saw(2, ownership.Nobody)
 	says(1, true)
+	// As long as what is on it changes it is behind, and mostly not for long.
+	hears := func() (messages int) {
+		t.Helper()
+		if err := conn.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			select {
+			case <-told:
+				messages++
+			case <-time.After(200 * time.Millisecond):
+				return messages
+			}
+		}
+	}
+	more := func(n int) {
+		p := ownership.Placed{Kind: "room", ID: fmt.Sprint("more ", n)}
+		a.shards.assigner.SawShard(now, p.Object().Shard(), ownership.Assignment{Owner: webA, Epoch: 1, Placed: &p}, 4)
+		a.shards.knows(now, kbroker.InstanceLoad{Incarnation: webA, Placed: 1})
+		now += tellAgain / 2
+	}
+	saw(3, "")
+	hears()
+	says(1, false)
+	rounds := int(2 * tellAgainInFlow / tellAgain)
+	for n := range rounds {
+		more(n)
+	}
+	if n := hears(); n != 0 {
+		t.Errorf("it is told %d times what it will have heard by then", n)
+	}
+	more(rounds)
+	if n := hears(); n != 1 {
+		t.Errorf("after %v in which it never knew all it is told %d times, want once", tellAgainInFlow, n)
+	}
+}
+
+// TestTheOldestAreReleasedFirst: a flow of others does not keep one from its end.
+func TestTheOldestAreReleasedFirst(t *testing.T) {
+	a := &Allocator{own: kbroker.InstanceFile{Tenant: tenant, App: shop}, pace: normalPace, log: slog.New(slog.DiscardHandler)}
+	a.cfg.Judge, a.cfg.Clock = func() time.Duration { return time.Hour }, func() time.Duration { return time.Hour }
+	a.cfg.Times = objectTimes
+	a.shards = newShards(a)
+	a.shards.assigner.SawAll()
+	a.shards.assigner.SawLease(time.Hour, time.Hour, webA, ownership.Lease{Incarnation: webA, Number: 1}, 1)
+	const all = 3 * kbroker.MaxBatchWrites
+	var order []string
+	for n := range all {
+		p := ownership.Placed{Kind: "room", ID: fmt.Sprint(n)}
+		at := p.Object().Shard()
+		a.shards.assigner.SawShard(time.Hour, at, ownership.Assignment{Owner: webA, Epoch: 1, Placed: &p}, kbroker.Revision(n+2))
+		a.shards.placing.leaving[at] = &claim{Placed: Placed{Object: p.Object()}, number: uint64(n + 1)}
+		order = append(order, subjects.KeyAssign(at))
+	}
+	web := service("web", 1, 1)
+	web.Placed = map[kbroker.KindName]kbroker.Demanded{"room": {}}
+	b := a.shards.planPlaced(1, View{App: app(web)}, nil)
+	if len(b.Writes) < kbroker.MaxBatchWrites/2 {
+		t.Fatalf("%d records of %d that are to be released are written", len(b.Writes), all)
+	}
+	for i, w := range b.Writes {
+		if w.Key != order[i] {
+			t.Fatalf("the release number %d is that of %s, want that of %s", i, w.Key, order[i])
+		}
+	}
 }

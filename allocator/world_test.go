@@ -61,6 +61,7 @@ type world struct {
 
 	// These are called, one at a time, before and after a batch of an allocator is written;
 	// after may take its answer away.
+	reads  []kbroker.OwnReadRequest // that the allocators have asked for; under mu
 	hooks  sync.Mutex
 	before func(kbroker.OwnWriteRequest)
 	after  func(kbroker.OwnWriteRequest, error) error
@@ -117,6 +118,9 @@ func (w *world) own(m *nats.Msg) (any, error) {
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			return nil, kbroker.Errorf(kbroker.Invalid, "%v", err)
 		}
+		w.mu.Lock()
+		w.reads = append(w.reads, r)
+		w.mu.Unlock()
 		reply, err := w.store.OwnRead(ctx, k, 1, r)
 		if err != nil {
 			return nil, err

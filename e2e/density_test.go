@@ -29,6 +29,8 @@ const (
 	idleCount       = 100
 	idleCore        = 0.05 // of one core
 	idleWorker      = 0.02
+	ownersCount     = 30
+	idleOwner       = 0.016
 )
 
 // TestFiveHundredProcessesOnOneHost: as fast as they are wanted, and at what cost;
@@ -266,6 +268,46 @@ func TestAnIdleAgent(t *testing.T) {
 				t.Errorf("it takes %.2f %% of a core, want at most %.0f %%", 100*used[1], 100*tc.most)
 			}
 		})
+	}
+}
+
+// TestIdleOwners: what instances cost that own objects, and have nothing to do: they hold their
+// leases, and say so.
+func TestIdleOwners(t *testing.T) {
+	needLong(t)
+	c := up(t, 3)
+	c.deployRooms(strconv.Itoa(ownersCount), "    slots: 2000\n    resources: {cpu: 0.05, memory: 48MiB}\n")
+	c.waitReady(time.Minute, "rooms", "rooms", ownersCount, nil)
+	var owners, allocators []int
+	for _, r := range c.rows("rooms") {
+		switch {
+		case r.PID == nil:
+		case r.Service == "rooms":
+			owners = append(owners, *r.PID)
+		default:
+			allocators = append(allocators, *r.PID)
+		}
+	}
+	used := func(pids []int) (sum float64) {
+		for _, pid := range pids {
+			sum += cpuSeconds(t, pid)
+		}
+		return sum / float64(len(pids))
+	}
+	<-time.After(30 * time.Second) // what the deployment has left to do, and the first look at all that is owned
+	const span = 60 * time.Second
+	all := [][]int{owners, allocators, {c.agentOf("h1"), c.agentOf("h2"), c.agentOf("h3")}}
+	var before, share []float64
+	for _, pids := range all {
+		before = append(before, used(pids))
+	}
+	<-time.After(span)
+	for i, pids := range all {
+		share = append(share, (used(pids)-before[i])/span.Seconds())
+	}
+	t.Logf("RESULT %d idle owners take %.2f %% of a core each, %d allocators %.2f %%, %d cores %.2f %%", len(owners), 100*share[0], len(allocators), 100*share[1], len(all[2]), 100*share[2])
+	if len(owners) != ownersCount || len(allocators) != 2 || share[0] > idleOwner {
+		t.Errorf("an owner takes %.2f %% of a core, want at most %.1f %%", 100*share[0], 100*idleOwner)
 	}
 }
 

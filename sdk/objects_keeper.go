@@ -200,7 +200,7 @@ func (k *keeper) run(ctx context.Context) {
 
 // pause is how long the next look may wait.
 func (k *keeper) pause(now time.Duration) time.Duration {
-	if k.leaving || k.handing || len(k.feeds) > 0 || len(k.crossings.queued) > 0 || !k.owner.Quiet() ||
+	if k.leaving || k.handing || len(k.feeds) > 0 || len(k.crossings.queued) > 0 || !k.owner.Quiet(now+tickIdle) ||
 		k.timers.dueWithin(now, tickIdle) || k.reminders.dueWithin(tickIdle) {
 		return tickEvery
 	}

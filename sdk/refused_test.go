@@ -67,6 +67,38 @@ func TestACallThatIsNotAllowedEndsAtOnce(t *testing.T) {
 	}
 }
 
+// TestWhatAnEarlierAttemptHasDoneIsNotKnown: an allocator that refuses an allocation has not
+// executed that, but one before it was not answered.
+func TestWhatAnEarlierAttemptHasDoneIsNotKnown(t *testing.T) {
+	for _, silent := range []bool{false, true} {
+		b := newBus()
+		client := newClient(slog.New(slog.DiscardHandler), func(_ context.Context, events connEvents) (transport, error) {
+			return b.connect(events), nil
+		})
+		t.Cleanup(client.Close)
+		asked, wire := 0, b.connect(connEvents{})
+		if _, err := wire.subscribe(subjects.Placing(kbroker.DefaultTenant, "rooms", subjects.VerbAllocate), "", func(m *nats.Msg) {
+			if asked++; silent && asked == 1 {
+				return
+			}
+			e := kbroker.Errorf(kbroker.Overloaded, "too many wait")
+			e.Executed = kbroker.ExecutedNo
+			if err := wire.publish(errorReply(m.Reply, nil, e)); err != nil {
+				t.Error(err)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 4*allocateAttempt)
+		_, err := client.Allocate(ctx, "rooms/room:1")
+		cancel()
+		want := map[bool]kbroker.Executed{false: kbroker.ExecutedNo, true: kbroker.ExecutedUnknown}[silent]
+		if e := kbroker.AsError(err); e.Code != kbroker.Overloaded || e.Executed != want {
+			t.Errorf("%v, executed %s, want %s", err, e.Executed, want)
+		}
+	}
+}
+
 // TestAnAllocationThatIsNotAllowedEndsAtOnce, and says what would allow it.
 func TestAnAllocationThatIsNotAllowedEndsAtOnce(t *testing.T) {
 	b := newBus()

@@ -338,3 +338,20 @@ func TestLeasesAreReadWhenOneIsDue(t *testing.T) {
 		t.Errorf("due at %v, want behind the grace", at)
 	}
 }
+
+// TestAnOlderPlanMovesNoPlacedObject: one that was to get a place has got one meanwhile.
+func TestAnOlderPlanMovesNoPlacedObject(t *testing.T) {
+	tb := newTable(t)
+	for _, i := range []kbroker.Incarnation{"w-1.a", "w-2.a"} {
+		tb.lease(Lease{Incarnation: i, Number: 1})
+	}
+	p := Placed{Kind: "room", ID: "1"}
+	plan := func(to kbroker.Incarnation) Batch {
+		return tb.a.PlanPlaced(tb.now, 1, []PlacedPlan{{Shard: p.Object().Shard(), To: to, New: &p}})
+	}
+	first := plan("w-1.a")
+	tb.write(first.Writes...)
+	if b := plan("w-2.a"); len(first.Writes) != 1 || len(b.Writes) != 0 {
+		t.Errorf("it has a place by %v, and gets another one by %v", first.Writes, b.Writes)
+	}
+}

@@ -382,9 +382,10 @@ func (o *Owner) Busy() bool {
 	return false
 }
 
-// Quiet reports whether nothing is under way, and nothing due before the lease is renewed.
-func (o *Owner) Quiet() bool {
-	return o.begun && len(o.awake) == 0 && len(o.retries) == 0 && o.sent == 0 && o.reading == 0
+// Quiet reports whether nothing is under way, and nothing due until then but a renewal.
+func (o *Owner) Quiet(until time.Duration) bool {
+	due := func(r retry) bool { return r.at <= until }
+	return o.begun && len(o.awake) == 0 && !slices.ContainsFunc(o.retries, due) && o.sent == 0 && o.reading == 0
 }
 
 // String is for people: what the owner holds.
