@@ -3,6 +3,7 @@ package sdk
 import (
 	"container/heap"
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -11,7 +12,7 @@ import (
 	"github.com/kbroker/kbroker/internal/wait"
 )
 
-// TestWhoHasNothingToDoLooksRarely, and as often as ever for what is due soon, or under way.
+// TestWhoHasNothingToDoLooksRarely, and as often as ever for what is due soon, or waits.
 func TestWhoHasNothingToDoLooksRarely(t *testing.T) {
 	s := natstest.Start(t)
 	core := newCore(t, s)
@@ -74,12 +75,28 @@ func TestWhoHasNothingToDoLooksRarely(t *testing.T) {
 		done <- err
 	}()
 	<-begun
-	if p := pause(asIs); p != tickEvery {
-		t.Errorf("it looks after %v while a turn is under way", p)
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := Call[int64](context.Background(), c.Object("bank/account:1"), "deposit", 5)
+		waiting <- err
+	}()
+	wait.Until(t, patience, func() error {
+		if k.queued.Load() == 0 {
+			return errors.New("no call waits")
+		}
+		return nil
+	})
+	for range 20 { // each tick could take it for quiet
+		if p := pause(asIs); p != tickEvery {
+			t.Fatalf("it looks after %v while a call waits for its object", p)
+		}
+		<-time.After(tickEvery / 4)
 	}
 	close(end)
-	if err := <-done; err != nil {
-		t.Error(err)
+	for _, ended := range []chan error{done, waiting} {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
 	}
 	idles(asIs)
 }
