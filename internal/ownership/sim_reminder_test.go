@@ -25,8 +25,13 @@ type dueKey struct {
 type simDue struct {
 	key    dueKey
 	due    time.Duration
-	unsure bool // it was found before the object was claimed
+	of     string // the call that has set it: the calls that it leads to are a session of their own
+	unsure bool   // it was found before the object was claimed
 }
+
+// is reports whether it is due then, by that setting: hosts whose clocks differ may set one that is
+// due before another that has had its turn.
+func (x *simDue) is(y simDue) bool { return x.due == y.due && x.of == y.of }
 
 // simRemind is after how long a reminder is called again whose turn failed.
 const simRemind = 50 * time.Millisecond
@@ -46,7 +51,7 @@ func (w *world) reminders(o kbroker.Object, did string) (string, []simDue) {
 	if !w.f.reminds || !w.chance(0.2) {
 		return did, nil
 	}
-	x := simDue{key: dueKey{o, []string{"once", "every"}[w.r.IntN(2)]}}
+	x := simDue{key: dueKey{o, []string{"once", "every"}[w.r.IntN(2)]}, of: did}
 	if !w.chance(0.3) {
 		x.due = w.now + w.between(1, 400*time.Millisecond)
 	}
@@ -58,17 +63,18 @@ func dueWrites(wanted []simDue) (writes []kbroker.Write) {
 	for _, x := range wanted {
 		w := kbroker.Write{Key: subjects.KeyDue(x.key.object, x.key.name), Guard: subjects.KeyOut(x.key.object, 0)}
 		if x.due != 0 {
-			w.Value = []byte(strconv.FormatInt(int64(x.due), 10))
+			w.Value = []byte(fmt.Sprintf("%d %s", x.due, x.of))
 		}
 		writes = append(writes, w)
 	}
 	return writes
 }
 
-// storedDue is what is stored of a reminder; 0: nothing.
-func storedDue(r storedRecord) time.Duration {
-	n, _ := strconv.ParseInt(string(r.value), 10, 64)
-	return time.Duration(n)
+// storedDue is what is stored of a reminder; it is due at 0: nothing.
+func storedDue(k dueKey, r storedRecord) simDue {
+	due, of, _ := strings.Cut(string(r.value), " ")
+	n, _ := strconv.ParseInt(due, 10, 64)
+	return simDue{key: k, due: time.Duration(n), of: of}
 }
 
 // putDue makes a time what the owner knows of a reminder; 0: there is none.
@@ -121,7 +127,9 @@ func (o *simOwner) scanDues(n kbroker.Shard) {
 		for i, r := range found {
 			k := subjects.ParseOwnKey(keys[i])
 			if id := (dueKey{k.Object, k.Name}); !touched[id] && o.dues[id] == nil {
-				o.putDue(simDue{id, storedDue(r), true})
+				x := storedDue(id, r)
+				x.unsure = true
+				o.putDue(x)
 			}
 		}
 	})
@@ -134,7 +142,7 @@ func (o *simOwner) remind(x *simDue) {
 	}
 	at := uint64(x.due)
 	began := o.o.Begin(o.clock(), &Call{
-		Object: x.key.object, Session: "r." + x.key.object.String() + "." + x.key.name, Sequence: at, Hash: 1, Confirmed: at,
+		Object: x.key.object, Session: "r." + x.key.object.String() + "." + x.key.name + "." + x.of, Sequence: at, Hash: 1, Confirmed: at,
 		Data: &attempt{id: fmt.Sprintf("r:%s@%d", x.key.name, x.due), object: x.key.object, due: x, over: true},
 	})
 	if !began {
@@ -154,7 +162,7 @@ func (o *simOwner) runDue(e Run, a *activation, call *attempt) {
 	o.after(w.between(0, 2*time.Millisecond), func() {
 		turn := Turn{Reply: Reply{Outcome: Failed}}
 		if !w.chance(0.1) {
-			next := simDue{key: x.key, due: w.following(x)}
+			next := simDue{key: x.key, due: w.following(x), of: x.of}
 			o.wanted[e.Call] = []simDue{next}
 			a.list = append(a.list[:len(a.list):len(a.list)], fmt.Sprintf("%s>%d", call.id, next.due))
 			turn = Turn{Reply: Reply{Outcome: Done}, Changed: true, Exists: true, State: []byte(strings.Join(a.list, ",")), After: dueWrites(o.wanted[e.Call])}
@@ -194,8 +202,8 @@ func (o *simOwner) makeSure(x *simDue) {
 		case o.dues[x.key] != x:
 		case !ok:
 			o.after(simRemind, func() { o.remind(x) })
-		case storedDue(r) != x.due:
-			o.putDue(simDue{key: x.key, due: storedDue(r)})
+		case !x.is(storedDue(x.key, r)):
+			o.putDue(storedDue(x.key, r))
 		default:
 			x.unsure = false
 			o.remind(x)
@@ -213,10 +221,10 @@ func (o *simOwner) resolveDue(x *simDue) {
 		case o.dues[x.key] != x:
 		case !ok:
 			again()
-		case storedDue(r) != x.due:
-			o.putDue(simDue{key: x.key, due: storedDue(r)})
+		case !x.is(storedDue(x.key, r)):
+			o.putDue(storedDue(x.key, r))
 		default:
-			next := simDue{key: x.key, due: w.following(x)}
+			next := simDue{key: x.key, due: w.following(x), of: x.of}
 			write := dueWrites([]simDue{next})[0]
 			write.Guard, write.Expected = "", r.rev
 			w.store.write(o.proc, simWithin, []kbroker.Write{write}, func(out Written, _ kbroker.Revision) {
