@@ -199,27 +199,30 @@ func TestWhoHadNothingToDoLooksRarely(t *testing.T) {
 			if _, err := loaded.wire.subscribe(m.subject, "", func(msg *nats.Msg) { heard.hear(t, msg) }); err != nil {
 				t.Fatal(err)
 			}
-			busy, looks := 0.0, 0
-			m.busy, m.sums = []func() float64{func() float64 { looks++; return busy }}, make([]float64, 1)
+			var busy, looks atomic.Int64
+			m.busy, m.sums = []func() float64{func() float64 { looks.Add(1); return float64(busy.Load()) }}, make([]float64, 1)
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
 			go func() { defer close(done); m.run(ctx) }()
 			later(4 * kbroker.LoadEvery)
-			if most := int(4*kbroker.LoadEvery/loadIdle) + int(kbroker.LoadEvery/loadSample); looks > most {
-				t.Errorf("%d looks in %v without anything, want at most %d", looks, 4*kbroker.LoadEvery, most)
+			if most := int64(4*kbroker.LoadEvery/loadIdle + kbroker.LoadEvery/loadSample); looks.Load() > most {
+				t.Errorf("%d looks in %v without anything, want at most %d", looks.Load(), 4*kbroker.LoadEvery, most)
 			}
 			later(begins)
-			busy = 1
+			busy.Store(1)
 			later(burst)
-			busy = 0
+			busy.Store(0)
 			later(2 * kbroker.LoadEvery)
+			cancel()
+			<-done
+			synctest.Wait()
+			heard.mu.Lock()
 			for _, told := range heard.all {
 				sum += told.Busy * kbroker.LoadEvery.Seconds()
 			}
+			heard.mu.Unlock()
 			sum -= burst.Seconds()
 			times++
-			cancel()
-			<-done
 		}
 		// On average what began is found in the middle between two looks.
 		if off := sum / float64(times); off < -loadSample.Seconds() || off > (loadIdle/2).Seconds() {
