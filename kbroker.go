@@ -7,6 +7,7 @@ package kbroker
 import (
 	"fmt"
 	"regexp"
+	"strings"
 )
 
 // Names that must not be mixed up. Each is one NATS subject token: lower-case
@@ -28,6 +29,12 @@ type (
 	// What owns, leases and is fenced is an incarnation.
 	Incarnation string
 )
+
+// Instance is the instance that it is a start of.
+func (i Incarnation) Instance() InstanceID {
+	name, _, _ := strings.Cut(string(i), ".")
+	return InstanceID(name)
+}
 
 const (
 	// DefaultTenant is the only tenant until tenants are managed.

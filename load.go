@@ -68,8 +68,15 @@ type ShardTurns struct {
 	TurnsPerS float64 `json:"turns_per_s"`
 }
 
-// AllocatorReply is what the active allocator of an app decides. It is asked for by a
-// ListRequest.
+// AllocatorRequest asks what the active allocator of an app decides.
+type AllocatorRequest struct {
+	Tenant TenantID `json:"tenant"`
+	App    AppName  `json:"app"`
+	// Rebalance: also what a rebalance would move. Nothing is done.
+	Rebalance bool `json:"rebalance,omitempty"`
+}
+
+// AllocatorReply is what it decides.
 type AllocatorReply struct {
 	App       AppName    `json:"app"`
 	Allocator InstanceID `json:"allocator"` // that holds the lease
@@ -91,6 +98,37 @@ type AllocatorSeen struct {
 	Policy  string `json:"policy,omitempty"`
 	Refused string `json:"refused,omitempty"`
 	Instead string `json:"instead,omitempty"`
+	// Rebalance is what was asked for with AllocatorRequest.Rebalance, or by ObjectRebalance;
+	// Rebalancing are the shards of the last one that are not where they are to be yet.
+	Rebalance   *Rebalance `json:"rebalance,omitempty"`
+	Rebalancing int        `json:"rebalancing,omitempty"`
+}
+
+// Rebalance is what the policy of an app moves where it is to have loads even, whatever has to
+// move for that; placed objects stay.
+type Rebalance struct {
+	// Owners are those that may own shards, by name; Moves by their turns, those of most first.
+	Owners []RebalanceOwner `json:"owners"`
+	Moves  []RebalanceMove  `json:"moves"`
+}
+
+// RebalanceOwner is what an instance owns now, and would own then.
+type RebalanceOwner struct {
+	Instance      InstanceID `json:"instance"`
+	Host          HostID     `json:"host"`
+	Shards        int        `json:"shards"`
+	TurnsPerS     float64    `json:"turns_per_s"`
+	ThenShards    int        `json:"then_shards"`
+	ThenTurnsPerS float64    `json:"then_turns_per_s"`
+}
+
+// RebalanceMove is a shard that has another owner then. TurnsPerS are an average of the last
+// half minute or so.
+type RebalanceMove struct {
+	Shard     Shard       `json:"shard"`
+	From      Incarnation `json:"from,omitempty"` // empty: nobody owns it
+	To        Incarnation `json:"to"`
+	TurnsPerS float64     `json:"turns_per_s"`
 }
 
 // AllocatorPlaced counts the placed objects of an app.

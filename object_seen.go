@@ -185,6 +185,8 @@ const (
 	ObjectRelease    = "release"
 	ObjectRemove     = "rm"
 	ObjectMove       = "move"
+	// ObjectRebalance has the allocator of an app make loads even; it is of no object.
+	ObjectRebalance = "rebalance"
 )
 
 // ObjectActRequest has something done with an object, or moves shards.
@@ -229,8 +231,10 @@ func (w ObjectWishes) Of(n Shard) Incarnation {
 
 // KeeperRequest is what a core asks an owner: of all that it owns, or of an object.
 type KeeperRequest struct {
-	// Verb is empty, or one of ObjectDeactivate, ObjectRelease and ObjectRemove.
-	Verb string `json:"verb,omitempty"`
+	// Verb is empty, or one of ObjectDeactivate, ObjectRelease and ObjectRemove; of an allocator
+	// ObjectRebalance, of which DryRun asks alone.
+	Verb   string `json:"verb,omitempty"`
+	DryRun bool   `json:"dry_run,omitempty"`
 	// ID is that of the ObjectActRequest.
 	ID   string   `json:"id,omitempty"`
 	Kind KindName `json:"kind,omitempty"`

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -116,8 +115,7 @@ func (l *loads) serves(now, since time.Duration, service kbroker.ServiceName, bu
 		}
 	}
 	for who, s := range l.of {
-		name, _, _ := strings.Cut(string(who), ".")
-		i, last := kbroker.InstanceID(name), s.by[len(s.by)-1]
+		i, last := who.Instance(), s.by[len(s.by)-1]
 		if last.Service == service && now-s.heard < kbroker.LoadFor && !last.Draining && !leaving[i] && !but[i] {
 			may, sure = true, sure || s.heard > since
 		}
@@ -154,17 +152,17 @@ func (l *loads) instances(now time.Duration) ([]Instance, bool) {
 		}
 		of[i.Name] = i
 	}
-	newest := map[string]time.Duration{} // of two starts of an instance the later one counts
+	newest := map[kbroker.InstanceID]time.Duration{} // of two starts of an instance the later one counts
 	for who, s := range l.of {
-		name, _, _ := strings.Cut(string(who), ".")
+		name := who.Instance()
 		if now-s.heard >= kbroker.LoadFor || s.heard < newest[name] {
 			continue
 		}
 		newest[name] = s.heard
 		last := s.by[len(s.by)-1]
-		i := of[kbroker.InstanceID(name)]
+		i := of[name]
 		if i == nil { // the rows are older
-			i = &Instance{Name: kbroker.InstanceID(name), Service: last.Service, Host: last.Host, Ready: true}
+			i = &Instance{Name: name, Service: last.Service, Host: last.Host, Ready: true}
 			of[i.Name] = i
 		}
 		cpu, measured := i.Load.CPU, i.Load.Measured

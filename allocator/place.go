@@ -24,9 +24,14 @@ const (
 	// others are coming to it. What is between them is not worth to begin with, and keeps
 	// a move from being taken back as loads change.
 	uneven, even = 0.2, 0.08
+	// exact is both where it is asked for: what is left is not worth a move.
+	exact = 0.02
 	// idleWeight is what a shard weighs without any turn, as a part of the average: where
 	// there is no load their numbers are even.
 	idleWeight = 0.1
+	// grain: weights are multiples of its inverse, so that sums of them do not depend on the
+	// order in which they are made.
+	grain = 1024
 	// gain is the part of the difference of two loads that a move has to take away which
 	// turns it round.
 	gain = 0.2
@@ -60,7 +65,9 @@ type balance struct {
 	load   map[kbroker.Incarnation]float64
 	weight []float64
 	fixed  []bool
-	gets   map[kbroker.Incarnation]bool  // it has been given some lately
+	gets   map[kbroker.Incarnation]bool // it has been given some lately
+	uneven float64
+	even   float64
 	of     map[kbroker.Incarnation][]int // its shards that may move
 }
 
@@ -68,6 +75,9 @@ func newBalance(v View) *balance {
 	b := &balance{names: v.Owners, load: map[kbroker.Incarnation]float64{}, of: map[kbroker.Incarnation][]int{}, gets: map[kbroker.Incarnation]bool{}}
 	if len(b.names) == 0 || len(v.Shards) == 0 {
 		return nil
+	}
+	if b.uneven, b.even = uneven, even; v.Exact {
+		b.uneven, b.even = exact, exact
 	}
 	total := 0.0
 	for _, s := range v.Shards {
@@ -79,7 +89,7 @@ func newBalance(v View) *balance {
 	}
 	b.out, b.weight, b.fixed = make([]kbroker.Incarnation, len(v.Shards)), make([]float64, len(v.Shards)), make([]bool, len(v.Shards))
 	for n, s := range v.Shards {
-		b.weight[n] = s.Turns + idle
+		b.weight[n] = math.Round((s.Turns+idle)*grain) / grain
 		if s.Fresh {
 			b.gets[s.Owner] = true
 		}
@@ -153,13 +163,13 @@ func (b *balance) off(name kbroker.Incarnation) float64 { return b.load[name]/b.
 func (b *balance) move() (moved bool) {
 	far := map[kbroker.Incarnation]bool{}
 	for _, name := range b.names {
-		if off := math.Abs(b.off(name)); off > uneven || off > even && b.gets[name] {
+		if off := math.Abs(b.off(name)); off > b.uneven || off > b.even && b.gets[name] {
 			far[name] = true
 		}
 	}
 	for {
 		most, least := b.extremes()
-		if !(far[least] && b.off(least) < -even) && !(far[most] && b.off(most) > even) {
+		if !(far[least] && b.off(least) < -b.even) && !(far[most] && b.off(most) > b.even) {
 			return moved
 		}
 		gap := b.load[most] - b.load[least]

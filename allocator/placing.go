@@ -296,12 +296,7 @@ func allocation(a ownership.Assignment, existed bool) kbroker.Allocation {
 	if to == "" || to == ownership.Nobody {
 		to = a.Owner
 	}
-	return kbroker.Allocation{Kind: a.Placed.Kind, ID: a.Placed.ID, Instance: instanceOf(to), Labels: a.Placed.Labels, Existed: existed}
-}
-
-func instanceOf(i kbroker.Incarnation) kbroker.InstanceID {
-	name, _, _ := strings.Cut(string(i), ".")
-	return kbroker.InstanceID(name)
+	return kbroker.Allocation{Kind: a.Placed.Kind, ID: a.Placed.ID, Instance: to.Instance(), Labels: a.Placed.Labels, Existed: existed}
 }
 
 // find answers where an object is.
@@ -393,7 +388,7 @@ func (s *shards) fillPlaced(v *View) {
 		loads[i.Name] = i
 	}
 	for _, owner := range v.Owners {
-		name := instanceOf(owner)
+		name := owner.Instance()
 		v.Rooms = append(v.Rooms, Room{
 			Owner: owner, Instance: name, Host: s.assigner.HostOf(owner), Has: has, Used: s.placing.used[owner],
 			Objects: s.assigner.CountOn(owner), Load: loads[name].Load,

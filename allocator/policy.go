@@ -31,6 +31,8 @@ type View struct {
 	// Settling: the turns of shards are not known for long enough, as this allocator has just
 	// begun. What another one has placed by them is not moved yet.
 	Settling bool
+	// Exact: an operator wants to know, or have, what is even, whatever has to move for it.
+	Exact bool
 }
 
 // Of are the instances of a service.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"slices"
-	"strings"
 
 	"github.com/nats-io/nats.go"
 
@@ -20,20 +19,43 @@ func (a *Allocator) onAsked(m *nats.Msg) {
 		return
 	}
 	reply := &nats.Msg{Subject: m.Reply}
-	var answer any
-	if d := a.demanding.Load(); d != nil {
-		answer = kbroker.KeeperReply{Allocator: d.seen()}
-	} else {
-		e := kbroker.Errorf(kbroker.Moved, "%s is not the active allocator of app %s", a.own.Instance, a.own.App)
+	answer, err := a.decided(m.Data)
+	if err != nil {
+		e := kbroker.AsError(err)
 		reply.Header, answer = nats.Header{subjects.HeaderCode: {string(e.Code)}}, e
 	}
-	var err error
 	if reply.Data, err = json.Marshal(answer); err == nil {
 		err = a.cfg.Conn.PublishMsg(reply)
 	}
 	if err != nil {
 		a.log.Debug("a core is not answered", "err", err)
 	}
+}
+
+// decided is what a core is answered. Errors: Moved - this one is not active; Invalid;
+// Unavailable.
+func (a *Allocator) decided(body []byte) (any, error) {
+	d := a.demanding.Load()
+	if d == nil {
+		return nil, kbroker.Errorf(kbroker.Moved, "%s is not the active allocator of app %s", a.own.Instance, a.own.App)
+	}
+	var r kbroker.KeeperRequest
+	if err := json.Unmarshal(body, &r); err != nil {
+		return nil, kbroker.Errorf(kbroker.Invalid, "unreadable request: %v", err)
+	}
+	switch r.Verb {
+	case "":
+		return kbroker.KeeperReply{Allocator: d.seen()}, nil
+	case kbroker.ObjectRebalance:
+		moves, err := a.answerRebalance(r.DryRun)
+		if err != nil {
+			return nil, err
+		}
+		out := d.seen()
+		out.Rebalance = moves
+		return kbroker.KeeperReply{Allocator: out}, nil
+	}
+	return nil, kbroker.Errorf(kbroker.Invalid, "an allocator does not know how to %.40q", r.Verb)
 }
 
 // seen is what is decided now.
@@ -50,7 +72,7 @@ func (d *demander) seen() *kbroker.AllocatorSeen {
 		out.Policy, out.Instead, out.Refused = kbroker.PolicyOwn, out.Policy, a.guard.why()
 	}
 	rooms, placed := a.shards.rooms(view.App)
-	out.Placed = placed
+	out.Placed, out.Rebalancing = placed, a.shards.rebalancing()
 	for _, s := range view.App.Services {
 		row := kbroker.AllocatorNeed{Service: s.Name, Min: s.Count.Min, Max: s.Count.Max, Wanted: wants.Wanted[s.Name], Why: wants.Why[s.Name]}
 		for _, i := range view.Of(s.Name) {
@@ -85,8 +107,7 @@ func (s *shards) owned() (of map[kbroker.InstanceID]int, moving int) {
 	defer s.mu.Unlock()
 	of = map[kbroker.InstanceID]int{}
 	for _, i := range s.assigner.Owners() {
-		name, _, _ := strings.Cut(string(i), ".")
-		of[kbroker.InstanceID(name)]++
+		of[i.Instance()]++
 	}
 	return of, len(s.assigner.Moving())
 }
@@ -101,9 +122,9 @@ func (s *shards) rooms(app kbroker.App) (of func(Instance) *kbroker.AllocatorRoo
 	}
 	service, rooms := app.Services[at], map[kbroker.InstanceID]kbroker.AllocatorRoom{}
 	for i, used := range s.placing.used {
-		room := rooms[instanceOf(i)]
+		room := rooms[i.Instance()]
 		room.Objects, room.Used = room.Objects+s.assigner.CountOn(i), room.Used.Plus(used)
-		rooms[instanceOf(i)] = room
+		rooms[i.Instance()] = room
 	}
 	all = &kbroker.AllocatorPlaced{Objects: s.placing.total, Waiting: len(s.placing.asked)}
 	for _, n := range s.assigner.Unplaced(s.alloc.cfg.Judge()) {

@@ -58,6 +58,7 @@ type shards struct {
 	placing    placing
 	wishes     kbroker.ObjectWishes
 	wishedAt   kbroker.Revision
+	rebalance  rebalance
 }
 
 func newShards(a *Allocator) *shards {
@@ -308,6 +309,7 @@ func (s *shards) fill(v *View) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.rebalanced()
 	v.Owners = s.assigner.Live(s.alloc.cfg.Judge(), func(l ownership.Lease) bool { return kinds[l.Service] })
 	v.Shards = make([]Shard, kbroker.Shards)
 	for n, owner := range s.assigner.Owners() {
@@ -331,6 +333,7 @@ func (s *shards) assign(ctx context.Context, h *state.AllocatorHolding) {
 	s.lookShards.ring() // announcements may have been lost
 	s.lookPlaced.ring()
 	defer s.forgetAsked()
+	defer s.endRebalance()
 	pause, failures := againLeast, 0
 	var done ownership.Counts
 	for ctx.Err() == nil {

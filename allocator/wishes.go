@@ -1,6 +1,10 @@
 package allocator
 
-import "github.com/kbroker/kbroker"
+import (
+	"maps"
+
+	"github.com/kbroker/kbroker"
+)
 
 // sawWishes takes what operators want, and reports whether it is news. The caller holds mu.
 func (s *shards) sawWishes(r kbroker.Stored) bool {
@@ -12,9 +16,11 @@ func (s *shards) sawWishes(r kbroker.Stored) bool {
 	return true
 }
 
-// wished are the shards that are wanted somewhere. The caller holds mu.
+// wished are the shards that are wanted somewhere: by an operator each, else by a rebalance.
+// The caller holds mu.
 func (s *shards) wished() map[kbroker.Shard]kbroker.Incarnation {
 	out := map[kbroker.Shard]kbroker.Incarnation{}
+	maps.Copy(out, s.rebalance.left)
 	for to, all := range s.wishes {
 		for _, n := range all {
 			out[n] = to

@@ -54,7 +54,14 @@ func (c *Client) Objects(ctx context.Context, r kbroker.ObjectsRequest, limit in
 // stopped; Unavailable.
 func (c *Client) Allocator(ctx context.Context, app kbroker.AppName) (kbroker.AllocatorReply, error) {
 	var r kbroker.AllocatorReply
-	return r, c.look(ctx, subjects.VerbAllocator, kbroker.ListRequest{Tenant: c.tenant, App: app}, &r)
+	return r, c.look(ctx, subjects.VerbAllocator, kbroker.AllocatorRequest{Tenant: c.tenant, App: app}, &r)
+}
+
+// Rebalance says what its allocator would move to have loads even; nothing is done. Errors: as
+// of Allocator; Refused - the allocator is of an earlier build.
+func (c *Client) Rebalance(ctx context.Context, app kbroker.AppName) (kbroker.AllocatorReply, error) {
+	var r kbroker.AllocatorReply
+	return r, c.look(ctx, subjects.VerbAllocator, kbroker.AllocatorRequest{Tenant: c.tenant, App: app, Rebalance: true}, &r)
 }
 
 // ObjectOwners says who owns the objects of an app. Errors: NotFound, Unavailable.

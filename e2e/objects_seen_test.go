@@ -83,6 +83,10 @@ func TestObjectsAreSeenAndMoved(t *testing.T) {
 		}
 		return nil
 	})
+	if out := c.must("objects", "rebalance", "bank", "--dry-run"); !strings.Contains(out, "nothing would move") {
+		t.Errorf("what is even would be moved: %s", out)
+	}
+	c.must("objects", "rebalance", "bank")
 	c.must("objects", "deactivate", "bank/account:dora")
 	if d := show(); d.Seen.Active {
 		t.Errorf("dora was put away, and is %+v", d.Seen)

@@ -86,3 +86,55 @@ func TestWhatAnAllocatorDecides(t *testing.T) {
 	}
 	refused("of a stopped app", kbroker.NotFound, `app "shop" is stopped`, "kbroker restart shop")
 }
+
+// TestARebalance is found by the active allocator, and in the trail before it is done.
+func TestARebalance(t *testing.T) {
+	t.Parallel()
+	d := startSuper(t)
+	app := shop(t, func(s *kbroker.Service) {
+		s.Artifact, s.Objects = kbroker.Artifact{Builtin: kbroker.BuiltinHello}, []kbroker.KindName{"account"}
+	})
+	app.ObjectStreams = 1
+	wait.Until(t, 10*time.Second, func() error {
+		return d.ask(subjects.Super(subjects.VerbDeploy, tenant, subjects.NoKey), kbroker.DeployRequest{App: app}, &kbroker.DeployReply{})
+	})
+	wait.Until(t, 5*time.Second, func() error { // a core may be behind
+		return d.ask(subjects.Core(subjects.VerbObjects, tenant), kbroker.ObjectsRequest{App: "shop"}, &kbroker.ObjectsReply{})
+	})
+	d.assign(webStart, anObject.Shard())
+	var knows atomic.Bool
+	asked := d.owner(allocates, func(r kbroker.KeeperRequest) (any, *kbroker.Error) {
+		says := kbroker.AllocatorSeen{Epoch: 1}
+		if knows.Load() && r.Verb == kbroker.ObjectRebalance {
+			says.Rebalance = &kbroker.Rebalance{Moves: []kbroker.RebalanceMove{{Shard: 7, From: webStart, To: "shop-web-2.b"}, {Shard: 9, From: webStart, To: "shop-web-2.b"}}}
+		}
+		return kbroker.KeeperReply{Allocator: &says}, nil
+	})
+	dry := func() (r kbroker.AllocatorReply, err error) {
+		return r, d.ask(subjects.Core(subjects.VerbAllocator, tenant), kbroker.AllocatorRequest{App: "shop", Rebalance: true}, &r)
+	}
+	act := kbroker.ObjectActRequest{App: "shop", Verb: kbroker.ObjectRebalance, ID: "r1"}
+	if _, err := dry(); !errors.Is(err, kbroker.Refused) || kbroker.AsError(err).Hint != "kbroker restart shop/allocator/"+string(allocates.Instance()) {
+		t.Errorf("of an earlier build: %v", err)
+	}
+	knows.Store(true)
+	if r, err := dry(); err != nil || r.Rebalance == nil || len(r.Rebalance.Moves) != 2 {
+		t.Errorf("it would move %+v (%v)", r.Rebalance, err)
+	}
+	var done kbroker.ObjectActReply
+	if err := d.askAs("ME", subjects.VerbObjectAct, act, &done); err != nil || len(done.Moves) != 2 || done.Moves[7] != "shop-web-2.b" || done.Message != "2 shards of shop move, by its policy" {
+		t.Errorf("it moves %+v (%v)", done, err)
+	}
+	for n, wantDry := range []bool{true, true, false} {
+		if r := <-asked; r.Verb != kbroker.ObjectRebalance || r.DryRun != wantDry {
+			t.Errorf("question %d is %+v, want a dry run: %t", n, r, wantDry)
+		}
+	}
+	act.From = "shop-web-1"
+	if err := d.askAs("ME", subjects.VerbObjectAct, act, &done); !errors.Is(err, kbroker.Invalid) {
+		t.Errorf("a rebalance of one instance: %v", err)
+	}
+	d.awaitTrail("the rebalance", func(r kbroker.AuditRecord) bool {
+		return r.Action == kbroker.ObjectRebalance && r.Object == "app shop" && r.Outcome == kbroker.AuditDone
+	})
+}

@@ -36,8 +36,7 @@ func callerOf(m *nats.Msg) kbroker.Caller {
 		return kbroker.Caller{Name: "allocator of " + string(app), Tenant: tenant, App: app}
 	}
 	if tenant, app, _, who, ok := subjects.ParseOwn(m.Subject); ok {
-		instance, _, _ := strings.Cut(string(who), ".")
-		return kbroker.Caller{Instance: kbroker.InstanceID(instance), Tenant: tenant, App: app}
+		return kbroker.Caller{Instance: who.Instance(), Tenant: tenant, App: app}
 	}
 	if key, ok := subjects.KeyOf(m.Subject); ok {
 		_, tenant, _ := subjects.ParseAPI(m.Subject)

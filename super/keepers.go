@@ -79,7 +79,7 @@ func (k *keepers) ask(ctx context.Context, tenant kbroker.TenantID, who kbroker.
 	select {
 	case m := <-answer:
 		if m.Header.Get("Status") == noResponders {
-			return silent(kbroker.ExecutedNo, "%s does not listen: it has ended, or its SDK is too old to be asked", instanceOf(who))
+			return silent(kbroker.ExecutedNo, "%s does not listen: it has ended, or its SDK is too old to be asked", who.Instance())
 		}
 		if m.Header.Get(subjects.HeaderCode) != "" {
 			e := &kbroker.Error{}
@@ -93,8 +93,8 @@ func (k *keepers) ask(ctx context.Context, tenant kbroker.TenantID, who kbroker.
 		}
 		return reply, nil
 	case <-ctx.Done():
-		return silent(kbroker.ExecutedUnknown, "%s did not answer: %v", instanceOf(who), ctx.Err())
+		return silent(kbroker.ExecutedUnknown, "%s did not answer: %v", who.Instance(), ctx.Err())
 	case <-late.C:
-		return silent(kbroker.ExecutedUnknown, "%s did not answer within %v: it hangs, has ended, or its SDK is too old to be asked", instanceOf(who), within)
+		return silent(kbroker.ExecutedUnknown, "%s did not answer within %v: it hangs, has ended, or its SDK is too old to be asked", who.Instance(), within)
 	}
 }

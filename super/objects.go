@@ -117,11 +117,6 @@ func (o owners) lease(i kbroker.Incarnation) string {
 	return "held"
 }
 
-func instanceOf(i kbroker.Incarnation) kbroker.InstanceID {
-	instance, _, _ := strings.Cut(string(i), ".")
-	return kbroker.InstanceID(instance)
-}
-
 // objects lists what is stored.
 func (d *desk) objects(ctx context.Context, tenant kbroker.TenantID, r kbroker.ObjectsRequest) (any, error) {
 	_, app, k, err := d.objectsOf(ctx, tenant, r.App, r.Kind)
@@ -179,7 +174,7 @@ func (d *desk) storedAs(row *kbroker.ObjectRow, s kbroker.Stored) bool {
 
 func rowOf(app kbroker.AppName, o kbroker.Object, own owners) kbroker.ObjectRow {
 	return kbroker.ObjectRow{
-		Object: string(app) + "/" + o.String(), Kind: o.Kind, ID: o.ID, Shard: o.Shard(), Placed: o.Placed, Owner: instanceOf(own.of(o).Owner),
+		Object: string(app) + "/" + o.String(), Kind: o.Kind, ID: o.ID, Shard: o.Shard(), Placed: o.Placed, Owner: own.of(o).Owner.Instance(),
 	}
 }
 
@@ -235,7 +230,7 @@ func ownerRows(o owners) []kbroker.ObjectOwnerRow {
 	of := map[kbroker.Incarnation]*kbroker.ObjectOwnerRow{}
 	row := func(i kbroker.Incarnation) *kbroker.ObjectOwnerRow {
 		if of[i] == nil {
-			of[i] = &kbroker.ObjectOwnerRow{Instance: instanceOf(i), Incarnation: i, Host: o.leases[i].Host, Lease: o.lease(i)}
+			of[i] = &kbroker.ObjectOwnerRow{Instance: i.Instance(), Incarnation: i, Host: o.leases[i].Host, Lease: o.lease(i)}
 		}
 		return of[i]
 	}
@@ -274,9 +269,9 @@ func movingRows(o owners) []kbroker.ObjectMoving {
 		asked := to != "" && to != a.Owner && o.lease(to) == "held"
 		switch {
 		case a.Next != "":
-			rows = append(rows, kbroker.ObjectMoving{Shard: n, From: instanceOf(a.Owner), To: instanceOf(a.Next), Asked: asked && a.Next == to})
+			rows = append(rows, kbroker.ObjectMoving{Shard: n, From: a.Owner.Instance(), To: a.Next.Instance(), Asked: asked && a.Next == to})
 		case asked:
-			rows = append(rows, kbroker.ObjectMoving{Shard: n, From: instanceOf(a.Owner), To: instanceOf(to), Asked: true})
+			rows = append(rows, kbroker.ObjectMoving{Shard: n, From: a.Owner.Instance(), To: to.Instance(), Asked: true})
 		}
 	}
 	return rows
@@ -326,7 +321,7 @@ func (d *desk) object(withState bool) func(context.Context, kbroker.TenantID, kb
 		a := own.of(o)
 		out := kbroker.ObjectDetail{
 			ObjectRow: rowOf(r.App, o, own), Incarnation: a.Owner, Host: own.leases[a.Owner].Host, Epoch: a.Epoch,
-			Moving: instanceOf(a.Next), Wanted: instanceOf(own.wishes.Of(o.Shard())), Lease: own.lease(a.Owner), Reminders: []string{},
+			Moving: a.Next.Instance(), Wanted: own.wishes.Of(o.Shard()).Instance(), Lease: own.lease(a.Owner), Reminders: []string{},
 		}
 		place(&out, a)
 		at, err := d.store.OwnChanged(ctx, k, subjects.KeyAssign(o.Shard()))

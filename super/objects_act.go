@@ -53,6 +53,12 @@ func (d *desk) objectAct(ctx context.Context, m *nats.Msg, tenant kbroker.Tenant
 		}
 		return nil
 	}
+	if r.Verb == kbroker.ObjectRebalance {
+		if err := tell("shards move, so that the load is even"); err != nil {
+			return nil, err
+		}
+		return d.rebalance(ctx, k)
+	}
 	if r.Verb == kbroker.ObjectMove {
 		own, err := d.readOwners(ctx, k)
 		if err != nil {
@@ -95,7 +101,7 @@ func (d *desk) byOwner(ctx context.Context, k state.AppKey, r kbroker.ObjectActR
 			return kbroker.KeeperReply{}, e
 		}
 		if owner != told {
-			if err := tell(fmt.Sprintf("%s, by its owner %s", r.Verb, instanceOf(owner))); err != nil {
+			if err := tell(fmt.Sprintf("%s, by its owner %s", r.Verb, owner.Instance())); err != nil {
 				return kbroker.KeeperReply{}, err
 			}
 			told = owner
@@ -119,6 +125,10 @@ func allocateHint(app kbroker.AppName, o kbroker.Object) string {
 func checkAct(r kbroker.ObjectActRequest, o kbroker.Object) error {
 	ofObject := r.Verb == kbroker.ObjectDeactivate || r.Verb == kbroker.ObjectRelease || r.Verb == kbroker.ObjectRemove
 	switch {
+	case r.Verb == kbroker.ObjectRebalance && (o != kbroker.Object{} || r.Shard != nil || r.From != "" || r.To != "" || r.Even):
+		return kbroker.Errorf(kbroker.Invalid, "a rebalance is of all shards of an app")
+	case r.Verb == kbroker.ObjectRebalance:
+		return kbroker.CheckName("request", r.ID)
 	case !ofObject && r.Verb != kbroker.ObjectMove:
 		return kbroker.Errorf(kbroker.Invalid, "a core does not know how to %.40q an object", r.Verb)
 	case ofObject || r.Kind != "" || r.Object != "":
@@ -241,7 +251,7 @@ func ownerNamed(v *state.View, app kbroker.App, tenant kbroker.TenantID, name kb
 
 // runsAs reports whether a start is the one that runs of its instance.
 func runsAs(v *state.View, tenant kbroker.TenantID, i kbroker.Incarnation) bool {
-	p, ok := placementOf(v, tenant, instanceOf(i))
+	p, ok := placementOf(v, tenant, i.Instance())
 	return ok && !p.Stop && v.Statuses[keyOf(p)].Incarnation == i
 }
 

@@ -15,7 +15,7 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 	if verb != subjects.VerbAllocator {
 		return nil, false, nil
 	}
-	var r kbroker.ListRequest
+	var r kbroker.AllocatorRequest
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return nil, true, err
 	}
@@ -25,6 +25,13 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 	switch {
 	case f.stopped[r.App]:
 		return nil, true, kbroker.Errorf(kbroker.NotFound, "app %q is stopped: nobody decides for it", r.App).WithHint("kbroker restart %s", r.App)
+	case r.Rebalance:
+		return kbroker.AllocatorReply{App: r.App, Allocator: "bank-allocator-1", AllocatorSeen: kbroker.AllocatorSeen{
+			Policy: kbroker.PolicyBalanced, Rebalance: fakeRebalance(),
+		}}, true, nil
+	case r.App == "bank" && f.rebalancing > 0:
+		f.rebalancing--
+		return kbroker.AllocatorReply{App: r.App, AllocatorSeen: kbroker.AllocatorSeen{Rebalancing: f.rebalancing}}, true, nil
 	case r.App == "bank":
 		return nil, true, kbroker.Errorf(kbroker.Unavailable, "no allocator of app %q is active", r.App)
 	case r.App == "duo":
@@ -51,4 +58,16 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 			{Instance: "hello-hello-3", Service: "hello"},
 		},
 	}}, true, nil
+}
+
+// fakeRebalance moves more shards than are listed for people.
+func fakeRebalance() *kbroker.Rebalance {
+	r := &kbroker.Rebalance{Owners: []kbroker.RebalanceOwner{
+		{Instance: "bank-ledger-1", Host: "h1", Shards: 523, TurnsPerS: 120.4, ThenShards: 501, ThenTurnsPerS: 101},
+		{Instance: "bank-ledger-2", Shards: 501, TurnsPerS: 82, ThenShards: 523, ThenTurnsPerS: 101.4},
+	}}
+	for n := range kbroker.Shard(22) {
+		r.Moves = append(r.Moves, kbroker.RebalanceMove{Shard: 7 + n, From: "bank-ledger-1.a", To: "bank-ledger-2.b", TurnsPerS: 22 - float64(n)})
+	}
+	return r
 }

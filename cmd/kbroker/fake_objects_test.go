@@ -153,6 +153,9 @@ func (f *fakeCore) act(r kbroker.ObjectActRequest) (any, error) {
 	if r.Even {
 		what = "even"
 	}
+	if r.Verb == kbroker.ObjectRebalance {
+		f.rebalancing = 3
+	}
 	f.writes = append(f.writes, strings.Join(strings.Fields(r.Verb+" "+what+" "+string(r.To)), " "))
 	return kbroker.ObjectActReply{Message: "bank/" + r.Verb + " is done", Moves: map[kbroker.Shard]kbroker.Incarnation{3: "bank-ledger-2.b"}}, nil
 }

@@ -29,17 +29,19 @@ type fakeCore struct {
 	t   testing.TB
 	url string
 
-	mu       sync.Mutex
-	leader   bool
-	writes   []string // what has changed the cluster
-	deployed map[kbroker.AppName]kbroker.App
-	stopped  map[kbroker.AppName]bool
-	uploads  map[string][]byte // by session
-	stored   map[string][]byte // by digest
-	tokens   []kbroker.Token
-	users    []kbroker.User
-	tampered string        // with its audit trail
-	life     time.Duration // of credentials for programs beside the cluster; 0: for ever
+	mu     sync.Mutex
+	leader bool
+	writes []string // what has changed the cluster
+	// rebalancing is how often it is still told that some of a rebalance is left.
+	rebalancing int
+	deployed    map[kbroker.AppName]kbroker.App
+	stopped     map[kbroker.AppName]bool
+	uploads     map[string][]byte // by session
+	stored      map[string][]byte // by digest
+	tokens      []kbroker.Token
+	users       []kbroker.User
+	tampered    string        // with its audit trail
+	life        time.Duration // of credentials for programs beside the cluster; 0: for ever
 }
 
 // fakeNow is when tokens are made, fakeRoot the fingerprint that they have.

@@ -57,7 +57,7 @@ Those with a ~ are of many objects, and were made in some of the shards alone.`,
 		},
 	}
 	cmd.AddCommand(
-		c.objectsListCommand(), c.objectsShowCommand(), c.objectsMoveCommand(), c.objectsDeactivateCommand(), c.objectsReleaseCommand(), c.objectsRemoveCommand(),
+		c.objectsListCommand(), c.objectsShowCommand(), c.objectsMoveCommand(), c.objectsRebalanceCommand(), c.objectsDeactivateCommand(), c.objectsReleaseCommand(), c.objectsRemoveCommand(),
 	)
 	return cmd
 }

@@ -1,0 +1,130 @@
+package allocator
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+// rebalanceFor is how long shards are wanted where a rebalance has found them a place: 1,024
+// of them move within seconds.
+const rebalanceFor = time.Minute
+
+// rebalance is what is left of the last one that was asked for: where shards are to be. The
+// policy of the app sees them as wishes, until they are there, or cannot be any more.
+type rebalance struct {
+	left  map[kbroker.Shard]kbroker.Incarnation
+	until time.Duration
+}
+
+// answerRebalance finds what an even load would move, and has it moved unless it is only asked
+// for. A new one takes the place of one that is under way. Errors: Unavailable - loads are not
+// known for long enough.
+func (a *Allocator) answerRebalance(dry bool) (*kbroker.Rebalance, error) {
+	if !dry {
+		a.shards.endRebalance()
+	}
+	v, _ := a.look()
+	if v.Settling && a.byTurns(v) {
+		left := (a.pace.turnsOver - (a.cfg.Clock() - a.began)).Round(time.Second)
+		return nil, kbroker.Errorf(kbroker.Unavailable, "%s has begun to decide a moment ago, and does not know yet which shards are busy", a.own.Instance).
+			WithHint("try again in %v", max(left, time.Second))
+	}
+	v.Exact, v.Settling = true, false
+	to := a.shards.place(v, a.policy(v)(v).Shards)
+	out := v.rebalance(to)
+	if !dry {
+		a.shards.beginRebalance(out.Moves)
+	}
+	return out, nil
+}
+
+// byTurns reports whether shards are placed by their turns.
+func (a *Allocator) byTurns(v View) bool {
+	return a.guard != nil || v.App.Policy == kbroker.PolicyBalanced || v.App.Policy == kbroker.PolicyPack
+}
+
+// rebalance is what changes if shards have these owners.
+func (v View) rebalance(to map[kbroker.Shard]kbroker.Incarnation) *kbroker.Rebalance {
+	out := &kbroker.Rebalance{Owners: []kbroker.RebalanceOwner{}, Moves: []kbroker.RebalanceMove{}}
+	at := map[kbroker.Incarnation]int{}
+	for _, i := range v.Owners {
+		at[i] = len(out.Owners)
+		row := kbroker.RebalanceOwner{Instance: i.Instance()}
+		for _, x := range v.Instances {
+			if x.Name == row.Instance {
+				row.Host = x.Host
+			}
+		}
+		out.Owners = append(out.Owners, row)
+	}
+	for n, s := range v.Shards {
+		next, wanted := to[kbroker.Shard(n)]
+		if !wanted {
+			next = s.Owner
+		}
+		if k, is := at[s.Owner]; is {
+			out.Owners[k].Shards++
+			out.Owners[k].TurnsPerS += s.Turns
+		}
+		if k, is := at[next]; is {
+			out.Owners[k].ThenShards++
+			out.Owners[k].ThenTurnsPerS += s.Turns
+		}
+		if next != s.Owner {
+			out.Moves = append(out.Moves, kbroker.RebalanceMove{Shard: kbroker.Shard(n), From: s.Owner, To: next, TurnsPerS: s.Turns})
+		}
+	}
+	slices.SortStableFunc(out.Moves, func(a, b kbroker.RebalanceMove) int { return cmp.Compare(b.TurnsPerS, a.TurnsPerS) })
+	slices.SortStableFunc(out.Owners, func(a, b kbroker.RebalanceOwner) int { return strings.Compare(string(a.Instance), string(b.Instance)) })
+	return out
+}
+
+func (s *shards) beginRebalance(moves []kbroker.RebalanceMove) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rebalance = rebalance{left: map[kbroker.Shard]kbroker.Incarnation{}, until: s.alloc.cfg.Judge() + rebalanceFor}
+	for _, m := range moves {
+		s.rebalance.left[m.Shard] = m.To
+	}
+	s.now.ring()
+}
+
+func (s *shards) endRebalance() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rebalance = rebalance{}
+}
+
+// rebalanced drops what has come to an end of a rebalance: shards that are there, those whose
+// place is gone, and all after a while. The caller holds mu.
+func (s *shards) rebalanced() {
+	if len(s.rebalance.left) == 0 {
+		return
+	}
+	now := s.alloc.cfg.Judge()
+	if now >= s.rebalance.until {
+		s.rebalance = rebalance{}
+		return
+	}
+	live, at, moving := map[kbroker.Incarnation]bool{}, s.assigner.Owners(), s.assigner.Moving()
+	for _, i := range s.assigner.Live(now, nil) {
+		live[i] = true
+	}
+	for n, to := range s.rebalance.left {
+		if !live[to] || at[n] == to && !moving[n] {
+			delete(s.rebalance.left, n)
+		}
+	}
+}
+
+// rebalancing is how many shards a rebalance still waits for.
+func (s *shards) rebalancing() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rebalanced()
+	return len(s.rebalance.left)
+}

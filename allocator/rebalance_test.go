@@ -1,0 +1,125 @@
+package allocator
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/wait"
+)
+
+// What an even load moves leaves nobody farther from the average than tolerance does; when it
+// is done nothing is left to move, also with the tolerance that there is otherwise.
+func TestARebalanceIsExact(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v := placed(t)
+		tolerant := apply(v, balanced(v))
+		v.Exact = true
+		where := balanced(v)
+		v = apply(v, where)
+		if is, was := farthest(newBalance(v)), farthest(newBalance(tolerant)); is > was+exact {
+			t.Errorf("loads are %.3f off the average, %.3f with tolerance", is, was)
+		}
+		for _, v.Exact = range []bool{true, false} {
+			for n, to := range balanced(v) {
+				if to != where[n] {
+					t.Errorf("exact %t: shard %d moves again", v.Exact, n)
+				}
+			}
+		}
+		for n := range v.Shards {
+			v.Shards[n].Fresh = false
+		}
+		for n, to := range balanced(v) {
+			if to != where[n] {
+				t.Errorf("shard %d moves back, once nothing is fresh", n)
+			}
+		}
+	})
+}
+
+// TestARebalanceMovesWhatToleranceLeaves: asked for alone nothing moves; otherwise loads are
+// even, and stay so.
+func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
+	w := newObjects(t)
+	web := service("web", 2, 2)
+	web.Objects = []kbroker.KindName{"account"}
+	spec := app(web)
+	spec.Policy = kbroker.PolicyBalanced
+	w.want(kbroker.AppVersion{Tenant: tenant, Version: 1, App: spec})
+	w.fake(webA, "web")
+	pace := objectPace
+	pace.turnsOver = 4 * time.Second
+	active := w.start("shop-allocator-1", pace).alloc
+	w.shared(webA)
+	if _, err := active.answerRebalance(true); !errors.Is(err, kbroker.Unavailable) || kbroker.AsError(err).Hint == "" {
+		t.Errorf("before turns can be known: %v, want unavailable, with a hint", err)
+	}
+	w.fake(webB, "web")
+	owned := func() (has map[kbroker.InstanceID]int, moving int) { return active.shards.owned() }
+	wait.Until(t, 3*within, func() error {
+		if has, moving := owned(); moving > 0 || has["shop-web-2"] < 400 || has["shop-web-2"] > 500 {
+			return fmt.Errorf("owned %v, %d on their way; want it even but for the tolerance", has, moving)
+		}
+		return nil
+	})
+	before, _ := owned()
+	plan, err := active.answerRebalance(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	need := (before["shop-web-1"] - before["shop-web-2"]) / 2
+	if n := len(plan.Moves); n == 0 || float64(n) < float64(need)-exact*kbroker.Shards || n > need+1 {
+		t.Errorf("%d shards would move of %v, want about %d", n, before, need)
+	}
+	if len(plan.Owners) != 2 || plan.Owners[0].Shards != before["shop-web-1"] || plan.Owners[0].ThenShards != before["shop-web-1"]-len(plan.Moves) ||
+		plan.Owners[1].ThenShards != before["shop-web-2"]+len(plan.Moves) {
+		t.Errorf("owners are %+v, %d shards move", plan.Owners, len(plan.Moves))
+	}
+	if n := active.shards.rebalancing(); n > 0 {
+		t.Errorf("%d shards are to move for a dry run", n)
+	}
+	done, err := active.answerRebalance(false)
+	if err != nil || len(done.Moves) != len(plan.Moves) {
+		t.Fatalf("%d shards move (%v), %d would", len(done.Moves), err, len(plan.Moves))
+	}
+	wait.Until(t, within, func() error {
+		if n := active.shards.rebalancing(); n > 0 {
+			return fmt.Errorf("%d shards are still to move", n)
+		}
+		return nil
+	})
+	now := w.assignments()
+	has := map[kbroker.Incarnation]int{}
+	for _, as := range now {
+		has[as.Owner]++
+	}
+	if want := plan.Owners[0].ThenShards; has[webA] != want || has[webA]+has[webB] != kbroker.Shards {
+		t.Errorf("owned %v, want %d by the first", has, want)
+	}
+	if again, err := active.answerRebalance(true); err != nil || len(again.Moves) > 0 {
+		t.Errorf("%d shards would move again (%v)", len(again.Moves), err)
+	}
+}
+
+// A place that is gone ends what is to move there.
+func TestARebalanceToWhoIsGoneEnds(t *testing.T) {
+	w := newObjects(t)
+	a := w.start("shop-allocator-1", objectPace).alloc
+	w.fake(webA, "web")
+	b := w.fake(webB, "web")
+	w.shared(webA, webB)
+	b.leave()
+	w.shared(webA)
+	a.shards.beginRebalance([]kbroker.RebalanceMove{{Shard: 1, From: webA, To: webB}, {Shard: 2, From: webB, To: webA}})
+	wait.Until(t, within, func() error {
+		if n := a.shards.rebalancing(); n > 0 {
+			return fmt.Errorf("%d shards wait for who is gone", n)
+		}
+		return nil
+	})
+}

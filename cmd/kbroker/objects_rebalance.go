@@ -1,0 +1,122 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/client"
+)
+
+// usualMoves are listed for people.
+const usualMoves = 20
+
+func (c *cli) objectsRebalanceCommand() *cobra.Command {
+	var dry, detach bool
+	cmd := &cobra.Command{
+		Use:   "rebalance APP",
+		Short: "Move shards so that the load of all instances is even",
+		Long: `Move shards so that the load of the instances that own objects is even, by the
+policy of the application. A policy that looks at loads leaves small differences as
+they are, as moves cost something; here it does not. What was moved by hand stays,
+and so do placed objects. Loads go on to change: it is done once.
+
+With --dry-run it shows which shards would move, and what each instance has now and
+then; nothing is done. Turns are of objects, in a second, on average over the last
+half minute or so.
+
+It needs the role operator, and is in the audit trail; --dry-run is for viewers, too.`,
+		Example: `  kbroker objects rebalance bank --dry-run
+  kbroker objects rebalance bank`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.completeApps,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			app, err := appName(args[0])
+			if err != nil {
+				return err
+			}
+			if !dry {
+				r := kbroker.ObjectActRequest{App: app, Verb: kbroker.ObjectRebalance}
+				return c.objectAct(cmd.Context(), moveTimeout, r, func(ctx context.Context, api *client.Client, reply kbroker.ObjectActReply) (bool, error) {
+					c.say("%s", reply.Message)
+					if detach {
+						return false, nil
+					}
+					return true, c.awaitRebalance(ctx, api, app)
+				})
+			}
+			ctx, cancel := c.within(cmd.Context(), listTimeout)
+			defer cancel()
+			api, _, err := c.open(ctx)
+			if err != nil {
+				return err
+			}
+			defer api.Close()
+			reply, err := api.Rebalance(ctx, app)
+			if err != nil {
+				return err
+			}
+			return c.print(reply.Rebalance, func(w io.Writer) { c.rebalanceText(w, reply) })
+		},
+	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "show what would move, and do nothing")
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait until all has moved")
+	return cmd
+}
+
+func (c *cli) rebalanceText(w io.Writer, r kbroker.AllocatorReply) {
+	owners := table{header: []string{"INSTANCE", "HOST", "SHARDS", "THEN", "TURNS/S", "THEN"}}
+	for _, o := range r.Rebalance.Owners {
+		owners.add(string(o.Instance), cmp.Or(string(o.Host), "-"), fmt.Sprint(o.Shards), fmt.Sprint(o.ThenShards), rateText(&o.TurnsPerS), rateText(&o.ThenTurnsPerS))
+	}
+	owners.write(c, w)
+	policy := r.Policy
+	if policy == kbroker.PolicyOwn {
+		policy = "its own policy"
+	}
+	all := r.Rebalance.Moves
+	if len(all) == 0 {
+		fmt.Fprintf(w, "nothing would move (%s)\n", policy)
+		return
+	}
+	fmt.Fprintln(w)
+	moves := table{header: []string{"SHARD", "FROM", "TO", "TURNS/S"}}
+	for _, m := range all[:min(len(all), usualMoves)] {
+		moves.add(fmt.Sprint(m.Shard), cmp.Or(string(m.From.Instance()), "-"), string(m.To.Instance()), rateText(&m.TurnsPerS))
+	}
+	moves.write(c, w)
+	if more := len(all) - usualMoves; more > 0 {
+		fmt.Fprintf(w, "and %d more, less busy (-o json has all)\n", more)
+	}
+	fmt.Fprintf(w, "%s would move (%s); nothing was done\n", client.Counted(len(all), "shard"), policy)
+}
+
+// awaitRebalance returns when the allocator of an app has moved what a rebalance found.
+func (c *cli) awaitRebalance(ctx context.Context, api *client.Client, app kbroker.AppName) error {
+	tick := time.NewTicker(movePoll)
+	defer tick.Stop()
+	for {
+		r, err := api.Allocator(ctx, app)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		if err == nil && r.Rebalancing == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return ctx.Err()
+			}
+			return kbroker.Errorf(kbroker.DeadlineExceeded, "%s still to move; it goes on", client.Counted(r.Rebalancing, "shard")).
+				WithHint("`kbroker objects %s` shows how far it is; turns must come to an end", app)
+		case <-tick.C:
+		}
+	}
+}
