@@ -38,6 +38,7 @@ type Client struct {
 	methods        sync.Map // subject of a method -> bool: idempotent
 	calls, retried atomic.Uint64
 	desks          desks
+	admissions     admissions
 	senders        senders
 
 	opened atomic.Pointer[opened]
