@@ -49,10 +49,13 @@ type InstanceLoad struct {
 	// on average since the last message; 0 to 1.
 	Busy float64 `json:"busy"`
 	// Objects are those that it owns; nil: it has none. Waiting are their calls that wait,
-	// Busiest the shards with most turns since the last message, MaxBusiest at most.
-	Objects *ObjectFigures `json:"objects,omitempty"`
-	Waiting int            `json:"waiting,omitempty"`
-	Busiest []ShardTurns   `json:"busiest,omitempty"`
+	// Busiest the shards with most to do since the last message, MaxBusiest at most, Work and
+	// BytesPerS what all shards had: of those that are none of Busiest the rest.
+	Objects   *ObjectFigures `json:"objects,omitempty"`
+	Waiting   int            `json:"waiting,omitempty"`
+	Busiest   []ShardLoad    `json:"busiest,omitempty"`
+	Work      float64        `json:"work,omitempty"`
+	BytesPerS float64        `json:"bytes_per_s,omitempty"`
 	// Placed are the placed objects that it knows to be its own, or to come to it, and
 	// PlacedTurnsPerS their turns in a second, reads among them, since the last message.
 	Placed          int     `json:"placed,omitempty"`
@@ -62,10 +65,14 @@ type InstanceLoad struct {
 // MaxBusiest bounds InstanceLoad.Busiest.
 const MaxBusiest = 64
 
-// ShardTurns are the turns of a shard's objects in a second, reads among them.
-type ShardTurns struct {
+// ShardLoad is what the objects of a shard have to do. Work is for how long turns ran of a
+// second, all together: an object whose calls wait has 1. BytesPerS are those of the states
+// that turns have changed, to be stored; TurnsPerS has reads, too.
+type ShardLoad struct {
 	Shard     Shard   `json:"shard"`
 	TurnsPerS float64 `json:"turns_per_s"`
+	Work      float64 `json:"work,omitempty"`
+	BytesPerS float64 `json:"bytes_per_s,omitempty"`
 }
 
 // AllocatorRequest asks what the active allocator of an app decides.
@@ -107,28 +114,33 @@ type AllocatorSeen struct {
 // Rebalance is what the policy of an app moves where it is to have loads even, whatever has to
 // move for that; placed objects stay.
 type Rebalance struct {
-	// Owners are those that may own shards, by name; Moves by their turns, those of most first.
+	// Owners are those that may own shards, by name; Moves by their work, those of most first.
 	Owners []RebalanceOwner `json:"owners"`
 	Moves  []RebalanceMove  `json:"moves"`
 }
 
 // RebalanceOwner is what an instance owns now, and would own then.
 type RebalanceOwner struct {
-	Instance      InstanceID `json:"instance"`
-	Host          HostID     `json:"host"`
-	Shards        int        `json:"shards"`
-	TurnsPerS     float64    `json:"turns_per_s"`
-	ThenShards    int        `json:"then_shards"`
-	ThenTurnsPerS float64    `json:"then_turns_per_s"`
+	Instance InstanceID     `json:"instance"`
+	Host     HostID         `json:"host"`
+	Now      RebalanceShare `json:"now"`
+	Then     RebalanceShare `json:"then"`
 }
 
-// RebalanceMove is a shard that has another owner then. TurnsPerS are an average of the last
+// RebalanceShare is what the shards of an instance have to do; see ShardLoad.
+type RebalanceShare struct {
+	Shards    int     `json:"shards"`
+	TurnsPerS float64 `json:"turns_per_s"`
+	Work      float64 `json:"work"`
+	BytesPerS float64 `json:"bytes_per_s"`
+}
+
+// RebalanceMove is a shard that has another owner then, with its load, an average of the last
 // half minute or so.
 type RebalanceMove struct {
-	Shard     Shard       `json:"shard"`
-	From      Incarnation `json:"from,omitempty"` // empty: nobody owns it
-	To        Incarnation `json:"to"`
-	TurnsPerS float64     `json:"turns_per_s"`
+	ShardLoad
+	From Incarnation `json:"from,omitempty"` // empty: nobody owns it
+	To   Incarnation `json:"to"`
 }
 
 // AllocatorPlaced counts the placed objects of an app.

@@ -14,8 +14,10 @@ type Shard struct {
 	Owner kbroker.Incarnation
 	// Wished is where an operator wants it; empty: anywhere.
 	Wished kbroker.Incarnation
-	Fresh  bool    // it came to Owner in the last seconds, or is on its way
-	Turns  float64 // of its objects in a second, on average over the last half minute or so
+	Fresh  bool // it came to Owner in the last seconds, or is on its way
+	// ShardLoad is what its objects have to do in a second, on average over the last half
+	// minute or so.
+	ShardLoad
 }
 
 const (
@@ -29,6 +31,10 @@ const (
 	// idleWeight is what a shard weighs without any turn, as a part of the average: where
 	// there is no load their numbers are even.
 	idleWeight = 0.1
+	// littleWork and littleBytes, of an owner, are as much work, and bytes that are stored, as
+	// count for half of what they count for where there is much more: differences of little
+	// are not worth a move.
+	littleWork, littleBytes = 0.1, 100e3
 	// grain: weights are multiples of its inverse, so that sums of them do not depend on the
 	// order in which they are made.
 	grain = 1024
@@ -79,17 +85,21 @@ func newBalance(v View) *balance {
 	if b.uneven, b.even = uneven, even; v.Exact {
 		b.uneven, b.even = exact, exact
 	}
-	total := 0.0
+	var total ShardLoad
 	for _, s := range v.Shards {
-		total += s.Turns
+		total = total.plus(s.ShardLoad, 1)
 	}
-	idle := idleWeight * max(total/float64(len(v.Shards)), 1)
+	much := max(total.Turns, float64(len(v.Shards)))
+	idle := idleWeight * much / float64(len(v.Shards))
+	// Where there is much of them, all work and all bytes weigh as much as all turns.
+	perWork := much / (total.Work + littleWork*float64(len(b.names)))
+	perByte := much / (total.Bytes + littleBytes*float64(len(b.names)))
 	for _, n := range b.names {
 		b.load[n] = 0
 	}
 	b.out, b.weight, b.fixed = make([]kbroker.Incarnation, len(v.Shards)), make([]float64, len(v.Shards)), make([]bool, len(v.Shards))
 	for n, s := range v.Shards {
-		b.weight[n] = math.Round((s.Turns+idle)*grain) / grain
+		b.weight[n] = math.Round((s.Turns+s.Work*perWork+s.Bytes*perByte+idle)*grain) / grain
 		if s.Fresh {
 			b.gets[s.Owner] = true
 		}

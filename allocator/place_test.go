@@ -21,9 +21,13 @@ func placed(t *rapid.T) View {
 	}
 	slices.Sort(v.Owners)
 	names := append([]kbroker.Incarnation{"", "gone-1.a"}, v.Owners...)
-	skew := rapid.Float64Range(0, 3).Draw(t, "skew")
+	skew, works := rapid.Float64Range(0, 3).Draw(t, "skew"), rapid.Bool().Draw(t, "works")
 	for n := range rapid.SampledFrom([]int{1, 7, 64, 256}).Draw(t, "shards") {
-		s := Shard{Owner: rapid.SampledFrom(names).Draw(t, "owner"), Fresh: rapid.IntRange(0, 60).Draw(t, "fresh") == 0, Turns: 1000 * rapid.Float64Range(0, 1).Draw(t, "turns") / math.Pow(float64(n+1), skew)}
+		s := Shard{Owner: rapid.SampledFrom(names).Draw(t, "owner"), Fresh: rapid.IntRange(0, 60).Draw(t, "fresh") == 0, ShardLoad: ShardLoad{Turns: 1000 * rapid.Float64Range(0, 1).Draw(t, "turns") / math.Pow(float64(n+1), skew)}}
+		if works {
+			s.Work = rapid.Float64Range(0, 1).Draw(t, "work") / math.Pow(float64(n+1), skew)
+			s.Bytes = 1e6 * rapid.Float64Range(0, 1).Draw(t, "bytes") / math.Pow(float64(n+1), skew)
+		}
 		if rapid.IntRange(0, 30).Draw(t, "wish") == 0 {
 			s.Wished = rapid.SampledFrom(names).Draw(t, "wished")
 		}
@@ -145,7 +149,7 @@ func TestANewInstanceGetsItsShare(t *testing.T) {
 				v.Owners = append(v.Owners, webStart(i))
 			}
 			for s := range kbroker.Shards {
-				v.Shards = append(v.Shards, Shard{Owner: webStart(s % n), Turns: 10 + float64(s%7)})
+				v.Shards = append(v.Shards, Shard{Owner: webStart(s % n), ShardLoad: ShardLoad{Turns: 10 + float64(s%7)}})
 			}
 			where := balanced(v)
 			fresh := webStart(n)
@@ -158,6 +162,39 @@ func TestANewInstanceGetsItsShare(t *testing.T) {
 				t.Errorf("loads are up to %.2f off the average", off)
 			}
 		})
+	}
+}
+
+// Turns that take long, or store much, are load as many turns are; where there is little of
+// that it moves nothing.
+func TestWorkAndBytesAreLoad(t *testing.T) {
+	for name, c := range map[string]struct {
+		heavy ShardLoad
+		moves bool
+	}{
+		"much work":    {ShardLoad{Turns: 5, Work: 0.2}, true},
+		"many bytes":   {ShardLoad{Turns: 5, Bytes: 1e6}, true},
+		"many turns":   {ShardLoad{Turns: 50}, true},
+		"little work":  {ShardLoad{Turns: 5, Work: 0.0005}, false},
+		"little bytes": {ShardLoad{Turns: 5, Bytes: 100}, false},
+	} {
+		v := View{Owners: []kbroker.Incarnation{webStart(0), webStart(1)}}
+		for n := range 40 {
+			s := Shard{Owner: v.Owners[n%2], ShardLoad: ShardLoad{Turns: 5}}
+			if n%4 == 0 { // all of them with the first
+				s.ShardLoad = c.heavy
+			}
+			v.Shards = append(v.Shards, s)
+		}
+		heavy := 0
+		for n, to := range balanced(v) {
+			if n%4 == 0 && to == v.Owners[1] {
+				heavy++
+			}
+		}
+		if c.moves != (heavy > 0) || c.moves && (heavy < 3 || heavy > 7) {
+			t.Errorf("%s: %d of 10 move to the other one", name, heavy)
+		}
 	}
 }
 
@@ -188,7 +225,7 @@ func BenchmarkBalanced(b *testing.B) {
 		v.Owners = append(v.Owners, webStart(i))
 	}
 	for s := range kbroker.Shards {
-		v.Shards = append(v.Shards, Shard{Owner: webStart(s % 100), Turns: 10 + float64(s*s%97)})
+		v.Shards = append(v.Shards, Shard{Owner: webStart(s % 100), ShardLoad: ShardLoad{Turns: 10 + float64(s*s%97)}})
 	}
 	for b.Loop() {
 		balanced(v)

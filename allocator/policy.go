@@ -100,7 +100,7 @@ func Spread(v View) Decision {
 }
 
 // Balance is as Spread, but owners have about the same load in place of the same number of
-// shards: turns of objects in a second. Placed objects go where there is most room, and not
+// shards: turns of objects, how long they ran, and bytes that they have changed. Placed objects go where there is most room, and not
 // too much to do.
 func Balance(v View) Decision {
 	d := scaled(v)

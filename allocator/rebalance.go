@@ -67,20 +67,27 @@ func (v View) rebalance(to map[kbroker.Shard]kbroker.Incarnation) *kbroker.Rebal
 			next = s.Owner
 		}
 		if k, is := at[s.Owner]; is {
-			out.Owners[k].Shards++
-			out.Owners[k].TurnsPerS += s.Turns
+			out.Owners[k].Now = with(out.Owners[k].Now, s.ShardLoad)
 		}
 		if k, is := at[next]; is {
-			out.Owners[k].ThenShards++
-			out.Owners[k].ThenTurnsPerS += s.Turns
+			out.Owners[k].Then = with(out.Owners[k].Then, s.ShardLoad)
 		}
 		if next != s.Owner {
-			out.Moves = append(out.Moves, kbroker.RebalanceMove{Shard: kbroker.Shard(n), From: s.Owner, To: next, TurnsPerS: s.Turns})
+			out.Moves = append(out.Moves, kbroker.RebalanceMove{From: s.Owner, To: next, ShardLoad: kbroker.ShardLoad{
+				Shard: kbroker.Shard(n), TurnsPerS: s.Turns, Work: s.Work, BytesPerS: s.Bytes,
+			}})
 		}
 	}
-	slices.SortStableFunc(out.Moves, func(a, b kbroker.RebalanceMove) int { return cmp.Compare(b.TurnsPerS, a.TurnsPerS) })
+	slices.SortStableFunc(out.Moves, func(a, b kbroker.RebalanceMove) int {
+		return cmp.Or(cmp.Compare(b.Work, a.Work), cmp.Compare(b.TurnsPerS, a.TurnsPerS))
+	})
 	slices.SortStableFunc(out.Owners, func(a, b kbroker.RebalanceOwner) int { return strings.Compare(string(a.Instance), string(b.Instance)) })
 	return out
+}
+
+// with is a share with a shard more.
+func with(of kbroker.RebalanceShare, l ShardLoad) kbroker.RebalanceShare {
+	return kbroker.RebalanceShare{Shards: of.Shards + 1, TurnsPerS: of.TurnsPerS + l.Turns, Work: of.Work + l.Work, BytesPerS: of.BytesPerS + l.Bytes}
 }
 
 func (s *shards) beginRebalance(moves []kbroker.RebalanceMove) {

@@ -76,8 +76,8 @@ func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
 	if n := len(plan.Moves); n == 0 || float64(n) < float64(need)-exact*kbroker.Shards || n > need+1 {
 		t.Errorf("%d shards would move of %v, want about %d", n, before, need)
 	}
-	if len(plan.Owners) != 2 || plan.Owners[0].Shards != before["shop-web-1"] || plan.Owners[0].ThenShards != before["shop-web-1"]-len(plan.Moves) ||
-		plan.Owners[1].ThenShards != before["shop-web-2"]+len(plan.Moves) {
+	if len(plan.Owners) != 2 || plan.Owners[0].Now.Shards != before["shop-web-1"] || plan.Owners[0].Then.Shards != before["shop-web-1"]-len(plan.Moves) ||
+		plan.Owners[1].Then.Shards != before["shop-web-2"]+len(plan.Moves) {
 		t.Errorf("owners are %+v, %d shards move", plan.Owners, len(plan.Moves))
 	}
 	if n := active.shards.rebalancing(); n > 0 {
@@ -98,7 +98,7 @@ func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
 	for _, as := range now {
 		has[as.Owner]++
 	}
-	if want := plan.Owners[0].ThenShards; has[webA] != want || has[webA]+has[webB] != kbroker.Shards {
+	if want := plan.Owners[0].Then.Shards; has[webA] != want || has[webA]+has[webB] != kbroker.Shards {
 		t.Errorf("owned %v, want %d by the first", has, want)
 	}
 	if again, err := active.answerRebalance(true); err != nil || len(again.Moves) > 0 {
@@ -115,7 +115,7 @@ func TestARebalanceToWhoIsGoneEnds(t *testing.T) {
 	w.shared(webA, webB)
 	b.leave()
 	w.shared(webA)
-	a.shards.beginRebalance([]kbroker.RebalanceMove{{Shard: 1, From: webA, To: webB}, {Shard: 2, From: webB, To: webA}})
+	a.shards.beginRebalance([]kbroker.RebalanceMove{{ShardLoad: kbroker.ShardLoad{Shard: 1}, From: webA, To: webB}, {ShardLoad: kbroker.ShardLoad{Shard: 2}, From: webB, To: webA}})
 	wait.Until(t, within, func() error {
 		if n := a.shards.rebalancing(); n > 0 {
 			return fmt.Errorf("%d shards wait for who is gone", n)

@@ -13,10 +13,11 @@ const (
 	// number of instances follows: that of a Kubernetes HorizontalPodAutoscaler
 	// (--horizontal-pod-autoscaler-tolerance).
 	tolerance = 0.1
-	// more is what the load of an instance counts for that refuses more requests than it
-	// answers. How much more there is cannot be told: callers send what is refused again and
-	// again. Where fewer are refused they came at once by chance, and another instance has
-	// answered them: of 8 at a time that are 0.7 busy, one in ten (Erlang's loss formula).
+	// more is what the load of an instance counts for that refuses more than a third of the
+	// requests. How much more there is cannot be told: callers of full instances send as many
+	// attempts as are answered, and twice as many that are refused (sdk, admission). Where fewer
+	// are refused they came at once by chance, and another instance has answered them: of
+	// 8 at a time that are 0.7 busy, one in ten (Erlang's loss formula).
 	more = 2
 )
 
@@ -64,7 +65,7 @@ func need(s kbroker.Service, instances []Instance, exact ...target) (n int, why 
 		}
 		known++
 		busy := l.Busy
-		if l.Refused > l.Requests-l.Refused {
+		if l.Refused > l.Requests/3 {
 			busy *= more
 		}
 		sum.Busy += busy

@@ -322,7 +322,7 @@ func (s *shards) fill(v *View) {
 		v.Shards[n].Wished = to
 	}
 	for n := range v.Shards {
-		v.Shards[n].Turns = s.turns.of[n].rate
+		v.Shards[n].ShardLoad = s.turns.of[n].rate
 	}
 	s.fillPlaced(v)
 }

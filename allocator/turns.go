@@ -14,9 +14,9 @@ const (
 	turnsAfter = 5 * time.Second
 )
 
-// turns are those of each shard in a second, on average. Owners say how many there were of
-// their busiest shards, and of all: the others have the rest in equal parts. The zero value
-// knows of none. Not safe for concurrent use.
+// turns are what each shard has to do in a second, on average. Owners say it of their busiest
+// shards, and of all: the others have the rest in equal parts. The zero value knows of
+// none. Not safe for concurrent use.
 type turns struct {
 	of     [kbroker.Shards]shardTurns
 	owners map[kbroker.Incarnation]owns
@@ -29,11 +29,19 @@ type owns struct {
 }
 
 type shardTurns struct {
-	rate  float64
-	last  float64             // what the average follows
+	rate  ShardLoad
+	last  ShardLoad           // what the average follows
 	owner kbroker.Incarnation // that said so last
 	since time.Duration       // when it did first
 	at    time.Duration       // when it did last
+}
+
+// ShardLoad is what the objects of a shard have to do; see kbroker.ShardLoad.
+type ShardLoad struct{ Turns, Work, Bytes float64 }
+
+// plus is l and a part of m.
+func (l ShardLoad) plus(m ShardLoad, part float64) ShardLoad {
+	return ShardLoad{l.Turns + part*m.Turns, l.Work + part*m.Work, l.Bytes + part*m.Bytes}
 }
 
 // sawTurns takes what an owner says of its shards' turns, and how many it has in all.
@@ -43,17 +51,20 @@ func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, s.assigner.OwnedBy(m.Incarnation), l, m.PlacedTurnsPerS, m.Busiest)
+	all := ShardLoad{Turns: l.Turns - m.PlacedTurnsPerS, Work: m.Work, Bytes: m.BytesPerS}
+	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, s.assigner.OwnedBy(m.Incarnation), all, m.Busiest)
 }
 
-// said takes what an owner says that has these shards. The time constant of the averages is
-// over: moves follow what lasts.
-func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, l Load, ofPlaced float64, busiest []kbroker.ShardTurns) {
-	rates, rest := map[kbroker.Shard]float64{}, l.Turns-ofPlaced
+// said takes what an owner says that has these shards: what all have to do, and the busiest.
+// The time constant of the averages is over: moves follow what lasts.
+func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, rest ShardLoad, busiest []kbroker.ShardLoad) {
+	rates := map[kbroker.Shard]ShardLoad{}
 	for _, b := range busiest {
-		rates[b.Shard] = b.TurnsPerS
-		rest -= b.TurnsPerS
+		l := ShardLoad{b.TurnsPerS, b.Work, b.BytesPerS}
+		rates[b.Shard] = l
+		rest = rest.plus(l, -1)
 	}
+	rest = ShardLoad{max(rest.Turns, 0), max(rest.Work, 0), max(rest.Bytes, 0)}
 	others := 0
 	for _, n := range shards {
 		if _, hot := rates[n]; !hot {
@@ -76,7 +87,7 @@ func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []
 		s := &t.of[n]
 		rate, hot := rates[n]
 		if !hot {
-			rate = max(rest, 0) / float64(others)
+			rate = ShardLoad{}.plus(rest, 1/float64(others))
 		}
 		if s.owner == "" {
 			s.at = now
@@ -84,10 +95,10 @@ func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []
 		if s.owner != who {
 			s.owner, s.since = who, now
 		}
-		if (now-s.since >= turnsAfter || s.rate == 0) && (hot || !mixed) {
+		if (now-s.since >= turnsAfter || s.rate == ShardLoad{}) && (hot || !mixed) {
 			s.last = rate
 		}
-		s.rate += (s.last - s.rate) * (1 - math.Exp(-(now-s.at).Seconds()/over.Seconds()))
+		s.rate = s.rate.plus(s.last.plus(s.rate, -1), 1-math.Exp(-(now-s.at).Seconds()/over.Seconds()))
 		s.at = now
 	}
 }

@@ -17,42 +17,58 @@ func TestTurnsOfShards(t *testing.T) {
 	var of turns
 	shards := []kbroker.Shard{1, 2, 3, 4}
 	now := time.Hour
-	say := func(who kbroker.Incarnation, rounds int, all float64, busiest ...kbroker.ShardTurns) {
+	say := func(who kbroker.Incarnation, rounds int, all float64, busiest ...kbroker.ShardLoad) {
 		for range rounds {
 			now += kbroker.LoadEvery
-			of.said(now, 15*time.Second, who, shards, Load{Turns: all}, 0, busiest)
+			of.said(now, 15*time.Second, who, shards, ShardLoad{Turns: all}, busiest)
 		}
 	}
 	check := func(what string, want ...float64) {
 		t.Helper()
 		for n, w := range want {
-			if got := of.of[n+1].rate; math.Abs(got-w) > w/10+0.01 {
+			if got := of.of[n+1].rate.Turns; math.Abs(got-w) > w/10+0.01 {
 				t.Errorf("%s: shard %d has %.2f turns in a second, want about %.0f", what, n+1, got, w)
 			}
 		}
 	}
-	say("a.1", 200, 190, kbroker.ShardTurns{Shard: 2, TurnsPerS: 100})
+	say("a.1", 200, 190, kbroker.ShardLoad{Shard: 2, TurnsPerS: 100})
 	check("the busiest, and the rest", 30, 100, 30, 30)
 	say("a.1", 2, 0)
-	if got := of.of[2].rate; got < 80 {
+	if got := of.of[2].rate.Turns; got < 80 {
 		t.Errorf("a second without turns leaves %.0f of 100", got)
 	}
-	say("a.1", 200, 190, kbroker.ShardTurns{Shard: 2, TurnsPerS: 100})
+	say("a.1", 200, 190, kbroker.ShardLoad{Shard: 2, TurnsPerS: 100})
 	// Moved, it is as busy as it was, whatever its first seconds are like.
 	say("b.1", int(turnsAfter/kbroker.LoadEvery), 0)
 	check("moved", 30, 100, 30, 30)
 	say("b.1", 400, 0)
 	check("and idle there", 0, 0, 0, 0)
 	// What rises goes on to rise while it moves.
-	say("b.1", 10, 400, kbroker.ShardTurns{Shard: 2, TurnsPerS: 400})
-	if got := of.of[2].rate; got > 150 {
+	say("b.1", 10, 400, kbroker.ShardLoad{Shard: 2, TurnsPerS: 400})
+	if got := of.of[2].rate.Turns; got > 150 {
 		t.Errorf("after 5 s of 400 turns they are %.0f on average", got)
 	}
 	for range 8 {
 		say("a.1", 1, 0)
 	}
-	if got := of.of[2].rate; got < 150 {
+	if got := of.of[2].rate.Turns; got < 150 {
 		t.Errorf("5 s after a move it is %.0f, want that it rises to 400", got)
+	}
+}
+
+// What is said of work and bytes is divided as turns are.
+func TestWorkOfShards(t *testing.T) {
+	var of turns
+	now := time.Hour
+	for range 200 {
+		now += kbroker.LoadEvery
+		of.said(now, 15*time.Second, "a.1", []kbroker.Shard{1, 2, 3}, ShardLoad{Turns: 10, Work: 0.9, Bytes: 3000},
+			[]kbroker.ShardLoad{{Shard: 2, TurnsPerS: 2, Work: 0.7, BytesPerS: 5000}})
+	}
+	for n, want := range map[kbroker.Shard]ShardLoad{1: {4, 0.1, 0}, 2: {2, 0.7, 5000}, 3: {4, 0.1, 0}} {
+		if got := of.of[n].rate; math.Abs(got.Turns-want.Turns) > 0.1 || math.Abs(got.Work-want.Work) > 0.01 || math.Abs(got.Bytes-want.Bytes) > 10 {
+			t.Errorf("shard %d has %+v, want %+v", n, got, want)
+		}
 	}
 }
 
@@ -95,10 +111,10 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 	turns := map[kbroker.Incarnation]float64{}
 	say := func() {
 		// Each owner says what is so of its shards.
-		of := map[kbroker.Incarnation][]kbroker.ShardTurns{webA: {}, webB: {}}
+		of := map[kbroker.Incarnation][]kbroker.ShardLoad{webA: {}, webB: {}}
 		for _, key := range busy {
 			as := w.assignments()[key]
-			of[as.Owner] = append(of[as.Owner], kbroker.ShardTurns{Shard: subjects.ParseOwnKey(key).Shard, TurnsPerS: 1000})
+			of[as.Owner] = append(of[as.Owner], kbroker.ShardLoad{Shard: subjects.ParseOwnKey(key).Shard, TurnsPerS: 1000})
 		}
 		at := time.Since(began).Seconds()
 		for who, hot := range of {

@@ -53,13 +53,6 @@ type loadMeter struct {
 	draining bool             // it was told that the instance drains
 }
 
-// loadOfShards is what is told of the shards that an instance owns.
-type loadOfShards struct {
-	busiest     []kbroker.ShardTurns
-	placed      int
-	placedTurns float64
-}
-
 func newLoadMeter(a *App, t transport) *loadMeter {
 	l := &loadMeter{app: a, t: t, every: loadSample, subject: subjects.Load(a.identity.Tenant, a.identity.App, a.identity.Incarnation)}
 	for _, m := range a.methods {
@@ -159,7 +152,8 @@ func (l *loadMeter) load() kbroker.InstanceLoad {
 	if k := a.keeper; k != nil {
 		m.Waiting = int(k.queued.Load())
 		if busiest := k.busiest.Load(); busiest != nil {
-			m.Busiest, m.Placed, m.PlacedTurnsPerS = busiest.busiest, busiest.placed, busiest.placedTurns
+			m.Busiest, m.Work, m.BytesPerS = busiest.busiest, busiest.work, busiest.bytes
+			m.Placed, m.PlacedTurnsPerS = busiest.placed, busiest.placedTurns
 		}
 	}
 	return m

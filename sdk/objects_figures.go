@@ -17,9 +17,10 @@ func (k *keeper) figure(now time.Duration) {
 		return
 	}
 	k.figured = max(now, 1)
-	busiest, placedTurns := k.shardTurns.busiest(now)
-	shards, placed := k.owner.Serves()
-	k.busiest.Store(&loadOfShards{busiest, placed, placedTurns})
+	l := k.shardLoads.busiest(now)
+	var shards int
+	shards, l.placed = k.owner.Serves()
+	k.busiest.Store(&l)
 	k.app.figures.Store(&kbroker.ObjectFigures{
 		Turns: f.Turns, Reads: f.Reads, Refused: f.Refused, Activations: f.Activations, Commits: f.Commits, CommitsRefused: f.CommitsRefused,
 		ShardsTaken: f.Taken, TakingS: f.TakenFor.Seconds(), ShardsReleased: f.Released, ReleasingS: f.ReleasedFor.Seconds(),

@@ -196,7 +196,7 @@ func (k *keeper) collect(now time.Duration) {
 	for _, l := range used {
 		l.noted.Store(false)
 		n := uint64(l.count.Swap(0))
-		k.counted(now, l.Object, n)
+		k.counted(now, l.Object, n, 0, 0)
 		k.owner.ReadByGates(n)
 		if k.active[l.Object] == l.active {
 			k.idle.use(l.active, now)

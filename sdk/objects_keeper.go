@@ -76,7 +76,7 @@ type keeper struct {
 	idle       idling
 	quarantine quarantine
 	turns      rate // of all objects
-	shardTurns shardTurns
+	shardLoads shardLoads
 	crossings  crossings
 	reminders  reminders
 	feeds      []*feed

@@ -298,7 +298,11 @@ func (k *keeper) turned(now time.Duration, e ownership.Run, a *active, c *heard,
 	c.judge(&did)
 	k.crossings.over(c)
 	k.timers.apply(now, e.Object, k.own.Incarnation, did.activated, true)
-	k.counted(now, e.Object, 1)
+	stored := 0
+	if did.turn.Changed {
+		stored = len(did.turn.State)
+	}
+	k.counted(now, e.Object, 1, busy, stored)
 	if u := a.noted(); u != nil && !c.method.removes {
 		u.note(now, did.failure)
 	}

@@ -106,7 +106,7 @@ func TestARebalance(t *testing.T) {
 	asked := d.owner(allocates, func(r kbroker.KeeperRequest) (any, *kbroker.Error) {
 		says := kbroker.AllocatorSeen{Epoch: 1}
 		if knows.Load() && r.Verb == kbroker.ObjectRebalance {
-			says.Rebalance = &kbroker.Rebalance{Moves: []kbroker.RebalanceMove{{Shard: 7, From: webStart, To: "shop-web-2.b"}, {Shard: 9, From: webStart, To: "shop-web-2.b"}}}
+			says.Rebalance = &kbroker.Rebalance{Moves: []kbroker.RebalanceMove{{ShardLoad: kbroker.ShardLoad{Shard: 7}, From: webStart, To: "shop-web-2.b"}, {ShardLoad: kbroker.ShardLoad{Shard: 9}, From: webStart, To: "shop-web-2.b"}}}
 		}
 		return kbroker.KeeperReply{Allocator: &says}, nil
 	})

@@ -63,11 +63,11 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 // fakeRebalance moves more shards than are listed for people.
 func fakeRebalance() *kbroker.Rebalance {
 	r := &kbroker.Rebalance{Owners: []kbroker.RebalanceOwner{
-		{Instance: "bank-ledger-1", Host: "h1", Shards: 523, TurnsPerS: 120.4, ThenShards: 501, ThenTurnsPerS: 101},
-		{Instance: "bank-ledger-2", Shards: 501, TurnsPerS: 82, ThenShards: 523, ThenTurnsPerS: 101.4},
+		{Instance: "bank-ledger-1", Host: "h1", Now: kbroker.RebalanceShare{Shards: 523, TurnsPerS: 120.4, Work: 0.534}, Then: kbroker.RebalanceShare{Shards: 501, TurnsPerS: 101, Work: 0.4}},
+		{Instance: "bank-ledger-2", Now: kbroker.RebalanceShare{Shards: 501, TurnsPerS: 82, Work: 0.3}, Then: kbroker.RebalanceShare{Shards: 523, TurnsPerS: 101.4, Work: 0.434}},
 	}}
 	for n := range kbroker.Shard(22) {
-		r.Moves = append(r.Moves, kbroker.RebalanceMove{Shard: 7 + n, From: "bank-ledger-1.a", To: "bank-ledger-2.b", TurnsPerS: 22 - float64(n)})
+		r.Moves = append(r.Moves, kbroker.RebalanceMove{From: "bank-ledger-1.a", To: "bank-ledger-2.b", ShardLoad: kbroker.ShardLoad{Shard: 7 + n, TurnsPerS: 22 - float64(n), Work: 0.0061}})
 	}
 	return r
 }

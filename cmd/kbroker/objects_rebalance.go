@@ -28,8 +28,8 @@ they are, as moves cost something; here it does not. What was moved by hand stay
 and so do placed objects. Loads go on to change: it is done once.
 
 With --dry-run it shows which shards would move, and what each instance has now and
-then; nothing is done. Turns are of objects, in a second, on average over the last
-half minute or so.
+then; nothing is done. Turns are of objects, in a second, and WORK is for how long of
+a second they ran, on average over the last half minute or so.
 
 It needs the role operator, and is in the audit trail; --dry-run is for viewers, too.`,
 		Example: `  kbroker objects rebalance bank --dry-run
@@ -71,9 +71,10 @@ It needs the role operator, and is in the audit trail; --dry-run is for viewers,
 }
 
 func (c *cli) rebalanceText(w io.Writer, r kbroker.AllocatorReply) {
-	owners := table{header: []string{"INSTANCE", "HOST", "SHARDS", "THEN", "TURNS/S", "THEN"}}
+	owners := table{header: []string{"INSTANCE", "HOST", "SHARDS", "THEN", "TURNS/S", "THEN", "WORK", "THEN"}}
 	for _, o := range r.Rebalance.Owners {
-		owners.add(string(o.Instance), cmp.Or(string(o.Host), "-"), fmt.Sprint(o.Shards), fmt.Sprint(o.ThenShards), rateText(&o.TurnsPerS), rateText(&o.ThenTurnsPerS))
+		owners.add(string(o.Instance), cmp.Or(string(o.Host), "-"), fmt.Sprint(o.Now.Shards), fmt.Sprint(o.Then.Shards),
+			rateText(&o.Now.TurnsPerS), rateText(&o.Then.TurnsPerS), fmt.Sprintf("%.2f", o.Now.Work), fmt.Sprintf("%.2f", o.Then.Work))
 	}
 	owners.write(c, w)
 	policy := r.Policy
@@ -86,9 +87,9 @@ func (c *cli) rebalanceText(w io.Writer, r kbroker.AllocatorReply) {
 		return
 	}
 	fmt.Fprintln(w)
-	moves := table{header: []string{"SHARD", "FROM", "TO", "TURNS/S"}}
+	moves := table{header: []string{"SHARD", "FROM", "TO", "TURNS/S", "WORK"}}
 	for _, m := range all[:min(len(all), usualMoves)] {
-		moves.add(fmt.Sprint(m.Shard), cmp.Or(string(m.From.Instance()), "-"), string(m.To.Instance()), rateText(&m.TurnsPerS))
+		moves.add(fmt.Sprint(m.Shard), cmp.Or(string(m.From.Instance()), "-"), string(m.To.Instance()), rateText(&m.TurnsPerS), fmt.Sprintf("%.3f", m.Work))
 	}
 	moves.write(c, w)
 	if more := len(all) - usualMoves; more > 0 {
