@@ -14,8 +14,8 @@ const (
 	windowMost  = 1 << 14
 	// An answer adds windowGrows to a window that is full, a refusal takes windowShrinks away:
 	// where instances are full twice as many attempts are refused as are answered. That many
-	// tell the app's allocator that more instances are needed (allocator, need); more would
-	// only keep these busy.
+	// tell the app's allocator that more instances are needed, for which a third is enough
+	// (allocator, need); more would only keep these busy.
 	windowGrows, windowShrinks = 0.04, 0.02
 	// windowOpens is how long nothing was refused before a window grows by one with each
 	// answer, as TCP does in its slow start.
