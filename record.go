@@ -192,6 +192,9 @@ type Demand struct {
 	Epoch  uint64              `json:"epoch"` // the allocator's lease epoch; a lower one is refused
 	Wanted map[ServiceName]int `json:"wanted"`
 	Reason string              `json:"reason,omitempty"`
+	// Holds is how much each instance has that has to move if it leaves: where fewer are wanted,
+	// those of least go first. One that is not named has nothing.
+	Holds map[InstanceID]int `json:"holds,omitempty"`
 	// Refused says why the app's own policy does not decide, and the one of its spec does;
 	// empty: nothing is refused.
 	Refused string `json:"refused,omitempty"`

@@ -15,7 +15,7 @@ const maxWhy = 500
 // check says what an own policy's decision on a view cannot be; nil: it can. The built-in ones
 // are held to their bounds instead. Pure.
 func check(v View, d Decision) error {
-	for _, part := range []func(View, Decision) error{checkWanted, checkWhy, checkShards, checkPlaced} {
+	for _, part := range []func(View, Decision) error{checkWanted, checkWhy, checkHolds, checkShards, checkPlaced} {
 		if err := part(v, d); err != nil {
 			return err
 		}
@@ -51,6 +51,22 @@ func checkWhy(v View, d Decision) error {
 			return fmt.Errorf("it says why of service %s in %d bytes, at most %d are taken", name, len(why), maxWhy)
 		case !utf8.ValidString(why):
 			return fmt.Errorf("what it says why of service %s is no text", name)
+		}
+	}
+	return nil
+}
+
+func checkHolds(v View, d Decision) error {
+	known := map[kbroker.InstanceID]bool{}
+	for _, i := range v.Instances {
+		known[i.Name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.Holds)) {
+		switch n := d.Holds[name]; {
+		case !known[name]:
+			return fmt.Errorf("it says what %.80q holds, which is no instance of the app", name)
+		case n < 0:
+			return fmt.Errorf("it says that %s holds %d", name, n)
 		}
 	}
 	return nil
@@ -117,6 +133,6 @@ func checkPlaced(v View, d Decision) error {
 // clone is a decision that whoever made it cannot change any more.
 func (d Decision) clone() Decision {
 	d.Wanted, d.Why, d.Shards = maps.Clone(d.Wanted), maps.Clone(d.Why), slices.Clone(d.Shards)
-	d.Placed = slices.Clone(d.Placed)
+	d.Placed, d.Holds = slices.Clone(d.Placed), maps.Clone(d.Holds)
 	return d
 }

@@ -123,11 +123,12 @@ func (d *demander) send(ctx context.Context) error {
 		wants = was // the reason is that of the change: super stores what is new
 	}
 	a := d.alloc
-	if view, known := a.look(); known {
+	view, known := a.look()
+	if known {
 		d.wake.telling(view, wants.Wanted)
 	}
 	request := kbroker.DemandRequest{Demand: kbroker.Demand{
-		Tenant: a.own.Tenant, App: a.own.App, Epoch: d.epoch, Wanted: wants.Wanted, Reason: wants.reason(), Refused: a.guard.why(),
+		Tenant: a.own.Tenant, App: a.own.App, Epoch: d.epoch, Wanted: wants.Wanted, Reason: wants.reason(), Refused: a.guard.why(), Holds: view.leaving(wants),
 	}}
 	err := ask(ctx, a.cfg.Conn, a.pace.attempt, subjects.Demand(a.own.Tenant, a.own.App), request, nil)
 	if errors.Is(err, kbroker.Refused) {

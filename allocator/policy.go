@@ -72,6 +72,10 @@ type Decision struct {
 	Wanted map[kbroker.ServiceName]int
 	// Why says why of the services of which it is worth to be said, in a few words.
 	Why map[kbroker.ServiceName]string
+	// Holds is how much each instance has that has to move if it leaves: where fewer are wanted,
+	// those of least go first, of equals those that super thinks best. One that is left out has
+	// nothing. The built-in policies count placed objects, and shards of objects as one.
+	Holds map[kbroker.InstanceID]int
 	// Shards is which owner each is to have, in their order; nil: they are spread evenly by
 	// their number. An empty name: the one that it has.
 	Shards []kbroker.Incarnation
@@ -175,7 +179,7 @@ func (a *Allocator) look() (View, bool) {
 
 // scaled is how many instances the services' loads need.
 func scaled(v View) Decision {
-	d := Decision{Wanted: make(map[kbroker.ServiceName]int, len(v.App.Services)), Why: map[kbroker.ServiceName]string{}}
+	d := Decision{Wanted: make(map[kbroker.ServiceName]int, len(v.App.Services)), Why: map[kbroker.ServiceName]string{}, Holds: v.holds()}
 	for _, s := range v.App.Services {
 		if !scales(s) {
 			d.Wanted[s.Name] = s.Count.Min
@@ -187,6 +191,45 @@ func scaled(v View) Decision {
 	return d
 }
 
+// holds is Decision.Holds of the built-in policies.
+func (v View) holds() map[kbroker.InstanceID]int {
+	owns, of := map[kbroker.InstanceID]int{}, map[kbroker.InstanceID]int{}
+	for _, s := range v.Shards {
+		if s.Owner != "" {
+			owns[s.Owner.Instance()] = 1
+		}
+	}
+	for _, r := range v.Rooms {
+		owns[r.Instance] += r.Objects
+	}
+	for _, i := range v.Instances { // others may be gone
+		if n := owns[i.Name]; n > 0 {
+			of[i.Name] = n
+		}
+	}
+	return of
+}
+
+// leaving is what of holds concerns the services that lose instances.
+func (v View) leaving(d Decision) map[kbroker.InstanceID]int {
+	there := map[kbroker.ServiceName]int{}
+	for _, i := range v.Instances {
+		if !i.Leaving {
+			there[i.Service]++
+		}
+	}
+	var of map[kbroker.InstanceID]int
+	for _, i := range v.Instances {
+		if n := d.Holds[i.Name]; n > 0 && !i.Leaving && d.Wanted[i.Service] < there[i.Service] {
+			if of == nil {
+				of = map[kbroker.InstanceID]int{}
+			}
+			of[i.Name] = n
+		}
+	}
+	return of
+}
+
 // scales reports whether the number of a service's instances is to be decided at all.
 func scales(s kbroker.Service) bool { return s.Count.Max > s.Count.Min }
 
@@ -195,7 +238,7 @@ func scales(s kbroker.Service) bool { return s.Count.Max > s.Count.Min }
 // have is dropped.
 func Wanted(p Policy, v View) Decision {
 	answer := p(v)
-	d := Decision{Wanted: make(map[kbroker.ServiceName]int, len(v.App.Services)), Why: map[kbroker.ServiceName]string{}}
+	d := Decision{Wanted: make(map[kbroker.ServiceName]int, len(v.App.Services)), Why: map[kbroker.ServiceName]string{}, Holds: answer.Holds}
 	for _, s := range v.App.Services {
 		d.want(s, answer.Wanted[s.Name], answer.Why[s.Name])
 	}

@@ -25,6 +25,32 @@ func says(c counts, why map[kbroker.ServiceName]string) Policy {
 	return func(View) Decision { return Decision{Wanted: c, Why: why} }
 }
 
+// TestWhatAnInstanceHolds: placed objects, and shards of objects as one; super hears it of
+// services that lose instances, and of those alone that are to stay or go.
+func TestWhatAnInstanceHolds(t *testing.T) {
+	web, mail := service("web", 1, 20), service("mail", 1, 20)
+	v := View{
+		App: app(mail, web), Instances: []Instance{
+			{Name: "shop-mail-1", Service: "mail"}, {Name: webName(0), Service: "web"}, {Name: webName(1), Service: "web"},
+			{Name: webName(2), Service: "web", Leaving: true}, {Name: webName(3), Service: "web"},
+		},
+		Shards: []Shard{{Owner: webStart(0)}, {Owner: webStart(0)}, {Owner: webStart(2)}, {Owner: webStart(9)}, {Owner: "shop-mail-1.a"}, {}},
+		Rooms:  []Room{{Owner: webStart(0), Instance: webName(0), Objects: 3}, {Owner: webStart(1), Instance: webName(1)}, {Owner: webStart(8), Instance: webName(8), Objects: 1}},
+	}
+	d := Spread(v)
+	if want := map[kbroker.InstanceID]int{"shop-mail-1": 1, webName(0): 4, webName(2): 1}; !maps.Equal(d.Holds, want) {
+		t.Errorf("they hold %v, want %v", d.Holds, want)
+	}
+	d.Wanted = map[kbroker.ServiceName]int{"web": 2, "mail": 1}
+	if got, want := v.leaving(d), map[kbroker.InstanceID]int{webName(0): 4}; !maps.Equal(got, want) {
+		t.Errorf("super hears %v, want %v", got, want)
+	}
+	d.Wanted["web"] = 3
+	if got := v.leaving(d); got != nil {
+		t.Errorf("super hears %v where nobody is to leave", got)
+	}
+}
+
 func TestWanted(t *testing.T) {
 	for _, c := range []struct {
 		name   string

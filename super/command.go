@@ -377,6 +377,11 @@ func decideDemand(v *state.View, d kbroker.Demand) (decision, error) {
 			return decision{}, kbroker.Errorf(kbroker.Invalid, "service %s: %d instances wanted, want 0 or more", service, n)
 		}
 	}
+	for i, n := range d.Holds {
+		if n < 0 {
+			return decision{}, kbroker.Errorf(kbroker.Invalid, "instance %.80q holds %d, want 0 or more", i, n)
+		}
+	}
 	if reflect.DeepEqual(was, d) {
 		return decision{reply: struct{}{}}, nil
 	}

@@ -339,8 +339,8 @@ func (a *appDraft) place(s kbroker.Service, template string, version int, host k
 }
 
 // shed stops n of the instances: those that are worth least first, then those on
-// hosts that drain, then those on hosts that have the most of them, then the
-// youngest. Of one on a host that drains, that is the reason.
+// hosts that drain, then those that hold least, as the app's allocator says, then those
+// on hosts that have the most of them, then the youngest. Of one on a host that drains, that is the reason.
 func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 	if n <= 0 {
 		return
@@ -361,6 +361,10 @@ func (a *appDraft) shed(from []kbroker.Placement, n int, reason string) {
 				}
 			case a.draining(p) != a.draining(q):
 				if a.draining(p) {
+					worst = i + 1
+				}
+			case a.demand.Holds[p.Instance] != a.demand.Holds[q.Instance]:
+				if a.demand.Holds[p.Instance] < a.demand.Holds[q.Instance] {
 					worst = i + 1
 				}
 			case on[p.Host] != on[q.Host]:
