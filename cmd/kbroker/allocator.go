@@ -32,13 +32,11 @@ whether that decides, or what it is refused for and which one decides in its pla
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			reply, err := api.Allocator(ctx, app)
 			if err != nil {
 				return err

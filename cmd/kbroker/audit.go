@@ -76,13 +76,11 @@ func (c *cli) listAudit(ctx context.Context, q client.AuditQuery) error {
 	if q.Follow {
 		usual = 0
 	}
-	ctx, cancel := c.within(ctx, usual)
-	defer cancel()
-	api, _, err := c.open(ctx)
+	ctx, api, done, err := c.connect(ctx, usual)
 	if err != nil {
 		return err
 	}
-	defer api.Close()
+	defer done()
 	q.Notice = c.noticeSilence
 	all, shown := []kbroker.AuditRecord{}, 0
 	emit := func(r kbroker.AuditRecord) error {
@@ -152,13 +150,11 @@ type verified struct {
 }
 
 func (c *cli) verifyAudit(ctx context.Context) error {
-	ctx, cancel := c.within(ctx, 0)
-	defer cancel()
-	api, _, err := c.open(ctx)
+	ctx, api, done, err := c.connect(ctx, 0)
 	if err != nil {
 		return err
 	}
-	defer api.Close()
+	defer done()
 	chain, err := api.VerifyAudit(ctx)
 	if err != nil {
 		return err

@@ -38,6 +38,16 @@ func (c *cli) open(ctx context.Context) (*client.Client, client.Target, error) {
 	return api, target, err
 }
 
+// connect is within and open, for a command that needs no more: done ends both.
+func (c *cli) connect(ctx context.Context, usual time.Duration) (_ context.Context, api *client.Client, done func(), err error) {
+	ctx, cancel := c.within(ctx, usual)
+	if api, _, err = c.open(ctx); err != nil {
+		cancel()
+		return ctx, nil, nil, err
+	}
+	return ctx, api, func() { api.Close(); cancel() }, nil
+}
+
 // completeApps completes the name of an app as the first argument. An
 // unreachable cluster completes nothing.
 func (c *cli) completeApps(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {

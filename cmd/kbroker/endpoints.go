@@ -26,13 +26,11 @@ alone means the app's service of the same name, or its only one.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			if service == "" {
 				if service, err = chooseService(ctx, api, app); err != nil {
 					return err

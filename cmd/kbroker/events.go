@@ -54,13 +54,11 @@ With -f -o json each line is a JSON object.`,
 			if q.Follow {
 				usual = 0
 			}
-			ctx, cancel := c.within(cmd.Context(), usual)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), usual)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			q.Notice = c.noticeSilence
 			all := []kbroker.Event{}
 			shown := 0

@@ -46,13 +46,11 @@ without its arguments.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), 0)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), 0)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			e := client.Exec{Instance: instance, Command: args[1:], Stdin: c.in, Stdout: c.out, Stderr: c.err}
 			restore := func() {}
 			if tty {
@@ -166,13 +164,11 @@ It needs the role operator, and is in the audit trail.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), 0)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), 0)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			n, err := api.Signal(ctx, instance, name, all)
 			if err != nil {
 				return err

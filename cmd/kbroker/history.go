@@ -26,13 +26,11 @@ one the application was last well. rollback returns to any of them.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			rows, err := api.History(ctx, app)
 			if err != nil {
 				return err

@@ -44,13 +44,11 @@ output was removed, a line says how much.`,
 			if !q.Since.IsZero() && !cmd.Flags().Changed("tail") {
 				q.Tail = -1
 			}
-			ctx, cancel := c.within(cmd.Context(), 0)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), 0)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			q.Notice = c.noticeLogs
 			all := []client.LogLine{}
 			emit := c.logLine

@@ -42,13 +42,11 @@ Those with a ~ are of many objects, and were made in some of the shards alone.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			reply, err := api.ObjectOwners(ctx, app)
 			if err != nil {
 				return err
@@ -161,13 +159,11 @@ Placed objects come after the others; one without an owner is not allocated.`,
 					return err
 				}
 			}
-			ctx, cancel := c.within(cmd.Context(), 0)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), 0)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			rows := []kbroker.ObjectRow{}
 			incomplete := false
 			more, err := api.Objects(ctx, req, limit, func(page kbroker.ObjectsReply) error {
@@ -221,13 +217,11 @@ deployer and above.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			d, err := api.Object(ctx, app, o)
 			if err != nil {
 				return err

@@ -222,13 +222,11 @@ func (c *cli) objectCommand(cmd *cobra.Command, verb string, meant func(object s
 // objectAct has something done and prints what came of it; follow, that may be nil, waits
 // for its end.
 func (c *cli) objectAct(ctx context.Context, usual time.Duration, r kbroker.ObjectActRequest, follow func(context.Context, *client.Client, kbroker.ObjectActReply) (bool, error)) error {
-	ctx, cancel := c.within(ctx, usual)
-	defer cancel()
-	api, _, err := c.open(ctx)
+	ctx, api, done, err := c.connect(ctx, usual)
 	if err != nil {
 		return err
 	}
-	defer api.Close()
+	defer done()
 	var id [12]byte
 	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
 	r.ID = "r" + hex.EncodeToString(id[:])

@@ -51,13 +51,11 @@ It needs the role operator, and is in the audit trail; --dry-run is for viewers,
 					return true, c.awaitRebalance(ctx, api, app)
 				})
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			reply, err := api.Rebalance(ctx, app)
 			if err != nil {
 				return err

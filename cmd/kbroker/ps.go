@@ -30,13 +30,11 @@ func (c *cli) psCommand() *cobra.Command {
 					return err
 				}
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			if app != "" {
 				if _, err := api.App(ctx, app); err != nil {
 					return err

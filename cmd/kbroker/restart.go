@@ -43,13 +43,11 @@ on). To have a process of it end at once, kill it: its agent starts it again.`,
 			if instance != "" {
 				usual = replaceTimeout
 			}
-			ctx, cancel := c.within(cmd.Context(), usual)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), usual)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			reply, err := api.Restart(ctx, app, service, instance)
 			switch {
 			case err != nil:

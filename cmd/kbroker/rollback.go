@@ -35,13 +35,11 @@ known host can run it. A version like the one that is wanted changes nothing (0)
 					return kbroker.Errorf(kbroker.Invalid, "%q is not a version", args[1]).WithHint("`kbroker history %s` lists them", app)
 				}
 			}
-			ctx, cancel := c.within(cmd.Context(), 0)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), 0)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			reply, err := api.Rollback(ctx, app, version)
 			if err != nil {
 				return err

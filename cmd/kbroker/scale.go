@@ -32,13 +32,11 @@ out where the app has only one.`,
 			if err != nil || count < 0 {
 				return notACount(args[1])
 			}
-			ctx, cancel := c.within(cmd.Context(), 0)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), 0)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			reply, err := api.Scale(ctx, app, service, count)
 			if err != nil {
 				return err

@@ -32,13 +32,11 @@ deploy starts it again.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), stopTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), stopTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			if err := api.Stop(ctx, app); err != nil {
 				return err
 			}

@@ -54,13 +54,11 @@ told to wait, because another one joins, may be admitted later.`,
 			if err := checkTokenFlags(role, name, ttl); err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			t, err := api.CreateToken(ctx, kbroker.Role(role), kbroker.HostID(name), ttl, whoAmI())
 			if err != nil {
 				return err
@@ -176,13 +174,11 @@ kbroker remove.`,
 			if err := kbroker.CheckTokenID(args[0]); err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			reply, err := api.RevokeToken(ctx, args[0])
 			if err != nil {
 				return err

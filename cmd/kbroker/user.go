@@ -136,13 +136,11 @@ who is connected with it is cut off. The name can be given again, with another k
 			if err := kbroker.CheckName("user", args[0]); err != nil {
 				return err
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			name := kbroker.UserName(args[0])
 			reply, err := api.RevokeUser(ctx, name)
 			if err != nil {

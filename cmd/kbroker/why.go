@@ -44,13 +44,11 @@ With KIND:ID, of an object: who owns it and since when, or why nobody does.`,
 			if found && instance == "" {
 				return kbroker.Errorf(kbroker.Invalid, "%q ends without the name of an instance", args[0]).WithHint("`kbroker ps %s` lists them", app)
 			}
-			ctx, cancel := c.within(cmd.Context(), listTimeout)
-			defer cancel()
-			api, _, err := c.open(ctx)
+			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
 			if err != nil {
 				return err
 			}
-			defer api.Close()
+			defer done()
 			reply, err := api.Why(ctx, app, kbroker.InstanceID(instance))
 			if err != nil {
 				return err

@@ -23,13 +23,11 @@ func (c *cli) whyObject(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := c.within(ctx, listTimeout)
-	defer cancel()
-	api, _, err := c.open(ctx)
+	ctx, api, done, err := c.connect(ctx, listTimeout)
 	if err != nil {
 		return err
 	}
-	defer api.Close()
+	defer done()
 	row, err := api.App(ctx, app)
 	if err != nil {
 		return err
