@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -180,15 +179,14 @@ type call struct {
 	last     *kbroker.Error // why the latest attempt did not run
 	where    *whereabouts   // of a placed object that nobody serves; nil: it is not asked for
 	askedFor time.Time      // when that was asked for last
-	ticket   *ticket        // while instances of the service are full; nil: it needs none
-	queued   bool           // it has not come yet
+	full     *fullness      // of a service whose instances have refused the call; nil: none has
 	asked    *lookup        // discovery under way for the retry table
 	found    *lookup        // discovery for the error message
 	desk
 }
 
 // run sends attempts until one is answered for good or the deadline passes.
-func (c *call) run(ctx context.Context) (reply *nats.Msg, err error) {
+func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 	now := time.Now()
 	began := now
 	c.client.calls.Add(1)
@@ -203,13 +201,8 @@ func (c *call) run(ctx context.Context) (reply *nats.Msg, err error) {
 	}
 	defer c.clear(t)
 
-	defer func() {
-		if c.ticket != nil {
-			c.ticket.leave(err == nil || kbroker.AsError(err).Executed == kbroker.ExecutedYes)
-		}
-	}()
 	back, refused := c.client.back.wait(), c.client.refused.wait()
-	pause, err := c.first(t, now)
+	pause, err := c.send(t, now)
 	if err != nil {
 		return nil, err
 	}
@@ -225,11 +218,7 @@ func (c *call) run(ctx context.Context) (reply *nats.Msg, err error) {
 			if reply != nil || err != nil {
 				return reply, err
 			}
-			if v = decide(e, c.idempotence(), len(c.open)); c.isFull() {
-				c.enter(c.client.admissions.refused(c.subject))
-			}
-		case <-c.turnComes():
-			c.queued, v = false, resendNow
+			v = decide(e, c.idempotence(), len(c.open))
 		case <-c.timer.C:
 			v = c.wake()
 		case <-back:
@@ -259,58 +248,11 @@ func (c *call) run(ctx context.Context) (reply *nats.Msg, err error) {
 		if now = time.Now(); !now.Before(c.deadline) {
 			return nil, c.givenUp(ctx)
 		}
-		if c.queued {
-			c.ticket.wait()
-			c.timer.Reset(min(stalls, time.Until(c.deadline)))
-			continue
-		}
 		if pause, err = c.act(t, v, now); err != nil {
 			return nil, err
 		}
 		c.timer.Reset(min(pause, time.Until(c.deadline)))
 	}
-}
-
-// first makes the first attempt, or has the call wait for its turn.
-func (c *call) first(t transport, now time.Time) (time.Duration, error) {
-	if !c.to.isObject() {
-		if a := c.client.admissions.find(c.subject); a != nil {
-			c.enter(a)
-		}
-	}
-	if !c.queued {
-		return c.send(t, now)
-	}
-	c.last = kbroker.Errorf(kbroker.Overloaded, "the instances of %s are full, and calls of %s wait for their turn", c.to, c.method).
-		WithHint("more instances: kbroker scale")
-	return stalls, nil
-}
-
-// isFull reports whether the latest attempt was refused by an instance that is full. Of objects
-// it is the object's affair, which another instance cannot help.
-func (c *call) isFull() bool {
-	return !c.to.isObject() && c.last != nil && c.last.Code == kbroker.Overloaded
-}
-
-// enter has the call wait for its turn, unless it has one.
-func (c *call) enter(a *admission) {
-	if c.ticket == nil {
-		c.ticket = a.enter(c.deadline)
-		c.queued = true
-		select {
-		case <-c.ticket.ready:
-			c.queued = false
-		default:
-		}
-	}
-}
-
-// turnComes is closed when the turn of a call has come that waits for it; nil: it does not.
-func (c *call) turnComes() <-chan struct{} {
-	if !c.queued {
-		return nil
-	}
-	return c.ticket.ready
 }
 
 // wake says what a wake-up by the timer means.
@@ -368,8 +310,8 @@ func (c *call) backOff(t transport) time.Duration {
 		c.found = c.client.lookup(t, c.to)
 	}
 	d := backoff(c.inARow)
-	if c.ticket != nil && c.isFull() {
-		d = min(d, admittedPause/2+rand.N(admittedPause/2))
+	if c.full != nil {
+		d = max(d, jitter(c.full.pause(time.Until(c.deadline).Seconds()/c.timeout.Seconds())))
 	}
 	c.inARow++
 	c.paused = true
@@ -415,6 +357,9 @@ func (c *call) receive(ctx context.Context, m *nats.Msg) (reply *nats.Msg, e eve
 		return m, 0, nil
 	case failure.Code == kbroker.Overloaded && failure.Executed == kbroker.ExecutedNo:
 		c.last = failure
+		if !c.to.isObject() { // of one it is the mailbox, which no other instance has
+			c.full = c.client.full.refused(c.subject)
+		}
 		return nil, refusedNow, nil
 	}
 	if c.misaimed(m, failure) {
@@ -448,6 +393,7 @@ func (c *call) patience() time.Duration {
 // again is the owner's affair.
 func (c *call) remember(m *nats.Msg) {
 	if !c.to.isObject() {
+		c.client.full.answered(c.subject)
 		c.client.remember(c.subject, m.Header)
 	}
 	c.reads = m.Header.Get(subjects.HeaderIdempotent) == "1"

@@ -38,7 +38,7 @@ type Client struct {
 	methods        sync.Map // subject of a method -> bool: idempotent
 	calls, retried atomic.Uint64
 	desks          desks
-	admissions     admissions
+	full           fullnesses
 	senders        senders
 
 	opened atomic.Pointer[opened]

@@ -109,9 +109,11 @@ func attemptTime(deadline time.Duration) time.Duration {
 // backoff is the pause before the nth resend in a row, from 0: doubled each
 // time, and somewhere in the upper half.
 func backoff(n int) time.Duration {
-	d := min(backoffMin<<min(n, 20), backoffMax)
-	return d/2 + rand.N(d/2) + 1
+	return jitter(min(backoffMin<<min(n, 20), backoffMax))
 }
+
+// jitter is somewhere in the upper half of d.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) + 1 }
 
 // budget bounds the resends of attempts that may have run, so that callers of
 // a slow service do not finish it off. Safe for concurrent use.
