@@ -56,6 +56,7 @@ type InstanceLoad struct {
 	Busiest   []ShardLoad    `json:"busiest,omitempty"`
 	Work      float64        `json:"work,omitempty"`
 	BytesPerS float64        `json:"bytes_per_s,omitempty"`
+	Weighs    bool           `json:"weighs,omitempty"` // it says these; SDKs of earlier builds do not
 	// Placed are the placed objects that it knows to be its own, or to come to it, and
 	// PlacedTurnsPerS their turns in a second, reads among them, since the last message.
 	Placed          int     `json:"placed,omitempty"`
@@ -106,9 +107,20 @@ type AllocatorSeen struct {
 	Refused string `json:"refused,omitempty"`
 	Instead string `json:"instead,omitempty"`
 	// Rebalance is what was asked for with AllocatorRequest.Rebalance, or by ObjectRebalance;
-	// Rebalancing are the shards of the last one that are not where they are to be yet.
-	Rebalance   *Rebalance `json:"rebalance,omitempty"`
-	Rebalancing int        `json:"rebalancing,omitempty"`
+	// Rebalancing how far the last one is that this allocator has done; nil: it has done none.
+	Rebalance   *Rebalance   `json:"rebalance,omitempty"`
+	Rebalancing *Rebalancing `json:"rebalancing,omitempty"`
+}
+
+// Rebalancing is how far a rebalance is.
+type Rebalancing struct {
+	// Epoch and Number tell it from those of other allocators, and from later ones.
+	Epoch  uint64 `json:"epoch"`
+	Number int    `json:"number"`
+	// Left are the shards that are not where they are to be yet; Dropped those that stay
+	// elsewhere, as their place is gone, an operator has moved them, or it took too long.
+	Left    int `json:"left"`
+	Dropped int `json:"dropped"`
 }
 
 // Rebalance is what the policy of an app moves where it is to have loads even, whatever has to

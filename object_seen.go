@@ -213,6 +213,8 @@ type ObjectActReply struct {
 	Message string `json:"message"`
 	// Moves are the shards that are to move, and to which start.
 	Moves map[Shard]Incarnation `json:"moves,omitempty"`
+	// Rebalancing is the rebalance that moves them; nil: it is none.
+	Rebalancing *Rebalancing `json:"rebalancing,omitempty"`
 }
 
 // ObjectWishes are where operators want shards of an app: each at a start of an instance,

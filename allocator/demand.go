@@ -119,9 +119,11 @@ func (d *demander) send(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
+	holds := wants.Holds
 	if was := d.told(); maps.Equal(was.Wanted, wants.Wanted) {
 		wants = was // the reason is that of the change: super stores what is new
 	}
+	wants.Holds = holds
 	a := d.alloc
 	view, known := a.look()
 	if known {

@@ -31,8 +31,11 @@ func TestWhatAnInstanceHolds(t *testing.T) {
 	web, mail := service("web", 1, 20), service("mail", 1, 20)
 	v := View{
 		App: app(mail, web), Instances: []Instance{
-			{Name: "shop-mail-1", Service: "mail"}, {Name: webName(0), Service: "web"}, {Name: webName(1), Service: "web"},
-			{Name: webName(2), Service: "web", Leaving: true}, {Name: webName(3), Service: "web"},
+			{Name: "shop-mail-1", Service: "mail"},
+			{Name: webName(0), Service: "web"},
+			{Name: webName(1), Service: "web"},
+			{Name: webName(2), Service: "web", Leaving: true},
+			{Name: webName(3), Service: "web"},
 		},
 		Shards: []Shard{{Owner: webStart(0)}, {Owner: webStart(0)}, {Owner: webStart(2)}, {Owner: webStart(9)}, {Owner: "shop-mail-1.a"}, {}},
 		Rooms:  []Room{{Owner: webStart(0), Instance: webName(0), Objects: 3}, {Owner: webStart(1), Instance: webName(1)}, {Owner: webStart(8), Instance: webName(8), Objects: 1}},
@@ -136,6 +139,7 @@ func TestNeed(t *testing.T) {
 		"a little above the target is no reason":      {nil, 10, Load{Busy: 0.76}, 10, ""},
 		"nor is a little below":                       {nil, 10, Load{Busy: 0.64}, 10, ""},
 		"half of the target":                          {nil, 10, Load{Busy: 0.35}, 5, ""},
+		"much is refused by who does few at a time":   {nil, 7, Load{Busy: 0.7, Requests: 100, Refused: 60}, 7, ""},
 		"most is refused, so that there is more load": {nil, 7, Load{Busy: 0.8, Requests: 5000, Refused: 4900}, 16, ""},
 		"what is refused by chance is no load":        {nil, 7, Load{Busy: 0.7, Requests: 150, Refused: 50}, 7, ""},
 		"cpu of what is reserved":                     {scale(kbroker.Scale{CPU: 0.5}), 4, Load{CPU: 0.5}, 8, "cpu is 1.00 of 0.50"},

@@ -13,29 +13,36 @@ import (
 // of them move within seconds.
 const rebalanceFor = time.Minute
 
-// rebalance is what is left of the last one that was asked for: where shards are to be. The
-// policy of the app sees them as wishes, until they are there, or cannot be any more.
+// rebalance is the last one that was asked for: where shards are to be. The policy of the app
+// sees what is left as wishes, until shards are there, or cannot be any more.
 type rebalance struct {
-	left  map[kbroker.Shard]kbroker.Incarnation
-	until time.Duration
+	left    map[kbroker.Shard]kbroker.Incarnation
+	number  int // that this allocator has done; 0: none
+	dropped int
+	until   time.Duration
 }
 
 // answerRebalance finds what an even load would move, and has it moved unless it is only asked
 // for. A new one takes the place of one that is under way. Errors: Unavailable - loads are not
-// known for long enough.
+// known for long enough, or nobody may own shards; Refused - the app's own policy is refused.
 func (a *Allocator) answerRebalance(dry bool) (*kbroker.Rebalance, error) {
-	if !dry {
-		a.shards.endRebalance()
-	}
 	v, _ := a.look()
+	a.shards.fillWished(&v)
 	if v.Settling && a.byTurns(v) {
 		left := (a.pace.turnsOver - (a.cfg.Clock() - a.began)).Round(time.Second)
 		return nil, kbroker.Errorf(kbroker.Unavailable, "%s has begun to decide a moment ago, and does not know yet which shards are busy", a.own.Instance).
 			WithHint("try again in %v", max(left, time.Second))
 	}
+	if len(v.Owners) == 0 {
+		return nil, kbroker.Errorf(kbroker.Unavailable, "no instance of app %s may own shards now", a.own.App).
+			WithHint("kbroker why %s says what its instances wait for", a.own.App)
+	}
 	v.Exact, v.Settling = true, false
-	to := a.shards.place(v, a.policy(v)(v).Shards)
-	out := v.rebalance(to)
+	decision := a.policy(v)(v)
+	if why := a.guard.why(); why != "" { // what decides instead does not move what that one has placed
+		return nil, kbroker.Errorf(kbroker.Refused, "the policy of app %s is refused: %s", a.own.App, why).WithHint("kbroker allocator %s", a.own.App)
+	}
+	out := v.rebalance(a.shards.place(v, decision.Shards))
 	if !dry {
 		a.shards.beginRebalance(out.Moves)
 	}
@@ -93,7 +100,7 @@ func with(of kbroker.RebalanceShare, l ShardLoad) kbroker.RebalanceShare {
 func (s *shards) beginRebalance(moves []kbroker.RebalanceMove) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.rebalance = rebalance{left: map[kbroker.Shard]kbroker.Incarnation{}, until: s.alloc.cfg.Judge() + rebalanceFor}
+	s.rebalance = rebalance{left: map[kbroker.Shard]kbroker.Incarnation{}, number: s.rebalance.number + 1, until: s.alloc.cfg.Judge() + rebalanceFor}
 	for _, m := range moves {
 		s.rebalance.left[m.Shard] = m.To
 	}
@@ -106,32 +113,38 @@ func (s *shards) endRebalance() {
 	s.rebalance = rebalance{}
 }
 
-// rebalanced drops what has come to an end of a rebalance: shards that are there, those whose
-// place is gone, and all after a while. The caller holds mu.
+// rebalanced takes out what has come to an end of a rebalance: shards that are there, and those
+// whose place is gone, or that an operator wants elsewhere; after a while all of them. The caller
+// holds mu.
 func (s *shards) rebalanced() {
-	if len(s.rebalance.left) == 0 {
+	r := &s.rebalance
+	if len(r.left) == 0 {
 		return
 	}
 	now := s.alloc.cfg.Judge()
-	if now >= s.rebalance.until {
-		s.rebalance = rebalance{}
-		return
-	}
 	live, at, moving := map[kbroker.Incarnation]bool{}, s.assigner.Owners(), s.assigner.Moving()
 	for _, i := range s.assigner.Live(now, nil) {
 		live[i] = true
 	}
-	for n, to := range s.rebalance.left {
-		if !live[to] || at[n] == to && !moving[n] {
-			delete(s.rebalance.left, n)
+	for n, to := range r.left {
+		asked := s.wishes.Of(n)
+		switch {
+		case at[n] == to && !moving[n]:
+			delete(r.left, n)
+		case !live[to] || asked != "" && asked != to && live[asked] || now >= r.until:
+			r.dropped++
+			delete(r.left, n)
 		}
 	}
 }
 
-// rebalancing is how many shards a rebalance still waits for.
-func (s *shards) rebalancing() int {
+// rebalancing is how far the last rebalance is.
+func (s *shards) rebalancing(epoch uint64) *kbroker.Rebalancing {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rebalanced()
-	return len(s.rebalance.left)
+	if s.rebalance.number == 0 {
+		return nil
+	}
+	return &kbroker.Rebalancing{Epoch: epoch, Number: s.rebalance.number, Left: len(s.rebalance.left), Dropped: s.rebalance.dropped}
 }

@@ -3,6 +3,7 @@ package allocator
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/wait"
+	"github.com/kbroker/kbroker/subjects"
 )
 
 // What an even load moves leaves nobody farther from the average than tolerance does; when it
@@ -62,7 +64,7 @@ func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
 	w.fake(webB, "web")
 	owned := func() (has map[kbroker.InstanceID]int, moving int) { return active.shards.owned() }
 	wait.Until(t, 3*within, func() error {
-		if has, moving := owned(); moving > 0 || has["shop-web-2"] < 400 || has["shop-web-2"] > 500 {
+		if has, moving := owned(); moving > 0 || float64(has["shop-web-2"]) < (1-even)*kbroker.Shards/2-2 || has["shop-web-2"] > 500 {
 			return fmt.Errorf("owned %v, %d on their way; want it even but for the tolerance", has, moving)
 		}
 		return nil
@@ -80,16 +82,16 @@ func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
 		plan.Owners[1].Then.Shards != before["shop-web-2"]+len(plan.Moves) {
 		t.Errorf("owners are %+v, %d shards move", plan.Owners, len(plan.Moves))
 	}
-	if n := active.shards.rebalancing(); n > 0 {
-		t.Errorf("%d shards are to move for a dry run", n)
+	if is := active.shards.rebalancing(1); is != nil {
+		t.Errorf("%+v is done for a dry run", is)
 	}
 	done, err := active.answerRebalance(false)
 	if err != nil || len(done.Moves) != len(plan.Moves) {
 		t.Fatalf("%d shards move (%v), %d would", len(done.Moves), err, len(plan.Moves))
 	}
 	wait.Until(t, within, func() error {
-		if n := active.shards.rebalancing(); n > 0 {
-			return fmt.Errorf("%d shards are still to move", n)
+		if is := active.shards.rebalancing(1); is == nil || is.Left > 0 || is.Dropped > 0 || is.Number != 1 {
+			return fmt.Errorf("the rebalance is %+v, want that all is where it is to be", is)
 		}
 		return nil
 	})
@@ -117,8 +119,51 @@ func TestARebalanceToWhoIsGoneEnds(t *testing.T) {
 	w.shared(webA)
 	a.shards.beginRebalance([]kbroker.RebalanceMove{{ShardLoad: kbroker.ShardLoad{Shard: 1}, From: webA, To: webB}, {ShardLoad: kbroker.ShardLoad{Shard: 2}, From: webB, To: webA}})
 	wait.Until(t, within, func() error {
-		if n := a.shards.rebalancing(); n > 0 {
-			return fmt.Errorf("%d shards wait for who is gone", n)
+		if is := a.shards.rebalancing(1); is == nil || is.Left > 0 || is.Dropped != 1 {
+			return fmt.Errorf("the rebalance is %+v, want that the shard of who is gone stays", is)
+		}
+		return nil
+	})
+}
+
+// What an operator moves elsewhere meanwhile is not waited for.
+func TestARebalanceYieldsToAnOperator(t *testing.T) {
+	w := newObjects(t)
+	a := w.start("shop-allocator-1", objectPace).alloc
+	w.fake(webA, "web")
+	w.fake(webB, "web")
+	first := w.shared(webA, webB)
+	n := kbroker.Shard(0)
+	for first[subjects.KeyAssign(n)].Owner != webA {
+		n++
+	}
+	a.shards.mu.Lock()
+	a.shards.wishes = kbroker.ObjectWishes{webA: {n}}
+	a.shards.mu.Unlock()
+	a.shards.beginRebalance([]kbroker.RebalanceMove{{ShardLoad: kbroker.ShardLoad{Shard: n}, From: webA, To: webB}})
+	wait.Until(t, within, func() error {
+		if is := a.shards.rebalancing(1); is == nil || is.Left > 0 || is.Dropped != 1 {
+			return fmt.Errorf("the rebalance is %+v, want that the shard stays where it was moved to", is)
+		}
+		return nil
+	})
+}
+
+// Nothing is said to be even while the app's own policy is refused, or nobody may own anything.
+func TestARebalanceNeedsAPolicy(t *testing.T) {
+	w := newObjects(t)
+	a := w.startOwn("shop-allocator-1", objectPace, func(View) Decision { panic("no") }).alloc
+	wait.Until(t, within, func() error {
+		if _, err := a.answerRebalance(true); !errors.Is(err, kbroker.Unavailable) || !strings.Contains(err.Error(), "no instance") {
+			return fmt.Errorf("without an owner it answers %v", err)
+		}
+		return nil
+	})
+	w.fake(webA, "web")
+	w.shared(webA)
+	wait.Until(t, within, func() error { // in its first seconds it knows no turns
+		if _, err := a.answerRebalance(true); !errors.Is(err, kbroker.Refused) || !strings.Contains(err.Error(), "panicked") {
+			return fmt.Errorf("with a policy that panics it answers %v", err)
 		}
 		return nil
 	})

@@ -14,11 +14,13 @@ const (
 	// (--horizontal-pod-autoscaler-tolerance).
 	tolerance = 0.1
 	// more is what the load of an instance counts for that refuses more than a third of the
-	// requests. How much more there is cannot be told: callers of full instances send as many
-	// attempts as are answered, and twice as many that are refused (sdk, admission). Where fewer
-	// are refused they came at once by chance, and another instance has answered them: of
+	// requests, and is nearly full. How much more there is cannot be told: callers send what is
+	// refused again and again. Where fewer are refused they came at once by chance, and another instance has answered them: of
 	// 8 at a time that are 0.7 busy, one in ten (Erlang's loss formula).
 	more = 2
+	// nearlyFull is how busy such an instance is at least: one that does few at a time refuses
+	// that many by chance at its target, and is not that busy.
+	nearlyFull = 0.8
 )
 
 // target is one that a service is scaled by: how much there is of it in all, and how much an
@@ -65,7 +67,7 @@ func need(s kbroker.Service, instances []Instance, exact ...target) (n int, why 
 		}
 		known++
 		busy := l.Busy
-		if l.Refused > l.Requests/3 {
+		if l.Refused > l.Requests/3 && l.Busy >= nearlyFull {
 			busy *= more
 		}
 		sum.Busy += busy

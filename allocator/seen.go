@@ -72,7 +72,7 @@ func (d *demander) seen() *kbroker.AllocatorSeen {
 		out.Policy, out.Instead, out.Refused = kbroker.PolicyOwn, out.Policy, a.guard.why()
 	}
 	rooms, placed := a.shards.rooms(view.App)
-	out.Placed, out.Rebalancing = placed, a.shards.rebalancing()
+	out.Placed, out.Rebalancing = placed, a.shards.rebalancing(d.epoch)
 	for _, s := range view.App.Services {
 		row := kbroker.AllocatorNeed{Service: s.Name, Min: s.Count.Min, Max: s.Count.Max, Wanted: wants.Wanted[s.Name], Why: wants.Why[s.Name]}
 		for _, i := range view.Of(s.Name) {

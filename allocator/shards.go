@@ -318,12 +318,12 @@ func (s *shards) fill(v *View) {
 	for n := range s.assigner.Fresh(s.alloc.cfg.Judge() - freshFor) {
 		v.Shards[n].Fresh = true
 	}
-	for n, to := range s.wished() {
-		v.Shards[n].Wished = to
+	for _, wanted := range []map[kbroker.Shard]kbroker.Incarnation{s.rebalance.left, s.wished()} {
+		for n, to := range wanted {
+			v.Shards[n].Wished = to
+		}
 	}
-	for n := range v.Shards {
-		v.Shards[n].ShardLoad = s.turns.of[n].rate
-	}
+	s.turns.fill(v)
 	s.fillPlaced(v)
 }
 

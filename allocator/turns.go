@@ -3,6 +3,7 @@ package allocator
 import (
 	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/kbroker/kbroker"
@@ -20,6 +21,8 @@ const (
 type turns struct {
 	of     [kbroker.Shards]shardTurns
 	owners map[kbroker.Incarnation]owns
+	// silent are owners that say turns alone, as their SDK is of an earlier build.
+	silent map[kbroker.Incarnation]bool
 }
 
 // owns is how many shards an owner has, and since when.
@@ -51,8 +54,30 @@ func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.turns.weighs(m.Incarnation, m.Weighs)
 	all := ShardLoad{Turns: l.Turns - m.PlacedTurnsPerS, Work: m.Work, Bytes: m.BytesPerS}
 	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, s.assigner.OwnedBy(m.Incarnation), all, m.Busiest)
+}
+
+// weighs notes whether an owner says work and bytes.
+func (t *turns) weighs(who kbroker.Incarnation, does bool) {
+	if t.silent == nil {
+		t.silent = map[kbroker.Incarnation]bool{}
+	}
+	if delete(t.silent, who); !does {
+		t.silent[who] = true
+	}
+}
+
+// fill sets the loads of a view's shards. While one of its owners says turns alone these are all
+// that counts: shards of the others would seem to be heavier.
+func (t *turns) fill(v *View) {
+	turnsAlone := slices.ContainsFunc(v.Owners, func(i kbroker.Incarnation) bool { return t.silent[i] })
+	for n := range v.Shards {
+		if v.Shards[n].ShardLoad = t.of[n].rate; turnsAlone {
+			v.Shards[n].ShardLoad = ShardLoad{Turns: t.of[n].rate.Turns}
+		}
+	}
 }
 
 // said takes what an owner says that has these shards: what all have to do, and the busiest.
@@ -75,7 +100,13 @@ func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []
 		t.owners = map[kbroker.Incarnation]owns{}
 	}
 	if was, known := t.owners[who]; !known || was.shards != len(shards) {
-		maps.DeleteFunc(t.owners, func(_ kbroker.Incarnation, o owns) bool { return now-o.since > time.Hour })
+		maps.DeleteFunc(t.owners, func(i kbroker.Incarnation, o owns) bool {
+			if now-o.since <= time.Hour {
+				return false
+			}
+			delete(t.silent, i) // it says so again, if it lives
+			return true
+		})
 		t.owners[who] = owns{len(shards), now}
 		if !known {
 			t.owners[who] = owns{len(shards), now - loadOver}

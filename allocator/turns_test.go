@@ -72,6 +72,21 @@ func TestWorkOfShards(t *testing.T) {
 	}
 }
 
+// While one of the owners says turns alone, nothing else counts.
+func TestOwnersOfEarlierBuilds(t *testing.T) {
+	var of turns
+	of.of[1].rate = ShardLoad{5, 0.5, 500}
+	v := View{Owners: []kbroker.Incarnation{webA, webB}, Shards: make([]Shard, 2)}
+	of.weighs(webA, true)
+	of.weighs(webB, false)
+	for _, want := range []ShardLoad{{Turns: 5}, {5, 0.5, 500}} {
+		if of.fill(&v); v.Shards[1].ShardLoad != want {
+			t.Errorf("a shard has %+v, want %+v", v.Shards[1].ShardLoad, want)
+		}
+		of.weighs(webB, true) // it has been upgraded
+	}
+}
+
 // TestBusyShardsAreOnSeveralOwners: they are all with one at first, which has as many shards
 // as the other one.
 func TestBusyShardsAreOnSeveralOwners(t *testing.T) {

@@ -40,6 +40,10 @@ func TestAnAllocatorIsAskedForUntilOneIsActive(t *testing.T) {
 	if _, err := api.Allocator(t.Context(), "nobody"); !errors.Is(err, kbroker.NotFound) || asked.Load() != 3 {
 		t.Errorf("an app that is none: %v after %d questions, want not found after 3", err, asked.Load())
 	}
+	if _, err := api.Rebalance(t.Context(), "shop"); !errors.Is(err, kbroker.Refused) || kbroker.AsError(err).Hint == "" {
+		t.Errorf("a core of an earlier build, which says nothing of a rebalance: %v", err)
+	}
+	asked.Store(3)
 	soon, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
 	defer cancel()
 	_, err = api.Allocator(soon, "lost")

@@ -58,10 +58,16 @@ func (c *Client) Allocator(ctx context.Context, app kbroker.AppName) (kbroker.Al
 }
 
 // Rebalance says what its allocator would move to have loads even; nothing is done. Errors: as
-// of Allocator; Refused - the allocator is of an earlier build.
+// of Allocator; Refused - the core or the allocator is of an earlier build, or the app's own
+// policy is refused.
 func (c *Client) Rebalance(ctx context.Context, app kbroker.AppName) (kbroker.AllocatorReply, error) {
 	var r kbroker.AllocatorReply
-	return r, c.look(ctx, subjects.VerbAllocator, kbroker.AllocatorRequest{Tenant: c.tenant, App: app, Rebalance: true}, &r)
+	err := c.look(ctx, subjects.VerbAllocator, kbroker.AllocatorRequest{Tenant: c.tenant, App: app, Rebalance: true}, &r)
+	if err == nil && r.Rebalance == nil {
+		return r, kbroker.Errorf(kbroker.Refused, "the core that answered is of an earlier build, which knows no rebalance").
+			WithHint("kbroker agent upgrade, on each host")
+	}
+	return r, err
 }
 
 // ObjectOwners says who owns the objects of an app. Errors: NotFound, Unavailable.

@@ -11,7 +11,7 @@
 // development, the app.yaml of the working directory says it and the cluster is
 // the one that the command line would use. Handlers run beside each other up to
 // Concurrency; beyond it a request is refused at once (Overloaded) and the
-// caller tries another instance, in its turn. A panic in a handler is answered as Internal
+// caller tries another instance. A panic in a handler is answered as Internal
 // and ends nothing else. On SIGTERM, or when the cluster has placed the instance
 // elsewhere, the app stops taking requests, finishes those it has, and exits 0.
 //
@@ -30,7 +30,7 @@
 // Attempts are sent again with the same request id:
 //
 //	nobody there, not connected               always, 2 ms to 200 ms apart
-//	overloaded                                always, in its turn: the next deadline first
+//	overloaded                                always, likewise; up to 400 ms where many are
 //	no answer within min(deadline/3, 1.5 s),
 //	or the connection was lost and is back    idempotent methods only, within a
 //	                                          budget of 20 % of the last 10 s of

@@ -152,7 +152,7 @@ func (l *loadMeter) load() kbroker.InstanceLoad {
 	if k := a.keeper; k != nil {
 		m.Waiting = int(k.queued.Load())
 		if busiest := k.busiest.Load(); busiest != nil {
-			m.Busiest, m.Work, m.BytesPerS = busiest.busiest, busiest.work, busiest.bytes
+			m.Busiest, m.Work, m.BytesPerS, m.Weighs = busiest.busiest, busiest.work, busiest.bytes, true
 			m.Placed, m.PlacedTurnsPerS = busiest.placed, busiest.placedTurns
 		}
 	}

@@ -13,8 +13,8 @@ import (
 )
 
 // rebalanceWithin is how long an allocator may take to find what has to move: an app's own
-// policy has a second for that.
-const rebalanceWithin = 2 * time.Second
+// policy has a second for that, and for the question before.
+const rebalanceWithin = 3 * time.Second
 
 // allocator says what the active allocator of an app decides, and why, or what a rebalance
 // would move. Errors: as of askAllocator.
@@ -83,14 +83,14 @@ func (d *desk) rebalance(ctx context.Context, k state.AppKey) (kbroker.ObjectAct
 	if err != nil {
 		return kbroker.ObjectActReply{}, err
 	}
-	reply := kbroker.ObjectActReply{Moves: map[kbroker.Shard]kbroker.Incarnation{}}
+	reply := kbroker.ObjectActReply{Moves: map[kbroker.Shard]kbroker.Incarnation{}, Rebalancing: says.Rebalancing}
 	for _, m := range says.Rebalance.Moves {
 		reply.Moves[m.Shard] = m.To
 	}
 	reply.Message = fmt.Sprintf("%d shards of %s move, by its policy", len(reply.Moves), k.App)
 	switch len(reply.Moves) {
 	case 0:
-		reply.Message = fmt.Sprintf("nothing of %s has to move: its load is even, as far as its shards allow", k.App)
+		reply.Message = fmt.Sprintf("the policy of %s moves nothing", k.App)
 	case 1:
 		reply.Message = fmt.Sprintf("1 shard of %s moves, by its policy", k.App)
 	}

@@ -54,7 +54,7 @@ func (d *desk) objectAct(ctx context.Context, m *nats.Msg, tenant kbroker.Tenant
 		return nil
 	}
 	if r.Verb == kbroker.ObjectRebalance {
-		if err := tell("shards move, so that the load is even"); err != nil {
+		if err := tell("asked for, so that the load is even"); err != nil {
 			return nil, err
 		}
 		return d.rebalance(ctx, k)

@@ -31,7 +31,7 @@ func (f *fakeCore) allocator(verb string, m *nats.Msg) (any, bool, error) {
 		}}, true, nil
 	case r.App == "bank" && f.rebalancing > 0:
 		f.rebalancing--
-		return kbroker.AllocatorReply{App: r.App, AllocatorSeen: kbroker.AllocatorSeen{Rebalancing: f.rebalancing}}, true, nil
+		return kbroker.AllocatorReply{App: r.App, AllocatorSeen: kbroker.AllocatorSeen{Rebalancing: &kbroker.Rebalancing{Epoch: 4, Number: 1, Left: f.rebalancing}}}, true, nil
 	case r.App == "bank":
 		return nil, true, kbroker.Errorf(kbroker.Unavailable, "no allocator of app %q is active", r.App)
 	case r.App == "duo":

@@ -153,9 +153,10 @@ func (f *fakeCore) act(r kbroker.ObjectActRequest) (any, error) {
 	if r.Even {
 		what = "even"
 	}
+	f.writes = append(f.writes, strings.Join(strings.Fields(r.Verb+" "+what+" "+string(r.To)), " "))
 	if r.Verb == kbroker.ObjectRebalance {
 		f.rebalancing = 3
+		return kbroker.ObjectActReply{Message: "2 shards of bank move, by its policy", Rebalancing: &kbroker.Rebalancing{Epoch: 4, Number: 1, Left: 2}}, nil
 	}
-	f.writes = append(f.writes, strings.Join(strings.Fields(r.Verb+" "+what+" "+string(r.To)), " "))
 	return kbroker.ObjectActReply{Message: "bank/" + r.Verb + " is done", Moves: map[kbroker.Shard]kbroker.Incarnation{3: "bank-ledger-2.b"}}, nil
 }

@@ -45,10 +45,10 @@ It needs the role operator, and is in the audit trail; --dry-run is for viewers,
 				r := kbroker.ObjectActRequest{App: app, Verb: kbroker.ObjectRebalance}
 				return c.objectAct(cmd.Context(), moveTimeout, r, func(ctx context.Context, api *client.Client, reply kbroker.ObjectActReply) (bool, error) {
 					c.say("%s", reply.Message)
-					if detach {
+					if detach || reply.Rebalancing == nil {
 						return false, nil
 					}
-					return true, c.awaitRebalance(ctx, api, app)
+					return true, c.awaitRebalance(ctx, api, app, reply.Rebalancing)
 				})
 			}
 			ctx, api, done, err := c.connect(cmd.Context(), listTimeout)
@@ -96,24 +96,38 @@ func (c *cli) rebalanceText(w io.Writer, r kbroker.AllocatorReply) {
 	fmt.Fprintf(w, "%s would move (%s); nothing was done\n", client.Counted(len(all), "shard"), policy)
 }
 
-// awaitRebalance returns when the allocator of an app has moved what a rebalance found.
-func (c *cli) awaitRebalance(ctx context.Context, api *client.Client, app kbroker.AppName) error {
+// awaitRebalance returns when the allocator of an app has moved what a rebalance found; an
+// error, if it has not moved all of it.
+func (c *cli) awaitRebalance(ctx context.Context, api *client.Client, app kbroker.AppName, of *kbroker.Rebalancing) error {
 	tick := time.NewTicker(movePoll)
 	defer tick.Stop()
+	left := of.Left
 	for {
 		r, err := api.Allocator(ctx, app)
 		if err != nil && ctx.Err() == nil {
 			return err
 		}
-		if err == nil && r.Rebalancing == 0 {
-			return nil
+		if err == nil {
+			switch is := r.Rebalancing; {
+			case is == nil || is.Epoch != of.Epoch:
+				return kbroker.Errorf(kbroker.Unavailable, "another allocator decides for %s meanwhile, and goes on with nothing of it", app).
+					WithHint("kbroker objects rebalance %s --dry-run shows what is left", app)
+			case is.Number != of.Number:
+				return kbroker.Errorf(kbroker.Conflict, "a later rebalance of %s has taken its place", app)
+			case is.Left == 0 && is.Dropped > 0:
+				return kbroker.Errorf(kbroker.Conflict, "%s did not move: the instance is gone, somebody has moved them, or it took too long", client.Counted(is.Dropped, "shard")).
+					WithHint("kbroker objects rebalance %s --dry-run shows what is left", app)
+			case is.Left == 0:
+				return nil
+			}
+			left = r.Rebalancing.Left
 		}
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return ctx.Err()
 			}
-			return kbroker.Errorf(kbroker.DeadlineExceeded, "%s still to move; it goes on", client.Counted(r.Rebalancing, "shard")).
+			return kbroker.Errorf(kbroker.DeadlineExceeded, "%s still to move; it goes on", client.Counted(left, "shard")).
 				WithHint("`kbroker objects %s` shows how far it is; turns must come to an end", app)
 		case <-tick.C:
 		}
