@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -310,11 +311,34 @@ func (s *session) write(ctx context.Context) {
 	}
 }
 
+// readNow reads what is there, also after the deadline of f, which is gone then: os.File does
+// not look once that is over. Errors: unix.EAGAIN - there is nothing now.
+func readNow(f *os.File, buf []byte) (n int, err error) {
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		return 0, err
+	}
+	c, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	looked := c.Read(func(fd uintptr) bool {
+		n, err = unix.Read(int(fd), buf)
+		return true
+	})
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	return max(n, 0), errors.Join(looked, err)
+}
+
 // read passes an output on, until its end; of a command that has ended, what there is.
 func (s *session) read(ctx context.Context, stream kbroker.ExecStream, f *os.File) {
 	buf := make([]byte, kbroker.MaxExecData)
 	for rest := restOfOutput; rest > 0; {
 		n, err := f.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) { // what has come before this goroutine had its turn
+			n, err = readNow(f, buf)
+		}
 		if n > 0 && !s.end.Put(ctx, kbroker.ExecFrame{Stream: stream, Data: slices.Clone(buf[:n])}) {
 			return
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/flow"
@@ -223,6 +226,35 @@ func TestMuchOutputArrivesWhole(t *testing.T) {
 		t.Errorf("it ended with %d, and %d bytes came", code, len(out))
 	}
 	t.Logf("20 MB in %v", time.Since(began))
+}
+
+// What has come is read also after the deadline, at which os.File does not look any more.
+func TestWhatHasComeIsReadAfterTheDeadline(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("late"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetReadDeadline(time.Now().Add(-time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 10)
+	if n, err := r.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("os.File reads %d after its deadline (%v): readNow has no purpose", n, err)
+	}
+	if n, err := readNow(r, buf); err != nil || string(buf[:n]) != "late" {
+		t.Errorf("read %q (%v), want what is there", buf[:n], err)
+	}
+	if n, err := readNow(r, buf); n != 0 || !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("read %d (%v) of nothing", n, err)
+	}
+	w.Close()
+	if n, err := readNow(r, buf); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("read %d (%v) at the end", n, err)
+	}
 }
 
 func TestWhatCannotBeRunInside(t *testing.T) {
