@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/kbroker/kbroker"
