@@ -134,8 +134,8 @@ func TestGuessesDoNotKeepAHostOut(t *testing.T) {
 		var reply kbroker.JoinReply
 		asked := time.Now()
 		err = d.ask(subjects.Join, hostAsks("w1", kbroker.RoleWorker, &kbroker.ShownToken{ID: made.ID, Secret: secret}), &reply)
-		if took := time.Since(asked); err != nil || !reply.Admitted || took > 3*time.Second {
-			t.Errorf("a host with a token, after %d guesses and within %v: %+v, %v; want it admitted within 3 s", n, took, reply, err)
+		if took := time.Since(asked); err != nil || !reply.Admitted || took > 10*time.Second { // 3 s and more under the race detector, beside others
+			t.Errorf("a host with a token, after %d guesses and within %v: %+v, %v; want it admitted within 10 s", n, took, reply, err)
 		}
 	}
 	answers := map[string]int{}
