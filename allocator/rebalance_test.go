@@ -54,13 +54,8 @@ func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
 	spec.Policy = kbroker.PolicyBalanced
 	w.want(kbroker.AppVersion{Tenant: tenant, Version: 1, App: spec})
 	w.fake(webA, "web")
-	pace := objectPace
-	pace.turnsOver = 4 * time.Second
-	active := w.start("shop-allocator-1", pace).alloc
+	active := w.start("shop-allocator-1", objectPace).alloc
 	w.shared(webA)
-	if _, err := active.answerRebalance(true); !errors.Is(err, kbroker.Unavailable) || kbroker.AsError(err).Hint == "" {
-		t.Errorf("before turns can be known: %v, want unavailable, with a hint", err)
-	}
 	w.fake(webB, "web")
 	owned := func() (has map[kbroker.InstanceID]int, moving int) { return active.shards.owned() }
 	wait.Until(t, 3*within, func() error {
@@ -105,6 +100,24 @@ func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
 	}
 	if again, err := active.answerRebalance(true); err != nil || len(again.Moves) > 0 {
 		t.Errorf("%d shards would move again (%v)", len(again.Moves), err)
+	}
+}
+
+// An allocator that has just begun does not know what is even.
+func TestARebalanceNeedsTurns(t *testing.T) {
+	w := newObjects(t)
+	web := service("web", 2, 2)
+	web.Objects = []kbroker.KindName{"account"}
+	spec := app(web)
+	spec.Policy = kbroker.PolicyBalanced
+	w.want(kbroker.AppVersion{Tenant: tenant, Version: 1, App: spec})
+	w.fake(webA, "web")
+	pace := objectPace
+	pace.turnsOver = time.Hour
+	a := w.start("shop-allocator-1", pace).alloc
+	w.shared(webA)
+	if _, err := a.answerRebalance(false); !errors.Is(err, kbroker.Unavailable) || kbroker.AsError(err).Hint == "" {
+		t.Errorf("before turns can be known: %v, want unavailable, with a hint", err)
 	}
 }
 

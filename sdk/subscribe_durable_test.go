@@ -291,7 +291,7 @@ func TestASubscriptionWaitsForItsReceivers(t *testing.T) {
 		t.Errorf("%d messages wait, want less than %d", n, maxForwarded+lookEvents)
 	}
 	open.Store(true)
-	wait.Until(t, patience, func() error {
+	wait.Until(t, 6*patience, func() error {
 		if got := c.balance(t, "2"); got != all {
 			return fmt.Errorf("%d events were taken, want %d", got, all)
 		}
