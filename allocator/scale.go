@@ -20,7 +20,7 @@ const (
 	more = 2
 	// nearlyFull is how busy such an instance is at least: one that does few at a time refuses
 	// that many by chance at its target, and is not that busy.
-	nearlyFull = 0.8
+	nearlyFull = 0.75
 )
 
 // target is one that a service is scaled by: how much there is of it in all, and how much an
