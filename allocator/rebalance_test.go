@@ -44,15 +44,22 @@ func TestARebalanceIsExact(t *testing.T) {
 	})
 }
 
-// TestARebalanceMovesWhatToleranceLeaves: asked for alone nothing moves; otherwise loads are
-// even, and stay so.
-func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
+// newBalanced is newObjects, of two instances and the policy balanced.
+func newBalanced(t *testing.T) *world {
+	t.Helper()
 	w := newObjects(t)
 	web := service("web", 2, 2)
 	web.Objects = []kbroker.KindName{"account"}
 	spec := app(web)
 	spec.Policy = kbroker.PolicyBalanced
 	w.want(kbroker.AppVersion{Tenant: tenant, Version: 1, App: spec})
+	return w
+}
+
+// TestARebalanceMovesWhatToleranceLeaves: asked for alone nothing moves; otherwise loads are
+// even, and stay so.
+func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
+	w := newBalanced(t)
 	w.fake(webA, "web")
 	active := w.start("shop-allocator-1", objectPace).alloc
 	w.shared(webA)
@@ -105,12 +112,7 @@ func TestARebalanceMovesWhatToleranceLeaves(t *testing.T) {
 
 // An allocator that has just begun does not know what is even.
 func TestARebalanceNeedsTurns(t *testing.T) {
-	w := newObjects(t)
-	web := service("web", 2, 2)
-	web.Objects = []kbroker.KindName{"account"}
-	spec := app(web)
-	spec.Policy = kbroker.PolicyBalanced
-	w.want(kbroker.AppVersion{Tenant: tenant, Version: 1, App: spec})
+	w := newBalanced(t)
 	w.fake(webA, "web")
 	pace := objectPace
 	pace.turnsOver = time.Hour

@@ -15,8 +15,9 @@ const (
 	tolerance = 0.1
 	// more is what the load of an instance counts for that refuses more than a third of the
 	// requests, and is nearly full. How much more there is cannot be told: callers send what is
-	// refused again and again. Where fewer are refused they came at once by chance, and another instance has answered them: of
-	// 8 at a time that are 0.7 busy, one in ten (Erlang's loss formula).
+	// refused again and again. Where fewer are refused they came at once by chance, and another
+	// instance has answered them: of 8 at a time that are 0.7 busy, one in ten (Erlang's loss
+	// formula).
 	more = 2
 	// nearlyFull is how busy such an instance is at least: one that does few at a time refuses
 	// that many by chance at its target, and is not that busy.

@@ -90,12 +90,7 @@ func TestOwnersOfEarlierBuilds(t *testing.T) {
 // TestBusyShardsAreOnSeveralOwners: they are all with one at first, which has as many shards
 // as the other one.
 func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
-	w := newObjects(t)
-	web := service("web", 2, 2)
-	web.Objects = []kbroker.KindName{"account"}
-	spec := app(web)
-	spec.Policy = kbroker.PolicyBalanced
-	w.want(kbroker.AppVersion{Tenant: tenant, Version: 1, App: spec})
+	w := newBalanced(t)
 	w.fake(webA, "web")
 	w.start("shop-allocator-1", objectPace)
 	w.shared(webA)

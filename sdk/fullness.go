@@ -87,11 +87,14 @@ func (s *fullnesses) answered(subject string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.of[subject]; f != nil {
-		if f.note(false); f.over() {
-			delete(s.of, subject)
-			s.some.Store(int32(len(s.of)))
+		f.note(false)
+	}
+	for k, f := range s.of { // also of methods that are not called any more
+		if f.over() {
+			delete(s.of, k)
 		}
 	}
+	s.some.Store(int32(len(s.of)))
 }
 
 // refused notes that an attempt was refused, and what is known of its method.

@@ -214,6 +214,11 @@ func TestFullnessIsForgotten(t *testing.T) {
 		}
 		all.refused("m")
 		<-time.After(10 * fullOver)
+		if all.answered("n"); all.some.Load() != 0 {
+			t.Error("a method that is not called any more is never forgotten")
+		}
+		all.refused("m")
+		<-time.After(10 * fullOver)
 		all.refused("n")
 		if len(all.of) != 1 {
 			t.Errorf("known are %d methods, want the last one", len(all.of))

@@ -125,7 +125,7 @@ func (l *loaded) leave(t *testing.T) {
 
 // later lets time pass, and what happens then happen.
 func later(d time.Duration) {
-	time.Sleep(d) // of the bubble
+	<-time.After(d) // of the bubble
 	synctest.Wait()
 }
 
