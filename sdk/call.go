@@ -179,7 +179,9 @@ type call struct {
 	last     *kbroker.Error // why the latest attempt did not run
 	where    *whereabouts   // of a placed object that nobody serves; nil: it is not asked for
 	askedFor time.Time      // when that was asked for last
-	full     *fullness      // of a service whose instances have refused the call; nil: none has
+	full     *fullness      // of a service whose instances are full; nil: none has refused the call
+	waiter   *waiter        // for its turn, if they are
+	sentAt   time.Time      // the latest attempt
 	asked    *lookup        // discovery under way for the retry table
 	found    *lookup        // discovery for the error message
 	desk
@@ -202,7 +204,8 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 	defer c.clear(t)
 
 	back, refused := c.client.back.wait(), c.client.refused.wait()
-	pause, err := c.send(t, now)
+	defer c.leave()
+	pause, err := c.begin(t, now)
 	if err != nil {
 		return nil, err
 	}
@@ -221,6 +224,8 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 			v = decide(e, c.idempotence(), len(c.open))
 		case <-c.timer.C:
 			v = c.wake()
+		case <-c.waiter.turn():
+			v = resendNow
 		case <-back:
 			if c.client.hasEnded() {
 				return nil, c.ended()
@@ -311,16 +316,47 @@ func (c *call) backOff(t transport) time.Duration {
 	}
 	d := backoff(c.inARow)
 	if c.full != nil {
-		d = max(d, jitter(c.full.pause(time.Until(c.deadline).Seconds()/c.timeout.Seconds())))
+		d = max(d, c.wait())
 	}
 	c.inARow++
 	c.paused = true
 	return d
 }
 
+// begin makes the first attempt, or waits for it where others do.
+func (c *call) begin(t transport, now time.Time) (time.Duration, error) {
+	if !c.to.isObject() {
+		c.full = c.client.full.crowded(c.subject)
+	}
+	if c.full == nil {
+		return c.send(t, now)
+	}
+	c.last = kbroker.Errorf(kbroker.Overloaded, "the instances of %s are full", c.to)
+	c.paused = true
+	return c.wait(), nil
+}
+
+// wait has the call wait for its turn, and returns after which time it goes on without.
+func (c *call) wait() time.Duration {
+	if c.waiter == nil {
+		c.waiter = newWaiter(c.deadline)
+	}
+	c.full.wait(c.waiter)
+	return jitter(c.full.pause(c.timeout, time.Until(c.deadline).Seconds()/c.timeout.Seconds()))
+}
+
+// leave has it wait no more.
+func (c *call) leave() {
+	if c.waiter != nil {
+		c.full.leave(c.waiter)
+	}
+}
+
 // send makes one attempt and returns when to wake up if it is not answered.
 func (c *call) send(t transport, now time.Time) (time.Duration, error) {
 	c.paused = false
+	c.leave()
+	c.sentAt = now
 	c.stamp(now)
 	slot, err := t.request(c.message(c.subject, c.data, c.id, c.header, c.deadline.Sub(now)), c.deliver)
 	switch {
@@ -393,7 +429,7 @@ func (c *call) patience() time.Duration {
 // again is the owner's affair.
 func (c *call) remember(m *nats.Msg) {
 	if !c.to.isObject() {
-		c.client.full.answered(c.subject)
+		c.client.full.answered(c.subject, time.Since(c.sentAt))
 		c.client.remember(c.subject, m.Header)
 	}
 	c.reads = m.Header.Get(subjects.HeaderIdempotent) == "1"

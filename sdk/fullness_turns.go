@@ -1,0 +1,113 @@
+package sdk
+
+import (
+	"container/heap"
+	"time"
+)
+
+const (
+	// turnsMore is how many more calls than were answered go on, where less than turnsWhile of the
+	// attempts are refused: instances that come are found so.
+	turnsMore  = 0.25
+	turnsWhile = 0.5
+	// tooLate is how often as long as an attempt takes a call needs, to be answered in its time.
+	tooLate = 2
+	// takesWeight is how much the latest answer counts in how long an attempt takes.
+	takesWeight = 1.0 / 8
+)
+
+// waiter is a call that was refused, and waits until another one is answered. Guarded by mu of its
+// fullness.
+type waiter struct {
+	deadline time.Time
+	at       int           // in waiters; -1: it is not there
+	comes    chan struct{} // one at most, once it was taken out of them
+}
+
+func newWaiter(deadline time.Time) *waiter {
+	return &waiter{deadline: deadline, at: -1, comes: make(chan struct{}, 1)}
+}
+
+// turn is when the call may go on; never, of one that does not wait.
+func (w *waiter) turn() <-chan struct{} {
+	if w == nil {
+		return nil
+	}
+	return w.comes
+}
+
+// waiters is a heap, the next deadline first: of several to whom something is due that is the order
+// in which all are in time, if they can be (Jackson's rule).
+type waiters []*waiter
+
+func (w waiters) Len() int           { return len(w) }
+func (w waiters) Less(i, j int) bool { return w[i].deadline.Before(w[j].deadline) }
+
+func (w waiters) Swap(i, j int) {
+	w[i], w[j] = w[j], w[i]
+	w[i].at, w[j].at = i, j
+}
+
+func (w *waiters) Push(x any) {
+	last := x.(*waiter)
+	last.at = len(*w)
+	*w = append(*w, last)
+}
+
+func (w *waiters) Pop() any {
+	n := len(*w) - 1
+	last := (*w)[n]
+	(*w)[n], *w = nil, (*w)[:n]
+	last.at = -1
+	return last
+}
+
+// wait has a call wait for its turn, unless it was just given one.
+func (f *fullness) wait(w *waiter) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if w.at < 0 && len(w.comes) == 0 {
+		heap.Push(&f.waiters, w)
+	}
+}
+
+// leave has a call wait no more, also for a turn that it was just given.
+func (f *fullness) leave(w *waiter) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if w.at >= 0 {
+		heap.Remove(&f.waiters, w.at)
+	}
+	select {
+	case <-w.comes:
+	default:
+	}
+}
+
+// answered takes that an attempt was answered, after a time: there is room for another one.
+func (f *fullness) answered(took time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	f.fade(now)
+	f.attempts++
+	f.takes += time.Duration(takesWeight * float64(took-f.takes))
+	if f.turns++; f.refused < turnsWhile*f.attempts {
+		f.turns += turnsMore
+	}
+	for ; f.turns >= 1; f.turns-- {
+		f.next(now)
+	}
+}
+
+// next has one call go on. Those go by themselves that would hardly be answered in their time:
+// they would take the room of those who are. The caller holds mu.
+func (f *fullness) next(now time.Time) {
+	for len(f.waiters) > 0 {
+		w := heap.Pop(&f.waiters).(*waiter)
+		if w.deadline.Sub(now) >= tooLate*f.takes {
+			w.comes <- struct{}{}
+			return
+		}
+	}
+}
