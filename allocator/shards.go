@@ -272,10 +272,13 @@ func (s *shards) plan(epoch uint64) ownership.Batch {
 	want := s.assigner.Owners()
 	maps.Copy(want, placed)
 	maps.DeleteFunc(want, func(n kbroker.Shard, _ kbroker.Incarnation) bool { return s.unreadable[n] })
-	if b := s.assigner.Plan(s.alloc.cfg.Judge(), epoch, want); len(b.Writes) > 0 {
+	b := s.assigner.Plan(s.alloc.cfg.Judge(), epoch, want)
+	if len(b.Writes) > 0 {
 		return b
 	}
-	return s.planPlaced(epoch, v, decision.Placed)
+	placing := s.planPlaced(epoch, v, decision.Placed)
+	placing.Again = b.Again
+	return placing
 }
 
 // place is which owner each shard is to have, of those that the policy of the app gives one.
@@ -340,7 +343,11 @@ func (s *shards) assign(ctx context.Context, h *state.AllocatorHolding) {
 		b := s.plan(h.Epoch())
 		if len(b.Writes) == 0 {
 			s.tell(h.Epoch(), &done)
-			await(ctx, s.now, s.alloc.pace.lookLeases) // a move may be late
+			late := s.alloc.pace.lookLeases // a move may be
+			if b.Again > 0 {
+				late = min(late, b.Again)
+			}
+			await(ctx, s.now, late)
 			continue
 		}
 		reply, err := h.Write(ctx, b.Writes)

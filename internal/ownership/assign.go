@@ -31,6 +31,9 @@ type AssignerConfig struct {
 	// Moves bounds the shards that are moved at a time, though their owners are well;
 	// 0: 32.
 	Moves int
+	// MovesPerS bounds how many such moves begin in a second; 0: 100. Those of owners that
+	// leave are as many as there can be: somebody waits for their end.
+	MovesPerS float64
 }
 
 // Assigner decides who owns the shards of an app: the part of the active allocator that
@@ -42,6 +45,7 @@ type Assigner struct {
 	leases   map[kbroker.Incarnation]*leaseSeen
 	shards   map[kbroker.Shard]*shardSeen
 	placed   placedSeen
+	pace     pace
 	gone     map[kbroker.Incarnation]bool // by (c): its agent has waited for it
 	grace    time.Duration                // nobody is judged before
 	complete bool                         // all that is stored was read once
@@ -68,8 +72,9 @@ type shardSeen struct {
 // NewAssigner returns one that knows nothing yet, and so decides nothing.
 func NewAssigner(cfg AssignerConfig) *Assigner {
 	cfg.Moves = cmp.Or(cfg.Moves, 32)
+	cfg.MovesPerS = cmp.Or(cfg.MovesPerS, 100)
 	return &Assigner{
-		cfg: cfg, leases: map[kbroker.Incarnation]*leaseSeen{}, shards: map[kbroker.Shard]*shardSeen{}, placed: newPlacedSeen(), gone: map[kbroker.Incarnation]bool{},
+		cfg: cfg, pace: pace{perS: cfg.MovesPerS, most: float64(cfg.Moves), tokens: float64(cfg.Moves)}, leases: map[kbroker.Incarnation]*leaseSeen{}, shards: map[kbroker.Shard]*shardSeen{}, placed: newPlacedSeen(), gone: map[kbroker.Incarnation]bool{},
 	}
 }
 

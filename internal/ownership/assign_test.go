@@ -98,6 +98,16 @@ func (tb *table) settle(floor uint64) (all Counts) {
 	return all
 }
 
+// release has all owners leave what is to be moved.
+func (tb *table) release() {
+	tb.t.Helper()
+	for n, s := range tb.a.shards {
+		if s.Next != "" && !s.release.isOf(s.Assignment) {
+			tb.put(subjects.KeyRelease(n), Release{Epoch: s.Epoch, To: s.Next, ToEpoch: s.NextEpoch})
+		}
+	}
+}
+
 // owned is how many shards each has, those on their way not counted.
 func (tb *table) owned() map[kbroker.Incarnation]int {
 	n := map[kbroker.Incarnation]int{}

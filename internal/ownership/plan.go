@@ -15,6 +15,8 @@ type Batch struct {
 	Shards []kbroker.Shard // that it is about: to be read again when it is not known what became of it
 	Leases []kbroker.Incarnation
 	Counts Counts
+	// Again is after which time more moves may begin; 0: none waits for that.
+	Again time.Duration
 }
 
 // Counts says what becomes of how many shards by a batch.
@@ -38,8 +40,8 @@ func (c *Counts) Add(d Counts) {
 }
 
 // Plan is the next batch, given who is to own each shard; empty: there is nothing to do.
-// It decides by what is known, and changes nothing of that: the outcome of the batch is
-// seen like everything else. wanted may lack shards, and name incarnations that are out,
+// It decides by what is known, and changes nothing of that, but that moves have begun: the
+// outcome of the batch is seen like everything else. wanted may lack shards, and name incarnations that are out,
 // or leave: those shards stay where they are, if they can.
 //
 // An epoch that is given to a shard is not below floor, the epoch of the allocator's lease:
@@ -49,6 +51,7 @@ func (a *Assigner) Plan(now time.Duration, floor uint64, wanted map[kbroker.Shar
 		return Batch{}
 	}
 	p := planner{Assigner: a, now: now, floor: floor, revoked: map[kbroker.Incarnation]bool{}}
+	a.pace.look(now)
 	for _, s := range a.shards {
 		if s.Next != "" {
 			p.moves++
@@ -114,19 +117,26 @@ func (p *planner) owned(n kbroker.Shard, s *shardSeen, to kbroker.Incarnation) {
 			p.Counts.Taken++
 			p.assign(n, s, Assignment{Owner: to, Epoch: p.after(n, s.Epoch)}, s.Owner)
 		}
-	case to != "" && to != s.Owner && p.moves < p.mostMoves(s.Owner):
+	case to != "" && to != s.Owner && p.mayMove(s.Owner):
 		p.moves++
 		p.Counts.Offered++
 		p.assign(n, s, Assignment{Owner: s.Owner, Epoch: s.Epoch, Next: to, NextEpoch: p.after(n, s.Epoch)})
 	}
 }
 
-// mostMoves is how many shards may be moved at a time, for one of an owner.
-func (p *planner) mostMoves(owner kbroker.Incarnation) int {
+// mayMove reports whether one more shard of an owner may be moved now.
+func (p *planner) mayMove(owner kbroker.Incarnation) bool {
 	if l := p.leases[owner]; l != nil && l.Leaving {
-		return max(maxLeavingMoves, p.cfg.Moves)
+		return p.moves < max(maxLeavingMoves, p.cfg.Moves)
 	}
-	return p.cfg.Moves
+	if p.moves >= p.cfg.Moves {
+		return false // the end of one is heard of
+	}
+	if !p.pace.take() {
+		p.Again = p.pace.next()
+		return false
+	}
+	return true
 }
 
 // moving is a shard whose owner was asked to leave it to the next. The epoch that the next
