@@ -56,7 +56,9 @@ type InstanceLoad struct {
 	Busiest   []ShardLoad    `json:"busiest,omitempty"`
 	Work      float64        `json:"work,omitempty"`
 	BytesPerS float64        `json:"bytes_per_s,omitempty"`
-	Weighs    bool           `json:"weighs,omitempty"` // it says these; SDKs of earlier builds do not
+	Weighs    bool           `json:"weighs,omitempty"` // it says these, and CPU; SDKs of earlier builds do not
+	// CPU are the cores that its process has used since the last message, on average.
+	CPU float64 `json:"cpu,omitempty"`
 	// Placed are the placed objects that it knows to be its own, or to come to it, and
 	// PlacedTurnsPerS their turns in a second, reads among them, since the last message.
 	Placed          int     `json:"placed,omitempty"`

@@ -31,10 +31,10 @@ const (
 	// idleWeight is what a shard weighs without any turn, as a part of the average: where
 	// there is no load their numbers are even.
 	idleWeight = 0.1
-	// littleWork and littleBytes, of an owner, are as much work, and bytes that are stored, as
-	// count for half of what they count for where there is much more: differences of little
-	// are not worth a move.
-	littleWork, littleBytes = 0.1, 100e3
+	// littleWork, littleBytes and littleCPU, of an owner, are as much work, as many bytes that
+	// are stored, and cores, as count for half of what they count for where there is much more:
+	// differences of little are not worth a move.
+	littleWork, littleBytes, littleCPU = 0.1, 100e3, 0.1
 	// grain: weights are multiples of its inverse, so that sums of them do not depend on the
 	// order in which they are made.
 	grain = 1024
@@ -91,15 +91,17 @@ func newBalance(v View) *balance {
 	}
 	much := max(total.Turns, float64(len(v.Shards)))
 	idle := idleWeight * much / float64(len(v.Shards))
-	// Where there is much of them, all work and all bytes weigh as much as all turns.
+	// Where there is much of them, all work, all bytes and all processor time weigh as much as
+	// all turns.
 	perWork := much / (total.Work + littleWork*float64(len(b.names)))
 	perByte := much / (total.Bytes + littleBytes*float64(len(b.names)))
+	perCPU := much / (total.CPU + littleCPU*float64(len(b.names)))
 	for _, n := range b.names {
 		b.load[n] = 0
 	}
 	b.out, b.weight, b.fixed = make([]kbroker.Incarnation, len(v.Shards)), make([]float64, len(v.Shards)), make([]bool, len(v.Shards))
 	for n, s := range v.Shards {
-		b.weight[n] = math.Round((s.Turns+s.Work*perWork+s.Bytes*perByte+idle)*grain) / grain
+		b.weight[n] = math.Round((s.Turns+s.Work*perWork+s.Bytes*perByte+s.CPU*perCPU+idle)*grain) / grain
 		if s.Fresh {
 			b.gets[s.Owner] = true
 		}

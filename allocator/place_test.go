@@ -26,6 +26,7 @@ func placed(t *rapid.T) View {
 		s := Shard{Owner: rapid.SampledFrom(names).Draw(t, "owner"), Fresh: rapid.IntRange(0, 60).Draw(t, "fresh") == 0, ShardLoad: ShardLoad{Turns: 1000 * rapid.Float64Range(0, 1).Draw(t, "turns") / math.Pow(float64(n+1), skew)}}
 		if works {
 			s.Work = rapid.Float64Range(0, 1).Draw(t, "work") / math.Pow(float64(n+1), skew)
+			s.CPU = rapid.Float64Range(0, 1).Draw(t, "cpu") / math.Pow(float64(n+1), skew)
 			s.Bytes = 1e6 * rapid.Float64Range(0, 1).Draw(t, "bytes") / math.Pow(float64(n+1), skew)
 		}
 		if rapid.IntRange(0, 30).Draw(t, "wish") == 0 {
@@ -173,6 +174,8 @@ func TestWorkAndBytesAreLoad(t *testing.T) {
 		moves bool
 	}{
 		"much work":    {ShardLoad{Turns: 5, Work: 0.2}, true},
+		"much cpu":     {ShardLoad{Turns: 5, CPU: 0.2}, true},
+		"little cpu":   {ShardLoad{Turns: 5, CPU: 0.0005}, false},
 		"many bytes":   {ShardLoad{Turns: 5, Bytes: 1e6}, true},
 		"many turns":   {ShardLoad{Turns: 50}, true},
 		"little work":  {ShardLoad{Turns: 5, Work: 0.0005}, false},

@@ -39,12 +39,25 @@ type shardTurns struct {
 	at    time.Duration       // when it did last
 }
 
-// ShardLoad is what the objects of a shard have to do; see kbroker.ShardLoad.
-type ShardLoad struct{ Turns, Work, Bytes float64 }
+// ShardLoad is what the objects of a shard have to do; see kbroker.ShardLoad. CPU is its part of
+// the cores that its owner uses, whatever for, by turns and work: so shards weigh more, and are
+// fewer, where the processor has other things to do, or is slower.
+type ShardLoad struct{ Turns, Work, Bytes, CPU float64 }
 
 // plus is l and a part of m.
 func (l ShardLoad) plus(m ShardLoad, part float64) ShardLoad {
-	return ShardLoad{l.Turns + part*m.Turns, l.Work + part*m.Work, l.Bytes + part*m.Bytes}
+	return ShardLoad{l.Turns + part*m.Turns, l.Work + part*m.Work, l.Bytes + part*m.Bytes, l.CPU + part*m.CPU}
+}
+
+// part is how much of all turns and of all work l has, 0 to 1.
+func (l ShardLoad) part(all ShardLoad) float64 {
+	switch {
+	case all.Turns <= 0:
+		return 0
+	case all.Work <= 0:
+		return min(l.Turns/all.Turns, 1)
+	}
+	return min((l.Turns/all.Turns+l.Work/all.Work)/2, 1)
 }
 
 // sawTurns takes what an owner says of its shards' turns, and how many it has in all.
@@ -55,7 +68,10 @@ func (s *shards) sawTurns(now time.Duration, m kbroker.InstanceLoad, l Load) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.turns.weighs(m.Incarnation, m.Weighs)
-	all := ShardLoad{Turns: l.Turns - m.PlacedTurnsPerS, Work: m.Work, Bytes: m.BytesPerS}
+	all := ShardLoad{Turns: max(l.Turns-m.PlacedTurnsPerS, 0), Work: m.Work, Bytes: m.BytesPerS}
+	if all.Turns > 0 { // without turns it is none of the shards'
+		all.CPU = m.CPU * all.Turns / l.Turns
+	}
 	s.turns.said(now, s.alloc.pace.turnsOver, m.Incarnation, s.assigner.OwnedBy(m.Incarnation), all, m.Busiest)
 }
 
@@ -82,14 +98,15 @@ func (t *turns) fill(v *View) {
 
 // said takes what an owner says that has these shards: what all have to do, and the busiest.
 // The time constant of the averages is over: moves follow what lasts.
-func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, rest ShardLoad, busiest []kbroker.ShardLoad) {
-	rates := map[kbroker.Shard]ShardLoad{}
+func (t *turns) said(now, over time.Duration, who kbroker.Incarnation, shards []kbroker.Shard, all ShardLoad, busiest []kbroker.ShardLoad) {
+	rates, rest := map[kbroker.Shard]ShardLoad{}, all
 	for _, b := range busiest {
-		l := ShardLoad{b.TurnsPerS, b.Work, b.BytesPerS}
+		l := ShardLoad{Turns: b.TurnsPerS, Work: b.Work, Bytes: b.BytesPerS}
+		l.CPU = all.CPU * l.part(all)
 		rates[b.Shard] = l
 		rest = rest.plus(l, -1)
 	}
-	rest = ShardLoad{max(rest.Turns, 0), max(rest.Work, 0), max(rest.Bytes, 0)}
+	rest = ShardLoad{max(rest.Turns, 0), max(rest.Work, 0), max(rest.Bytes, 0), max(rest.CPU, 0)}
 	others := 0
 	for _, n := range shards {
 		if _, hot := rates[n]; !hot {

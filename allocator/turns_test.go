@@ -62,11 +62,11 @@ func TestWorkOfShards(t *testing.T) {
 	now := time.Hour
 	for range 200 {
 		now += kbroker.LoadEvery
-		of.said(now, 15*time.Second, "a.1", []kbroker.Shard{1, 2, 3}, ShardLoad{Turns: 10, Work: 0.9, Bytes: 3000},
+		of.said(now, 15*time.Second, "a.1", []kbroker.Shard{1, 2, 3}, ShardLoad{Turns: 10, Work: 0.9, Bytes: 3000, CPU: 0.6},
 			[]kbroker.ShardLoad{{Shard: 2, TurnsPerS: 2, Work: 0.7, BytesPerS: 5000}})
 	}
-	for n, want := range map[kbroker.Shard]ShardLoad{1: {4, 0.1, 0}, 2: {2, 0.7, 5000}, 3: {4, 0.1, 0}} {
-		if got := of.of[n].rate; math.Abs(got.Turns-want.Turns) > 0.1 || math.Abs(got.Work-want.Work) > 0.01 || math.Abs(got.Bytes-want.Bytes) > 10 {
+	for n, want := range map[kbroker.Shard]ShardLoad{1: {4, 0.1, 0, 0.153}, 2: {2, 0.7, 5000, 0.293}, 3: {4, 0.1, 0, 0.153}} {
+		if got := of.of[n].rate; math.Abs(got.Turns-want.Turns) > 0.1 || math.Abs(got.Work-want.Work) > 0.01 || math.Abs(got.Bytes-want.Bytes) > 10 || math.Abs(got.CPU-want.CPU) > 0.001 {
 			t.Errorf("shard %d has %+v, want %+v", n, got, want)
 		}
 	}
@@ -75,11 +75,11 @@ func TestWorkOfShards(t *testing.T) {
 // While one of the owners says turns alone, nothing else counts.
 func TestOwnersOfEarlierBuilds(t *testing.T) {
 	var of turns
-	of.of[1].rate = ShardLoad{5, 0.5, 500}
+	of.of[1].rate = ShardLoad{5, 0.5, 500, 0.1}
 	v := View{Owners: []kbroker.Incarnation{webA, webB}, Shards: make([]Shard, 2)}
 	of.weighs(webA, true)
 	of.weighs(webB, false)
-	for _, want := range []ShardLoad{{Turns: 5}, {5, 0.5, 500}} {
+	for _, want := range []ShardLoad{{Turns: 5}, {5, 0.5, 500, 0.1}} {
 		if of.fill(&v); v.Shards[1].ShardLoad != want {
 			t.Errorf("a shard has %+v, want %+v", v.Shards[1].ShardLoad, want)
 		}
@@ -161,5 +161,67 @@ func TestBusyShardsAreOnSeveralOwners(t *testing.T) {
 	}
 	if moved > 0 {
 		t.Errorf("%d shards that have no load have moved", moved)
+	}
+}
+
+// One whose processor has other things to do has fewer shards, in the end, and none goes to and fro.
+func TestProcessorTimeIsLoad(t *testing.T) {
+	const each, perTurn = 10.0, 300e-6 // turns of a shard in a second, cores of one
+	for name, c := range map[string]struct {
+		other      float64 // cores
+		least, has int     // of the 1,024 shards that one has
+	}{
+		"nothing":          {0, 341, 342},
+		"a tenth":          {0.1, 341, 342}, // not worth a move
+		"as much":          {1, 250, 320},
+		"three times that": {3, 100, 280},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var of turns
+			v := View{Owners: []kbroker.Incarnation{webStart(0), webStart(1), webStart(2)}, Shards: make([]Shard, kbroker.Shards)}
+			since := make([]time.Duration, len(v.Shards))
+			for n := range v.Shards {
+				v.Shards[n].Owner = v.Owners[n%3]
+			}
+			left, moved, last := map[string]bool{}, 0, time.Duration(0)
+			for now := time.Hour; now < time.Hour+5*time.Minute; now += kbroker.LoadEvery {
+				for k, who := range v.Owners {
+					var shards []kbroker.Shard
+					for n, s := range v.Shards {
+						if s.Owner == who {
+							shards = append(shards, kbroker.Shard(n))
+						}
+					}
+					all := ShardLoad{Turns: each * float64(len(shards))}
+					if all.CPU = perTurn * all.Turns; k == 0 {
+						all.CPU += c.other
+					}
+					of.weighs(who, true)
+					of.said(now, 15*time.Second, who, shards, all, nil)
+				}
+				of.fill(&v)
+				v.Settling = now < time.Hour+15*time.Second
+				for n, to := range balanced(v) {
+					s := &v.Shards[n]
+					if s.Fresh = now-since[n] < freshFor; to == s.Owner {
+						continue
+					}
+					if left[fmt.Sprint(n, to)] {
+						t.Fatalf("after %v shard %d goes back to %s", now-time.Hour, n, to)
+					}
+					left[fmt.Sprint(n, s.Owner)] = true
+					s.Owner, since[n], last = to, now, now
+					moved++
+				}
+			}
+			has := map[kbroker.Incarnation]int{}
+			for _, s := range v.Shards {
+				has[s.Owner]++
+			}
+			t.Logf("%d moves, the last after %v: %v", moved, (last - time.Hour).Round(time.Second), has)
+			if few := has[v.Owners[0]]; few < c.least || few > c.has || last > time.Hour+3*time.Minute {
+				t.Errorf("%d of %d shards are with the one that has other things to do, want %d to %d; the last moved after %v", few, kbroker.Shards, c.least, c.has, last-time.Hour)
+			}
+		})
 	}
 }

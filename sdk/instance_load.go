@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -51,6 +52,7 @@ type loadMeter struct {
 	every    time.Duration    // how often is looked at them now
 	idle     time.Duration    // for how long nothing was found
 	draining bool             // it was told that the instance drains
+	cpu      meter            // of the process
 }
 
 func newLoadMeter(a *App, t transport) *loadMeter {
@@ -147,6 +149,7 @@ func (l *loadMeter) load() kbroker.InstanceLoad {
 	m := kbroker.InstanceLoad{
 		Incarnation: a.identity.Incarnation, Service: a.identity.Service, Host: a.identity.Host,
 		AtS: time.Since(a.started).Seconds(), Draining: l.draining, Busy: l.busiest(), Objects: a.figures.Load(),
+		CPU: l.cpu.cores(time.Now(), processTime()),
 	}
 	m.Requests, _, m.Refused = a.counted()
 	if k := a.keeper; k != nil {
@@ -157,4 +160,29 @@ func (l *loadMeter) load() kbroker.InstanceLoad {
 		}
 	}
 	return m
+}
+
+// meter makes cores of processor time.
+type meter struct {
+	at   time.Time // 0: never
+	used time.Duration
+}
+
+// cores are those that were used since it was called last; 0 the first time.
+func (m *meter) cores(now time.Time, used time.Duration) float64 {
+	was := *m
+	m.at, m.used = now, used
+	if over := now.Sub(was.at); !was.at.IsZero() && over > 0 {
+		return max((used-was.used).Seconds()/over.Seconds(), 0)
+	}
+	return 0
+}
+
+// processTime is how long processors have worked for this process; 0: it is not known.
+func processTime() time.Duration {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
