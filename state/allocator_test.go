@@ -176,26 +176,43 @@ func TestATakingThroughACoreThatDiedIsTakenAgain(t *testing.T) {
 	}
 }
 
-func TestARenewalThatNobodyAcknowledgedExtendsNoTerm(t *testing.T) {
-	_, s := ownedApp(t)
-	clock := &fakeClock{}
-	h := mustTake(t, allocatorAt(s.ask, clock, 1))
-	h.lease.store = coreLease(func(ctx context.Context, r kbroker.LeaseRequest) (kbroker.LeaseReply, error) {
-		reply, err := s.ask(ctx, r)
-		if r.Write != nil {
-			return kbroker.LeaseReply{}, kbroker.Unavailable
-		}
-		return reply, err
-	})
-	for clock.read() < Tuned.HolderStops-Tuned.LeaseRenew {
-		clock.advance(Tuned.LeaseRenew)
-		if err := renewOnce(t, h); !errors.Is(err, errUnknown) {
-			t.Fatalf("a renewal without an answer returned %v, want unknown", err)
-		}
-	}
-	clock.advance(Tuned.LeaseRenew)
-	if !h.over() {
-		t.Fatal("the term goes on by renewals that were not acknowledged")
+// One that is there counts from when it was sent, one that is not does not count.
+func TestARenewalThatNobodyAcknowledged(t *testing.T) {
+	for name, there := range map[string]bool{"is there": true, "is not": false} {
+		t.Run(name, func(t *testing.T) {
+			_, s := ownedApp(t)
+			clock := &fakeClock{}
+			h := mustTake(t, allocatorAt(s.ask, clock, 1))
+			const takes = 100 * time.Millisecond // each read
+			h.lease.store = coreLease(func(ctx context.Context, r kbroker.LeaseRequest) (kbroker.LeaseReply, error) {
+				if r.Write != nil && !there {
+					return kbroker.LeaseReply{}, kbroker.Unavailable
+				}
+				reply, err := s.ask(ctx, r)
+				if r.Write != nil {
+					return kbroker.LeaseReply{}, kbroker.Unavailable
+				}
+				clock.advance(takes)
+				return reply, err
+			})
+			for n := 1; clock.read() < Tuned.HolderStops-Tuned.LeaseRenew; n++ {
+				clock.advance(Tuned.LeaseRenew)
+				sent := clock.read()
+				if err := renewOnce(t, h); !errors.Is(err, errUnknown) {
+					t.Fatalf("a renewal without an answer returned %v, want unknown", err)
+				}
+				if !there {
+					sent = 0 // the taking
+				}
+				if got := clock.read() - h.sinceSent(); got != sent {
+					t.Fatalf("after %d renewals the term counts from %v, want %v", n, got, sent)
+				}
+			}
+			clock.advance(Tuned.LeaseRenew)
+			if h.over() == there {
+				t.Fatalf("the term is over: %t", h.over())
+			}
+		})
 	}
 }
 
@@ -238,7 +255,7 @@ func TestALateWriteOfACore(t *testing.T) {
 					t.Fatalf("read: %v", err)
 				}
 				clock.advance(Tuned.ObserverActs)
-				if next = l.acquire(testContext(t, 5*time.Second), record, rev); next == nil {
+				if next = l.acquire(testContext(t, 5*time.Second), record, rev, Tuned.RenewAttempt); next == nil {
 					t.Fatal("the lease was not taken over")
 				}
 			}
@@ -372,7 +389,7 @@ func TestNoTwoAllocatorsHoldTheLease(t *testing.T) {
 					if err != nil {
 						a.watch.failed()
 					} else if a.watch.saw(record, rev, asked, clock.read()) {
-						if a.held = a.acquire(ctx, record, rev); a.held != nil {
+						if a.held = a.acquire(ctx, record, rev, a.times.RenewAttempt); a.held != nil {
 							taken++
 						}
 					}

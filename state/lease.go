@@ -153,6 +153,7 @@ func busy(err error) bool { return code(err) == codeInFlight || errors.Is(err, k
 // nil when ctx ends.
 func (l *lease) campaign(ctx context.Context) *holding {
 	w := watch{times: l.times, me: l.me, earlier: l.earlier, news: l.news}
+	within := l.times.RenewAttempt
 	for {
 		asked := l.clock()
 		record, rev, err := l.store.read(ctx)
@@ -160,9 +161,10 @@ func (l *lease) campaign(ctx context.Context) *holding {
 			l.log.Debug("lease not read", "object", l.subject, "err", err)
 			w.failed()
 		} else if w.saw(record, rev, asked, l.clock()) {
-			if h := l.acquire(ctx, record, rev); h != nil {
+			if h := l.acquire(ctx, record, rev, within); h != nil {
 				return h
 			}
+			within = min(2*within, l.times.HolderStops/2) // a store that is slow takes it, too
 		}
 		now := l.clock()
 		if sleep(ctx, min(asked+l.every-now, w.due(now))); ctx.Err() != nil {
@@ -254,14 +256,14 @@ func (w *watch) due(now time.Duration) time.Duration {
 }
 
 // acquire takes the lease over from the record at rev. It returns nil when that
-// was not acknowledged. If it was applied all the same, the next look shows a
+// was not acknowledged within a time. If it was applied all the same, the next look shows a
 // record of this campaign, which is taken over at once under a higher epoch:
 // the term must be counted from a write that is known to be the one applied.
-func (l *lease) acquire(ctx context.Context, old leaseRecord, rev uint64) *holding {
+func (l *lease) acquire(ctx context.Context, old leaseRecord, rev uint64, within time.Duration) *holding {
 	mine := l.me
 	mine.Epoch = old.Epoch + 1
 	sent := l.clock()
-	seq, err := l.write(ctx, mine, rev, l.times.RenewAttempt)
+	seq, err := l.write(ctx, mine, rev, within)
 	if err != nil {
 		l.log.Debug("lease not taken", "object", l.subject, "epoch", mine.Epoch, "err", err)
 		return nil
@@ -283,6 +285,9 @@ type holding struct {
 
 	writing sync.Mutex // one write behind the lease at a time, its answer included
 	rev     uint64     // of the lease, as last known; guarded by writing
+	// unanswered is when the first write on rev was sent whose outcome is not known; 0: there is
+	// none. If the lease has a later revision it is one of these that made it. Guarded by writing.
+	unanswered time.Duration
 
 	mu   sync.Mutex
 	sent time.Duration // when the last acknowledged write of the lease was sent
@@ -387,9 +392,12 @@ func (h *holding) behind(ctx context.Context, write func(ctx context.Context, re
 	sent := h.lease.clock()
 	seq, err := write(ctx, expected)
 	if err == nil {
-		h.rev = seq
+		h.rev, h.unanswered = seq, 0
 		h.extend(sent)
 		return nil
+	}
+	if h.unanswered == 0 && !refused(err) {
+		h.unanswered = max(sent, 1)
 	}
 	mine, readErr := h.resync(context.WithoutCancel(ctx))
 	switch {
@@ -415,8 +423,10 @@ func (r *refusal) Error() string   { return errRefused.Error() + ": " + r.cause.
 func (r *refusal) Unwrap() []error { return []error{errRefused, r.cause} }
 
 // resync learns from the stream's leader whether the lease is still ours, and
-// if so its revision. A renewal of ours whose answer was lost may have been
-// applied, and may be applied even later than this read.
+// if so its revision. A renewal of ours whose answer was lost, or late, may have been
+// applied, and may be applied even later than this read. One that was counts from when the
+// first of those was sent that may be it: so a store that answers late, each time, costs
+// nobody its lease.
 func (h *holding) resync(ctx context.Context) (mine bool, err error) {
 	record, rev, err := h.lease.store.read(ctx)
 	if err != nil {
@@ -425,7 +435,12 @@ func (h *holding) resync(ctx context.Context) (mine bool, err error) {
 	if rev == 0 || record.Released || !record.sameHolding(h.record) {
 		return false, nil
 	}
-	h.rev = rev
+	if rev != h.rev && h.unanswered != 0 {
+		h.extend(h.unanswered)
+	}
+	if rev != h.rev {
+		h.rev, h.unanswered = rev, 0
+	}
 	return true, nil
 }
 

@@ -1,0 +1,126 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kbroker/kbroker"
+)
+
+// lateStore takes each write after a time, one after the other, whether or not anybody waits for
+// the answer. In a bubble.
+type lateStore struct {
+	writes, reads time.Duration
+
+	mu     sync.Mutex
+	record leaseRecord
+	rev    uint64
+	at     []time.Time // when it was written
+}
+
+func (s *lateStore) read(ctx context.Context) (leaseRecord, uint64, error) {
+	if err := sleepFor(ctx, s.reads); err != nil {
+		return leaseRecord{}, 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.record, s.rev, nil
+}
+
+func (s *lateStore) write(ctx context.Context, r leaseRecord, rev uint64) (uint64, error) {
+	answered := make(chan uint64, 1)
+	time.AfterFunc(s.writes, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.rev != rev {
+			answered <- 0
+			return
+		}
+		s.record, s.rev, s.at = r, rev+1, append(s.at, time.Now())
+		answered <- s.rev
+	})
+	select {
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case rev := <-answered:
+		if rev == 0 {
+			return 0, kbroker.Errorf(kbroker.Conflict, "the lease has another revision")
+		}
+		return rev, nil
+	}
+}
+
+func sleepFor(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// A store that takes long for each write, or also for each read, costs nobody the lease; and no
+// term is longer than it would be from a write that is there.
+func TestALeaseIsKeptThoughAnswersAreLate(t *testing.T) {
+	for name, s := range map[string]*lateStore{
+		"in time":         {writes: 50 * time.Millisecond, reads: 10 * time.Millisecond},
+		"a little late":   {writes: 350 * time.Millisecond, reads: 10 * time.Millisecond},
+		"behind the read": {writes: 900 * time.Millisecond, reads: 10 * time.Millisecond},
+		"reads too":       {writes: 1200 * time.Millisecond, reads: 700 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				clock := func() time.Duration { return time.Since(began) + time.Hour }
+				me := leaseRecord{Holder: "h1", Process: "p", Epoch: 7}
+				s.record, s.rev = me, 1
+				l := &lease{store: s, clock: clock, times: Tuned, me: me, log: slog.New(slog.DiscardHandler)}
+				h := &holding{lease: l, record: me, rev: 1, sent: clock()}
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				err := h.run(ctx, func(ctx context.Context, h *holding) error {
+					for ctx.Err() == nil {
+						s.mu.Lock()
+						written := began
+						if n := len(s.at); n > 0 {
+							written = s.at[n-1]
+						}
+						s.mu.Unlock()
+						if until := h.sinceSent(); until < time.Since(written) {
+							t.Errorf("the term counts from %v ago, the lease was written %v ago", until, time.Since(written))
+						}
+						_ = sleepFor(ctx, 25*time.Millisecond)
+					}
+					if time.Since(began) < 30*time.Second {
+						return errors.New("the lease was lost")
+					}
+					return nil
+				})
+				if err != nil {
+					t.Errorf("after %v: %v", time.Since(began), err)
+				}
+			})
+		})
+	}
+}
+
+// Nor does it keep everybody from taking it.
+func TestALeaseIsTakenThoughAnswersAreLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		clock := func() time.Duration { return time.Since(began) + time.Hour }
+		s := &lateStore{writes: 900 * time.Millisecond, reads: 300 * time.Millisecond}
+		l := &lease{store: s, clock: clock, times: Tuned, me: leaseRecord{Holder: "h1", Process: "p"}, every: time.Second, log: slog.New(slog.DiscardHandler)}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		h := l.campaign(ctx)
+		if h == nil || time.Since(began) > 10*time.Second {
+			t.Fatalf("after %v it is held: %v", time.Since(began), h != nil)
+		}
+	})
+}
