@@ -62,8 +62,19 @@ func (o *Owner) tellLeaving(now time.Duration) {
 	o.renew(now)
 }
 
+// patience is how long an attempt to renew is waited for before it is made again: the second one
+// soon, as the first may be lost with a core, later ones half as often. What is only slow gets
+// slower by all of them.
+func (o *Owner) patience() time.Duration {
+	if o.attempts > 1 {
+		return 2 * o.cfg.Times.RenewAttempt
+	}
+	return o.cfg.Times.RenewAttempt
+}
+
 func (o *Owner) renew(now time.Duration) {
 	o.begun = true
+	o.attempts++
 	o.sent = max(now, 1)
 	if o.lease.Leaving && o.leaving == 0 {
 		o.leaving = o.sent
@@ -92,15 +103,15 @@ func (o *Owner) LeaseWritten(now, sent time.Duration, w Written, rev kbroker.Rev
 		if rev <= o.rev {
 			return
 		}
-		o.rev = rev
-		if o.sent = 0; o.reading != 0 {
-			o.reading = 0
-		}
+		o.rev, o.known = rev, now
+		o.sent, o.attempts, o.reading = 0, 0, 0
 		o.told = o.told || o.leaving != 0 && sent >= o.leaving
 		o.accept(now, sent)
 		o.tellLeaving(now)
 	case Refused:
-		o.readLease(now) // an earlier attempt, whose answer was lost, or a revocation
+		if sent >= o.known { // else it was sent on a revision that was left behind since
+			o.readLease(now) // an earlier attempt, whose answer was lost, or a revocation
+		}
 	case NotKnown, NotAttempted: // Tick tries again
 	}
 }
@@ -130,11 +141,12 @@ func (o *Owner) LeaseRead(now time.Duration, l Lease, rev kbroker.Revision) {
 		return
 	}
 	if sent, ok := o.renewal[l.Number]; rev > o.rev && ok && l.Incarnation == o.cfg.Incarnation {
-		o.rev, o.sent, o.told = rev, 0, l.Leaving
+		o.rev, o.known, o.told = rev, now, l.Leaving
+		o.sent, o.attempts = 0, 0
 		o.accept(now, sent) // it was accepted, as it is there
 		o.tellLeaving(now)
 		return
 	}
-	o.rev = rev
+	o.rev, o.known = rev, now
 	o.renew(now)
 }

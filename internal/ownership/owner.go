@@ -43,16 +43,18 @@ type Owner struct {
 	effects []Effect
 	number  uint64 // of subscriptions, loads, activations and batches
 
-	term    term
-	lease   Lease
-	rev     kbroker.Revision         // of the lease, as far as it is known
-	sent    time.Duration            // of the attempt to renew that is under way
-	renewal map[uint64]time.Duration // when each number was sent first
-	reading time.Duration            // when the lease was asked for; 0: it was not
-	leaving time.Duration            // when the first renewal was sent that says so; 0: none was
-	told    bool                     // the lease that is stored says so
-	begun   bool
-	ended   bool
+	term     term
+	lease    Lease
+	rev      kbroker.Revision         // of the lease, as far as it is known
+	sent     time.Duration            // of the attempt to renew that is under way
+	renewal  map[uint64]time.Duration // when each number was sent first
+	reading  time.Duration            // when the lease was asked for; 0: it was not
+	attempts int                      // to renew, since one was accepted
+	known    time.Duration            // when the revision of the lease was learned
+	leaving  time.Duration            // when the first renewal was sent that says so; 0: none was
+	told     bool                     // the lease that is stored says so
+	begun    bool
+	ended    bool
 
 	shards  map[kbroker.Shard]*shard
 	awake   map[kbroker.Shard]*shard // of which something is due, or may be: of many that are owned few
@@ -143,7 +145,7 @@ func (o *Owner) Tick(now time.Duration) {
 	if o.end(now); o.ended {
 		return
 	}
-	switch due := now-o.sent >= o.cfg.Times.RenewAttempt; {
+	switch due := now-o.sent >= o.patience(); {
 	case !o.begun, o.sent != 0 && due && o.reading == 0: // the attempt was not answered
 		o.renew(now)
 	case o.sent == 0 && now-o.term.since >= o.cfg.Times.Renew && o.reading == 0:

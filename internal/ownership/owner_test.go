@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"testing"
 	"time"
+
+	"github.com/kbroker/kbroker"
 )
 
 // renewals are those that an owner wants sent.
@@ -104,4 +106,57 @@ func TestWhoLeavesSaysSoBehindWhatIsUnderWay(t *testing.T) {
 			t.Errorf("%d more renewals, want none", len(all))
 		}
 	})
+}
+
+// A store that takes long is not asked ever more: what it is asked for is one renewal, now and then
+// a second one, and no read, as the answers come.
+func TestRenewalsOfASlowStore(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes  time.Duration
+		writes float64 // for each term that is accepted, at most
+	}{
+		"fast":                    {simTimes.RenewAttempt / 10, 1},
+		"a little late":           {simTimes.RenewAttempt * 3 / 2, 2},
+		"three times":             {simTimes.RenewAttempt * 3, 3},
+		"nearly half of the term": {simTimes.HolderStops * 9 / 20, 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			type pending struct {
+				due  time.Duration
+				sent Renew
+			}
+			o, rev := begun(t), kbroker.Revision(1)
+			var under []pending
+			writes, accepted := 0, 0
+			const step = time.Millisecond
+			for now := simTimes.Renew; now < 100*simTimes.Renew; now += step {
+				for len(under) > 0 && under[0].due <= now {
+					p := under[0]
+					under = under[1:]
+					if p.sent.Write.Expected != rev {
+						o.LeaseWritten(now, p.sent.Sent, Refused, 0)
+						continue
+					}
+					rev++
+					accepted++
+					o.LeaseWritten(now, p.sent.Sent, Accepted, rev)
+				}
+				o.Tick(now)
+				for _, e := range o.Effects() {
+					switch e := e.(type) {
+					case Renew:
+						writes++
+						under = append(under, pending{now + c.takes, e})
+					case ReadLease:
+						t.Fatalf("after %v the lease is read, though answers come", now)
+					case Over:
+						t.Fatalf("after %v: %s", now, e.Reason)
+					}
+				}
+			}
+			if t.Logf("%d writes for %d renewals", writes, accepted); float64(writes) > c.writes*float64(accepted)+1 || accepted < 15 {
+				t.Errorf("%d writes for %d renewals", writes, accepted)
+			}
+		})
+	}
 }
