@@ -104,7 +104,7 @@ type ownPulse struct {
 }
 
 func (o *ownPulse) run(ctx context.Context, dir string) {
-	pulse.Beat(ctx, filepath.Join(dir, pulse.File), func() { o.last.Store(int64(state.Boottime())) })
+	pulse.Beat(ctx, filepath.Join(dir, pulse.File), time.Now(), func() { o.last.Store(int64(state.Boottime())) })
 }
 
 func (o *ownPulse) steady(now time.Duration) bool {

@@ -38,9 +38,9 @@ func performWatched(name string) bool {
 		}()
 	case "beating":
 		answer()
-		go pulse.Beat(context.Background(), filepath.Join(filepath.Dir(os.Getenv(envInstance)), pulse.File), func() {})
+		go pulse.Beat(context.Background(), filepath.Join(filepath.Dir(os.Getenv(envInstance)), pulse.File), time.Now(), func() {})
 	case "dumb": // its SDK runs and does not come through
-		go pulse.Beat(context.Background(), filepath.Join(filepath.Dir(os.Getenv(envInstance)), pulse.File), func() {})
+		go pulse.Beat(context.Background(), filepath.Join(filepath.Dir(os.Getenv(envInstance)), pulse.File), time.Now(), func() {})
 	default:
 		return false
 	}

@@ -76,7 +76,7 @@ func showAlive() (stop func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		pulse.Beat(ctx, filepath.Join(filepath.Dir(os.Getenv(connect.EnvInstance)), pulse.File), func() {})
+		pulse.Beat(ctx, filepath.Join(filepath.Dir(os.Getenv(connect.EnvInstance)), pulse.File), time.Now(), func() {})
 	}()
 	return func() {
 		cancel()

@@ -21,7 +21,7 @@ func (a *App) showAlive() (stop func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		pulse.Beat(ctx, filepath.Join(filepath.Dir(file), pulse.File), func() {})
+		pulse.Beat(ctx, filepath.Join(filepath.Dir(file), pulse.File), a.started, func() {})
 	}()
 	return func() {
 		cancel()

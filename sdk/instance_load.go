@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kbroker/kbroker"
+	"github.com/kbroker/kbroker/internal/pulse"
 	"github.com/kbroker/kbroker/subjects"
 )
 
@@ -19,7 +20,7 @@ const (
 	loadSample = 25 * time.Millisecond
 	// loadIdle is that of an instance that had nothing to do since it was told last: each look
 	// wakes the process up, and of its kind there may be hundreds on a host.
-	loadIdle = 4 * loadSample
+	loadIdle = 10 * loadSample
 	// loadRefused is for how long nothing is told after the servers have refused it: those of
 	// an earlier build know of no load.
 	loadRefused = time.Minute
@@ -70,15 +71,15 @@ func newLoadMeter(a *App, t transport) *loadMeter {
 // run tells at once, then every kbroker.LoadEvery, and when the instance begins to drain;
 // that, at the latest, when ctx ends.
 func (l *loadMeter) run(ctx context.Context) {
-	paced := l.every
-	sample, every := time.NewTicker(paced), time.NewTicker(kbroker.LoadEvery)
+	since, paced := l.app.started, l.every
+	sample, every := time.NewTimer(pulse.Until(since, paced)), time.NewTimer(pulse.Until(since, kbroker.LoadEvery))
 	defer sample.Stop()
 	defer every.Stop()
 	l.tell()
 	for {
 		if l.every != paced {
 			paced = l.every
-			sample.Reset(paced)
+			sample.Reset(pulse.Until(since, paced))
 		}
 		select {
 		case <-ctx.Done():
@@ -86,10 +87,12 @@ func (l *loadMeter) run(ctx context.Context) {
 			return
 		case <-sample.C:
 			l.sample()
+			sample.Reset(pulse.Until(since, paced))
 		case <-l.app.drains:
 			l.tellDraining()
 		case <-every.C:
 			l.tell()
+			every.Reset(pulse.Until(since, kbroker.LoadEvery))
 		}
 	}
 }

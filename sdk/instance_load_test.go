@@ -169,14 +169,16 @@ func TestAnInstanceTellsItsLoad(t *testing.T) {
 func TestWhatIsBusyIsAnAverage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := loadedApp(t)
-		later(kbroker.LoadEvery + loadSample/2)
+		later(kbroker.LoadEvery/2 + loadSample/2)
+		l.ask(t, "hold", 1) // so that it looks often
+		later(kbroker.LoadEvery / 2)
+		l.finish(1)
 		l.ask(t, "hold", 4)
 		l.ask(t, "say", 100)
 		later(kbroker.LoadEvery / 2)
 		l.finish(4)
 		later(kbroker.LoadEvery / 2)
-		// One sample of twenty at the end; at the start the last look before, which is a long one.
-		const near = 0.06 + float64(loadIdle-loadSample)/float64(kbroker.LoadEvery)
+		const near = 0.06 // one sample of twenty
 		if got, _ := l.last(); math.Abs(got.Busy-0.5) > near {
 			t.Errorf("all of the bound for half of the time is %v, want about 0.5", got.Busy)
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kbroker/kbroker"
 	"github.com/kbroker/kbroker/internal/ownership"
+	"github.com/kbroker/kbroker/internal/pulse"
 )
 
 // Bounds of what an instance does for its objects.
@@ -167,7 +168,8 @@ func (k *keeper) run(ctx context.Context) {
 	defer k.stop()
 	defer k.close()
 	every := tickEvery
-	tick := time.NewTicker(every)
+	since := k.app.started
+	tick := time.NewTimer(pulse.Until(since, every))
 	defer tick.Stop()
 	var last time.Duration
 	for {
@@ -178,12 +180,13 @@ func (k *keeper) run(ctx context.Context) {
 		}
 		if next := k.pause(now); next != every {
 			every = next
-			tick.Reset(every)
+			tick.Reset(pulse.Until(since, every))
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(pulse.Until(since, every))
 			continue
 		case <-k.app.due:
 			last = 0 // tick, however little has passed

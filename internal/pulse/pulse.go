@@ -2,6 +2,9 @@
 // touches a file, again and again. Nothing of it goes over the bus, so that no
 // fault of the network looks like that of a process. Whoever looks sees only
 // whether the file changes; what time it shows is of no meaning.
+//
+// What else a process has to look at now and then it does with the same beat: one that has
+// nothing to do wakes up seldom then.
 package pulse
 
 import (
@@ -19,12 +22,19 @@ const (
 	Every = 500 * time.Millisecond
 )
 
-// Beat touches the file of that path, which it makes (0600), until ctx ends; then
-// it removes it, as nobody may wait for more. beat is called after each that went
-// well. What does not is tried again with the next: a disk that is full, slow or
+// Until is how long it takes until the next of the beats that have come every so often since a
+// time, more than 0: those of a period that is a multiple of another one's come together with
+// its.
+func Until(since time.Time, every time.Duration) time.Duration {
+	return every - max(time.Since(since), 0)%every
+}
+
+// Beat touches the file of that path, which it makes (0600), at once and with the beats since a
+// time, until ctx ends; then it removes it, as nobody may wait for more. beat is called after each
+// that went well. What does not is tried again with the next: a disk that is full, slow or
 // read-only is no reason for a process to fail.
-func Beat(ctx context.Context, path string, beat func()) {
-	tick := time.NewTicker(Every)
+func Beat(ctx context.Context, path string, since time.Time, beat func()) {
+	tick := time.NewTimer(Until(since, Every))
 	defer tick.Stop()
 	var f *os.File
 	defer func() {
@@ -44,6 +54,7 @@ func Beat(ctx context.Context, path string, beat func()) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(Until(since, Every))
 		}
 	}
 }

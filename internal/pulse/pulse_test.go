@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/kbroker/kbroker/internal/wait"
@@ -19,7 +20,7 @@ func TestAPulseChangesItsFileUntilItsEndAndTakesItAlong(t *testing.T) {
 	defer cancel()
 	var beats atomic.Int32
 	done := make(chan struct{})
-	go func() { defer close(done); Beat(ctx, path, func() { beats.Add(1) }) }()
+	go func() { defer close(done); Beat(ctx, path, time.Now(), func() { beats.Add(1) }) }()
 	// Its directory is not there yet: it goes on trying.
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -53,8 +54,26 @@ func TestAPulseFollowsNoLink(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	Beat(ctx, path, func() { t.Error("it has touched what a link leads to") })
+	Beat(ctx, path, time.Now(), func() { t.Error("it has touched what a link leads to") })
 	if _, err := os.Lstat(target); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the target of a link: %v, want that it was not made", err)
 	}
+}
+
+// Beats of a period come together with every second one of half of it, whenever one begins to wait.
+func TestBeatsComeTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		since := time.Now()
+		for range 100 {
+			<-time.After(37 * time.Millisecond)
+			short, long := Until(since, 250*time.Millisecond), Until(since, 500*time.Millisecond)
+			if short <= 0 || short > 250*time.Millisecond || long != short && long != short+250*time.Millisecond {
+				t.Fatalf("after %v the beats come in %v and %v", time.Since(since), short, long)
+			}
+		}
+		<-time.After(Until(since, Every))
+		if next := Until(since, Every); next != Every || time.Since(since)%Every != 0 {
+			t.Errorf("at a beat, %v after the first, the next one comes in %v", time.Since(since), next)
+		}
+	})
 }
