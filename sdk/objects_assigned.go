@@ -1,10 +1,12 @@
 package sdk
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -60,9 +62,45 @@ func (k *keeper) announced(m *nats.Msg) {
 	if err != nil || !ok || k.deaf.Load() {
 		return
 	}
+	n, names := subjects.ParseOwnKey(key).Shard, bytes.Contains(m.Data, k.self)
+	if !k.concerns.begin(n, names) {
+		return
+	}
 	k.post(func(now time.Duration) {
 		k.seen(now, kbroker.Stored{Key: key, Revision: kbroker.Revision(rev), Value: m.Data})
+		k.concerns.end(n)
 	})
+}
+
+// concerns are for how many reasons it counts what is heard of each shard: as it is followed, and
+// for each announcement of it that is about to be taken. All instances of an app hear of all its
+// shards; of most they have nothing to do with. Safe for concurrent use.
+type concerns [kbroker.Shards]atomic.Int32
+
+// begin reports whether an announcement of a shard counts, which names this instance or does not:
+// then end follows when it was taken. Those that come meanwhile count, too.
+func (c *concerns) begin(n kbroker.Shard, names bool) bool {
+	if n.OfOne() {
+		return true
+	}
+	if !names && c[n].Load() == 0 {
+		return false
+	}
+	c[n].Add(1)
+	return true
+}
+
+func (c *concerns) end(n kbroker.Shard) { c.follow(n, false) }
+
+// follow is ownership.OwnerConfig.Follow.
+func (c *concerns) follow(n kbroker.Shard, does bool) {
+	switch {
+	case n.OfOne():
+	case does:
+		c[n].Add(1)
+	default:
+		c[n].Add(-1)
+	}
 }
 
 // follow reads all assignments, once the lease is there, until ctx ends: about so often, if one

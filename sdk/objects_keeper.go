@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,6 +50,7 @@ type keeper struct {
 	own   *kbroker.InstanceFile
 	t     transport
 	log   *slog.Logger
+	self  []byte // as records name the incarnation
 	kinds map[kbroker.KindName]*kind
 	heads map[bool]heads // of replies, by whether the method only reads
 
@@ -71,6 +73,7 @@ type keeper struct {
 	closed  bool
 
 	owner      *ownership.Owner
+	concerns   concerns
 	ears       map[uint64]*ear
 	active     map[kbroker.Object]*active
 	gates      gates
@@ -102,7 +105,7 @@ type keeper struct {
 
 func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	k := &keeper{
-		app: a, own: &a.identity, t: t, log: a.log, kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
+		app: a, own: &a.identity, t: t, log: a.log, self: strconv.AppendQuote(nil, string(a.identity.Incarnation)), kinds: map[kbroker.KindName]*kind{}, heads: headsOf(&a.identity),
 		held: make(chan struct{}), lost: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
 		ears: map[uint64]*ear{}, active: map[kbroker.Object]*active{}, gates: newGates(), idle: idling{}, quarantine: newQuarantine(), crossings: newCrossings(),
 		timers: newTimers(), reminders: newReminders(), feeds: feedsOf(a), places: places{}, pressure: newPressure(),
@@ -119,7 +122,7 @@ func newKeeper(a *App, t transport, times ownership.Times) *keeper {
 	k.base, k.stop = context.WithCancel(context.Background())
 	k.owner = ownership.NewOwner(ownership.OwnerConfig{
 		Incarnation: k.own.Incarnation, Service: k.own.Service, Host: k.own.Host,
-		Streams: k.own.ObjectStreams, Times: times, Mailboxes: mailboxes, Durable: durable,
+		Streams: k.own.ObjectStreams, Times: times, Mailboxes: mailboxes, Durable: durable, Follow: k.concerns.follow,
 	})
 	return k
 }

@@ -33,6 +33,9 @@ type OwnerConfig struct {
 	Mailboxes map[kbroker.KindName]int
 	// Durable are the kinds that are not stored before they answer.
 	Durable map[kbroker.KindName]Durability
+	// Follow is told from when on, and until when, it counts what becomes of a shard that is
+	// another's: who hears of that may leave it out else. nil: nobody wants to know.
+	Follow func(n kbroker.Shard, does bool)
 }
 
 // Owner is an incarnation that owns shards of objects. It does nothing by itself: the
@@ -212,6 +215,9 @@ func (o *Owner) shard(n kbroker.Shard) *shard {
 	if s == nil {
 		s = &shard{owner: o, number: n, objects: map[kbroker.Object]*object{}, calls: map[*object]bool{}}
 		o.shards[n] = s
+		if o.cfg.Follow != nil {
+			o.cfg.Follow(n, true)
+		}
 	}
 	s.wake()
 	return s
@@ -225,7 +231,7 @@ func (o *Owner) forget(now time.Duration, s *shard) {
 		s.dropped = at
 		o.later(now+o.cfg.Times.Window, func(time.Duration) {
 			if s.role == none && s.dropped == at && o.shards[s.number] == s {
-				delete(o.shards, s.number)
+				o.drop(s)
 			}
 		})
 		return
@@ -236,8 +242,18 @@ func (o *Owner) forget(now time.Duration, s *shard) {
 	s.dropped = 0
 	if s.role == none && s.releasedEpoch == 0 && s.hearing == deaf && len(s.objects) == 0 {
 		if s.assignment.Next != o.cfg.Incarnation && s.assignment.Owner != o.cfg.Incarnation {
-			delete(o.shards, s.number)
+			o.drop(s)
 		}
+	}
+}
+
+func (o *Owner) drop(s *shard) {
+	if o.shards[s.number] != s {
+		return
+	}
+	delete(o.shards, s.number)
+	if o.cfg.Follow != nil {
+		o.cfg.Follow(s.number, false)
 	}
 }
 
@@ -384,10 +400,12 @@ func (o *Owner) Busy() bool {
 	return false
 }
 
-// Quiet reports whether nothing is under way, and nothing due until then but a renewal.
+// Quiet reports whether nothing is under way, and nothing due until then, but a renewal, and more
+// attempts at one: where the store is slow to take them nobody looks at the clock more often for it.
 func (o *Owner) Quiet(until time.Duration) bool {
 	due := func(r retry) bool { return r.at <= until }
-	return o.begun && len(o.awake) == 0 && !slices.ContainsFunc(o.retries, due) && o.sent == 0 && o.reading == 0
+	renews := o.sent != 0 && o.attempts == 1 || o.reading != 0
+	return o.begun && len(o.awake) == 0 && !slices.ContainsFunc(o.retries, due) && !renews
 }
 
 // String is for people: what the owner holds.
