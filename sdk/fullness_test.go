@@ -150,7 +150,7 @@ func TestFullInstances(t *testing.T) {
 			s.grow(2)
 			c.at(1060, 3*time.Second)
 			c.calls.Wait()
-			if t.Logf("%v, %d attempts refused", c, s.refused); c.failed.Load() > 0 || c.slowest.Load() > int64(2*time.Second) || s.refused > 8_000 {
+			if t.Logf("%v, %d attempts refused", c, s.refused); c.failed.Load() > 0 || c.slowest.Load() > int64(3*time.Second) || s.refused > 8_000 {
 				t.Errorf("%v, %d attempts refused", c, s.refused)
 			}
 		},
@@ -173,8 +173,8 @@ func TestFullInstances(t *testing.T) {
 			c := s.callers(t, 1)
 			c.at(1060, 15*time.Second)
 			c.calls.Wait()
-			// They answer 800 in a second, also while the last ones wait.
-			if t.Logf("%v, %d attempts refused", c, s.refused); c.n.Load()-c.failed.Load() < 14*800 || c.unknown.Load() > 100 {
+			// They answer 800 in a second, for 20 s, as the last ones wait.
+			if t.Logf("%v, %d attempts refused", c, s.refused); c.n.Load()-c.failed.Load() < 18*800 || c.unknown.Load() > 100 || s.refused > 60_000 {
 				t.Errorf("%v, want as many answers as there can be", c)
 			}
 		},
