@@ -29,6 +29,7 @@ type pace struct {
 	attempt               time.Duration // one request is given up
 	retryLeast            time.Duration // after the first failure, doubling
 	retryMost             time.Duration
+	movesPerS             float64 // see ownership.AssignerConfig
 }
 
 var normalPace = pace{

@@ -65,7 +65,7 @@ func newShards(a *Allocator) *shards {
 	t := a.cfg.Times
 	return &shards{
 		alloc: a, now: newBell(), lookLeases: newBell(), lookShards: newBell(), lookPlaced: newBell(), placing: newPlacing(), unreadable: map[kbroker.Shard]bool{},
-		assigner: ownership.NewAssigner(ownership.AssignerConfig{Times: ownership.Times{
+		assigner: ownership.NewAssigner(ownership.AssignerConfig{MovesPerS: a.pace.movesPerS, Times: ownership.Times{
 			Renew: t.LeaseRenew, RenewAttempt: t.RenewAttempt, HolderStops: t.HolderStops, ObserverActs: t.ObserverActs,
 			OutageGrace: t.OutageGrace, MoveDeadline: moveDeadline,
 		}}),

@@ -40,7 +40,7 @@ var fastTimes = state.Times{
 // happens because of an event or a retry.
 var eventPace = pace{
 	lookApp: time.Hour, lookPlace: time.Hour, resend: time.Hour, lookLeases: time.Hour, lookShards: time.Hour, lookPlaced: time.Hour, lookInstances: time.Hour, decide: time.Hour,
-	attempt: 500 * time.Millisecond, turnsOver: 2 * time.Second, retryLeast: 5 * time.Millisecond, retryMost: 50 * time.Millisecond,
+	attempt: 500 * time.Millisecond, turnsOver: 2 * time.Second, retryLeast: 5 * time.Millisecond, retryMost: 50 * time.Millisecond, movesPerS: 2000,
 }
 
 // world plays a core, with the store's part of the lease, and the super on a real server.
@@ -318,6 +318,7 @@ func (w *world) startOwn(name kbroker.InstanceID, p pace, policy Policy) *proces
 		w.t.Fatalf("new allocator: %v", err)
 	}
 	alloc.pace = p
+	alloc.shards = newShards(alloc)
 	pr.alloc = alloc
 	ctx, cancel := context.WithCancel(context.Background())
 	pr.stop = cancel
