@@ -345,9 +345,18 @@ func (c *call) wait() time.Duration {
 	return jitter(c.full.pause(c.timeout, time.Until(c.deadline).Seconds()/c.timeout.Seconds()))
 }
 
+// waitsAt is where it waits from here on: what was known of the method may have been forgotten while
+// attempts were under way.
+func (c *call) waitsAt(f *fullness) {
+	if f != c.full {
+		c.leave()
+		c.full = f
+	}
+}
+
 // leave has it wait no more.
 func (c *call) leave() {
-	if c.waiter != nil {
+	if c.waiter != nil && c.full != nil {
 		c.full.leave(c.waiter)
 	}
 }
@@ -394,7 +403,7 @@ func (c *call) receive(ctx context.Context, m *nats.Msg) (reply *nats.Msg, e eve
 	case failure.Code == kbroker.Overloaded && failure.Executed == kbroker.ExecutedNo:
 		c.last = failure
 		if !c.to.isObject() { // of one it is the mailbox, which no other instance has
-			c.full = c.client.full.refused(c.subject)
+			c.waitsAt(c.client.full.refused(c.subject))
 		}
 		return nil, refusedNow, nil
 	}

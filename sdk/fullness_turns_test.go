@@ -74,3 +74,18 @@ func TestTurns(t *testing.T) {
 		}
 	})
 }
+
+// What was known of a method may be forgotten while an attempt is under way: the call waits where
+// others do from then on, and is taken out there alone.
+func TestACallWaitsAtOnePlace(t *testing.T) {
+	old, is := &fullness{at: time.Now()}, &fullness{at: time.Now()}
+	c := &call{full: old, waiter: newWaiter(time.Now().Add(time.Second))}
+	old.wait(c.waiter)
+	other := newWaiter(time.Now().Add(time.Minute))
+	is.wait(other)
+	c.waitsAt(is)
+	c.full.wait(c.waiter)
+	if c.leave(); len(old.waiters) != 0 || len(is.waiters) != 1 || is.waiters[0] != other {
+		t.Errorf("%d wait at the old place, %d at the new one, want the other call alone", len(old.waiters), len(is.waiters))
+	}
+}

@@ -164,8 +164,8 @@ func recordOf(l kbroker.AllocatorLease) leaseRecord {
 //   - A core that was paused between the request and the write writes late, maybe after
 //     the allocator gave the attempt up. A sequence comes once, so the write is refused
 //     if anything was written since the allocator read. If nothing was, it is what a
-//     late write is without a core: a renewal extends nobody's term, as nobody heard
-//     that it was accepted, and has observers wait longer; a taking has a holder that
+//     late write is without a core: a renewal has observers wait longer, and extends the
+//     term from when the first write was sent that may be it, if it is read to be there; a taking has a holder that
 //     does not act by it, finds its own name, and takes the lease again under a higher
 //     epoch; a release is that of a holding that is over. No holder is displaced by it:
 //     who took or renewed the lease since has written.

@@ -290,7 +290,7 @@ type holding struct {
 	unanswered time.Duration
 
 	mu   sync.Mutex
-	sent time.Duration // when the last acknowledged write of the lease was sent
+	sent time.Duration // when the last write of the lease was sent that was acknowledged, or read
 	lost bool
 }
 
@@ -422,6 +422,9 @@ type refusal struct {
 func (r *refusal) Error() string   { return errRefused.Error() + ": " + r.cause.Error() }
 func (r *refusal) Unwrap() []error { return []error{errRefused, r.cause} }
 
+// errOlder is that a read has shown a record of the lease that was left behind.
+var errOlder = errors.New("the lease was read as it was before")
+
 // resync learns from the stream's leader whether the lease is still ours, and
 // if so its revision. A renewal of ours whose answer was lost, or late, may have been
 // applied, and may be applied even later than this read. One that was counts from when the
@@ -435,10 +438,13 @@ func (h *holding) resync(ctx context.Context) (mine bool, err error) {
 	if rev == 0 || record.Released || !record.sameHolding(h.record) {
 		return false, nil
 	}
-	if rev != h.rev && h.unanswered != 0 {
-		h.extend(h.unanswered)
-	}
-	if rev != h.rev {
+	switch {
+	case rev < h.rev: // by a leader that was deposed and does not know it yet: it says nothing
+		return false, errOlder
+	case rev > h.rev:
+		if h.unanswered != 0 {
+			h.extend(h.unanswered)
+		}
 		h.rev, h.unanswered = rev, 0
 	}
 	return true, nil

@@ -124,3 +124,43 @@ func TestALeaseIsTakenThoughAnswersAreLate(t *testing.T) {
 		}
 	})
 }
+
+// A leader that was deposed and does not know it shows an older record: that is no renewal.
+func TestAnOlderRecordExtendsNoTerm(t *testing.T) {
+	clock := &fakeClock{}
+	me := leaseRecord{Holder: "h1", Process: "p", Epoch: 7}
+	shown := []uint64{9, 10, 9, 10}
+	s := &readStore{shows: func() (leaseRecord, uint64, error) {
+		rev := shown[0]
+		shown = append(shown[1:], rev)
+		return me, rev, nil
+	}}
+	l := &lease{store: s, clock: clock.read, times: Tuned, me: me, log: slog.New(slog.DiscardHandler)}
+	h := &holding{lease: l, record: me, rev: 10, sent: clock.read()}
+	for clock.read() < Tuned.HolderStops {
+		if h.over() {
+			t.Fatalf("the term is over after %v", clock.read())
+		}
+		clock.advance(Tuned.LeaseRenew)
+		if err := h.behind(t.Context(), func(context.Context, uint64) (uint64, error) { return 0, context.DeadlineExceeded }); err == nil {
+			t.Fatal("a write without an answer succeeds")
+		}
+		if h.rev != 10 {
+			t.Fatalf("the lease is at %d, was at 10", h.rev)
+		}
+	}
+	if !h.over() {
+		t.Errorf("%v after the last renewal that was stored the term goes on", clock.read())
+	}
+}
+
+// readStore shows what it is told to, and takes no write.
+type readStore struct {
+	shows func() (leaseRecord, uint64, error)
+}
+
+func (s *readStore) read(context.Context) (leaseRecord, uint64, error) { return s.shows() }
+
+func (s *readStore) write(context.Context, leaseRecord, uint64) (uint64, error) {
+	return 0, context.DeadlineExceeded
+}

@@ -15,7 +15,7 @@ type Times struct {
 
 	LeaseRenew   time.Duration // a holder renews this often
 	LeaseTerm    time.Duration
-	HolderStops  time.Duration // after the SEND of the last acknowledged renewal
+	HolderStops  time.Duration // after the SEND of the last renewal that was acknowledged, or read to be there
 	ObserverActs time.Duration // after the lease's revision was first seen unchanged
 	RenewAttempt time.Duration // one attempt to renew times out
 	OutageGrace  time.Duration // nobody is judged this soon after the store came back
