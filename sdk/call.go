@@ -204,7 +204,7 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 	defer c.clear(t)
 
 	back, refused := c.client.back.wait(), c.client.refused.wait()
-	defer c.leave()
+	defer c.endWait()
 	pause, err := c.begin(t, now)
 	if err != nil {
 		return nil, err
@@ -351,6 +351,13 @@ func (c *call) waitsAt(f *fullness) {
 	if f != c.full {
 		c.leave()
 		c.full = f
+	}
+}
+
+// endWait has it wait no more, as it is over.
+func (c *call) endWait() {
+	if c.waiter != nil && c.full != nil {
+		c.full.end(c.waiter)
 	}
 }
 

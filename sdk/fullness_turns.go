@@ -84,6 +84,19 @@ func (f *fullness) leave(w *waiter) {
 	}
 }
 
+// end is leave of a call that is over: a turn that it was given and has not used is the next one's.
+func (f *fullness) end(w *waiter) {
+	f.mu.Lock()
+	unused := len(w.comes) > 0
+	f.mu.Unlock()
+	f.leave(w)
+	if unused {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.next(time.Now())
+	}
+}
+
 // answered takes that an attempt was answered, after a time: there is room for another one.
 func (f *fullness) answered(took time.Duration) {
 	f.mu.Lock()

@@ -58,6 +58,13 @@ func TestTurns(t *testing.T) {
 			t.Error("one that has gone on by itself has its turn still")
 		}
 
+		f.wait(first)
+		f.wait(second)
+		answered(1)
+		if f.end(first); !given(second) {
+			t.Error("the turn of one that has given up is nobody's")
+		}
+
 		var all []*waiter
 		for range 50 {
 			all = append(all, waits(time.Minute))
