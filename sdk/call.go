@@ -297,8 +297,11 @@ func (c *call) act(t transport, v verdict, now time.Time) (time.Duration, error)
 	case resendNow:
 		return c.send(t, now)
 	}
-	if c.paused {
-		return backoff(c.inARow), nil // something else woke the call up
+	if c.paused { // something else woke the call up
+		if c.full != nil {
+			return max(backoff(c.inARow), c.wait()), nil
+		}
+		return backoff(c.inARow), nil
 	}
 	return c.patience(), nil
 }

@@ -71,29 +71,34 @@ func (f *fullness) wait(w *waiter) {
 	}
 }
 
-// leave has a call wait no more, also for a turn that it was just given.
+// leave has a call wait no more, as it goes on.
 func (f *fullness) leave(w *waiter) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.out(w)
+}
+
+// end has a call wait no more, as it is over: a turn that it was given and has not used is the next
+// one's.
+func (f *fullness) end(w *waiter) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.out(w) {
+		f.next(time.Now())
+	}
+}
+
+// out takes a call out of those that wait, and reports whether it was given a turn that it has not
+// used. The caller holds mu.
+func (f *fullness) out(w *waiter) (unused bool) {
 	if w.at >= 0 {
 		heap.Remove(&f.waiters, w.at)
 	}
 	select {
 	case <-w.comes:
+		return true
 	default:
-	}
-}
-
-// end is leave of a call that is over: a turn that it was given and has not used is the next one's.
-func (f *fullness) end(w *waiter) {
-	f.mu.Lock()
-	unused := len(w.comes) > 0
-	f.mu.Unlock()
-	f.leave(w)
-	if unused {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.next(time.Now())
+		return false
 	}
 }
 

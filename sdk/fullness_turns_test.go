@@ -96,3 +96,15 @@ func TestACallWaitsAtOnePlace(t *testing.T) {
 		t.Errorf("%d wait at the old place, %d at the new one, want the other call alone", len(old.waiters), len(is.waiters))
 	}
 }
+
+// What wakes a call up that waits, and says nothing, does not have it go before its turn.
+func TestACallThatWaitsGoesOnToWait(t *testing.T) {
+	f := &fullness{at: time.Now()}
+	for range 200 {
+		f.refuse()
+	}
+	c := &call{timeout: DefaultTimeout, deadline: time.Now().Add(DefaultTimeout), full: f, paused: true}
+	if pause, err := c.act(nil, keepWaiting, time.Now()); err != nil || pause < fullPauseMost/3 || len(f.waiters) != 1 {
+		t.Errorf("it goes on after %v (%v), and %d wait; want it to wait", pause, err, len(f.waiters))
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -72,14 +71,14 @@ func newLoadMeter(a *App, t transport) *loadMeter {
 // that, at the latest, when ctx ends.
 func (l *loadMeter) run(ctx context.Context) {
 	since, paced := l.app.started, l.every
-	sample, every := time.NewTimer(pulse.Until(since, paced)), time.NewTimer(pulse.Until(since, kbroker.LoadEvery))
+	sample, every := time.NewTimer(untilSample(since, paced)), time.NewTimer(pulse.Until(since, kbroker.LoadEvery))
 	defer sample.Stop()
 	defer every.Stop()
 	l.tell()
 	for {
 		if l.every != paced {
 			paced = l.every
-			sample.Reset(pulse.Until(since, paced))
+			sample.Reset(untilSample(since, paced))
 		}
 		select {
 		case <-ctx.Done():
@@ -87,7 +86,7 @@ func (l *loadMeter) run(ctx context.Context) {
 			return
 		case <-sample.C:
 			l.sample()
-			sample.Reset(pulse.Until(since, paced))
+			sample.Reset(untilSample(since, paced))
 		case <-l.app.drains:
 			l.tellDraining()
 		case <-every.C:
@@ -95,6 +94,15 @@ func (l *loadMeter) run(ctx context.Context) {
 			every.Reset(pulse.Until(since, kbroker.LoadEvery))
 		}
 	}
+}
+
+// untilSample is how long it takes until the next look: with the beat where there is nothing to do,
+// and beside it otherwise, as timers and reminders begin their turns with it.
+func untilSample(since time.Time, every time.Duration) time.Duration {
+	if every == loadIdle {
+		return pulse.Until(since, every)
+	}
+	return pulse.Until(since.Add(every/2), every)
 }
 
 // sample looks at what is under way: it stands for the time since the look before.
@@ -163,29 +171,4 @@ func (l *loadMeter) load() kbroker.InstanceLoad {
 		}
 	}
 	return m
-}
-
-// meter makes cores of processor time.
-type meter struct {
-	at   time.Time // 0: never
-	used time.Duration
-}
-
-// cores are those that were used since it was called last; 0 the first time.
-func (m *meter) cores(now time.Time, used time.Duration) float64 {
-	was := *m
-	m.at, m.used = now, used
-	if over := now.Sub(was.at); !was.at.IsZero() && over > 0 {
-		return max((used-was.used).Seconds()/over.Seconds(), 0)
-	}
-	return 0
-}
-
-// processTime is how long processors have worked for this process; 0: it is not known.
-func processTime() time.Duration {
-	var r syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-		return 0
-	}
-	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }

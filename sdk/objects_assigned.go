@@ -73,20 +73,25 @@ func (k *keeper) announced(m *nats.Msg) {
 }
 
 // concerns are for how many reasons it counts what is heard of each shard: as it is followed, and
-// for each announcement of it that is about to be taken. All instances of an app hear of all its
-// shards; of most they have nothing to do with. Safe for concurrent use.
-type concerns [kbroker.Shards]atomic.Int32
+// for each announcement of it that is about to be taken; reads are those under way, of any. All
+// instances of an app hear of all its shards; with most they have nothing to do. Safe for
+// concurrent use.
+type concerns struct {
+	of    [kbroker.Shards]atomic.Int32
+	reads atomic.Int32
+}
 
 // begin reports whether an announcement of a shard counts, which names this instance or does not:
-// then end follows when it was taken. Those that come meanwhile count, too.
+// then end follows when it was taken. Those that come meanwhile count, too, and those behind a
+// read, which may show that the shard is to be this instance's.
 func (c *concerns) begin(n kbroker.Shard, names bool) bool {
 	if n.OfOne() {
 		return true
 	}
-	if !names && c[n].Load() == 0 {
+	if !names && c.of[n].Load() == 0 && c.reads.Load() == 0 {
 		return false
 	}
-	c[n].Add(1)
+	c.of[n].Add(1)
 	return true
 }
 
@@ -97,9 +102,9 @@ func (c *concerns) follow(n kbroker.Shard, does bool) {
 	switch {
 	case n.OfOne():
 	case does:
-		c[n].Add(1)
+		c.of[n].Add(1)
 	default:
-		c[n].Add(-1)
+		c.of[n].Add(-1)
 	}
 }
 
@@ -126,8 +131,10 @@ func (k *keeper) follow(ctx context.Context, every time.Duration) {
 			continue
 		case <-next.C:
 		}
+		k.concerns.reads.Add(1)
 		k.readOn(kbroker.OwnReadRequest{Match: subjects.MatchAssigns, Since: since}, 0, found{}, func(now time.Duration, all found, ok bool) {
 			k.see(now, all.records, ok)
+			k.concerns.reads.Add(-1)
 			if ok {
 				since = all.at
 			}

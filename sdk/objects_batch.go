@@ -85,8 +85,10 @@ func (k *keeper) lookUp() {
 		keys = append(keys, subjects.KeyAssign(s), subjects.KeyRelease(s))
 		delete(a.shards, s)
 	}
+	k.concerns.reads.Add(1)
 	k.read(kbroker.OwnReadRequest{Keys: keys}, func(now time.Duration, found []kbroker.Stored, ok bool) {
 		a.sent = false
 		k.see(now, found, ok)
+		k.concerns.reads.Add(-1)
 	})
 }

@@ -53,6 +53,14 @@ func TestWhatIsAnnouncedOfOthers(t *testing.T) {
 	if assigns(7, other, ""); taken() > 0 {
 		t.Error("that shard counts still")
 	}
+	k.concerns.reads.Add(1) // a read under way, which shows shard 9 as it was
+	assigns(9, other, "")
+	read := kbroker.Stored{Key: subjects.KeyAssign(9), Revision: 1, Value: fmt.Appendf(nil, `{"owner":%q,"epoch":3,"next":%q,"next_epoch":4}`, other, own.Incarnation)}
+	k.see(0, []kbroker.Stored{read}, true)
+	k.concerns.reads.Add(-1)
+	if n := taken(); n != 1 {
+		t.Errorf("of what came behind a read %d records are taken, want 1", n)
+	}
 	assigns(8, own.Incarnation, "")
 	taken()
 	says(subjects.KeyRelease(8), `{"epoch":2}`)

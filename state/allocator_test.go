@@ -315,6 +315,7 @@ func TestNoTwoAllocatorsHoldTheLease(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		clock := &fakeClock{}
 		var late []kbroker.LeaseRequest
+		var read []kbroker.LeaseReply // all that was, the oldest first
 		depth, step := 0, func() {}
 		ask := func(ctx context.Context, r kbroker.LeaseRequest) (kbroker.LeaseReply, error) {
 			pause := func(where string) { // meanwhile the others go on
@@ -325,7 +326,7 @@ func TestNoTwoAllocatorsHoldTheLease(t *testing.T) {
 				}
 				clock.advance(rapid.SampledFrom([]time.Duration{0, 0, 0, 0, time.Millisecond, 2 * time.Second, 7 * time.Second}).Draw(rt, where))
 			}
-			fault := rapid.SampledFrom([]string{"", "", "", "", "", "", "lost", "unanswered", "late"}).Draw(rt, "fault")
+			fault := rapid.SampledFrom([]string{"", "", "", "", "", "", "lost", "lost", "unanswered", "late", "old", "old"}).Draw(rt, "fault")
 			pause("before")
 			switch {
 			case fault == "lost":
@@ -333,8 +334,13 @@ func TestNoTwoAllocatorsHoldTheLease(t *testing.T) {
 			case fault == "late" && r.Write != nil:
 				late = append(late, r)
 				return kbroker.LeaseReply{}, kbroker.Unavailable
+			case fault == "old" && r.Write == nil && len(read) > 0: // by a leader that was deposed
+				return read[rapid.IntRange(max(0, len(read)-4), len(read)-1).Draw(rt, "how old")], nil
 			}
 			reply, err := s.ask(ctx, r)
+			if r.Write == nil && err == nil {
+				read = append(read, reply)
+			}
 			pause("after")
 			if fault == "unanswered" {
 				return kbroker.LeaseReply{}, kbroker.Unavailable

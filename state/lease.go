@@ -153,18 +153,24 @@ func busy(err error) bool { return code(err) == codeInFlight || errors.Is(err, k
 // nil when ctx ends.
 func (l *lease) campaign(ctx context.Context) *holding {
 	w := watch{times: l.times, me: l.me, earlier: l.earlier, news: l.news}
-	within := l.times.RenewAttempt
+	within, tried := l.times.RenewAttempt, uint64(0)
 	for {
 		asked := l.clock()
 		record, rev, err := l.store.read(ctx)
 		if err != nil {
 			l.log.Debug("lease not read", "object", l.subject, "err", err)
 			w.failed()
-		} else if w.saw(record, rev, asked, l.clock()) {
-			if h := l.acquire(ctx, record, rev, within); h != nil {
-				return h
+		} else {
+			if record.Holder == l.me.Holder && record.Process == l.me.Process && record.Epoch == tried {
+				// The attempt was stored, and its answer late: it was not lost.
+				within = min(2*within, l.times.HolderStops/2)
 			}
-			within = min(2*within, l.times.HolderStops/2) // a store that is slow takes it, too
+			if w.saw(record, rev, asked, l.clock()) {
+				if h := l.acquire(ctx, record, rev, within); h != nil {
+					return h
+				}
+				tried = record.Epoch + 1
+			}
 		}
 		now := l.clock()
 		if sleep(ctx, min(asked+l.every-now, w.due(now))); ctx.Err() != nil {

@@ -125,6 +125,36 @@ func TestALeaseIsTakenThoughAnswersAreLate(t *testing.T) {
 	})
 }
 
+// What is lost, as with the leader of a stream, is tried again soon: a taking waits no longer for it.
+func TestATakingThatIsLostIsTriedAgainSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		clock := func() time.Duration { return time.Since(began) + time.Hour }
+		s := &lateStore{writes: time.Millisecond, reads: time.Millisecond}
+		lost := &lossyStore{lateStore: s, until: began.Add(Tuned.ObserverActs + 4*time.Second)}
+		l := &lease{store: lost, clock: clock, times: Tuned, me: leaseRecord{Holder: "h1", Process: "p"}, every: 100 * time.Millisecond, log: slog.New(slog.DiscardHandler)}
+		if h := l.campaign(t.Context()); h == nil || time.Since(lost.until) > 500*time.Millisecond || lost.writes < 8 {
+			t.Fatalf("it is held: %v, %v after writes are taken again, of which %d were lost", h != nil, time.Since(lost.until), lost.writes)
+		}
+	})
+}
+
+// lossyStore loses all writes until a time.
+type lossyStore struct {
+	*lateStore
+	until  time.Time
+	writes int
+}
+
+func (s *lossyStore) write(ctx context.Context, r leaseRecord, rev uint64) (uint64, error) {
+	if time.Now().Before(s.until) {
+		s.writes++
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	return s.lateStore.write(ctx, r, rev)
+}
+
 // A leader that was deposed and does not know it shows an older record: that is no renewal.
 func TestAnOlderRecordExtendsNoTerm(t *testing.T) {
 	clock := &fakeClock{}

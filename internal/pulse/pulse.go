@@ -26,7 +26,7 @@ const (
 // time, more than 0: those of a period that is a multiple of another one's come together with
 // its.
 func Until(since time.Time, every time.Duration) time.Duration {
-	return every - max(time.Since(since), 0)%every
+	return every - (time.Since(since)%every+every)%every
 }
 
 // Beat touches the file of that path, which it makes (0600), at once and with the beats since a
