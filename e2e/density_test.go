@@ -311,6 +311,29 @@ func TestIdleOwners(t *testing.T) {
 	}
 }
 
+// TestManyOwnersStay: sixty instances that own objects come up on one small machine, whose
+// processors are full with them, and keep their leases.
+func TestManyOwnersStay(t *testing.T) {
+	needLong(t)
+	const owners, lasts, restarts = 60, 90 * time.Second, 10
+	c := up(t, 3)
+	began := time.Now()
+	c.deployRooms(strconv.Itoa(owners), "    slots: 2000\n    resources: {cpu: 0.01, memory: 48MiB}\n    update: {deadline: 10m}\n")
+	c.waitReady(5*time.Minute, "rooms", "rooms", owners, nil)
+	ready := time.Since(began)
+	<-time.After(lasts)
+	again, up := 0, 0
+	for _, r := range c.rows("rooms") {
+		if again += r.Restarts; r.Service == "rooms" && r.State == kbroker.StateReady {
+			up++
+		}
+	}
+	t.Logf("RESULT %d owners are ready after %v; %v later %d are, with %d restarts in all", owners, ready.Round(100*time.Millisecond), lasts, up, again)
+	if up < owners || again > restarts {
+		t.Errorf("%d of %d are ready, with %d restarts, want at most %d", up, owners, again, restarts)
+	}
+}
+
 // rows are the instances of an app.
 func (c *cluster) rows(app string) (rows []kbroker.InstanceRow) {
 	c.t.Helper()
