@@ -47,8 +47,9 @@ type loadMeter struct {
 	t        transport
 	subject  string
 	busy     []func() float64 // of all that is bounded: the part that is under way now
-	sums     []float64        // of their samples since it was told last
-	samples  float64          // that they stand for, of loadSample each
+	sums     []float64        // of what was found, by the seconds it stands for, since it was told last
+	seconds  float64          // that they stand for
+	looked   time.Time        // last
 	every    time.Duration    // how often is looked at them now
 	idle     time.Duration    // for how long nothing was found
 	draining bool             // it was told that the instance drains
@@ -56,7 +57,7 @@ type loadMeter struct {
 }
 
 func newLoadMeter(a *App, t transport) *loadMeter {
-	l := &loadMeter{app: a, t: t, every: loadSample, subject: subjects.Load(a.identity.Tenant, a.identity.App, a.identity.Incarnation)}
+	l := &loadMeter{app: a, t: t, looked: time.Now(), every: loadSample, subject: subjects.Load(a.identity.Tenant, a.identity.App, a.identity.Incarnation)}
 	for _, m := range a.methods {
 		l.busy = append(l.busy, m.crew.busy)
 	}
@@ -107,28 +108,32 @@ func untilSample(since time.Time, every time.Duration) time.Duration {
 
 // sample looks at what is under way: it stands for the time since the look before.
 func (l *loadMeter) sample() {
-	passed, found := float64(l.every/loadSample), false
+	now := time.Now()
+	passed, found := now.Sub(l.looked), false
+	l.looked = now
 	for i, busy := range l.busy {
 		is := busy()
-		l.sums[i] += is * passed
+		l.sums[i] += is * passed.Seconds()
 		found = found || is > 0
 	}
-	l.samples += passed
+	l.seconds += passed.Seconds()
 	if found {
 		l.idle, l.every = 0, loadSample
-	} else if l.idle += time.Duration(passed) * loadSample; l.idle >= kbroker.LoadEvery {
+	} else if l.idle += passed; l.idle >= kbroker.LoadEvery {
 		l.every = loadIdle
 	}
 }
 
-// busiest is the highest average of the samples, of which there are some; it drops them.
+// busiest is the highest average of what was found since it was told last; it drops that.
 func (l *loadMeter) busiest() float64 {
 	most := 0.0
 	for i, sum := range l.sums {
-		most = max(most, sum/l.samples)
+		if l.seconds > 0 {
+			most = max(most, sum/l.seconds)
+		}
 		l.sums[i] = 0
 	}
-	l.samples = 0
+	l.seconds = 0
 	return min(most, 1)
 }
 
@@ -144,9 +149,7 @@ func (l *loadMeter) tellDraining() {
 // tell drops what cannot be told now: the next one says all that counts.
 func (l *loadMeter) tell() {
 	l.draining = l.isDraining()
-	if l.samples == 0 {
-		l.sample()
-	}
+	l.sample() // a look may be due just now, too: whichever comes first, all of the time is counted
 	b, err := json.Marshal(l.load())
 	if err != nil || l.app.client.refusedSince(l.subject, time.Now().Add(-loadRefused)) {
 		return

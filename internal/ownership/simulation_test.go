@@ -12,7 +12,7 @@ import (
 
 var (
 	simSeed  = flag.Uint64("sim.seed", 0, "run this world alone, and print what happens in it")
-	simCount = flag.Int("sim.count", 2000, "how many worlds are run")
+	simCount = flag.Int("sim.count", 1000, "how many worlds are run")
 )
 
 // TestNothingBreaksInAnyWorld: thousands of worlds, each with a seed. In none of them is
