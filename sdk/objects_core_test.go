@@ -143,8 +143,26 @@ func (c *core) write(tenant kbroker.TenantID, app kbroker.AppName, body []byte) 
 	if err != nil {
 		return nil, mute == 0, err
 	}
+	if c.t.Context().Err() != nil {
+		c.revokeLeaving(tenant, app, r.Writes)
+	}
 	data, err = json.Marshal(kbroker.OwnWriteReply{First: first})
 	return data, mute == 0, err
+}
+
+// revokeLeaving ends the leases of who leaves when the test is over: there is no allocator that
+// would take over from them, and each would wait for one. Under mu.
+func (c *core) revokeLeaving(tenant kbroker.TenantID, app kbroker.AppName, writes []kbroker.Write) {
+	for _, w := range writes {
+		var l ownership.Lease
+		if subjects.ParseOwnKey(w.Key).Table != subjects.OwnLease || json.Unmarshal(w.Value, &l) != nil || !l.Leaving {
+			continue
+		}
+		l.Revoked = true
+		if b, err := json.Marshal(l); err == nil {
+			_, _ = c.apply(tenant, app, []kbroker.Write{{Key: w.Key, Expected: c.recs[w.Key].Revision, Value: b}})
+		}
+	}
 }
 
 // apply writes a batch. Under mu.
