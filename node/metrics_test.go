@@ -163,6 +163,7 @@ func scrapeTogether(t *testing.T, c *http.Client) {
 }
 
 func TestAHostRunsWithoutMetrics(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		prepare func(t *testing.T) string
 		logged  string

@@ -224,6 +224,7 @@ func (w *refusedWorker) cutOff() {
 // TestAWorkerThatLostItsCredentialGetsAnotherOne, without a restart; another key is told
 // to the cluster, and the one before holds nowhere any more.
 func TestAWorkerThatLostItsCredentialGetsAnotherOne(t *testing.T) {
+	t.Parallel()
 	w := newRefusedWorker(t)
 	stop := start(t, w.cfg)
 	first := w.heard()
@@ -319,6 +320,7 @@ func TestAWorkerThatLostItsCredentialGetsAnotherOne(t *testing.T) {
 // TestAWorkerThatWasOffWhenItWasRemovedHearsOfIt: no core lets it in, and so its heartbeat
 // is never answered.
 func TestAWorkerThatWasOffWhenItWasRemovedHearsOfIt(t *testing.T) {
+	t.Parallel()
 	w := newRefusedWorker(t)
 	stop := start(t, w.cfg)
 	key := w.heard()

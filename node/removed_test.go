@@ -70,6 +70,7 @@ func TestTheNextStartEndsWhatARemovedHostRuns(t *testing.T) {
 // removal before the cluster knows: the broker alone runs on, after a restart
 // too, until the cluster has removed it.
 func TestABrokerOfARemovedHostStaysWhileItIsAMember(t *testing.T) {
+	t.Parallel()
 	work := t.TempDir()
 	dirB := filepath.Join(work, "b")
 	start(t, Config{Dir: filepath.Join(work, "a"), Name: "a", Found: true, Advertise: "127.0.0.1"})
@@ -147,6 +148,7 @@ func remove(t *testing.T, nc *nats.Conn, host kbroker.HostID) error {
 // TestACoreThatWasOffWhenItWasRemovedHearsOfIt: the routes of the others refuse it,
 // and so its broker never does.
 func TestACoreThatWasOffWhenItWasRemovedHearsOfIt(t *testing.T) {
+	t.Parallel()
 	work := t.TempDir()
 	dirA, dirB := filepath.Join(work, "a"), filepath.Join(work, "b")
 	start(t, Config{Dir: dirA, Name: "a", Found: true, Advertise: "127.0.0.1"})

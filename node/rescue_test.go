@@ -24,6 +24,7 @@ import (
 // answers, and it changes nothing unless it is finished; then the same directory
 // starts as a cluster of one, which another host joins.
 func TestTheSecondOfTwoHostsIsRescued(t *testing.T) {
+	t.Parallel()
 	work := t.TempDir()
 	dir := func(host string) string { return filepath.Join(work, host) }
 	stopFounder := start(t, Config{Dir: dir("a"), Name: "a", Found: true, Advertise: "127.0.0.1"})

@@ -217,6 +217,7 @@ func (p *agentProcess) logged(text string) error {
 // TestRestartInPlace: the program on disk is replaced and executed, the pid and
 // the children stay.
 func TestRestartInPlace(t *testing.T) {
+	t.Parallel()
 	p := startProcess(t)
 	p.deploy()
 	ready := func(r kbroker.InstanceRow) bool { return r.State == kbroker.StateReady && r.PID != nil }

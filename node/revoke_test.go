@@ -267,6 +267,7 @@ func (l *listenLog) Handle(_ context.Context, r slog.Record) error {
 // TestCoresThatStartTogetherTellEachOther who is out, over their routes, before either
 // takes clients, and neither waits for its time to be over.
 func TestCoresThatStartTogetherTellEachOther(t *testing.T) {
+	t.Parallel()
 	work := t.TempDir()
 	dir := func(host string) string { return filepath.Join(work, host) }
 	cfg := map[string]Config{"h1": {Dir: dir("h1"), Name: "h1", Found: true, Advertise: "127.0.0.1"}}

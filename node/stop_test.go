@@ -14,6 +14,7 @@ import (
 // TestAHostThatStopsBeatsUntilItsBrokerHas: the broker waits seconds for its
 // clients, and a host that is silent for as long is judged lost.
 func TestAHostThatStopsBeatsUntilItsBrokerHas(t *testing.T) {
+	t.Parallel()
 	work := t.TempDir()
 	start(t, Config{Dir: filepath.Join(work, "a"), Name: "a", Found: true, Advertise: "127.0.0.1"})
 	a := awaitLeader(t, filepath.Join(work, "a"))

@@ -54,6 +54,7 @@ func hasty(o *options) {
 
 // TestEverybodyReturnsHome after each server has gone once and come back.
 func TestEverybodyReturnsHome(t *testing.T) {
+	t.Parallel()
 	c := natstest.StartCluster(t, 3)
 	meshed(t, c)
 	ran := &runs{}

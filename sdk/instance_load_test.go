@@ -404,6 +404,7 @@ func TestWhatIsNearestToItsBoundCounts(t *testing.T) {
 
 // TestAnInstanceWithObjectsTellsItsLoad over a real connection.
 func TestAnInstanceWithObjectsTellsItsLoad(t *testing.T) {
+	t.Parallel()
 	s := natstest.Start(t)
 	core := newCore(t, s)
 	core.give(incarnation("a"), acc("1"))

@@ -51,6 +51,7 @@ func gate(t *testing.T, server string, knocked chan<- struct{}, release <-chan s
 // TestALinkIsNotLostWithTheOneThatCameSecond: of two servers that answer at the
 // same time one is taken and the other connection closed.
 func TestALinkIsNotLostWithTheOneThatCameSecond(t *testing.T) {
+	t.Parallel()
 	const rounds = 20
 	a, b := natstest.Start(t), natstest.Start(t)
 	n := &network{log: slog.New(slog.DiscardHandler), target: connect.Target{Source: "test"}}

@@ -81,6 +81,7 @@ func (c *Client) nats() *natsTransport { return c.opened.Load().transport.(*nats
 // TestAnUpgradeOfTheCoresFailsNoRequest sends each server away in turn, under
 // load of a method that may not be repeated.
 func TestAnUpgradeOfTheCoresFailsNoRequest(t *testing.T) {
+	t.Parallel()
 	const instances, callers, perSecond = 6, 6, 700
 	c := natstest.StartCluster(t, 3)
 	meshed(t, c)
@@ -109,6 +110,7 @@ func TestAnUpgradeOfTheCoresFailsNoRequest(t *testing.T) {
 // TestSlowRequestsSurviveAMove has requests under way for longer than it takes
 // a server to go: their answers come by the new connection.
 func TestSlowRequestsSurviveAMove(t *testing.T) {
+	t.Parallel()
 	c := natstest.StartCluster(t, 3)
 	meshed(t, c)
 	ran, _ := serveOnce(t, c, 3, 4*time.Second)
@@ -136,6 +138,7 @@ func TestSlowRequestsSurviveAMove(t *testing.T) {
 
 // TestTwoServersGoAtOnce leaves one server for all.
 func TestTwoServersGoAtOnce(t *testing.T) {
+	t.Parallel()
 	c := natstest.StartCluster(t, 3)
 	meshed(t, c)
 	ran, apps := serveOnce(t, c, 3, 5*time.Millisecond)
@@ -254,6 +257,7 @@ func TestWithoutAnotherServerTheConnectionComesBack(t *testing.T) {
 
 // TestAnAppDrainsWhileItMoves loses nothing of either.
 func TestAnAppDrainsWhileItMoves(t *testing.T) {
+	t.Parallel()
 	c := natstest.StartCluster(t, 3)
 	meshed(t, c)
 	ran, apps := serveOnce(t, c, 4, 50*time.Millisecond)

@@ -117,6 +117,7 @@ func TestAnOwnerWithoutPlacementServesUntilOthersDo(t *testing.T) {
 // An owner that moves to another server subscribes its shards there first: no request of
 // an object is lost, and none runs twice.
 func TestAnOwnerMovesToAnotherServer(t *testing.T) {
+	t.Parallel()
 	cluster := natstest.StartCluster(t, 3)
 	meshed(t, cluster)
 	core := newCoreOn(t, cluster.Connect(t, 1))

@@ -55,6 +55,7 @@ func TestAnEventIsStoredOnce(t *testing.T) {
 }
 
 func TestPublishDurableFromOutside(t *testing.T) {
+	t.Parallel()
 	s := natstest.Start(t)
 	topics := newTopics(t, s.Connect(t))
 	a := newApp(s.URL, "echo-echo-1")

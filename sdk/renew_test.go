@@ -136,6 +136,7 @@ func TestWhatMayWaitYieldsToALameDuck(t *testing.T) {
 // TestARenewedCredentialIsUsedThoughNotWritten: the disk is full. It is written once that
 // can be done.
 func TestARenewedCredentialIsUsedThoughNotWritten(t *testing.T) {
+	t.Parallel()
 	c := natstest.StartCluster(t, 2)
 	meshed(t, c)
 	path, own := withCredential(t, 2*time.Second)
