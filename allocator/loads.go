@@ -14,8 +14,13 @@ import (
 	"github.com/kbroker/kbroker/subjects"
 )
 
-// loadOver is the time over which loads are averages: a few messages of each instance.
-const loadOver = 4 * kbroker.LoadEvery
+const (
+	// loadOver is the time over which loads are averages: a few messages of each instance.
+	loadOver = 4 * kbroker.LoadEvery
+	// refusedOver is the time that what is refused has to be known of: one who just began to listen,
+	// as it takes over from an allocator, would take what came at once for what comes.
+	refusedOver = loadOver - kbroker.LoadEvery
+)
 
 // loads is what is known of the instances of the app: those that are to run, as a core
 // reads them, and what each says of its load. Safe for concurrent use.
@@ -76,7 +81,10 @@ func (s *said) load() Load {
 		l.Busy += m.Busy / float64(len(s.by))
 	}
 	if over := last.AtS - first.AtS; over > 0 {
-		l.Requests, l.Refused = float64(last.Requests-first.Requests)/over, float64(last.Refused-first.Refused)/over
+		l.Requests = float64(last.Requests-first.Requests) / over
+		if over >= refusedOver.Seconds() {
+			l.Refused = float64(last.Refused-first.Refused) / over
+		}
 		if last.Objects != nil && first.Objects != nil {
 			done := func(o *kbroker.ObjectFigures) uint64 { return o.Turns + o.Reads }
 			l.Turns = float64(done(last.Objects)-done(first.Objects)) / over

@@ -105,6 +105,11 @@ func TestAllocatorsAreKilledUnderLoad(t *testing.T) {
 	t.Logf("RESULT both allocators of each app killed %d times: %d requests failed, %d calls of counters failed and %d are unknown, other demands: %d", kills, failed, counted.Failed, counted.Unknown, other)
 	if failed > 0 || counted.Failed+counted.Unknown > 0 || other > 0 {
 		t.Errorf("%q", rate.Errs)
+		out, _ := c.try("allocator", "waiter", "-o", "json")
+		t.Log(out)
+		for _, s := range rate.Seconds {
+			t.Logf("%v sent %d failed %d p99 %v", s.At.Format(time.TimeOnly), s.Sent, s.Failed, s.P99)
+		}
 	}
 }
 

@@ -181,6 +181,7 @@ type call struct {
 	askedFor time.Time      // when that was asked for last
 	full     *fullness      // of a service whose instances are full; nil: none has refused the call
 	waiter   *waiter        // for its turn, if they are
+	turned   bool           // it was its turn
 	sentAt   time.Time      // the latest attempt
 	asked    *lookup        // discovery under way for the retry table
 	found    *lookup        // discovery for the error message
@@ -225,7 +226,7 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 		case <-c.timer.C:
 			v = c.wake()
 		case <-c.waiter.turn():
-			v = resendNow
+			v, c.turned = resendNow, true
 		case <-back:
 			if c.client.hasEnded() {
 				return nil, c.ended()
@@ -263,6 +264,8 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 // wake says what a wake-up by the timer means.
 func (c *call) wake() verdict {
 	switch {
+	case c.paused && c.full != nil && !c.turned && c.full.flows():
+		return keepWaiting // for its turn
 	case c.paused:
 		return resendNow
 	case c.asked != nil:
@@ -318,11 +321,17 @@ func (c *call) backOff(t transport) time.Duration {
 		c.found = c.client.lookup(t, c.to)
 	}
 	d := backoff(c.inARow)
+	c.inARow++
+	c.paused = true
+	if c.turned {
+		var again time.Duration
+		if again, c.turned = c.full.kept(c.deadline); c.turned {
+			return again
+		}
+	}
 	if c.full != nil {
 		d = max(d, c.wait())
 	}
-	c.inARow++
-	c.paused = true
 	return d
 }
 

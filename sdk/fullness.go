@@ -22,6 +22,9 @@ const (
 	fullPauseMost = 400 * time.Millisecond
 	// fullTurn is the part of its time for which a call waits for its turn at most.
 	fullTurn = 0.3
+	// fullFlows is for how long after an answer the next one is waited for, as the next turn comes
+	// with it: attempts beside those of turns would mostly be refused.
+	fullFlows = 100 * time.Millisecond
 	// fullForgotten is what is left of one refusal after five time constants.
 	fullForgotten = 0.007
 	// fullKnown is how many attempts have to be known of.
@@ -38,6 +41,7 @@ type fullness struct {
 	refused  float64
 	at       time.Time
 	takes    time.Duration // an attempt that is answered, about
+	last     time.Time     // an attempt was answered
 	waiters  waiters
 	turns    float64 // of waiters, less than one
 }
@@ -79,6 +83,15 @@ func (f *fullness) crowded() bool {
 	defer f.mu.Unlock()
 	f.fade(time.Now())
 	return len(f.waiters) > 0 && f.full() > 0
+}
+
+// flows reports whether there is no room but that of turns, and these come.
+func (f *fullness) flows() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	f.fade(now)
+	return f.full() > 0 && now.Sub(f.last) < fullFlows
 }
 
 // pause is how long a call with that time, and that part of it left, waits before it comes again

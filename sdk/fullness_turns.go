@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"container/heap"
+	"math/rand/v2"
 	"time"
 )
 
@@ -10,6 +11,13 @@ const (
 	// attempts are refused: instances that come are found so.
 	turnsMore  = 0.25
 	turnsWhile = 0.5
+	// turnsKept is the part of the calls that are refused at their turn which keep it: they go again
+	// within the time that an attempt takes, at random. What is answered at one time would be refused
+	// at one time otherwise, and instances idle in between. With turnsMore, turnsMore / (1 + turnsMore
+	// - turnsKept) of the attempts are refused in the end, a half.
+	turnsKept = 0.75
+	// turnsSpread bounds that time.
+	turnsSpread = 50 * time.Millisecond
 	// tooLate is how often as long as an attempt takes a call needs, to be answered in its time.
 	tooLate = 2
 	// takesWeight is how much the latest answer counts in how long an attempt takes.
@@ -108,7 +116,7 @@ func (f *fullness) answered(took time.Duration) {
 	defer f.mu.Unlock()
 	now := time.Now()
 	f.fade(now)
-	f.attempts++
+	f.attempts, f.last = f.attempts+1, now
 	f.takes += time.Duration(takesWeight * float64(took-f.takes))
 	if f.turns++; f.refused < turnsWhile*f.attempts {
 		f.turns += turnsMore
@@ -116,6 +124,16 @@ func (f *fullness) answered(took time.Duration) {
 	for ; f.turns >= 1; f.turns-- {
 		f.next(now)
 	}
+}
+
+// kept is after which time a call that was refused at its turn goes again; false: it is another one's.
+func (f *fullness) kept(deadline time.Time) (after time.Duration, kept bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if rand.Float64() >= turnsKept || time.Until(deadline) < (tooLate+1)*f.takes {
+		return 0, false
+	}
+	return time.Duration(rand.Float64() * float64(min(f.takes, turnsSpread))), true
 }
 
 // next has one call go on. Those go by themselves that would hardly be answered in their time:
