@@ -19,7 +19,7 @@ const (
 	loadOver = 4 * kbroker.LoadEvery
 	// refusedOver is the time that what is refused has to be known of: one who just began to listen,
 	// as it takes over from an allocator, would take what came at once for what comes.
-	refusedOver = loadOver - kbroker.LoadEvery
+	refusedOver = loadOver / 2
 )
 
 // loads is what is known of the instances of the app: those that are to run, as a core

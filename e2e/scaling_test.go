@@ -56,6 +56,34 @@ func TestTheLoadDoubles(t *testing.T) {
 	}
 }
 
+// TestABurstIsOver: what two thirds of the instances' places are enough for goes on so when it was
+// more for a second, though there are no more instances.
+func TestABurstIsOver(t *testing.T) {
+	needLong(t)
+	const (
+		before, after = 5 * time.Second, 25 * time.Second
+		over          = 20 * time.Second // 1,400 wait, and 4 waiters have room for 400 to 500 more in a second
+		asBefore      = 500 * time.Millisecond
+	)
+	c := up(t, 3)
+	c.deployWaiters("4", "")
+	c.waiters(20*time.Second, 4)
+	r := c.startChild(rateJob, []string{"waiter.wait", rateFor(4, before), rateFor(9, time.Second), rateFor(4, after)})
+	<-time.After(before + time.Second + after)
+	var seen rated
+	r.report(&seen)
+	failed := 0
+	for _, s := range seen.Seconds {
+		failed += s.Failed
+		if at := s.At.Sub(seen.Seconds[0].At) - before - time.Second; at > over && s.P99 > asBefore {
+			t.Errorf("%v behind the burst requests take %v", at.Round(time.Second), s.P99)
+		}
+	}
+	if t.Logf("RESULT a burst: %d failed\n%v", failed, seen); failed > 0 {
+		t.Errorf("%d failed: %q", failed, seen.Errs)
+	}
+}
+
 // TestAllocatorsAreKilledUnderLoad: each app loses both of its allocators 20 times.
 // No caller notices, no other number of instances is wanted, and no shard moves.
 func TestAllocatorsAreKilledUnderLoad(t *testing.T) {
@@ -105,11 +133,7 @@ func TestAllocatorsAreKilledUnderLoad(t *testing.T) {
 	t.Logf("RESULT both allocators of each app killed %d times: %d requests failed, %d calls of counters failed and %d are unknown, other demands: %d", kills, failed, counted.Failed, counted.Unknown, other)
 	if failed > 0 || counted.Failed+counted.Unknown > 0 || other > 0 {
 		t.Errorf("%q", rate.Errs)
-		out, _ := c.try("allocator", "waiter", "-o", "json")
-		t.Log(out)
-		for _, s := range rate.Seconds {
-			t.Logf("%v sent %d failed %d p99 %v", s.At.Format(time.TimeOnly), s.Sent, s.Failed, s.P99)
-		}
+		t.Log(rate)
 	}
 }
 

@@ -9,12 +9,12 @@ import (
 const (
 	// turnsMore is how many more calls than were answered go on, where less than turnsWhile of the
 	// attempts are refused: instances that come are found so.
-	turnsMore  = 0.25
+	turnsMore  = 0.5
 	turnsWhile = 0.5
 	// turnsKept is the part of the calls that are refused at their turn which keep it: they go again
 	// within the time that an attempt takes, at random. What is answered at one time would be refused
-	// at one time otherwise, and instances idle in between. With turnsMore, turnsMore / (1 + turnsMore
-	// - turnsKept) of the attempts are refused in the end, a half.
+	// at one time otherwise, and instances idle in between. With turnsMore they become more until
+	// turnsWhile of the attempts are refused, where there are enough.
 	turnsKept = 0.75
 	// turnsSpread bounds that time.
 	turnsSpread = 50 * time.Millisecond
