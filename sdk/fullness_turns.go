@@ -16,8 +16,8 @@ const (
 	// at one time otherwise, and instances idle in between. With turnsMore they become more until
 	// turnsWhile of the attempts are refused, where there are enough.
 	turnsKept = 0.75
-	// turnsSpread bounds that time.
-	turnsSpread = 50 * time.Millisecond
+	// turnsSpread bounds that time: about a way there and back on a busy machine.
+	turnsSpread = 8 * time.Millisecond
 	// tooLate is how often as long as an attempt takes a call needs, to be answered in its time.
 	tooLate = 2
 	// takesWeight is how much the latest answer counts in how long an attempt takes.
