@@ -181,7 +181,7 @@ type call struct {
 	askedFor time.Time      // when that was asked for last
 	full     *fullness      // of a service whose instances are full; nil: none has refused the call
 	waiter   *waiter        // for its turn, if they are
-	turned   bool           // it was its turn
+	turned   bool           // the latest attempt was its turn, and the next one is, if that was refused
 	sentAt   time.Time      // the latest attempt
 	asked    *lookup        // discovery under way for the retry table
 	found    *lookup        // discovery for the error message
@@ -264,7 +264,7 @@ func (c *call) run(ctx context.Context) (*nats.Msg, error) {
 // wake says what a wake-up by the timer means.
 func (c *call) wake() verdict {
 	switch {
-	case c.paused && c.full != nil && !c.turned && c.full.flows():
+	case c.paused && c.full != nil && !c.turned && c.full.flows(c.deadline):
 		return keepWaiting // for its turn
 	case c.paused:
 		return resendNow
@@ -350,6 +350,7 @@ func (c *call) begin(t transport, now time.Time) (time.Duration, error) {
 
 // wait has the call wait for its turn, and returns after which time it goes on without.
 func (c *call) wait() time.Duration {
+	c.turned = false
 	if c.waiter == nil {
 		c.waiter = newWaiter(c.deadline)
 	}
@@ -389,6 +390,7 @@ func (c *call) send(t transport, now time.Time) (time.Duration, error) {
 	slot, err := t.request(c.message(c.subject, c.data, c.id, c.header, c.deadline.Sub(now)), c.deliver)
 	switch {
 	case errors.Is(err, errNotConnected):
+		c.turned = false
 		c.last = kbroker.Errorf(kbroker.Unavailable, "there is no connection to the cluster").WithHint("`kbroker status` says which cores are up")
 		return c.backOff(t), nil
 	case errors.Is(err, errClosed):
@@ -414,7 +416,7 @@ func (c *call) receive(ctx context.Context, m *nats.Msg) (reply *nats.Msg, e eve
 	failure, nobody := answerOf(m)
 	switch {
 	case nobody:
-		c.last = nil
+		c.last, c.turned = nil, false
 		return nil, nobodyThere, nil
 	case failure == nil:
 		c.remember(m)

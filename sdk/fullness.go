@@ -85,13 +85,14 @@ func (f *fullness) crowded() bool {
 	return len(f.waiters) > 0 && f.full() > 0
 }
 
-// flows reports whether there is no room but that of turns, and these come.
-func (f *fullness) flows() bool {
+// flows reports whether there is no room but that of turns, and these come, to a call with that
+// deadline too.
+func (f *fullness) flows(deadline time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
 	f.fade(now)
-	return f.full() > 0 && now.Sub(f.last) < fullFlows
+	return f.full() > 0 && now.Sub(f.last) < fullFlows && f.inTime(now, deadline)
 }
 
 // pause is how long a call with that time, and that part of it left, waits before it comes again

@@ -234,6 +234,29 @@ func TestFullInstances(t *testing.T) {
 				t.Errorf("%v, %d attempts refused", c, s.refused)
 			}
 		},
+		"slow handlers, and too much": func(t *testing.T) {
+			s := newCrowd(t, 1, 4, 64, 3*time.Second)
+			c := s.callers(t, 1)
+			c.at(130, 20*time.Second) // they can do 85 in a second; none that waits for long is answered in its time
+			c.calls.Wait()
+			if t.Logf("%v, %d ran, %d attempts refused", c, s.ran, s.refused); s.ran < 1750 {
+				t.Errorf("%v, %d ran, %d attempts refused, want as many as they can do", c, s.ran, s.refused)
+			}
+		},
+		"all stand for long": func(t *testing.T) {
+			s := newCrowd(t, 1, 2, 8, 20*time.Millisecond)
+			c := s.callers(t, 1)
+			c.at(530, 2*time.Second)
+			s.stand(3 * time.Second)
+			c.at(530, 10*time.Second)
+			later := &callers{clients: c.clients}
+			later.at(530, 4*time.Second)
+			c.calls.Wait()
+			later.calls.Wait()
+			if t.Logf("%v; later %v, %d attempts refused", c, later, s.refused); c.failed.Load() > 0 || later.slowest.Load() > int64(500*time.Millisecond) {
+				t.Errorf("7 s behind it there were %v; %v", later, c)
+			}
+		},
 		"many callers": func(t *testing.T) {
 			s := newCrowd(t, 1, 1, 8, 500*time.Millisecond)
 			c := s.callers(t, 200)

@@ -126,22 +126,26 @@ func (f *fullness) answered(took time.Duration) {
 	}
 }
 
-// kept is after which time a call that was refused at its turn goes again; false: it is another one's.
+// kept is after which time a call that was refused at its turn goes again; false: that turn is over.
 func (f *fullness) kept(deadline time.Time) (after time.Duration, kept bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if rand.Float64() >= turnsKept || time.Until(deadline) < (tooLate+1)*f.takes {
+	if rand.Float64() >= turnsKept || !f.inTime(time.Now(), deadline) {
 		return 0, false
 	}
 	return time.Duration(rand.Float64() * float64(min(f.takes, turnsSpread))), true
 }
+
+// inTime reports whether a call with that deadline would be answered in its time, if it went on now.
+// The caller holds mu.
+func (f *fullness) inTime(now, deadline time.Time) bool { return deadline.Sub(now) >= tooLate*f.takes }
 
 // next has one call go on. Those go by themselves that would hardly be answered in their time:
 // they would take the room of those who are. The caller holds mu.
 func (f *fullness) next(now time.Time) {
 	for len(f.waiters) > 0 {
 		w := heap.Pop(&f.waiters).(*waiter)
-		if w.deadline.Sub(now) >= tooLate*f.takes {
+		if f.inTime(now, w.deadline) {
 			w.comes <- struct{}{}
 			return
 		}
