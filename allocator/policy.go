@@ -59,7 +59,7 @@ type Load struct {
 	Busy     float64 // see kbroker.Scale
 	CPU      float64 // cores
 	Requests float64 // in a second, those that were refused among them
-	Refused  float64 // in a second, as they were too many at once
+	Refused  float64 // in a second, as they were too many at once; 0 until it is known of a second
 	Waiting  int     // calls of objects
 	Objects  int     // in memory
 	Turns    float64 // of objects, in a second, reads among them

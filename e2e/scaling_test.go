@@ -57,21 +57,25 @@ func TestTheLoadDoubles(t *testing.T) {
 }
 
 // TestABurstIsOver: what two thirds of the instances' places are enough for goes on so when it was
-// more for a second, though there are no more instances.
+// more for a second, though there are no more instances, and the machine has other work.
 func TestABurstIsOver(t *testing.T) {
 	needLong(t)
 	const (
-		before, after = 5 * time.Second, 25 * time.Second
-		over          = 20 * time.Second // 1,400 wait, and 4 waiters have room for 400 to 500 more in a second
-		asBefore      = 500 * time.Millisecond
+		before, after = 5 * time.Second, 30 * time.Second
+		over          = 25 * time.Second // a thousand wait, for whom there is little room
+		asBefore      = time.Second
 	)
 	c := up(t, 3)
-	c.deployWaiters("4", "")
-	c.waiters(20*time.Second, 4)
-	r := c.startChild(rateJob, []string{"waiter.wait", rateFor(4, before), rateFor(9, time.Second), rateFor(4, after)})
+	c.deployWaiters("2", "")
+	c.deployObjects(3)
+	c.waiters(20*time.Second, 2)
+	counters := c.startChild(countJob, []string{(4 * calmPause).String()})
+	r := c.startChild(rateJob, []string{"waiter.wait", rateFor(2, before), rateFor(6, time.Second), rateFor(2, after)})
 	<-time.After(before + time.Second + after)
 	var seen rated
 	r.report(&seen)
+	var counted counting
+	counters.report(&counted)
 	failed := 0
 	for _, s := range seen.Seconds {
 		failed += s.Failed
